@@ -1,0 +1,1 @@
+"""What RL is compared with: supervised fine-tuning and model merging."""

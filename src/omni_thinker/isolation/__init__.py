@@ -1,0 +1,1 @@
+"""Killable worker processes; the only place where model output is executed."""

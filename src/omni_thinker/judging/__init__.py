@@ -1,0 +1,1 @@
+"""Preferences for answers that no verifier can check."""

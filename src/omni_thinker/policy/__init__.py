@@ -1,0 +1,1 @@
+"""Who learns: the Policy protocol and the torch policy."""

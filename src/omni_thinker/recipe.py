@@ -1,0 +1,232 @@
+"""A recipe: everything a study needs, in one TOML file. Imports no torch.
+
+Unknown keys are refused. Relative paths are taken from the folder that the command runs in.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from omni_thinker.errors import UserError
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LoraSpec(_Table):
+    """Train low-rank factors instead of all weights (arXiv 2106.09685)."""
+
+    rank: Positive = 16
+    alpha: PositiveFloat = 32.0
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+
+
+class ModelSpec(_Table):
+    """`name`: `builtin`, `tiny` (random, for tests), a Hugging Face folder, or a hub name."""
+
+    name: str = "builtin"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    system: str = "Answer briefly."
+    lora: LoraSpec | None = None
+
+
+class RewardSpec(_Table):
+    """`gate`: parts that must all be 1, else the reward is 0. `sum`: parts and their weights."""
+
+    gate: tuple[str, ...] = ("finished",)
+    sum: dict[str, PositiveFloat] = Field(min_length=1)
+
+
+class TaskSpec(_Table):
+    """One task. `source`: `builtin:NAME`, `jsonl`, `hf:NAME_OR_FOLDER`, `reasoning_gym:NAME` or `python:MODULE:CLASS`."""
+
+    source: str
+    weight: PositiveFloat = 1.0
+    max_tokens: Positive | None = None
+    train: Positive | None = None
+    validation: Positive | None = None
+    test: Positive | None = None
+    difficulty: Annotated[float, Field(ge=0.0, le=10.0)] | None = None
+    seed: Count = 0
+    reward: RewardSpec | None = None
+    files: tuple[str, ...] = ()
+    """jsonl: rows of all files, one object a line, `.gz` allowed."""
+    fields: dict[str, str] = Field(default_factory=dict)
+    """Which field of a row is `prompt`, `answer`, `choices`, `tests`, `setup`, `reference`, `context` ...;
+    dots descend (`meta.setup`)."""
+    splits: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Values of the row's `split` field that make up `train`, `validation` and `test`. A split that is not
+    named is carved out of train by content hash."""
+    template: str = "{prompt}"
+    """The user's turn; `{prompt}`, `{options}`, `{context}` and `{first_test}` are filled in one pass."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Passed on to the source."""
+
+
+class WarmupSpec(_Table):
+    """Supervised steps on gold answers of the train split, until each task scores within `target`."""
+
+    steps: Count = 40
+    batch: Positive = 16
+    lr: PositiveFloat = 3e-5
+    check_every: Positive = 5
+    check_problems: Positive = 32
+    target: tuple[Share, Share] = (0.2, 0.6)
+
+
+class RlSpec(_Table):
+    """One GRPO step (arXiv 2402.03300) and its variants."""
+
+    loss: Literal["grpo", "dapo", "dr_grpo", "gspo", "cispo"] = "grpo"
+    advantage: Literal["grpo", "dr_grpo", "rloo", "reinforce_pp"] = "grpo"
+    normaliser: Literal["auto", "sample", "token", "task_token", "constant"] = "auto"
+    group_size: Annotated[int, Field(ge=2)] = 8
+    problems_per_step: Positive = 8
+    temperature: PositiveFloat = 1.0
+    lr: PositiveFloat = 1e-5
+    lr_warmup_steps: Count = 2
+    weight_decay: NonNegative = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+    eps_low: PositiveFloat = 0.2
+    eps_high: PositiveFloat = 0.2
+    kl_beta: NonNegative = 0.0
+    minibatches: Positive = 1
+    """Optimiser steps per batch of samples; above 1 the later ones are off-policy and clipped."""
+    refill_rounds: Count = 1
+    """How often zero-variance groups are replaced by fresh problems of the same task within a step."""
+    kl_every: Count = 4
+    """Measure the KL to the start every so many steps (0: never). It costs one extra forward pass."""
+    max_error_rate: Share = 0.2
+    """Stop when more than this share of a step's scores are errors."""
+
+
+class EvalSpec(_Table):
+    """How accuracy is measured: the mean score of `samples` answers to each problem."""
+
+    validation_problems: Positive = 48
+    test_problems: Positive = 96
+    samples: Positive = 2
+    temperature: NonNegative = 1.0
+    keep_samples: Positive = 4
+    """Rollouts per task written to samples.jsonl at each evaluation."""
+
+
+class JudgeSpec(_Table):
+    """Who compares a response with the reference. `likelihood`: the more likely text under a frozen model wins."""
+
+    kind: Literal["likelihood"] = "likelihood"
+    model: str = "builtin"
+    margin: NonNegative = 0.1
+    """Nats per token; smaller differences are ties."""
+
+
+ArmName = Literal["start", "single", "curriculum", "joint", "merge"]
+
+
+class StudySpec(_Table):
+    """Arms at equal budget: every trained arm spends `steps` RL steps in all."""
+
+    steps: Positive = 48
+    seeds: Annotated[tuple[Count, ...], Field(min_length=1)] = (0,)
+    arms: tuple[ArmName, ...] = ("start", "single", "curriculum", "joint", "merge")
+    single_budget: Literal["full", "stage"] = "full"
+    """`full`: a single-task arm trains as long as the others. `stage`: it is the probe (steps / tasks)."""
+    forecaster: Literal["additive", "relative", "logit", "naive"] = "logit"
+    strategy: Literal["exact", "back_greedy", "least_to_most_forgettable", "front_greedy"] = "exact"
+    merge_scale: PositiveFloat = 1.0
+    """Task arithmetic (arXiv 2212.04089): start + scale x sum of (expert - start)."""
+    bootstrap: Positive = 4000
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+
+
+class Recipe(_Table):
+    """The whole of a study."""
+
+    name: str = "study"
+    model: ModelSpec = ModelSpec()
+    tasks: dict[str, TaskSpec] = Field(min_length=1)
+    warmup: WarmupSpec = WarmupSpec()
+    rl: RlSpec = RlSpec()
+    evaluation: EvalSpec = EvalSpec()
+    judge: JudgeSpec = JudgeSpec()
+    study: StudySpec = StudySpec()
+
+    @model_validator(mode="after")
+    def _plain_names(self) -> Recipe:
+        for name in self.tasks:
+            if not name.replace("-", "_").isidentifier():
+                raise ValueError(f"tasks.{name}: a task's name is made of letters, digits, '-' and '_'")
+        return self
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe file; `overrides` are `dotted.key=value` with a TOML value.
+
+    Raises UserError naming the file and the key.
+    """
+    try:
+        with path.open("rb") as stream:
+            table: dict[str, Any] = tomllib.load(stream)
+    except FileNotFoundError:
+        raise UserError("no such recipe file", file=path) from None
+    except (OSError, UnicodeDecodeError) as exc:
+        raise UserError(f"can't be read as a recipe: {exc}", file=path) from None
+    except tomllib.TOMLDecodeError as exc:
+        raise UserError(f"not valid TOML: {exc}", file=path) from None
+    for override in overrides:
+        _set(table, override)
+    return parse_recipe(table, path)
+
+
+def parse_recipe(table: Mapping[str, Any], source: object) -> Recipe:
+    """A checked Recipe from plain tables. Raises UserError naming `source` and the first bad key."""
+    try:
+        return Recipe.model_validate(dict(table))
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        unknown = first["type"] == "extra_forbidden"
+        message = "unknown key" + _nearest(first["loc"]) if unknown else f"{first['msg']} (got {first['input']!r:.80})"
+        raise UserError(message, file=source, key=key or None) from None
+
+
+def _nearest(loc: tuple[int | str, ...]) -> str:
+    """The known keys of the table that an unknown key was put in."""
+    model: Any = Recipe
+    for part in loc[:-1]:
+        fields = getattr(model, "model_fields", None)
+        if fields is None or part not in fields:
+            model = TaskSpec if model is Recipe or part in ("tasks",) or loc[0] == "tasks" else None
+            continue
+        annotation = fields[part].annotation
+        model = annotation if isinstance(annotation, type) else (TaskSpec if part == "tasks" else None)
+    known = getattr(model, "model_fields", None)
+    return f"; known here: {', '.join(known)}" if known else ""
+
+
+def _set(table: dict[str, Any], override: str) -> None:
+    key, sep, text = override.partition("=")
+    if not sep or not key.strip():
+        raise UserError(f"--set takes key=value, got {override!r}")
+    try:
+        value = tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word is a string
+    *path, last = key.strip().split(".")
+    for part in path:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise UserError(f"{part!r} is not a table", key=key)
+    table[last] = value

@@ -1,0 +1,24 @@
+"""The Reward protocol: how the samples of one group are scored."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from omni_thinker.types import Group, Problem, Score
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """Scores a whole group, so that verifiers and pairwise judges share one door."""
+
+    async def score(self, group: Group, problem: Problem) -> list[Score]:
+        """One Score per sample, in order. Never raises for what a model wrote."""
+        ...
+
+    def check(self, problem: Problem) -> str | None:
+        """Why this reward can't score answers to `problem`, or None. Called for every row before step 0."""
+        ...
+
+    def wrong_answer(self, problem: Problem) -> str:
+        """A response of the asked form that must not score 1 (for `validate`)."""
+        ...

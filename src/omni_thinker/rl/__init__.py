@@ -1,0 +1,1 @@
+"""One RL step: advantages, losses, batches, the loop."""

@@ -1,0 +1,1 @@
+"""Arms x seeds at equal budget, with paired statistics."""

@@ -1,0 +1,1 @@
+"""What is learned: tasks, their problems and their splits."""

@@ -1,0 +1,96 @@
+"""The nouns that every room shares. No torch, no I/O.
+
+Shapes are named by suffix where tensors flow: P problems, G samples in a group, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+TaskName = str
+TokenIds = Sequence[int]
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+StopReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One item of a task.
+
+    `prompt` is the user's turn, without chat markup. `answer` is a gold answer as the model should write it
+    (also the supervised target), or None where there is none. `data` holds what the task's reward needs
+    (`tests`, `choices`, `constraints`, `reference`, ...).
+    """
+
+    id: str
+    task: TaskName
+    prompt: str
+    answer: str | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+def content_hash(text: str) -> str:
+    """Sixteen hex digits that depend on the words of `text`, not on its case or white space."""
+    return hashlib.sha256(" ".join(text.casefold().split()).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to sample. temperature 0 is greedy; `max_tokens` counts the stop token."""
+
+    max_tokens: int
+    group_size: int = 1
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One sampled answer. `tokens` includes the stop token where `stop` is "stop".
+
+    `logprobs` has one entry per token, in nats, under the distribution that was sampled from.
+    """
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    text: str
+    stop: StopReason
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The G samples drawn for one prompt."""
+
+    prompt: tuple[int, ...]
+    samples: tuple[Sample, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What a reward says of one sample: a value in [0, 1], an abstention, or an error.
+
+    Abstentions and errors are never 0: such samples leave the group's baseline and carry no gradient.
+    """
+
+    status: Literal["value", "abstain", "error"]
+    value: float | None = None
+    parts: Mapping[str, float] = field(default_factory=dict)
+    reason: str | None = None
+
+    @classmethod
+    def of(cls, value: float, **parts: float) -> Score:
+        """A value. Raises ValueError outside [0, 1] (NaN included)."""
+        if not 0.0 <= value <= 1.0:
+            raise ValueError(f"a score lies in [0, 1], got {value}")
+        return cls("value", float(value), parts)
+
+    @classmethod
+    def abstain(cls, reason: str) -> Score:
+        return cls("abstain", reason=reason)
+
+    @classmethod
+    def error(cls, reason: str) -> Score:
+        return cls("error", reason=reason)
