@@ -40,11 +40,20 @@ def content_hash(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How to sample. temperature 0 is greedy; `max_tokens` counts the stop token."""
+    """How a group is drawn. Temperature 0 is greedy."""
 
-    max_tokens: int
     group_size: int = 1
     temperature: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRequest:
+    """One prompt to draw a group for. `max_tokens` counts the stop token; `seed` fixes the group's draws alone,
+    so that a result depends on neither the order nor the company of the requests."""
+
+    prompt: TokenIds
+    max_tokens: int
+    seed: int
 
 
 @dataclass(frozen=True, slots=True)

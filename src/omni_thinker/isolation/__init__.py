@@ -1,1 +1,29 @@
 """Killable worker processes; the only place where model output is executed."""
+
+from __future__ import annotations
+
+from omni_thinker.isolation.pool import (
+    IsolationError,
+    WorkerDied,
+    WorkerPool,
+    WorkerTimeout,
+    aclose,
+    call_pool,
+    shared_pool,
+    shutdown,
+)
+from omni_thinker.isolation.programs import TestReport, run_tests, run_tests_sync
+
+__all__ = [
+    "IsolationError",
+    "TestReport",
+    "WorkerDied",
+    "WorkerPool",
+    "WorkerTimeout",
+    "aclose",
+    "call_pool",
+    "run_tests",
+    "run_tests_sync",
+    "shared_pool",
+    "shutdown",
+]

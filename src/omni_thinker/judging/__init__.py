@@ -1,1 +1,7 @@
 """Preferences for answers that no verifier can check."""
+
+from __future__ import annotations
+
+from omni_thinker.judging.base import Judge, Verdict
+
+__all__ = ["Judge", "Verdict"]

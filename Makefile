@@ -1,0 +1,71 @@
+# `make quickstart` trains the built-in model and writes a report; `make test` checks everything.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 python,$(shell \
+	$(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+TORCH := $(shell grep '^torch==' constraints.txt)
+RECIPE ?= recipes/quickstart.toml
+
+# A stamp is touched last, so what was cut off half-way is done again; pip skips what is already there.
+$(VENV)/.made:
+	@[ -n "$(PYTHON)" ] || { echo "Python 3.11 or newer is needed; name one with make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is older than 3.11; name a newer one with make PYTHON=/path/to/python3" >&2; exit 1; }
+	@echo "making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv --clear $(VENV) || { echo "no venv module: install it (Debian: python3-venv)" >&2; exit 1; }
+	@touch $@
+
+# torch goes first and alone: any other package that asks for it could draw a newer build with gigabytes of CUDA.
+$(VENV)/.runtime: $(VENV)/.made pyproject.toml constraints.txt
+	@echo "installing $(TORCH) ..."
+	@$(PIP) install $(TORCH)
+	@echo "installing omni-thinker ..."
+	@$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	@echo "installing what the checks need ..."
+	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+.PHONY: help install dev model quickstart test test-slow lint format clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
+
+install: $(VENV)/.runtime ## the package and what it needs, in .venv
+dev: $(VENV)/.dev ## the same with the tools of the checks
+
+model: $(VENV)/.runtime ## fetch and convert the built-in model, once
+	@$(BIN)/omni-thinker model fetch
+
+quickstart: model ## the whole method on the built-in model, ending in a report (RECIPE=... for another)
+	@out=runs/quickstart-$$(date +%Y%m%d-%H%M%S)-$$$$ && \
+	$(BIN)/omni-thinker study $(RECIPE) --out "$$out" && \
+	echo "report: $$PWD/$$out/report.html"
+
+lint: $(VENV)/.dev ## style, types and the order of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint model ## lint, then the tests that take seconds, some with the built-in model
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.dev model ## the tests that train for minutes
+	$(BIN)/python -m pytest -m slow --timeout 1800
+
+format: $(VENV)/.dev ## let ruff mend the style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove .venv and caches; runs/ and the model cache stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

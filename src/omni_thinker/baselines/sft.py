@@ -1,0 +1,89 @@
+"""Supervised fine-tuning on gold answers: the warm-up that RL starts from, and the SFT baseline.
+
+A small instruct model rambles; RL has nothing to reinforce until some samples are right, and nothing to tell apart
+once all are. The warm-up stops in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from omni_thinker.policy.protocol import LossTerms, OptimParams, Policy, TokenBatch, TrainGroup
+from omni_thinker.recipe import WarmupSpec
+from omni_thinker.rl.evaluate import Estimate
+from omni_thinker.rl.stream import ProblemStream
+from omni_thinker.types import Problem, Sample, TaskName
+
+Check = Callable[[int], Mapping[TaskName, Estimate]]
+"""Measures every task on validation after a step."""
+
+
+@dataclass(frozen=True, slots=True)
+class WarmupReport:
+    """`inside[task]`: whether the score that was reached lies in the target band."""
+
+    steps: int
+    tokens: int
+    reached: Mapping[TaskName, Estimate]
+    inside: Mapping[TaskName, bool]
+
+
+def gold_loss(batch: TokenBatch) -> LossTerms:
+    """Weighted negative log-likelihood."""
+    clipped_N = batch.logprobs_N.detach() > 0  # none: a log-prob is never positive
+    return LossTerms(-(batch.logprobs_N * batch.weights_N).sum(), clipped_N)
+
+
+def gold_batch(policy: Policy, problems: Sequence[Problem]) -> list[TrainGroup]:
+    """Gold answers as groups of one sample. Every answer weighs the same, however long.
+
+    Problems without a gold answer are left out.
+    """
+    gold = [(problem, policy.encode_answer(problem.answer)) for problem in problems if problem.answer is not None]
+    return [
+        TrainGroup(
+            task=problem.task,
+            prompt=policy.encode_prompt(problem.prompt),
+            samples=(Sample(tokens, (0.0,) * len(tokens), problem.answer or "", "stop"),),
+            advantages=(1.0,),
+            weights=(1.0 / (len(gold) * len(tokens)),),
+        )
+        for problem, tokens in gold
+    ]
+
+
+def warm_up(
+    policy: Policy,
+    streams: Mapping[TaskName, ProblemStream],
+    spec: WarmupSpec,
+    check: Check,
+    on_step: Callable[[int, float, list[TaskName]], None],
+) -> WarmupReport:
+    """Train until every task scores in `spec.target`, or for `spec.steps` steps.
+
+    A task rests while it scores at least a quarter into the band, so that an easy one isn't drilled to 1 while
+    a hard one still learns its form; it is taken up again should it fall out.
+    """
+    low, high = spec.target
+    enough = low + (high - low) / 4
+    reached = dict(check(0))
+    tokens, step = 0, 0
+    while step < spec.steps:
+        active = [task for task in streams if reached[task].mean < enough]
+        if not active:
+            break
+        problems = [
+            problem
+            for i, task in enumerate(active)
+            for problem, _ in streams[task].take(spec.batch // len(active) + (i < spec.batch % len(active)))
+        ]
+        batch = gold_batch(policy, problems)
+        report = policy.forward_backward(batch, gold_loss)
+        policy.optim_step(OptimParams(spec.lr * min(1.0, (step + 1) / 3)))
+        tokens += report.tokens_computed
+        step += 1
+        on_step(step, report.loss, active)
+        if step % spec.check_every == 0 or step == spec.steps:
+            reached = dict(check(step))
+    return WarmupReport(step, tokens, reached, {task: low <= e.mean <= high for task, e in reached.items()})

@@ -1,0 +1,266 @@
+"""From a model's name to a checked folder, its tokenizer and its weights.
+
+A name is `builtin`, `tiny`, a folder in Hugging Face format, or a hub name. Folders never touch the network; the hub is
+asked only for hub names (and not even then with HF_HUB_OFFLINE=1). Code from a hub is never run, pickles never read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from omni_thinker.errors import UserError
+from omni_thinker.models.builtin import Say, builtin_folder, builtin_ready, fetch_builtin
+from omni_thinker.models.home import MANIFEST
+from omni_thinker.models.quiet import quiet
+from omni_thinker.models.tiny import tiny_in_cache
+
+DtypeName = Literal["auto", "float32", "bfloat16"]
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+_TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
+_WORD = "omnithinker"  # a stand-in for the user's or the model's words when a chat template is examined
+
+
+def resolve(name: str, *, say: Say = print) -> Path | str:
+    """The folder of `name`, or `name` itself where only a hub can know it. Fetches `builtin` when it is missing.
+
+    Raises UserError for a folder that lacks its config, its weights, its tokenizer or its chat template.
+    """
+    if name == "builtin":
+        return builtin_folder() if builtin_ready() else fetch_builtin(say=say)
+    if name == "tiny":
+        return tiny_in_cache()
+    if not name.strip():
+        raise UserError("a model needs a name: builtin, tiny, a folder or a hub name", key="model.name")
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        _check_folder(folder)
+        return folder
+    # A hub name has at most one slash and doesn't look like a path; anything else is a folder that isn't there.
+    if folder.exists() or folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise UserError("no such model folder", file=name)
+    return name
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer, with a chat template. Raises UserError naming what is missing and the remedy."""
+    where = resolve(name)
+    try:
+        with quiet():
+            tokenizer: Tokenizer = AutoTokenizer.from_pretrained(where, **_local(where))
+    except Exception as exc:
+        raise _load_error(where, "tokenizer", exc) from exc
+    if not tokenizer.chat_template:
+        raise UserError(
+            "the tokenizer has no chat template; use an instruct model or add chat_template.jinja", file=name
+        )
+    if tokenizer.eos_token_id is None:
+        raise UserError("the tokenizer names no end of sequence; set eos_token in tokenizer_config.json", file=name)
+    return tokenizer
+
+
+def load_model(name: str, dtype: torch.dtype) -> PreTrainedModel:
+    """A causal language model on the CPU in eval mode, without dropout. Raises UserError as `resolve` does."""
+    where = resolve(name)
+    config = _without_dropout(_load_config(where))
+    try:
+        with quiet():
+            model = _from_pretrained(where, config, dtype)
+    except Exception as exc:
+        raise _load_error(where, "model", exc) from exc
+    model.eval()
+    return model
+
+
+def compute_dtype(spec: DtypeName) -> torch.dtype:
+    """`auto` is bfloat16 where the hardware multiplies it natively (elsewhere it is slower), else float32."""
+    if spec == "auto":
+        return torch.bfloat16 if _native_bfloat16() else torch.float32
+    return torch.bfloat16 if spec == "bfloat16" else torch.float32
+
+
+def stop_token_ids(tokenizer: Tokenizer, model: PreTrainedModel | None = None) -> tuple[int, ...]:
+    """Every token that ends an answer: the tokenizer's, the model's, and the one that closes a turn in the template."""
+    ids: set[int] = set()
+    for found in (tokenizer.eos_token_id, getattr(getattr(model, "generation_config", None), "eos_token_id", None)):
+        ids.update([found] if isinstance(found, int) else found or ())
+    ids.update(_turn_end_ids(tokenizer))
+    return tuple(sorted(ids))
+
+
+def chat_prompt_ids(tokenizer: Tokenizer, system: str, user: str) -> list[int]:
+    """The tokens up to where the assistant speaks.
+
+    An empty `system` gives no system turn, or an empty one where the template would put in words of its own. A template
+    that knows no system turn gets those words at the head of the user's.
+    """
+    text = _render(tokenizer, _prompt_messages(tokenizer, system, user), add_generation_prompt=True)
+    return _encode(tokenizer, text)
+
+
+def model_info(name: str) -> dict[str, Any]:
+    """What `omni-thinker model info` prints. Reads no weights. Raises UserError as `resolve` does."""
+    where = resolve(name)
+    config = _load_config(where)
+    tokenizer = load_tokenizer(name)
+    with torch.device("meta"), quiet():
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    manifest = _manifest(where)
+    text = config.get_text_config()
+    return {
+        "name": name,
+        "folder": str(where) if isinstance(where, Path) else None,
+        "architecture": type(model).__name__,
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "layers": getattr(text, "num_hidden_layers", None),
+        "vocabulary": getattr(text, "vocab_size", None),
+        "context": getattr(text, "max_position_embeddings", None),
+        "dtype": str(config.dtype or "unknown").removeprefix("torch."),
+        "compute_dtype": str(compute_dtype("auto")).removeprefix("torch."),
+        "stop_tokens": tokenizer.convert_ids_to_tokens(list(stop_token_ids(tokenizer))),
+        "licence": manifest.get("licence") or _card_licence(where) or "unknown",
+        "source": manifest.get("source") or ("folder" if isinstance(where, Path) else "hub"),
+    }
+
+
+def _check_folder(folder: Path) -> None:
+    def lacks(what: str, remedy: str) -> UserError:
+        return UserError(f"the model folder has no {what}; {remedy}", file=folder)
+
+    if not (folder / "config.json").is_file():
+        raise lacks("config.json", "point model.name at a folder that save_pretrained wrote")
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise lacks("tokenizer", "save the model's tokenizer into it with tokenizer.save_pretrained")
+    if not _has_template(folder):
+        raise lacks("chat template", "add chat_template.jinja, or use an instruct model")
+    if not any(folder.glob("*.safetensors")):
+        raise lacks("weights in safetensors format", "save it again with save_pretrained; pickled weights are not read")
+
+
+def _has_template(folder: Path) -> bool:
+    if any((folder / name).exists() for name in _TEMPLATE_FILES):
+        return True
+    try:
+        return bool(json.loads((folder / "tokenizer_config.json").read_text("utf-8")).get("chat_template"))
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _local(where: Path | str) -> dict[str, Any]:
+    return {"trust_remote_code": False, "local_files_only": isinstance(where, Path)}
+
+
+def _load_config(where: Path | str) -> PretrainedConfig:
+    try:
+        with quiet():
+            config: PretrainedConfig = AutoConfig.from_pretrained(where, **_local(where))
+    except Exception as exc:
+        raise _load_error(where, "config.json", exc) from exc
+    return config
+
+
+def _without_dropout(config: PretrainedConfig) -> PretrainedConfig:
+    # RL compares log-probs of two passes over the same tokens: noise between them would look like a policy change.
+    for part in {id(part): part for part in (config, config.get_text_config())}.values():
+        for key, value in part.to_dict().items():
+            if isinstance(value, float) and (("drop" in key) or key.endswith("pdrop")):
+                setattr(part, key, 0.0)
+    return config
+
+
+def _from_pretrained(where: Path | str, config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    options = {"config": config, "dtype": dtype, "use_safetensors": True, **_local(where)}
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(where, attn_implementation="sdpa", **options)
+    except ValueError as exc:
+        if "scaled_dot_product_attention" not in str(exc):
+            raise
+        model = AutoModelForCausalLM.from_pretrained(where, attn_implementation="eager", **options)
+    return model
+
+
+def _load_error(where: Path | str, what: str, exc: Exception) -> UserError:
+    why = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
+    if isinstance(where, Path):
+        return UserError(f"the {what} can't be loaded: {why}", file=where)
+    remedy = 'check the name and the network, or give a local folder, or use model.name = "builtin"'
+    return UserError(f"no folder of that name, and the hub gave no {what} ({why:.200}); {remedy}", file=where)
+
+
+def _native_bfloat16() -> bool:
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported())
+    try:
+        lines = Path("/proc/cpuinfo").read_text("ascii", "replace").splitlines()
+    except OSError:
+        return False
+    flags = next((line.split(":", 1)[1].split() for line in lines if line.startswith(("flags", "Features"))), [])
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
+
+
+def _render(tokenizer: Tokenizer, messages: Sequence[dict[str, str]], *, add_generation_prompt: bool) -> str:
+    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
+    if not isinstance(text, str):
+        raise TypeError(f"the chat template gave {type(text).__name__}, not text")
+    return text
+
+
+def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    # The template has written the special tokens already.
+    return [int(token) for token in tokenizer.encode(text, add_special_tokens=False)]
+
+
+def _prompt_messages(tokenizer: Tokenizer, system: str, user: str) -> list[dict[str, str]]:
+    turn = {"role": "user", "content": user}
+    if not system:
+        bare, empty = (_try_render(tokenizer, head) for head in ([], [{"role": "system", "content": ""}]))
+        # Longer without a system turn than with an empty one: the template fills in its own.
+        injects = bare is not None and empty is not None and len(bare) > len(empty)
+        return [{"role": "system", "content": ""}, turn] if injects else [turn]
+    seen = _try_render(tokenizer, [{"role": "system", "content": system}])
+    if seen is not None and system.strip() in seen:
+        return [{"role": "system", "content": system}, turn]
+    return [{"role": "user", "content": f"{system}\n\n{user}"}]
+
+
+def _try_render(tokenizer: Tokenizer, head: Iterable[dict[str, str]]) -> str | None:
+    """The template on a short conversation; None where it refuses (some raise on a system turn)."""
+    from jinja2 import TemplateError
+
+    try:
+        return _render(tokenizer, [*head, {"role": "user", "content": _WORD}], add_generation_prompt=True)
+    except TemplateError:
+        return None
+
+
+def _turn_end_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The special token that follows the assistant's words, if one does."""
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _WORD}]
+    after = _render(tokenizer, turns, add_generation_prompt=False).rpartition(_WORD)[2].lstrip()
+    first = _encode(tokenizer, after)[:1]
+    # Marked special in the vocabulary: the end of a turn need not be among the tokens that have a name.
+    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    return tuple(token for token in first if token in special)
+
+
+def _manifest(where: Path | str) -> dict[str, Any]:
+    try:
+        found = json.loads((Path(where) / MANIFEST).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _card_licence(where: Path | str) -> str | None:
+    try:
+        lines = (Path(where) / "README.md").read_text("utf-8", "replace").splitlines()[:60]
+    except OSError:
+        return None
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("license:")), None)

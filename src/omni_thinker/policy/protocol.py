@@ -1,0 +1,135 @@
+"""The Policy protocol: four primitives. Any trainer that has them can be driven."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from omni_thinker.types import Group, Sample, SampleRequest, SamplingParams, TaskName
+
+
+@dataclass(frozen=True, slots=True)
+class TrainGroup:
+    """What is trained of one group: the samples that have a score, with one advantage and token weight each.
+
+    `weights` multiply every token's loss of a sample; they are set over the whole batch, so the loss of a
+    batch is a plain sum and cutting it into micro-batches changes nothing.
+    """
+
+    task: TaskName
+    prompt: tuple[int, ...]
+    samples: tuple[Sample, ...]
+    advantages: tuple[float, ...]
+    weights: tuple[float, ...]
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(sample.tokens) for sample in self.samples)
+
+
+TrainBatch = Sequence[TrainGroup]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """One micro-batch as a loss sees it: N answer tokens, flat, samples one after another.
+
+    `logprobs_N` carries the gradient; `old_logprobs_N` are the sampler's; `reference_logprobs_N` the start
+    model's, or None. `sample_N` numbers the sample that a token belongs to, from 0 to S - 1.
+    """
+
+    logprobs_N: torch.Tensor
+    old_logprobs_N: torch.Tensor
+    reference_logprobs_N: torch.Tensor | None
+    advantages_N: torch.Tensor
+    weights_N: torch.Tensor
+    sample_N: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class LossTerms:
+    """A loss (a scalar with gradient) and which tokens were clipped (bool, N)."""
+
+    loss: torch.Tensor
+    clipped_N: torch.Tensor
+
+
+Loss = Callable[[TokenBatch], LossTerms]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenStats:
+    """Sums over the answer tokens of one task."""
+
+    tokens: int = 0
+    entropy: float = 0.0
+    clipped: float = 0.0
+    mismatch: float = 0.0
+    kl: float = 0.0
+    kl_tokens: int = 0
+
+    def __add__(self, other: TokenStats) -> TokenStats:
+        return TokenStats(
+            self.tokens + other.tokens,
+            self.entropy + other.entropy,
+            self.clipped + other.clipped,
+            self.mismatch + other.mismatch,
+            self.kl + other.kl,
+            self.kl_tokens + other.kl_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LossReport:
+    """What one forward_backward saw. `tokens_computed` counts prompts too, as laid out."""
+
+    loss: float
+    tokens_computed: int
+    stats: dict[TaskName, TokenStats] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class OptimParams:
+    lr: float
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class OptimReport:
+    """`grad_norm` before clipping. `applied` is False where it wasn't finite and the update was skipped."""
+
+    grad_norm: float
+    applied: bool
+
+
+class Policy(Protocol):
+    def encode_prompt(self, user: str) -> tuple[int, ...]:
+        """Tokens of a chat whose user says `user`, up to where the answer begins."""
+        ...
+
+    def encode_answer(self, text: str) -> tuple[int, ...]:
+        """Tokens of an answer and the stop token."""
+        ...
+
+    def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[Group]: ...
+
+    def forward_backward(self, batch: TrainBatch, loss: Loss, *, reference: bool = False) -> LossReport:
+        """Add the gradient of `loss` over `batch`. `reference`: give the loss the start model's log-probs too."""
+        ...
+
+    def optim_step(self, optim: OptimParams) -> OptimReport:
+        """Apply and clear the gradient."""
+        ...
+
+    def save_state(self, path: Path) -> None: ...
+
+    def load_state(self, path: Path) -> None: ...
+
+    def export(self, path: Path) -> None:
+        """Write a Hugging Face model folder."""
+        ...

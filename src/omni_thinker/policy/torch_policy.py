@@ -1,0 +1,258 @@
+"""The torch policy: one causal LM of transformers, trained in place.
+
+Weights of the model are held in the compute dtype; fp32 master copies take the updates, since an update of
+1e-6 is lost to rounding in bf16.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import PreTrainedModel
+
+from omni_thinker.models.load import chat_prompt_ids, compute_dtype, load_model, load_tokenizer, stop_token_ids
+from omni_thinker.models.quiet import quiet
+from omni_thinker.policy.lora import add_lora, without_lora
+from omni_thinker.policy.logprobs import AnswerTokens, answer_logprobs
+from omni_thinker.policy.packing import micro_batches
+from omni_thinker.policy.protocol import (
+    Loss,
+    LossReport,
+    OptimParams,
+    OptimReport,
+    TokenBatch,
+    TokenStats,
+    TrainBatch,
+    TrainGroup,
+)
+from omni_thinker.policy.sampling import sample_groups, supports_group_rows
+from omni_thinker.policy.rows import sample_rows
+from omni_thinker.recipe import ModelSpec
+from omni_thinker.types import Group, SampleRequest, SamplingParams
+
+# Rows of this many tokens keep the matrix products large while the mask stays small; measured on two cores.
+TOKEN_BUDGET = 640
+BETAS = (0.9, 0.95)
+
+
+class TorchPolicy:
+    """Implements the Policy protocol in this process, on CPU or one GPU."""
+
+    def __init__(self, spec: ModelSpec, *, folder: str | Path | None = None) -> None:
+        """Load `folder` if given (a checkpoint of the same model), else `spec.name`."""
+        self.spec = spec
+        name = str(folder or spec.name)
+        self.tokenizer = load_tokenizer(name)
+        self.model: PreTrainedModel = load_model(name, compute_dtype(spec.dtype))
+        self.model.eval()  # no dropout: the trainer must compute what the sampler sampled from
+        if spec.lora is not None:
+            self.model = add_lora(self.model, spec.lora)
+        self.stop_ids = frozenset(stop_token_ids(self.tokenizer, self.model))
+        self.stop_id = int(self.tokenizer.eos_token_id)
+        self.temperature = 1.0
+        self._reference: PreTrainedModel | None = None
+        trained = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        self._names = [name for name, _ in trained]
+        self._params = [p for _, p in trained]
+        self._masters = [p.detach().float().clone().requires_grad_(True) for p in self._params]
+        self.reset_optimizer()
+
+    def reset_optimizer(self) -> None:
+        """Forget moments, as at a stage boundary."""
+        for master in self._masters:
+            master.grad = None
+        fused = self._masters[0].device.type in ("cpu", "cuda")
+        self._optimizer = torch.optim.AdamW(self._masters, lr=0.0, betas=BETAS, fused=fused)
+
+    # -- text -----------------------------------------------------------------------------------------------
+
+    def encode_prompt(self, user: str) -> tuple[int, ...]:
+        return tuple(chat_prompt_ids(self.tokenizer, self.spec.system, user))
+
+    def encode_answer(self, text: str) -> tuple[int, ...]:
+        return (*self.tokenizer.encode(text, add_special_tokens=False), self.stop_id)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    # -- the four primitives --------------------------------------------------------------------------------
+
+    def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[Group]:
+        if not requests:
+            return []
+        longest = max(len(request.prompt) + request.max_tokens for request in requests)
+        draw = sample_groups if supports_group_rows(self.model, longest) else sample_rows
+        return draw(self.model, requests, params, self.stop_ids, self.decode)
+
+    def forward_backward(self, batch: TrainBatch, loss: Loss, *, reference: bool = False) -> LossReport:
+        total, computed = 0.0, 0
+        stats: dict[str, TokenStats] = {}
+        for groups in micro_batches(batch, TOKEN_BUDGET):
+            reference_N = self.logprobs(groups, reference=True) if reference else None
+            tokens = self._score(groups)
+            token_batch = _token_batch(groups, tokens.logprobs_N, tokens.sample_N, reference_N)
+            terms = loss(token_batch)
+            terms.loss.backward()  # type: ignore[no-untyped-call]
+            self._collect_gradient()
+            total += terms.loss.item()
+            computed += tokens.computed
+            _add_stats(stats, groups, token_batch, tokens.entropy_N, terms.clipped_N)
+        return LossReport(total, computed, stats)
+
+    def optim_step(self, optim: OptimParams) -> OptimReport:
+        norm = float(torch.nn.utils.clip_grad_norm_(self._masters, optim.max_grad_norm))
+        applied = norm == norm and norm != float("inf")
+        if applied:
+            for group in self._optimizer.param_groups:
+                group["lr"], group["weight_decay"] = optim.lr, optim.weight_decay
+            self._optimizer.step()
+            self._publish()
+        self._optimizer.zero_grad(set_to_none=True)
+        return OptimReport(norm, applied)
+
+    @torch.no_grad()
+    def logprobs(self, groups: Sequence[TrainGroup], *, reference: bool = False) -> torch.Tensor:
+        """Log-probs of the answer tokens of `groups`, flat; under the start model where `reference`."""
+        if not reference:
+            return self._score(groups).logprobs_N
+        with self._start_model() as model:
+            return answer_logprobs(
+                model, groups, temperature=self.temperature, packed=self._packed(groups)
+            ).logprobs_N
+
+    # -- state ----------------------------------------------------------------------------------------------
+
+    def mark_start(self) -> None:
+        """Take the present weights as the start that `reference` means."""
+        if self.spec.lora is None:
+            self._reference = copy.deepcopy(self.model).requires_grad_(False)
+
+    def save_weights(self, path: Path) -> None:
+        """The fp32 masters alone, by parameter name."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(dict(zip(self._names, (m.detach() for m in self._masters), strict=True)), path)
+
+    def load_weights(self, path: Path) -> None:
+        """Masters written by `save_weights`, with a fresh optimiser."""
+        with safe_open(path, framework="pt") as tensors, torch.no_grad():
+            for name, master in zip(self._names, self._masters, strict=True):
+                master.copy_(tensors.get_tensor(name))
+        self._publish()
+        self.reset_optimizer()
+
+    def save_state(self, path: Path) -> None:
+        """Masters and optimiser moments, as safetensors."""
+        tensors = dict(zip(self._names, (m.detach() for m in self._masters), strict=True))
+        for name, master in zip(self._names, self._masters, strict=True):
+            for key, value in self._optimizer.state[master].items():
+                tensors[f"{name}@{key}"] = value
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, path)
+
+    def load_state(self, path: Path) -> None:
+        """Masters and moments written by `save_state`."""
+        self.load_weights(path)
+        with safe_open(path, framework="pt") as tensors:
+            moments = {key for key in tensors.keys() if "@" in key}  # noqa: SIM118 - no mapping
+            for name, master in zip(self._names, self._masters, strict=True):
+                own = {key.partition("@")[2]: key for key in moments if key.partition("@")[0] == name}
+                if own:
+                    self._optimizer.state[master] = {key: tensors.get_tensor(full) for key, full in own.items()}
+
+    def export(self, path: Path) -> None:
+        """Write a Hugging Face folder in the compute dtype. LoRA factors are merged in."""
+        path.mkdir(parents=True, exist_ok=True)
+        model = self.model
+        if self.spec.lora is not None:
+            model = copy.deepcopy(model).merge_and_unload()
+        with quiet():
+            model.save_pretrained(path)
+            self.tokenizer.save_pretrained(path)
+
+    # -- inner ----------------------------------------------------------------------------------------------
+
+    def _score(self, groups: Sequence[TrainGroup]) -> AnswerTokens:
+        return answer_logprobs(self.model, groups, temperature=self.temperature, packed=self._packed(groups))
+
+    def _packed(self, groups: Sequence[TrainGroup]) -> bool:
+        longest = max(len(g.prompt) + max(len(s.tokens) for s in g.samples) for g in groups)
+        return supports_group_rows(self.model, longest)
+
+    @contextmanager
+    def _start_model(self) -> Iterator[PreTrainedModel]:
+        if self.spec.lora is not None:
+            with without_lora(self.model):
+                yield self.model
+        else:
+            if self._reference is None:
+                raise RuntimeError("mark_start() was not called")
+            yield self._reference
+
+    def _collect_gradient(self) -> None:
+        """Add up micro-batches in fp32: bf16 sums would lose the small ones."""
+        for param, master in zip(self._params, self._masters, strict=True):
+            if param.grad is None:
+                continue
+            if master.grad is None:
+                master.grad = param.grad.float()
+            else:
+                master.grad.add_(param.grad)
+            param.grad = None
+
+    @torch.no_grad()
+    def _publish(self) -> None:
+        for param, master in zip(self._params, self._masters, strict=True):
+            param.copy_(master)
+
+
+def _token_batch(
+    groups: Sequence[TrainGroup],
+    logprobs_N: torch.Tensor,
+    sample_N: torch.Tensor,
+    reference_N: torch.Tensor | None,
+) -> TokenBatch:
+    device = logprobs_N.device
+    old = [x for group in groups for sample in group.samples for x in sample.logprobs]
+    advantages_S = torch.tensor([a for group in groups for a in group.advantages], device=device)
+    weights_S = torch.tensor([w for group in groups for w in group.weights], device=device)
+    return TokenBatch(
+        logprobs_N=logprobs_N,
+        old_logprobs_N=torch.tensor(old, device=device),
+        reference_logprobs_N=reference_N,
+        advantages_N=advantages_S[sample_N],
+        weights_N=weights_S[sample_N],
+        sample_N=sample_N,
+    )
+
+
+@torch.no_grad()
+def _add_stats(
+    stats: dict[str, TokenStats],
+    groups: Sequence[TrainGroup],
+    batch: TokenBatch,
+    entropy_N: torch.Tensor,
+    clipped_N: torch.Tensor,
+) -> None:
+    difference_N = batch.logprobs_N.detach() - batch.old_logprobs_N
+    kl_N = None
+    if batch.reference_logprobs_N is not None:
+        ratio_N = batch.reference_logprobs_N - batch.logprobs_N.detach()
+        kl_N = ratio_N.exp() - 1 - ratio_N  # k3: unbiased, never negative
+    begin = 0
+    for group in groups:
+        own = slice(begin, begin + group.tokens)
+        begin += group.tokens
+        stats[group.task] = stats.get(group.task, TokenStats()) + TokenStats(
+            tokens=group.tokens,
+            entropy=float(entropy_N[own].sum()),
+            clipped=float(clipped_N[own].sum()),
+            mismatch=float(difference_N[own].abs().sum()),
+            kl=0.0 if kl_N is None else float(kl_N[own].sum()),
+            kl_tokens=0 if kl_N is None else group.tokens,
+        )

@@ -1,0 +1,128 @@
+"""The report: data, tables and figures poured into one template."""
+
+from __future__ import annotations
+
+import math
+import os
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import BaseLoader, Environment, StrictUndefined
+from markupsafe import Markup
+
+from omni_thinker.report import plots, svg, tables, traces
+from omni_thinker.report.data import MACRO, RunData, load_run
+
+# Control characters are shown, not sent: some end a document early, others break an HTML reader.
+_CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write `report.html` into a run directory and return its path.
+
+    Raises UserError naming the file when result.json or metrics.jsonl is missing or can't be read.
+    """
+    text = render(load_run(run_dir))
+    path = run_dir / "report.html"
+    partial = run_dir / f".report.html.{os.getpid()}.tmp"
+    try:
+        # "replace": a model may have written half a surrogate pair, which is no text in UTF-8.
+        partial.write_bytes(text.encode("utf-8", "replace"))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def render(run: RunData) -> str:
+    """The whole page. Everything that a run wrote is escaped; only our own SVG and CSS are not."""
+    environment = Environment(
+        loader=BaseLoader(), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(
+        number=number,
+        signed=signed,
+        count=tables.count,
+        duration=tables.duration,
+        shown=shown_text,
+        visible=visible,
+        share=share,
+        at=position,
+    )
+    return environment.from_string(_package_text("template.html.j2")).render(_context(run))
+
+
+def _context(run: RunData) -> dict[str, Any]:
+    return {
+        "css": Markup(_package_text("style.css")),  # noqa: S704
+        "run": run,
+        "result": run.result,
+        "several": len(run.seeds) > 1,
+        "facts": tables.facts(run),
+        "columns": [*run.tasks, MACRO],
+        "arm_rows": tables.arm_rows(run),
+        "budgets": tables.budgets(run),
+        "orders": tables.orders(run),
+        "scale": _scale(run),
+        "health_rows": tables.health_rows(run),
+        "phases": tables.PHASES,
+        "examples": tables.examples(run),
+        "example_arms": tables.example_arms(run),
+        "figures": {
+            "differences": plots.differences(run),
+            "learning": plots.learning(run),
+            "transfer": plots.transfer(run),
+            "forecasts": plots.forecasts(run),
+            "entropy": traces.entropy(run),
+            "health": traces.health(run),
+        },
+    }
+
+
+def _package_text(name: str) -> str:
+    return files("omni_thinker.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _scale(run: RunData) -> tuple[float, float]:
+    """The ends of the axis on which the orders' intervals are drawn."""
+    values = [
+        value for item in tables.orders(run) for value in (item.score, item.low, item.high) if math.isfinite(value)
+    ]
+    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def position(value: float, scale: tuple[float, float]) -> str:
+    """Where a value lies on a scale, as a CSS percentage."""
+    if not math.isfinite(value):
+        return "0%"
+    return f"{100 * min(1.0, max(0.0, (value - scale[0]) / (scale[1] - scale[0]))):.1f}%"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    return f"{value:.{digits}f}".replace("-", "−") if value is not None and math.isfinite(value) else "–"
+
+
+def signed(value: float, digits: int = 3) -> str:
+    return svg.signed(value, digits) if math.isfinite(value) else "–"
+
+
+def share(value: float) -> str:
+    """A share as a percentage, short: a non-zero one never reads 0."""
+    if not math.isfinite(value):
+        return "–"
+    if 0 < value < 0.0005:
+        return "<0.1%"
+    return f"{100 * value:.1f}%"
+
+
+def shown_text(text: str) -> str:
+    """A model's text as it can be shown: controls made visible, cut where very long."""
+    kept = text[: tables.LONGEST_TEXT]
+    left = len(text) - len(kept)
+    return visible(kept) + (f" … [{left} more characters]" if left else "")
+
+
+def visible(text: str) -> str:
+    return text.translate(_CONTROLS)

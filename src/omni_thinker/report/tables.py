@@ -1,0 +1,294 @@
+"""The rows of a report's tables."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+from omni_thinker.report import series
+from omni_thinker.report.data import MACRO, NAN, Answer, ArmRun, Estimate, Order, RunData
+
+PHASES = ("sample", "score", "train", "kl")
+HEALTH_COLUMNS = ("zero_variance", "truncated", "abstain_rate", "error_rate", "logprob_mismatch", "clip_share")
+EXAMPLES_PER_TASK = 3
+LONGEST_TEXT = 3000
+MOST_ORDERS = 120
+
+
+@dataclass(frozen=True)
+class Cell:
+    """An arm on a task, over seeds. `versus`: 1 above the start, -1 below, 0 not shown."""
+
+    mean: float
+    stderr: float
+    low: float
+    high: float
+    best: bool = False
+    versus: int = 0
+
+
+@dataclass(frozen=True)
+class ArmRow:
+    arm: str
+    about: str
+    cells: list[Cell]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What an arm spent, as the mean over seeds. NaN where the run did not say."""
+
+    name: str
+    steps: float
+    sampled: float
+    trained: float
+    seconds: float
+    aside: bool = False
+
+
+@dataclass(frozen=True)
+class HealthRow:
+    arm: str
+    values: list[float]
+    kl: float
+    phases: list[float]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One problem and the answers of several arms to it."""
+
+    prompt: str
+    answer: str
+    answers: dict[str, Answer | None]
+
+
+@dataclass(frozen=True)
+class TaskExamples:
+    task: str
+    examples: list[Example] = field(default_factory=list)
+
+
+def duration(seconds: float) -> str:
+    """`28 min 20 s`; a dash where unknown."""
+    if not math.isfinite(seconds):
+        return "–"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def count(value: float) -> str:
+    return f"{value:,.0f}".replace(",", "\u202f") if math.isfinite(value) else "–"
+
+
+def facts(run: RunData) -> list[tuple[str, str]]:
+    """The facts row under the verdict; what is not known is not named."""
+    machine, steps = (
+        run.result.machine,
+        sorted({item.steps for runs in run.result.arms.values() for item in runs if item.steps}),
+    )
+    per_problem = run.setting("evaluation", "samples")
+    sizes = sorted(
+        {item.n for runs in run.result.arms.values() for arm in runs for item in arm.test.values() if item.n}
+    )
+    tested = "–".join(map(str, dict.fromkeys((sizes[0], sizes[-1])))) if sizes else ""
+    hardware = ", ".join(
+        part for part in (machine.gpu, machine.cpu, f"{machine.cores} cores" if machine.cores else "") if part
+    )
+    rows = [
+        ("Model", str(run.setting("model", "name") or "")),
+        ("Seeds", ", ".join(map(str, run.seeds))),
+        ("RL steps per arm", "–".join(map(str, dict.fromkeys((steps[0], steps[-1])))) if steps else ""),
+        ("Test problems per task", f"{tested} × {per_problem} answers" if tested and per_problem else tested),
+        ("Answers sampled in RL", _answers_sampled(run)),
+        ("Wall time", duration(run.result.seconds) if math.isfinite(run.result.seconds) else ""),
+        ("Machine", hardware),
+        ("Peak memory", f"{machine.peak_rss_gb:.1f} GB" if math.isfinite(machine.peak_rss_gb) else ""),
+        ("Software", ", ".join(f"{name} {text}" for name, text in _software(run) if text)),
+    ]
+    return [(name, value) for name, value in rows if value]
+
+
+def _software(run: RunData) -> list[tuple[str, str]]:
+    machine = run.result.machine
+    return [("Python", machine.python), ("torch", machine.torch), ("transformers", machine.transformers)]
+
+
+def _answers_sampled(run: RunData) -> str:
+    size = run.setting("rl", "group_size")
+    problems = math.fsum(
+        row.metrics.get("problems/all", 0.0) for row in run.records if row.kind == "train" and row.arm != "warmup"
+    )
+    return count(problems * size) if isinstance(size, int) and problems > 0 else ""
+
+
+def over_seeds(estimates: list[Estimate]) -> Cell:
+    """The mean over seeds. Seeds share the test problems, so the stderr is their root mean square, not smaller."""
+    means = [item.mean for item in estimates if math.isfinite(item.mean)]
+    if not means:
+        return Cell(NAN, NAN, NAN, NAN)
+    stderr = math.sqrt(series.mean(item.stderr**2 for item in estimates))
+    return Cell(series.mean(means), stderr, min(means), max(means))
+
+
+def macro(test: dict[str, Estimate], tasks: list[str]) -> Estimate:
+    """The unweighted mean of tasks; their errors are independent. NaN while a task is missing."""
+    found = [test.get(task, Estimate()) for task in tasks]
+    if not found:
+        return Estimate()
+    stderr = math.sqrt(math.fsum(item.stderr**2 for item in found)) / len(found)
+    return Estimate(math.fsum(item.mean for item in found) / len(found), sum(item.n for item in found), stderr)
+
+
+def arm_rows(run: RunData) -> list[ArmRow]:
+    """Arms by tasks and macro on the test split, the highest mean of each column marked."""
+    columns = [_column(run, task) for task in [*run.tasks, MACRO]]
+    return [ArmRow(arm, about(run, arm), [column[arm] for column in columns]) for arm in run.arms]
+
+
+def _column(run: RunData, task: str) -> dict[str, Cell]:
+    cells = {}
+    for arm in run.arms:
+        runs = run.result.arms[arm]
+        tests = [macro(item.test, run.tasks) if task == MACRO else item.test.get(task, Estimate()) for item in runs]
+        against = run.comparison(arm, "start", task)
+        shown = against is not None and against.shown
+        cells[arm] = replace(
+            over_seeds(tests), versus=(1 if against.difference > 0 else -1) if against and shown else 0
+        )
+    top = max((cell.mean for cell in cells.values() if math.isfinite(cell.mean)), default=NAN)
+    return {arm: replace(cell, best=len(cells) > 1 and cell.mean >= top - 1e-12) for arm, cell in cells.items()}
+
+
+def about(run: RunData, arm: str) -> str:
+    """One line on what an arm is."""
+    if arm == "curriculum":
+        order = " → ".join(run.plan.plan.order) if run.plan and run.plan.plan.order else _trained_order(run)
+        return "RL on one task after another, in the planned order" + (f": {order}" if order else "")
+    if arm.startswith("single:"):
+        return f"RL on {arm.removeprefix('single:')} alone"
+    return {
+        "start": "the model after the supervised warm-up, before any RL"
+        if run.result.warmup
+        else "the model before any RL",
+        "joint": "RL on all tasks mixed in every step",
+        "merge": "weights of the single-task arms merged by task arithmetic; no RL of its own",
+    }.get(arm, "")
+
+
+def _trained_order(run: RunData) -> str:
+    runs = run.result.arms.get("curriculum", [])
+    orders = list(dict.fromkeys(" → ".join(stage.task for stage in item.stages) for item in runs))
+    return orders[0] if len(orders) == 1 else ""
+
+
+def budgets(run: RunData) -> list[Budget]:
+    """What each arm spent, and before them what all arms share: warm-up and probes."""
+    rows = []
+    if run.result.warmup:
+        steps, seconds = (
+            series.mean(getattr(item, name) for item in run.result.warmup) for name in ("steps", "seconds")
+        )
+        rows.append(Budget("warm-up (shared)", steps, NAN, NAN, seconds, aside=True))
+    probes = _probe_budget(run)
+    if probes is not None:
+        rows.append(probes)
+    return rows + [_budget(arm, run.result.arms[arm]) for arm in run.arms]
+
+
+def _budget(arm: str, runs: list[ArmRun]) -> Budget:
+    return Budget(
+        arm,
+        steps=series.mean(item.steps for item in runs),
+        sampled=series.mean(item.tokens_sampled for item in runs),
+        trained=series.mean(item.tokens_trained for item in runs),
+        seconds=series.mean(item.seconds for item in runs),
+    )
+
+
+def _probe_budget(run: RunData) -> Budget | None:
+    """The curriculum's plan is not free: all probes together, per seed."""
+    rows = [row for row in run.records if row.arm.startswith("probe:") and row.kind == "train"]
+    if not rows:
+        return None
+    seeds = len({row.seed for row in rows})
+
+    def total(*names: str) -> float:
+        return math.fsum(row.metrics.get(name, 0.0) for row in rows for name in names) / seeds
+
+    seconds = total(*(f"seconds/{phase}" for phase in PHASES))
+    sampled, trained = total("tokens_sampled/all"), total("tokens_trained/all")
+    return Budget("probes for the plan", len(rows) / seeds, sampled or NAN, trained or NAN, seconds or NAN, aside=True)
+
+
+def orders(run: RunData) -> list[Order]:
+    """Orders from the best forecast down."""
+    if run.plan is None:
+        return []
+    ranked = sorted(run.plan.orders, key=lambda item: -item.score if math.isfinite(item.score) else math.inf)
+    return ranked[:MOST_ORDERS]
+
+
+def health_rows(run: RunData) -> list[HealthRow]:
+    """Means over the RL steps of each arm and over seeds; the KL is that of the last steps."""
+    rows = []
+    for arm in run.arms:
+        name = series.trained_as(run, arm)
+        values = [_mean_of(run, name, f"{column}/all") for column in HEALTH_COLUMNS]
+        ends = [points[-1][1] for points in series.by_seed(run, name, "kl_to_start/all").values()]
+        phases = [_mean_of(run, name, f"seconds/{phase}") for phase in PHASES]
+        if any(math.isfinite(value) for value in [*values, *phases, *ends]):
+            rows.append(HealthRow(arm, values, series.mean(ends), phases))
+    return rows
+
+
+def _mean_of(run: RunData, arm: str, metric: str) -> float:
+    return series.mean(value for points in series.by_seed(run, arm, metric).values() for _, value in points)
+
+
+def example_arms(run: RunData) -> list[str]:
+    """start, curriculum and joint where they left samples; else whatever did."""
+    present = {item.arm for item in run.answers}
+    usual: list[str] = [arm for arm in ("start", "curriculum", "joint") if arm in present]
+    others = [arm for arm in run.arms if arm in present and arm not in usual]
+    return usual if len(usual) > 1 else (usual + others)[:3]
+
+
+def examples(run: RunData) -> list[TaskExamples]:
+    """A few problems per task, the first in the file that most arms answered: not picked for what they say."""
+    arms = example_arms(run)
+    answers = [item for item in run.answers if item.arm in arms]
+    if any(item.kind == "test" for item in answers):
+        answers = [item for item in answers if item.kind == "test"]
+    seed = min((item.seed for item in answers), default=0)
+    known = [*run.tasks, *sorted({item.task for item in answers} - set(run.tasks))]
+    found = []
+    for task in known:
+        problems: dict[str, list[Answer]] = {}
+        for item in answers:
+            if item.task == task and item.seed == seed:
+                problems.setdefault(item.problem, []).append(item)
+        shown = [_example(items, arms) for items in problems.values()]
+        shown.sort(key=lambda example: sum(item is None for item in example.answers.values()))
+        if shown:
+            found.append(TaskExamples(task, shown[:EXAMPLES_PER_TASK]))
+    return found
+
+
+def _example(items: list[Answer], arms: list[str]) -> Example:
+    prompt = next((item.prompt for item in items if item.prompt), items[0].problem)
+    gold = next((item.answer for item in items if item.answer), "")
+    return Example(prompt, gold, {arm: _last([item for item in items if item.arm == arm]) for arm in arms})
+
+
+def _last(items: list[Answer]) -> Answer | None:
+    """The first answer of the arm's last evaluation."""
+    if not items:
+        return None
+    final = (items[-1].kind, items[-1].stage, items[-1].step)
+    return next(item for item in items if (item.kind, item.stage, item.step) == final)

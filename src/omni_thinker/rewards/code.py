@@ -1,0 +1,91 @@
+"""Programs: scored by running them against tests in the sandbox."""
+
+from __future__ import annotations
+
+import ast
+import re
+from typing import Any
+
+from omni_thinker.isolation import IsolationError, run_tests
+from omni_thinker.rewards.parts import SamplePart, data_text, valued
+from omni_thinker.types import Problem, Sample, Score
+
+_LONGEST = 100_000
+_CODE = re.compile(r"(?:async\s+def|def|class|import|from|@\w|[A-Za-z_]\w*\s*=[^=]|if\s+__name__)")
+_PROSE = re.compile(r"(?:[A-Z][a-z']*,? [a-z]|```)")
+
+
+def extract_code(text: str) -> str:
+    """The program in a response. Works on the text alone: only the sandbox compiles what a model wrote.
+
+    With fenced blocks: the last one that defines something, else the last one (a block that isn't closed runs to the
+    end). Without: from the first line that looks like code up to the first line after it that looks like prose.
+    """
+    text = text[:_LONGEST]
+    blocks = _fenced(text)
+    if blocks:
+        return next((block for block in reversed(blocks) if re.search(r"^\s*(?:def|class) ", block, re.M)), blocks[-1])
+    lines = text.splitlines()
+    start = next((i for i, line in enumerate(lines) if _CODE.match(line)), None)
+    if start is None:
+        return text
+    end = next((i for i in range(start + 1, len(lines)) if _PROSE.match(lines[i])), len(lines))
+    return "\n".join(lines[start:end]) + "\n"
+
+
+def _fenced(text: str) -> list[str]:
+    blocks: list[list[str]] = []
+    inside = False
+    for line in text.splitlines():
+        if line.lstrip().startswith("```"):
+            inside = not inside
+            if inside:
+                blocks.append([])
+        elif inside:
+            blocks[-1].append(line)
+    return ["\n".join(block) + "\n" for block in blocks if block]
+
+
+class UnitTests(SamplePart):
+    """1 where the extracted program passes all of data["tests"], else 0.
+
+    data["setup"] runs after the program and before the tests. data["timeout"] (seconds, default 2) bounds all of it.
+    A time-out or a crash of the candidate is 0; only a sandbox that can't be had is an error.
+    """
+
+    async def score_sample(self, sample: Sample, problem: Problem) -> Score:
+        program = extract_code(sample.text)
+        if not program.strip():
+            return valued(0.0, "no program")
+        timeout = float(problem.data.get("timeout", 2.0))
+        setup = data_text(problem, "setup") or ""
+        try:
+            report = await run_tests(program, _tests(problem), setup=setup, timeout=timeout)
+        except IsolationError as exc:
+            return Score.error(f"unit_tests: {exc}")
+        return valued(float(report.outcome == "passed"), report.reason)
+
+    def check(self, problem: Problem) -> str | None:
+        tests = problem.data.get("tests")
+        if not isinstance(tests, (list, tuple)) or not tests or not all(isinstance(t, str) for t in tests):
+            return "unit_tests needs data['tests'], a list of statements"
+        for what, text in [("setup", problem.data.get("setup") or ""), *(("test", test) for test in tests)]:
+            fault = _syntax(text)
+            if fault:
+                return f"the {what} {str(text).strip()[:60]!r} is no Python: {fault}"
+        return None if all(test.strip() for test in tests) else "unit_tests has an empty test"
+
+    def wrong_answer(self, problem: Problem) -> str | None:
+        return "def wrong_answer():\n    return None"
+
+
+def _tests(problem: Problem) -> list[str]:
+    return [str(test) for test in problem.data.get("tests", ())]
+
+
+def _syntax(text: Any) -> str | None:
+    try:
+        ast.parse(text)
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as exc:
+        return str(exc)
+    return None

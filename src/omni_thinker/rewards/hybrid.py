@@ -1,0 +1,113 @@
+"""The hybrid reward: gates times a weighted mean."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from omni_thinker.rewards.parts import Part
+from omni_thinker.types import Group, Problem, Score
+
+
+class HybridReward:
+    """value = (all gates are 1) x (sum of weight x part) / (sum of weights), in [0, 1].
+
+    Score.parts has the value of every part that was scored: all gates, and the summed parts of samples that passed
+    them (a part that can't change the value isn't run). An error in any of these makes the score an error, else an
+    abstention makes it an abstention.
+    """
+
+    def __init__(self, gates: Mapping[str, Part], parts: Mapping[str, Part], weights: Mapping[str, float]) -> None:
+        self._gates = dict(gates)
+        self._parts = dict(parts)
+        self._weights = dict(weights)
+
+    @property
+    def judged(self) -> bool:
+        """Whether a judge has a say: then a gold answer need not score 1."""
+        return any(part.judged for part in self._parts.values())
+
+    async def score(self, group: Group, problem: Problem) -> list[Score]:
+        gated = await self.score_gates(group, problem)
+        passed = [place for place, score in enumerate(gated) if score.status == "value" and score.value == 1.0]
+        if not passed:
+            return gated
+        subgroup = Group(group.prompt, tuple(group.samples[place] for place in passed))
+        columns = await _columns(self._parts, subgroup, problem)
+        scores = list(gated)
+        for row, place in enumerate(passed):
+            named = {name: column[row] for name, column in columns.items()}
+            scores[place] = self._sum(gated[place], named)
+        return scores
+
+    async def score_gates(self, group: Group, problem: Problem) -> list[Score]:
+        """The gates alone: 1 where all are 1, else 0."""
+        columns = await _columns(self._gates, group, problem)
+        rows = [{name: column[row] for name, column in columns.items()} for row in range(len(group.samples))]
+        return [_gate(row) for row in rows]
+
+    def check(self, problem: Problem) -> str | None:
+        for part in (*self._gates.values(), *self._parts.values()):
+            fault = part.check(problem)
+            if fault:
+                return fault
+        return None
+
+    def wrong_answer(self, problem: Problem) -> str:
+        """Made by the first part that knows one, verifying parts first, then gates; "" where none does."""
+        for part in (*self._parts.values(), *reversed(self._gates.values())):
+            text = part.wrong_answer(problem)
+            if text is not None:
+                return text
+        return ""
+
+    def _sum(self, gate: Score, named: Mapping[str, Score]) -> Score:
+        failure = _failure(named)
+        if failure:
+            return failure
+        total = sum(self._weights.values())
+        value = sum(self._weights[name] * (score.value or 0.0) for name, score in named.items()) / total
+        # Weights such as 0.1 + 0.2 don't add up exactly.
+        return Score("value", min(1.0, max(0.0, value)), {**gate.parts, **_values(named)}, _reason(named))
+
+
+async def _columns(parts: Mapping[str, Part], group: Group, problem: Problem) -> dict[str, list[Score]]:
+    columns = await asyncio.gather(*(_column(name, part, group, problem) for name, part in parts.items()))
+    return dict(zip(parts, columns, strict=True))
+
+
+async def _column(name: str, part: Part, group: Group, problem: Problem) -> list[Score]:
+    try:
+        scores = await part.score(group, problem)
+    except Exception as exc:  # a part's bug is an error, never a 0 for the model
+        return [Score.error(f"{name}: {type(exc).__name__}: {exc}"[:300])] * len(group.samples)
+    if len(scores) != len(group.samples):
+        return [Score.error(f"{name}: {len(scores)} scores for {len(group.samples)} samples")] * len(group.samples)
+    return scores
+
+
+def _gate(named: Mapping[str, Score]) -> Score:
+    failure = _failure(named)
+    if failure:
+        return failure
+    return Score("value", float(all(s.value == 1.0 for s in named.values())), _values(named), _reason(named))
+
+
+def _failure(named: Mapping[str, Score]) -> Score | None:
+    for status in ("error", "abstain"):
+        for score in named.values():
+            if score.status == status:
+                return score
+    return None
+
+
+def _values(named: Mapping[str, Score]) -> dict[str, float]:
+    values: dict[str, float] = {}
+    for name, score in named.items():
+        values |= {name: float(score.value or 0.0), **score.parts}
+    return values
+
+
+def _reason(named: Mapping[str, Score]) -> str | None:
+    reasons: Sequence[str] = [f"{name}: {score.reason}" for name, score in named.items() if score.reason]
+    return "; ".join(reasons) or None

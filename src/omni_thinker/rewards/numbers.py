@@ -1,0 +1,102 @@
+"""Reading a final number out of text: exact, in-process, never raising."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+NUMBER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,3}(?![0-9]))?|\.[0-9]+"
+# A minus belongs to the number unless something stands before it that it could be subtracted from.
+_SIGNED = rf"(?:(?<![\w.)\]}}])[-+]\s?)?[$€£]?\s?(?:(?<=[$€£\s])-)?(?<![0-9.])(?:{NUMBER})"
+_FIND = re.compile(_SIGNED)
+_ALONE = re.compile(rf"\s*([-+]?)\s*[$€£]?\s*([-+]?)({NUMBER})\s*(?:[$€£%]|\\%)?\s*\.?\s*")
+_FRACTION = re.compile(r"\s*([-+]?)\s*([0-9]{1,30})\s*/\s*([0-9]{1,30})\s*\.?\s*")
+_LATEX_FRACTION = re.compile(r"\\[dtc]?frac\s*\{\s*(-?[0-9]{1,30})\s*\}\s*\{\s*(-?[0-9]{1,30})\s*\}")
+_JOINS = {"", ",", ";", "|", "/", "\\", "&", "or", "and", "to", ", or", ", and", ",or", ",and", "and/or"}
+_OPERATORS = {"+", "-", "*", "/", "^", "×", "·", "÷", "\\times", "\\cdot"}
+_MARKUP = re.compile(r"\\(?:text|mathrm|mbox|textbf|mathbf)\s*\{([^{}]*)\}")
+_SPACES = re.compile(r"\\[,!;: ]|\{,\}|\\left|\\right|\\\(|\\\)|\\\[|\\\]")
+LONGEST_NUMBER = 400
+"""Digits. Longer ones are no number here (Python refuses to convert them)."""
+
+
+def plain(text: str) -> str:
+    """`text` without the LaTeX that people wrap numbers in."""
+    text = _MARKUP.sub(r" \1 ", text)
+    text = _SPACES.sub(lambda match: "," if match.group() == "{,}" else " " if match.group() == "\\ " else "", text)
+    text = _LATEX_FRACTION.sub(r" \1/\2 ", text)
+    return text.replace("\\$", "$").replace("\\%", "%").replace("−", "-").replace("**", "").replace("`", "")
+
+
+def to_number(text: str, fractions: bool = False) -> Fraction | None:
+    """The value of a text that is one number: 7, -3.50, 1,234, $12, 12., 12%; 3/4 with `fractions`. Else None."""
+    if len(text) > LONGEST_NUMBER:
+        return None
+    text = text.strip()
+    match = _ALONE.fullmatch(text)
+    if match:
+        outer, inner, digits = match.groups()
+        if outer and inner:
+            return None
+        value = Fraction(digits.replace(",", ""))
+        return -value if "-" in (outer, inner) else value
+    match = _FRACTION.fullmatch(text) if fractions else None
+    if match and int(match[3]):
+        value = Fraction(int(match[2]), int(match[3]))
+        return -value if match[1] == "-" else value
+    return None
+
+
+def _value(token: str) -> Fraction | None:
+    """The value of a found token."""
+    return to_number(re.sub(r"\s", "", token))
+
+
+def _found(text: str) -> list[re.Match[str]]:
+    return [match for match in _FIND.finditer(text) if len(match.group()) <= LONGEST_NUMBER]
+
+
+def has_words(text: str) -> bool:
+    """Whether there is prose (a word of two letters that isn't a connector or a unit's exponent)."""
+    return any(word.casefold() not in ("or", "and", "to") for word in re.findall(r"[^\W\d_]{2,}", text))
+
+
+def leading_number(segment: str, fractions: bool = False) -> Fraction | None:
+    """The number that an announced answer ("the answer is ...") begins with.
+
+    After the last "=" where there is one. None where no number is there, or where others are offered beside it
+    ("3 or 4", "3, 4", "3 4"), or where it is the beginning of a sum ("3 + 4").
+    """
+    segment = plain(segment).rpartition("=")[2]
+    alone = to_number(segment.replace("$", " ").strip(" .*\n"), fractions)
+    if alone is not None:
+        return alone
+    found = _found(segment)
+    if not found:
+        return None
+    first = _value(found[0].group())
+    if len(found) > 1:
+        between = segment[found[0].end() : found[1].start()]
+        if between.strip().casefold() in _JOINS | _OPERATORS and _value(found[1].group()) != first:
+            return None
+    return first
+
+
+def last_number(text: str, fractions: bool = False) -> Fraction | None:
+    """The last number of a text, as is usual for GSM8K.
+
+    Without prose the text must be [expression =] number. A list of different numbers at the end ("1 2 3 4 5",
+    "3 or 4") has no last one.
+    """
+    text = plain(text).strip()
+    if not has_words(text):
+        return to_number(text.rpartition("=")[2].replace("$", " ").strip(), fractions)
+    found = _found(text)
+    if not found:
+        return None
+    last = _value(found[-1].group())
+    if len(found) > 1:
+        between = text[found[-2].end() : found[-1].start()]
+        if between.strip().casefold() in _JOINS and _value(found[-2].group()) != last:
+            return None
+    return last

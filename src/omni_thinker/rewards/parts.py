@@ -1,0 +1,57 @@
+"""Parts: what a reward is composed of."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+
+from omni_thinker.types import Group, Problem, Sample, Score
+
+
+class Part(ABC):
+    """One way to score. `judged` parts compare with a reference instead of knowing what is right."""
+
+    judged = False
+
+    @abstractmethod
+    async def score(self, group: Group, problem: Problem) -> list[Score]:
+        """One Score per sample, in order."""
+
+    def check(self, problem: Problem) -> str | None:
+        """Why answers to `problem` can't be scored, or None."""
+        return None
+
+    def wrong_answer(self, problem: Problem) -> str | None:
+        """A response of the asked form that must not score 1; None where no text can be wrong here."""
+        return None
+
+
+class SamplePart(Part):
+    """A part that looks at one sample at a time."""
+
+    async def score(self, group: Group, problem: Problem) -> list[Score]:
+        distinct = list({(sample.text, sample.stop): sample for sample in group.samples}.values())
+        scores = await asyncio.gather(*(self._guarded(sample, problem) for sample in distinct))
+        known = {(s.text, s.stop): score for s, score in zip(distinct, scores, strict=True)}
+        return [known[sample.text, sample.stop] for sample in group.samples]
+
+    async def _guarded(self, sample: Sample, problem: Problem) -> Score:
+        try:
+            return await self.score_sample(sample, problem)
+        except Exception as exc:  # a bug in a scorer is an error of the scorer, never a 0 for the model
+            return Score.error(f"{type(exc).__name__}: {exc}"[:300])
+
+    @abstractmethod
+    async def score_sample(self, sample: Sample, problem: Problem) -> Score:
+        """The score of one sample. What it raises becomes Score.error."""
+
+
+def valued(value: float, reason: str | None = None) -> Score:
+    """A value in [0, 1] with the reason for it."""
+    return Score("value", Score.of(value).value, {}, reason)
+
+
+def data_text(problem: Problem, key: str) -> str | None:
+    """`problem.data[key]` where it is a string."""
+    value = problem.data.get(key)
+    return value if isinstance(value, str) else None

@@ -1,0 +1,135 @@
+"""Short answers and literals: equality after normalisation."""
+
+from __future__ import annotations
+
+import ast
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+from omni_thinker.rewards.parts import SamplePart, valued
+from omni_thinker.types import Problem, Sample, Score
+
+_QUOTES = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "−": "-", "–": "-", "—": "-"})
+_EDGES = " \t\n.,;:!?\"'`*_()[]{}"
+_ARTICLES = ("a", "an", "the")
+_LEAD = re.compile(r"(?:the )?(?:(?:correct|final|right) )?answer(?: is|:)\s*:?\s*", re.IGNORECASE)
+_LABEL = re.compile(r"\(?([a-z])\s*[).:]\s+(.*)", re.DOTALL)
+_LONGEST_LITERAL = 2000
+
+
+def normalise(text: str) -> str:
+    """NFKC, no case, no articles, no punctuation at the edges of words, single spaces.
+
+    Signs inside and before words stay: "C++", "-5", "1.5" and "it's" keep their meaning.
+    """
+    raw = unicodedata.normalize("NFKC", text).translate(_QUOTES).casefold().split()
+    # An "A)" is the letter of an option, not an article.
+    kept = [bare for word in raw if (bare := word.strip(_EDGES)) and word not in _ARTICLES]
+    return " ".join(kept) or " ".join(bare for word in raw if (bare := word.strip(_EDGES)))
+
+
+class ShortAnswer(SamplePart):
+    """1 where the whole response, normalised, equals problem.answer or one of data["aliases"].
+
+    "The answer is" may stand before it. Several options are wrong, and so is the letter of an option, unless
+    data["letters_ok"]: then "B", "(B)" and "B) text" count, too, the letter being the gold's place in data["choices"].
+    """
+
+    async def score_sample(self, sample: Sample, problem: Problem) -> Score:
+        if problem.answer is None:
+            return Score.error("no gold answer")
+        lead = _LEAD.match(sample.text.strip())
+        text = sample.text.strip()[lead.end() if lead else 0 :]
+        given = normalise(text)
+        right = {normalise(gold) for gold in (problem.answer, *_strings(problem, "aliases"))} - {""}
+        if given in right:
+            return valued(1.0)
+        if problem.data.get("letters_ok") and self._by_letter(text, right, problem):
+            return valued(1.0)
+        return valued(0.0, "not the gold answer" if given else "empty")
+
+    def _by_letter(self, text: str, right: set[str], problem: Problem) -> bool:
+        choices = [normalise(choice) for choice in _strings(problem, "choices")]
+        letters = {chr(ord("a") + place) for place, choice in enumerate(choices) if choice in right}
+        label = _LABEL.fullmatch(text.strip().casefold())
+        if label:
+            return label[1] in letters and normalise(label[2]) in right
+        return text.strip(_EDGES).casefold() in letters
+
+    def check(self, problem: Problem) -> str | None:
+        if problem.answer is None or not normalise(problem.answer):
+            return "short_answer needs an answer with words in it"
+        choices = [normalise(choice) for choice in _strings(problem, "choices")]
+        if choices and normalise(problem.answer) not in choices:
+            return f"the answer {problem.answer!r} is not among the choices"
+        if len(set(choices)) < len(choices):
+            return "two choices are the same but for case, articles or punctuation"
+        return None
+
+    def wrong_answer(self, problem: Problem) -> str | None:
+        gold = normalise(problem.answer or "")
+        right = {gold, *(normalise(alias) for alias in _strings(problem, "aliases"))}
+        others = [choice for choice in _strings(problem, "choices") if normalise(choice) not in right]
+        return others[0] if others else f"not {gold}"
+
+
+class Exact(SamplePart):
+    """1 where the response equals problem.answer.
+
+    A gold that is a Python literal is compared as a value, types included (1 is neither True nor 1.0; 'a' is "a").
+    Any other gold is compared as text: NFKC, white space collapsed, case kept. Back-ticks around it don't count.
+    """
+
+    async def score_sample(self, sample: Sample, problem: Problem) -> Score:
+        if problem.answer is None:
+            return Score.error("no gold answer")
+        gold, given = _bare(problem.answer), _bare(sample.text)
+        parsed, value = _literal(gold)
+        if parsed:
+            also, other = _literal(given)
+            return valued(float(also and _same(value, other)), None if also else "no literal")
+        return valued(float(_spaced(gold) == _spaced(given)))
+
+    def check(self, problem: Problem) -> str | None:
+        return None if problem.answer is not None and problem.answer.strip() else "exact needs an answer"
+
+    def wrong_answer(self, problem: Problem) -> str | None:
+        return f"not {problem.answer}"
+
+
+def _strings(problem: Problem, key: str) -> Sequence[str]:
+    value = problem.data.get(key)
+    return [str(item) for item in value] if isinstance(value, (list, tuple)) else []
+
+
+def _bare(text: str) -> str:
+    text = text.strip()
+    if text.startswith("```") and text.endswith("```") and "\n" in text:
+        text = text.partition("\n")[2][:-3]
+    return text.strip().strip("`").strip()
+
+
+def _spaced(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).split())
+
+
+def _literal(text: str) -> tuple[bool, Any]:
+    # Short texts only: the parser's stack grows with the nesting of what a model wrote.
+    if len(text) > _LONGEST_LITERAL:
+        return False, None
+    try:
+        return True, ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return False, None
+
+
+def _same(left: Any, right: Any) -> bool:
+    if type(left) is not type(right):
+        return False
+    if isinstance(left, (list, tuple)):
+        return len(left) == len(right) and all(map(_same, left, right))
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(_same(left[key], right[key]) for key in left)
+    return bool(left == right)

@@ -1,0 +1,66 @@
+"""Before step 0: does a reward tell right from wrong on these problems?"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from omni_thinker.rewards.base import Reward
+from omni_thinker.rewards.hybrid import HybridReward
+from omni_thinker.types import Group, Problem, Sample, Score
+
+_AT_ONCE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A problem that its reward doesn't fit, and how."""
+
+    problem: str
+    reason: str
+
+
+def group_of(texts: Sequence[str]) -> Group:
+    """A group of finished samples with these texts, without tokens."""
+    return Group((), tuple(Sample((), (), text, "stop") for text in texts))
+
+
+async def score_texts(reward: Reward, problem: Problem, texts: Sequence[str]) -> list[Score]:
+    """One Score per text, as if the model had written it and stopped."""
+    return await reward.score(group_of(texts), problem)
+
+
+async def validate(problems: Iterable[Problem], reward: Reward) -> list[Failure]:
+    """Every problem that can't be scored, whose gold answer doesn't score 1, or whose wrong answer does.
+
+    Where a judge has a say the gates are asked instead: 1 for the gold and 0 for the wrong answer. Problems without a
+    gold answer are checked with the wrong one alone. At most one failure per problem, in the problems' order.
+    """
+    limit = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(problem: Problem) -> Failure | None:
+        async with limit:
+            reason = reward.check(problem) or await _fault(problem, reward)
+        return Failure(problem.id, reason) if reason else None
+
+    found = await asyncio.gather(*(one(problem) for problem in problems))
+    return [failure for failure in found if failure is not None]
+
+
+async def _fault(problem: Problem, reward: Reward) -> str | None:
+    judged = isinstance(reward, HybridReward) and reward.judged
+    wrong = reward.wrong_answer(problem)
+    texts = [wrong] if problem.answer is None else [wrong, problem.answer]
+    if isinstance(reward, HybridReward) and judged:
+        scores = await reward.score_gates(group_of(texts), problem)
+    else:
+        scores = await score_texts(reward, problem, texts)
+    for text, score in zip(texts, scores, strict=True):
+        if score.status != "value":
+            return f"the answer {text[:60]!r} is scored as {score.status}: {score.reason}"
+    if problem.answer is not None and scores[1].value != 1.0:
+        return f"the gold answer {problem.answer[:60]!r} scores {scores[1].value}: {scores[1].reason}"
+    if scores[0].value == 1.0 and not (judged and not wrong):
+        return f"the wrong answer {wrong[:60]!r} scores 1"
+    return None

@@ -1,0 +1,90 @@
+"""From scored groups to a training batch: who is trained, with which advantage and token weight."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from omni_thinker.policy.protocol import TrainGroup
+from omni_thinker.recipe import RlSpec
+from omni_thinker.rl.advantages import ADVANTAGES, has_signal
+from omni_thinker.rl.losses import NORMALISERS
+from omni_thinker.types import Group, Problem, Sample, Score
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredGroup:
+    """A group with one score per sample."""
+
+    problem: Problem
+    group: Group
+    scores: tuple[Score, ...]
+
+    @property
+    def values(self) -> list[float]:
+        """The scores that are values; abstentions and errors are no part of the baseline."""
+        return [score.value for score in self.scores if score.value is not None]
+
+    @property
+    def has_signal(self) -> bool:
+        return has_signal(self.values)
+
+
+def build_batches(groups: Sequence[ScoredGroup], spec: RlSpec, max_tokens: int) -> list[list[TrainGroup]]:
+    """What has signal, dealt out in `spec.minibatches` batches that each hold every task in like shares.
+
+    Advantages are taken over everything, token weights within each batch. `max_tokens` is the longest answer
+    allowed (for the constant normaliser).
+    """
+    kept = [group for group in groups if group.has_signal]
+    advantages = ADVANTAGES[spec.advantage]([np.array(group.values) for group in kept])
+    paired = list(zip(kept, advantages, strict=True))
+    batches = []
+    for part in (paired[i :: spec.minibatches] for i in range(spec.minibatches)):
+        weigh = _Weigher(_normaliser(spec), [group for group, _ in part], max_tokens)
+        batches.append([_train_group(group, list(map(float, own)), weigh) for group, own in part])
+    return [batch for batch in batches if batch]
+
+
+class _Weigher:
+    """Token weight of a sample: 1 over what the normaliser counts."""
+
+    def __init__(self, kind: str, groups: Sequence[ScoredGroup], max_tokens: int) -> None:
+        self.kind, self.max_tokens = kind, max_tokens
+        lengths = [(g.problem.task, len(s.tokens)) for g in groups for s in _valued(g)]
+        self.samples = len(lengths)
+        self.tokens = sum(length for _, length in lengths)
+        self.task_tokens: Counter[str] = Counter()
+        for task, length in lengths:
+            self.task_tokens[task] += length
+
+    def __call__(self, task: str, length: int) -> float:
+        if self.kind == "sample":
+            return 1.0 / (self.samples * length)
+        if self.kind == "token":
+            return 1.0 / self.tokens
+        if self.kind == "task_token":
+            return 1.0 / (len(self.task_tokens) * self.task_tokens[task])
+        return 1.0 / (self.samples * self.max_tokens)
+
+
+def _normaliser(spec: RlSpec) -> str:
+    return NORMALISERS[spec.loss] if spec.normaliser == "auto" else spec.normaliser
+
+
+def _valued(scored: ScoredGroup) -> list[Sample]:
+    return [s for s, score in zip(scored.group.samples, scored.scores, strict=True) if score.value is not None]
+
+
+def _train_group(scored: ScoredGroup, advantages: list[float], weigh: _Weigher) -> TrainGroup:
+    samples = _valued(scored)
+    return TrainGroup(
+        task=scored.problem.task,
+        prompt=scored.group.prompt,
+        samples=tuple(samples),
+        advantages=tuple(advantages),
+        weights=tuple(weigh(scored.problem.task, len(sample.tokens)) for sample in samples),
+    )

@@ -1,0 +1,103 @@
+"""Accuracy on held-out problems: the mean score of a few answers to each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+
+import numpy as np
+
+from omni_thinker.errors import UserError
+from omni_thinker.policy.protocol import Policy
+from omni_thinker.rewards.base import Reward
+from omni_thinker.rl.batch import ScoredGroup
+from omni_thinker.rl.metrics import Metrics, group_metrics, sampled_entropy
+from omni_thinker.rl.score import score_groups
+from omni_thinker.rl.stream import stable_seed
+from omni_thinker.types import Problem, SampleRequest, SamplingParams, TaskName
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean over `n` problems and its standard error (problems are the units: answers to one are alike)."""
+
+    mean: float
+    n: int
+    stderr: float
+
+    def to_json(self) -> dict[str, float | None]:
+        return {"mean": self.mean, "n": self.n, "stderr": self.stderr if isfinite(self.stderr) else None}
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """`values[task][problem id]` is the mean score of a problem's answers; problems without one are left out."""
+
+    values: Mapping[TaskName, Mapping[str, float]]
+    groups: tuple[ScoredGroup, ...]
+    metrics: Metrics
+
+    def estimate(self, task: TaskName) -> Estimate:
+        return estimate(list(self.values[task].values()))
+
+    def estimates(self) -> dict[TaskName, Estimate]:
+        return {task: self.estimate(task) for task in self.values}
+
+    def entropy(self) -> dict[TaskName, float]:
+        prefix = "entropy/"
+        return {k.removeprefix(prefix): v for k, v in self.metrics.items() if k.startswith(prefix)}
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean and standard error; NaN where there is no value, infinite error where there is only one."""
+    n = len(values)
+    if n == 0:
+        return Estimate(float("nan"), 0, float("inf"))
+    stderr = float(np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else float("inf")
+    return Estimate(float(np.mean(values)), n, stderr)
+
+
+def evaluate(
+    policy: Policy,
+    problems: Mapping[TaskName, Sequence[Problem]],
+    rewards: Mapping[TaskName, Reward],
+    max_tokens: Mapping[TaskName, int],
+    *,
+    samples: int,
+    temperature: float,
+    seed: int,
+) -> Evaluation:
+    """Answer each problem `samples` times. The same seed draws with the same random numbers for every policy.
+
+    Raises UserError where a task has no scored answer at all.
+    """
+    flat = [problem for own in problems.values() for problem in own]
+    requests = [
+        SampleRequest(
+            policy.encode_prompt(problem.prompt),
+            max_tokens[problem.task],
+            stable_seed(seed, "evaluate", problem.task, problem.id),
+        )
+        for problem in flat
+    ]
+    groups = policy.sample(requests, SamplingParams(group_size=samples, temperature=temperature))
+    scored = score_groups(flat, groups, rewards)
+    values: dict[TaskName, dict[str, float]] = {task: {} for task in problems}
+    for group in scored:
+        if group.values:
+            values[group.problem.task][group.problem.id] = float(np.mean(group.values))
+    for task, own_values in values.items():
+        if not own_values:
+            raise UserError(f"no answer could be scored; the first: {_first_reason(scored, task)}", key=f"tasks.{task}")
+    metrics = group_metrics(scored)
+    for task in problems:
+        own = sampled_entropy(group for group in scored if group.problem.task == task)
+        if own is not None:
+            metrics[f"entropy/{task}"] = own
+    return Evaluation(values, tuple(scored), metrics)
+
+
+def _first_reason(groups: Sequence[ScoredGroup], task: TaskName) -> str:
+    reasons = (score.reason for group in groups if group.problem.task == task for score in group.scores)
+    return next((reason for reason in reasons if reason), "no reason given")

@@ -1,0 +1,148 @@
+"""Multi-task GRPO: one step, read from top to bottom.
+
+    quotas -> problems -> groups -> scores -> advantages -> gradient -> update -> metrics
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from omni_thinker.errors import UserError
+from omni_thinker.policy.protocol import OptimParams, Policy, TokenStats, TrainGroup
+from omni_thinker.recipe import RlSpec
+from omni_thinker.rewards.base import Reward
+from omni_thinker.rl.batch import ScoredGroup, build_batches
+from omni_thinker.rl.losses import make_loss
+from omni_thinker.rl.metrics import Metrics, group_metrics, token_metrics
+from omni_thinker.rl.score import score_groups
+from omni_thinker.rl.stream import ProblemStream
+from omni_thinker.types import SampleRequest, SamplingParams, TaskName
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one step did. `groups` holds everything sampled, refills included."""
+
+    metrics: Metrics
+    groups: tuple[ScoredGroup, ...]
+    tokens_sampled: int
+    tokens_trained: int
+
+
+class Learner:
+    """Trains one policy on several tasks with one hybrid reward each."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        spec: RlSpec,
+        streams: Mapping[TaskName, ProblemStream],
+        rewards: Mapping[TaskName, Reward],
+        max_tokens: Mapping[TaskName, int],
+    ) -> None:
+        self.policy, self.spec = policy, spec
+        self.streams, self.rewards, self.max_tokens = streams, rewards, max_tokens
+        self.loss = make_loss(spec)
+
+    def step(self, quotas: Mapping[TaskName, int], number: int) -> StepResult:
+        """One step of `quotas` problems. `number` counts since the optimiser was last reset.
+
+        Raises UserError where too many scores are errors: a broken reward must not train anything.
+        """
+        clock = _Clock()
+        groups = self._sample_quotas(quotas, clock)
+        self._stop_on_errors(groups)
+        trained = _fill(groups, quotas)
+        batches = build_batches(trained, self.spec, max(self.max_tokens[task] for task in quotas))
+        batch = [group for part in batches for group in part]
+        metrics = self._update(batches, number, clock)
+        metrics |= group_metrics(groups)
+        counts = {task: sum(group.task == task for group in batch) for task in quotas}
+        metrics |= {f"groups_trained/{task}": float(count) for task, count in counts.items()}
+        metrics["groups_trained/all"] = float(len(batch))
+        metrics |= {f"seconds/{phase}": seconds for phase, seconds in clock.seconds.items()}
+        sampled = sum(len(sample.tokens) for group in groups for sample in group.group.samples)
+        return StepResult(metrics, tuple(groups), sampled, sum(group.tokens for group in batch))
+
+    def _sample_quotas(self, quotas: Mapping[TaskName, int], clock: _Clock) -> list[ScoredGroup]:
+        """Sample each task's quota, then replace groups without signal by fresh problems, a few times."""
+        groups: list[ScoredGroup] = []
+        missing = dict(quotas)
+        for _ in range(1 + self.spec.refill_rounds):
+            groups += self._sample(missing, clock)
+            found = {task: _with_signal(groups, task) for task in quotas}
+            missing = {task: quota - found[task] for task, quota in quotas.items() if quota > found[task]}
+            if not missing:
+                break
+        return groups
+
+    def _sample(self, quotas: Mapping[TaskName, int], clock: _Clock) -> list[ScoredGroup]:
+        drawn = [item for task, count in quotas.items() for item in self.streams[task].take(count)]
+        requests = [
+            SampleRequest(self.policy.encode_prompt(problem.prompt), self.max_tokens[problem.task], seed)
+            for problem, seed in drawn
+        ]
+        with clock("sample"):
+            sampled = self.policy.sample(requests, SamplingParams(self.spec.group_size, self.spec.temperature))
+        with clock("score"):
+            return score_groups([problem for problem, _ in drawn], sampled, self.rewards)
+
+    def _update(self, batches: list[list[TrainGroup]], number: int, clock: _Clock) -> Metrics:
+        spec = self.spec
+        learning_rate = spec.lr * min(1.0, (number + 1) / max(1, spec.lr_warmup_steps))
+        measure = spec.kl_every > 0 and number % spec.kl_every == 0
+        metrics: Metrics = {"lr": learning_rate}
+        stats: dict[TaskName, TokenStats] = {}
+        for part in batches:  # none where every group was unanimous: such a step has nothing to teach
+            with clock("train"):
+                report = self.policy.forward_backward(part, self.loss, reference=spec.kl_beta > 0 or measure)
+                optim = self.policy.optim_step(OptimParams(learning_rate, spec.weight_decay, spec.max_grad_norm))
+            for task, own in report.stats.items():
+                stats[task] = stats.get(task, TokenStats()) + own
+            metrics |= {"loss": report.loss, "grad_norm": optim.grad_norm, "update_applied": float(optim.applied)}
+        return metrics | token_metrics(stats)
+
+    def _stop_on_errors(self, groups: list[ScoredGroup]) -> None:
+        for task in {group.problem.task for group in groups}:
+            scores = [score for group in groups if group.problem.task == task for score in group.scores]
+            errors = [score for score in scores if score.status == "error"]
+            if len(errors) > self.spec.max_error_rate * len(scores):
+                raise UserError(
+                    f"{len(errors)} of {len(scores)} scores are errors (rl.max_error_rate = "
+                    f"{self.spec.max_error_rate}); the first: {errors[0].reason}",
+                    key=f"tasks.{task}.reward",
+                )
+
+
+def _with_signal(groups: list[ScoredGroup], task: TaskName) -> int:
+    return sum(group.has_signal for group in groups if group.problem.task == task)
+
+
+def _fill(groups: list[ScoredGroup], quotas: Mapping[TaskName, int]) -> list[ScoredGroup]:
+    """The first groups with signal of each task, up to its quota, so that the trained mix is the asked one."""
+    return [
+        group
+        for task, quota in quotas.items()
+        for group in [g for g in groups if g.problem.task == task and g.has_signal][:quota]
+    ]
+
+
+class _Clock:
+    """Seconds by phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._phase = ""
+        self._begin = 0.0
+
+    def __call__(self, phase: str) -> _Clock:
+        self._phase = phase
+        return self
+
+    def __enter__(self) -> None:
+        self._begin = time.perf_counter()
+
+    def __exit__(self, *exc: object) -> None:
+        self.seconds[self._phase] = self.seconds.get(self._phase, 0.0) + time.perf_counter() - self._begin

@@ -1,0 +1,76 @@
+"""What a step or an evaluation saw, as `name/all` and `name/<task>`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+
+from omni_thinker.policy.protocol import TokenStats
+from omni_thinker.rl.batch import ScoredGroup
+from omni_thinker.types import TaskName
+
+Metrics = dict[str, float]
+
+
+def group_metrics(groups: Sequence[ScoredGroup]) -> Metrics:
+    """Rewards, parts, lengths and rates of sampled groups, for all and per task."""
+    metrics: Metrics = {}
+    for name, own in _by_task(groups):
+        for key, value in _describe(own).items():
+            metrics[f"{key}/{name}"] = value
+    return metrics
+
+
+def token_metrics(stats: Mapping[TaskName, TokenStats]) -> Metrics:
+    """Means per trained token, for all and per task."""
+    metrics: Metrics = {}
+    total = TokenStats()
+    for own in stats.values():
+        total = total + own
+    for name, own in {"all": total, **stats}.items():
+        if own.tokens:
+            metrics[f"entropy/{name}"] = own.entropy / own.tokens
+            metrics[f"clip_share/{name}"] = own.clipped / own.tokens
+            metrics[f"logprob_mismatch/{name}"] = own.mismatch / own.tokens
+        if own.kl_tokens:
+            metrics[f"kl_to_start/{name}"] = own.kl / own.kl_tokens
+        metrics[f"tokens_trained/{name}"] = float(own.tokens)
+    return metrics
+
+
+def sampled_entropy(groups: Iterable[ScoredGroup]) -> float | None:
+    """Nats per token: the mean surprise of the sampled tokens, an unbiased estimate of the entropy at the
+    temperature that was sampled at."""
+    logprobs = [x for group in groups for sample in group.group.samples for x in sample.logprobs]
+    return -fmean(logprobs) if logprobs else None
+
+
+def _by_task(groups: Sequence[ScoredGroup]) -> list[tuple[str, list[ScoredGroup]]]:
+    tasks: dict[str, list[ScoredGroup]] = {"all": list(groups)}
+    for group in groups:
+        tasks.setdefault(group.problem.task, []).append(group)
+    return list(tasks.items())
+
+
+def _describe(groups: Sequence[ScoredGroup]) -> Metrics:
+    scores = [score for group in groups for score in group.scores]
+    samples = [sample for group in groups for sample in group.group.samples]
+    values = [score.value for score in scores if score.value is not None]
+    count = len(scores)
+    if not count:
+        return {}
+    described = {
+        "length": fmean(len(sample.tokens) for sample in samples),
+        "truncated": sum(sample.stop == "length" for sample in samples) / count,
+        "abstain_rate": sum(score.status == "abstain" for score in scores) / count,
+        "error_rate": sum(score.status == "error" for score in scores) / count,
+        "zero_variance": sum(not group.has_signal for group in groups) / len(groups),
+        "problems": float(len(groups)),
+        "tokens_sampled": float(sum(len(sample.tokens) for sample in samples)),
+    }
+    if values:
+        described["reward"] = fmean(values)
+        described["accuracy"] = sum(value > 1 - 1e-9 for value in values) / len(values)
+    for part in sorted({part for score in scores for part in score.parts}):
+        described[f"part.{part}"] = fmean(score.parts[part] for score in scores if part in score.parts)
+    return described

@@ -1,0 +1,82 @@
+"""Live progress on stderr: phase, step, reward by task, tokens a second, time left.
+
+A terminal gets one line that changes in place; a log gets a line every so often.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+LOG_EVERY_SECONDS = 15.0
+
+
+class Progress:
+    """Counts work in units (steps and evaluations of each kind) so that the time left can be told.
+
+    `expected[kind]` is how many units of a kind the run will do in all; `prior[kind]` a guess of its seconds,
+    used until the first one is measured.
+    """
+
+    def __init__(
+        self, expected: Mapping[str, int], prior: Mapping[str, float], *, console: Console | None = None
+    ) -> None:
+        self.expected, self.prior = dict(expected), prior
+        self.done: dict[str, int] = dict.fromkeys(expected, 0)
+        self.spent: dict[str, float] = dict.fromkeys(expected, 0.0)
+        self.console = console or Console(stderr=True, highlight=False)
+        self.begin = time.monotonic()
+        self._live = Live(console=self.console, refresh_per_second=4, transient=True)
+        self._logged = 0.0
+
+    def __enter__(self) -> Progress:
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.console.is_terminal:
+            self._live.stop()
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self.console.print(Text(f"[{_clock(time.monotonic() - self.begin)}] {text}"), soft_wrap=True)
+
+    def show(self, text: str, *, always: bool = False) -> None:
+        """The line of the moment."""
+        line = f"{text} | {_clock(self.left())} left"
+        if self.console.is_terminal:
+            self._live.update(Text(f"[{_clock(time.monotonic() - self.begin)}] {line}"))
+        elif always or time.monotonic() - self._logged > LOG_EVERY_SECONDS:
+            self._logged = time.monotonic()
+            self.say(line)
+
+    def unit(self, kind: str, seconds: float, count: int = 1) -> None:
+        """`count` units of `kind` took `seconds`."""
+        self.done[kind] = self.done.get(kind, 0) + count
+        self.spent[kind] = self.spent.get(kind, 0.0) + seconds
+
+    def skip(self, kind: str, count: int) -> None:
+        """`count` expected units won't be needed."""
+        self.expected[kind] = max(self.done[kind], self.expected[kind] - count)
+
+    def left(self) -> float:
+        """Seconds that the rest will take at the pace so far."""
+        return sum(
+            max(0, expected - self.done[kind])
+            * (self.spent[kind] / self.done[kind] if self.done[kind] else self.prior.get(kind, 1.0))
+            for kind, expected in self.expected.items()
+        )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes:02}:{rest:02}"

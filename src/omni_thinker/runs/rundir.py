@@ -1,0 +1,76 @@
+"""The run directory: one study on disk. See docs/run-directory.md for its files."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from omni_thinker.errors import UserError
+from omni_thinker.recipe import Recipe
+
+_MARKS = ("recipe.toml", "metrics.jsonl", "result.json")
+
+
+class RunDir:
+    """Owns a fresh directory. Raises UserError where it holds a run, or can't be written."""
+
+    def __init__(self, path: Path, recipe: Recipe) -> None:
+        check_free(path)
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self.write_text("recipe.toml", tomli_w.dumps(_without_none(recipe.model_dump(mode="json"))))
+        except OSError as exc:
+            raise UserError(f"can't be written: {exc.strerror or exc}", file=path) from None
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Write a whole file: readers see the old one or the new one, never half of it."""
+        target = self.path / name
+        partial = target.with_name(target.name + ".partial")
+        partial.write_text(text, "utf-8")
+        os.replace(partial, target)
+        return target
+
+    def write_json(self, name: str, table: Mapping[str, Any]) -> Path:
+        return self.write_text(name, json.dumps(_finite(table), indent=1, ensure_ascii=False) + "\n")
+
+    def append(self, name: str, row: Mapping[str, Any]) -> None:
+        """Add one line of JSON."""
+        line = json.dumps(_finite(row), ensure_ascii=False) + "\n"
+        with (self.path / name).open("a", encoding="utf-8", errors="backslashreplace") as stream:
+            stream.write(line)
+
+    def models(self, seed: int) -> Path:
+        return self.path / "models" / f"seed-{seed}"
+
+
+def check_free(path: Path) -> None:
+    """Raises UserError where `path` already holds a run, or is no directory."""
+    if path.exists() and not path.is_dir():
+        raise UserError("is a file, not a directory", file=path, key="--out")
+    if any((path / mark).exists() for mark in _MARKS):
+        raise UserError("already holds a run; choose another --out", file=path)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _without_none(value: Any) -> Any:
+    """TOML has no null: keys that are not set are left out."""
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return value

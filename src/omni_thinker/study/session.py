@@ -1,0 +1,281 @@
+"""One seed of a study: a policy, its log, and the moves that arms are made of."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from omni_thinker.baselines.sft import WarmupReport, warm_up
+from omni_thinker.policy.torch_policy import TorchPolicy
+from omni_thinker.rl.evaluate import Estimate, Evaluation, evaluate
+from omni_thinker.rl.loop import Learner, StepResult
+from omni_thinker.rl.stream import make_streams
+from omni_thinker.runs.progress import Progress
+from omni_thinker.runs.rundir import RunDir
+from omni_thinker.schedulers.base import Scheduler
+from omni_thinker.study.setup import Bench, Pools, study_seed
+from omni_thinker.types import Problem, SampleRequest, SamplingParams, Split, TaskName
+
+
+@dataclass
+class Spent:
+    """What an arm cost. RL only: evaluations are the same for all arms and not counted."""
+
+    steps: int = 0
+    tokens_sampled: int = 0
+    tokens_trained: int = 0
+    seconds: float = 0.0
+    samples: int = 0
+
+    def add(self, result: StepResult, seconds: float) -> None:
+        self.steps += 1
+        self.tokens_sampled += result.tokens_sampled
+        self.tokens_trained += result.tokens_trained
+        self.samples += sum(len(group.group.samples) for group in result.groups)
+        self.seconds += seconds
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of a curriculum that has ended: its task, and every task's validation accuracy and entropy."""
+
+    task: TaskName
+    evaluation: Evaluation
+
+
+@dataclass
+class ArmResult:
+    """A trained arm: where its weights are, and what it cost."""
+
+    name: str
+    weights: Path
+    spent: Spent
+    validation: Mapping[TaskName, Estimate]
+    stages: list[Stage] = field(default_factory=list)
+
+
+class Session:
+    """Holds the one policy that all arms of a seed take turns in."""
+
+    def __init__(self, bench: Bench, run: RunDir, progress: Progress, seed: int) -> None:
+        self.bench, self.run, self.progress, self.seed = bench, run, progress, seed
+        self.recipe = bench.recipe
+        self.policy = TorchPolicy(self.recipe.model)
+        self.pools: dict[Split, Pools] = dict(bench.pools)
+        self.state = run.models(seed) / "state"
+
+    # -- the start ------------------------------------------------------------------------------------------
+
+    def warm_up(self) -> WarmupReport:
+        """Bring the policy from the bare model to where RL has something to tell apart; that is the start."""
+        spec = self.recipe.warmup
+        streams = make_streams(self.pools["train"], study_seed(self.seed, "warmup"))
+        began = time.monotonic()
+        took: list[float] = []
+        mark = time.monotonic()
+
+        def on_step(step: int, loss: float, active: list[TaskName]) -> None:
+            nonlocal mark
+            seconds = time.monotonic() - mark
+            took.append(seconds)
+            self.progress.unit("warmup", seconds)
+            self.progress.show(f"warm-up {step}/{spec.steps} | loss {loss:.3f} on {', '.join(active)}")
+            self._log("warmup", "warmup", step, seconds, {"loss/all": loss})
+            mark = time.monotonic()
+
+        def check(step: int) -> Mapping[TaskName, Estimate]:
+            nonlocal mark
+            result = self._check_form(step)
+            mark = time.monotonic()
+            return result
+
+        report = warm_up(self.policy, streams, spec, check, on_step)
+        self.progress.skip("warmup", spec.steps - report.steps)
+        self.progress.say(
+            f"warm-up: {report.steps} steps, {time.monotonic() - began:.0f} s; " + _scores(report.reached)
+        )
+        self.policy.mark_start()
+        return report
+
+    def write_references(self) -> None:
+        """Let the start answer every judged problem that has no reference yet; kept for the whole study."""
+        for split, pools in self.pools.items():
+            filled = dict(pools)
+            for task in self.bench.judged:
+                filled[task] = self._with_references(list(pools[task]))
+            self.pools[split] = filled
+
+    def _with_references(self, problems: list[Problem]) -> list[Problem]:
+        lacking = [problem for problem in problems if "reference" not in problem.data]
+        requests = [
+            SampleRequest(
+                self.policy.encode_prompt(problem.prompt),
+                self.bench.tasks[problem.task].max_tokens,
+                study_seed(self.seed, "reference", problem.id),
+            )
+            for problem in lacking
+        ]
+        temperature = self.recipe.rl.temperature
+        groups = self.policy.sample(requests, SamplingParams(group_size=1, temperature=temperature))
+        texts = {problem.id: group.samples[0].text for problem, group in zip(lacking, groups, strict=True)}
+        for problem_id, text in texts.items():
+            self.run.append("references.jsonl", {"seed": self.seed, "problem": problem_id, "reference": text})
+        return [
+            replace(problem, data={**problem.data, "reference": texts[problem.id]}) if problem.id in texts else problem
+            for problem in problems
+        ]
+
+    # -- arms -----------------------------------------------------------------------------------------------
+
+    def train(
+        self,
+        arm: str,
+        scheduler: Scheduler,
+        steps: int,
+        *,
+        at_step: Callable[[Spent], None] | None = None,
+        stage_ends: bool = False,
+    ) -> tuple[Spent, list[Stage]]:
+        """Train from the weights at hand. Evaluates where a stage ends if asked; `at_step` runs after each step."""
+        learner = Learner(
+            self.policy,
+            self.recipe.rl,
+            make_streams(self.pools["train"], study_seed(self.seed, "train")),
+            self.bench.rewards,
+            self.bench.max_tokens,
+        )
+        spent, stages = Spent(), list[Stage]()
+        since_reset = 0
+        for step in range(steps):
+            if step and scheduler.stage(step) != scheduler.stage(step - 1):
+                self.policy.reset_optimizer()  # moments of another task's gradient are no guide
+                since_reset = 0
+            began = time.monotonic()
+            result = learner.step(scheduler.quotas(step), since_reset)
+            since_reset += 1
+            seconds = time.monotonic() - began
+            spent.add(result, seconds)
+            scheduler.observe(step, result.metrics)
+            stage = scheduler.stage(step)
+            self._log(arm, "train", step + 1, seconds, result.metrics, stage)
+            self.progress.unit("step", seconds)
+            self._show(arm, step + 1, steps, result, seconds)
+            if stage_ends and stage is not None and (step + 1 == steps or scheduler.stage(step + 1) != stage):
+                stages.append(Stage(stage, self.evaluate(arm, "validation", step + 1, stage)))
+            if at_step is not None:
+                at_step(spent)
+        return spent, stages
+
+    def save(self, arm: str) -> Path:
+        """Keep the weights at hand in fp32."""
+        path = self.state / f"{arm.replace(':', '-')}.safetensors"
+        self.policy.save_weights(path)
+        return path
+
+    def load(self, path: Path) -> None:
+        """Go back to kept weights, with a fresh optimiser."""
+        self.policy.load_weights(path)
+
+    def evaluate(self, arm: str, split: Split, step: int, stage: TaskName | None = None) -> Evaluation:
+        """Every task on `split`, logged, with a few rollouts kept."""
+        spec = self.recipe.evaluation
+        began = time.monotonic()
+        result = evaluate(
+            self.policy,
+            self.pools[split],
+            self.bench.rewards,
+            self.bench.max_tokens,
+            samples=spec.samples,
+            temperature=spec.temperature,
+            seed=study_seed(self.seed, split),
+        )
+        seconds = time.monotonic() - began
+        self.progress.unit(split, seconds)
+        self._log(arm, split, step, seconds, result.metrics, stage)
+        self._keep_samples(arm, split, step, stage, result)
+        after = f" after {stage}" if stage else ""
+        self.progress.say(f"{arm}{after}: {split} " + _scores(result.estimates()))
+        return result
+
+    # -- logs -----------------------------------------------------------------------------------------------
+
+    def _check_form(self, step: int) -> Mapping[TaskName, Estimate]:
+        pools = {
+            task: problems[: self.recipe.warmup.check_problems] for task, problems in self.pools["validation"].items()
+        }
+        began = time.monotonic()
+        result = evaluate(
+            self.policy,
+            pools,
+            self.bench.forms,
+            self.bench.max_tokens,
+            samples=1,
+            temperature=self.recipe.rl.temperature,
+            seed=study_seed(self.seed, "warmup", step),
+        )
+        seconds = time.monotonic() - began
+        self.progress.unit("check", seconds)
+        self._log("warmup", "validation", step, seconds, result.metrics)
+        self.progress.show(f"warm-up {step}/{self.recipe.warmup.steps} | " + _scores(result.estimates()), always=True)
+        return result.estimates()
+
+    def _log(
+        self,
+        arm: str,
+        kind: str,
+        step: int,
+        seconds: float,
+        metrics: Mapping[str, float],
+        stage: TaskName | None = None,
+    ) -> None:
+        row = {"seed": self.seed, "arm": arm, "kind": kind, "stage": stage, "step": step, "seconds": round(seconds, 3)}
+        self.run.append("metrics.jsonl", {**row, "metrics": dict(metrics)})
+
+    def _show(self, arm: str, step: int, steps: int, result: StepResult, seconds: float) -> None:
+        rewards = " ".join(
+            f"{name.removeprefix('reward/')} {value:.2f}"
+            for name, value in result.metrics.items()
+            if name.startswith("reward/") and name != "reward/all"
+        )
+        sampling = result.metrics.get("seconds/sample", 0.0)
+        pace = f"{result.tokens_sampled / sampling:.0f} tok/s" if sampling else ""
+        self.progress.show(f"{arm} {step}/{steps} | reward {rewards} | {pace} | {seconds:.1f} s/step")
+
+    def _keep_samples(self, arm: str, split: Split, step: int, stage: TaskName | None, result: Evaluation) -> None:
+        kept: dict[TaskName, int] = {}
+        for group in result.groups:
+            task = group.problem.task
+            if kept.get(task, 0) >= self.recipe.evaluation.keep_samples:
+                continue
+            kept[task] = kept.get(task, 0) + 1
+            sample, score = group.group.samples[0], group.scores[0]
+            self.run.append(
+                "samples.jsonl",
+                {
+                    "seed": self.seed,
+                    "arm": arm,
+                    "split": split,
+                    "stage": stage,
+                    "step": step,
+                    "task": task,
+                    "problem": group.problem.id,
+                    "prompt": group.problem.prompt,
+                    "answer": group.problem.answer,
+                    "reference": group.problem.data.get("reference"),
+                    "response": sample.text,
+                    "stop": sample.stop,
+                    "status": score.status,
+                    "score": score.value,
+                    "parts": dict(score.parts),
+                    "reason": score.reason,
+                },
+            )
+
+
+def _scores(estimates: Mapping[TaskName, Estimate]) -> str:
+    return " ".join(f"{task} {estimate.mean:.2f}" for task, estimate in estimates.items())

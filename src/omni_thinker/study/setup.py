@@ -1,0 +1,92 @@
+"""Everything that is checked before step 0: tasks, rewards and every row that will be used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from omni_thinker.errors import UserError
+from omni_thinker.judging.base import Judge
+from omni_thinker.judging.likelihood import LikelihoodJudge
+from omni_thinker.models.load import compute_dtype, load_model, load_tokenizer
+from omni_thinker.recipe import JudgeSpec, Recipe, RewardSpec
+from omni_thinker.rewards.base import Reward
+from omni_thinker.rewards.registry import make_reward
+from omni_thinker.rl.stream import stable_seed
+from omni_thinker.tasks.base import Task
+from omni_thinker.tasks.registry import check_splits, make_task
+from omni_thinker.types import SPLITS, Problem, Split, TaskName
+
+Pools = Mapping[TaskName, Sequence[Problem]]
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """The tasks of a recipe with their rewards and the problems of each split that the study uses."""
+
+    recipe: Recipe
+    tasks: Mapping[TaskName, Task]
+    rewards: Mapping[TaskName, Reward]
+    forms: Mapping[TaskName, Reward]
+    """Rewards that ask only what needs no judge: the gates of judged tasks, the reward itself elsewhere."""
+    pools: Mapping[Split, Pools]
+    judge: Judge | None
+
+    @property
+    def max_tokens(self) -> dict[TaskName, int]:
+        return {name: task.max_tokens for name, task in self.tasks.items()}
+
+    @property
+    def judged(self) -> list[TaskName]:
+        return [name for name, task in self.tasks.items() if not task.verifiable]
+
+
+def prepare(recipe: Recipe, *, with_judge: bool = True) -> Bench:
+    """Make and check everything. Raises UserError for the first thing that is wrong."""
+    tasks = {name: make_task(name, spec) for name, spec in recipe.tasks.items()}
+    judged = any(not task.verifiable for task in tasks.values())
+    judge = make_judge(recipe.judge, recipe.model.system) if judged and with_judge else None
+    rewards = {name: make_reward(task.reward, judge=judge) for name, task in tasks.items()}
+    forms = {
+        name: rewards[name] if task.verifiable else make_reward(_form_only(task.reward), judge=None)
+        for name, task in tasks.items()
+    }
+    for name, task in tasks.items():
+        check_splits(task)
+        check_rows(task, rewards[name])
+    return Bench(recipe, tasks, rewards, forms, _pools(recipe, tasks), judge)
+
+
+def make_judge(spec: JudgeSpec, system: str) -> Judge:
+    """The judge that a recipe asks for."""
+    tokenizer = load_tokenizer(spec.model)
+    model = load_model(spec.model, compute_dtype("auto"))
+    return LikelihoodJudge(model, tokenizer, spec.margin, system=system, name=f"likelihood:{spec.model}")
+
+
+def check_rows(task: Task, reward: Reward) -> None:
+    """Raises UserError for the first row of any split that `reward` can't score."""
+    for split in SPLITS:
+        for problem in task.problems(split):
+            if why := reward.check(problem):
+                raise UserError(
+                    f"can't score {split} row {problem.id!r}: {why}", key=f"tasks.{task.name}.reward"
+                )
+
+
+def _pools(recipe: Recipe, tasks: Mapping[TaskName, Task]) -> dict[Split, Pools]:
+    limits = {"validation": recipe.evaluation.validation_problems, "test": recipe.evaluation.test_problems}
+    return {
+        split: {name: task.problems(split)[: limits.get(split)] for name, task in tasks.items()} for split in SPLITS
+    }
+
+
+def _form_only(spec: RewardSpec) -> RewardSpec:
+    """The gates alone; where there are none, that the answer comes to its end."""
+    *others, last = spec.gate or ("finished",)
+    return RewardSpec(gate=tuple(others), sum={last: 1.0})
+
+
+def study_seed(seed: int, *parts: object) -> int:
+    """The seed of one purpose within a run."""
+    return stable_seed("study", seed, *parts)

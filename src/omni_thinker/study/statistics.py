@@ -1,0 +1,107 @@
+"""Paired comparisons of arms: is a difference shown, or not?
+
+The unit is the problem: both arms answer the same problems, so the difference is taken per problem first (averaged
+over seeds) and problems are resampled within each task. The interval therefore speaks of new problems; with one
+seed it says nothing of how another training run would have come out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import bootstrap
+
+from omni_thinker.types import TaskName
+
+Values = Mapping[TaskName, Mapping[str, float]]
+"""task -> problem id -> score."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """`a - b` on a task or on `macro`, with an interval. `shown`: the interval excludes 0."""
+
+    a: str
+    b: str
+    task: str
+    difference: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def shown(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "a": self.a,
+            "b": self.b,
+            "task": self.task,
+            "difference": self.difference,
+            "low": self.low,
+            "high": self.high,
+            "n": self.n,
+            "shown": self.shown,
+        }
+
+
+def compare_arms(
+    arms: Mapping[str, Sequence[Values]], *, resamples: int, confidence: float
+) -> list[Comparison]:
+    """Every pair of arms, later against earlier, on each task and on `macro`, the unweighted mean of tasks.
+
+    `arms[name]` holds one table per seed, the seeds in one order.
+    """
+    found = []
+    for earlier, later in combinations(arms, 2):
+        differences = paired_differences(arms[later], arms[earlier])
+        for task, values in [*((t, [d]) for t, d in differences.items()), ("macro", list(differences.values()))]:
+            found.append(_compare(later, earlier, task, values, resamples, confidence))
+    return found
+
+
+def paired_differences(a: Sequence[Values], b: Sequence[Values]) -> dict[TaskName, NDArray[np.float64]]:
+    """Per task, `a - b` of every problem that both scored, averaged over the seeds in which both did."""
+    differences: dict[TaskName, dict[str, list[float]]] = {}
+    for values_a, values_b in zip(a, b, strict=True):
+        for task, own in values_a.items():
+            for problem, value in own.items():
+                if problem in values_b[task]:
+                    differences.setdefault(task, {}).setdefault(problem, []).append(value - values_b[task][problem])
+    return {task: np.array([np.mean(v) for v in own.values()]) for task, own in differences.items()}
+
+
+def _compare(
+    a: str, b: str, task: str, strata: list[NDArray[np.float64]], resamples: int, confidence: float
+) -> Comparison:
+    difference = float(np.mean([d.mean() for d in strata]))
+    low, high = _interval(strata, resamples, confidence)
+    return Comparison(a, b, task, difference, low, high, sum(len(d) for d in strata))
+
+
+def _interval(strata: list[NDArray[np.float64]], resamples: int, confidence: float) -> tuple[float, float]:
+    """Percentile bootstrap, each stratum resampled by itself."""
+    if all(len(d) < 2 or np.ptp(d) == 0 for d in strata):
+        same = float(np.mean([d.mean() for d in strata]))
+        # One problem, or all alike: resampling can't tell how sure that is.
+        return (same, same) if all(len(d) > 1 for d in strata) else (-1.0, 1.0)
+
+    def statistic(*samples: NDArray[np.float64], axis: int = -1) -> Any:
+        return np.mean([np.mean(sample, axis=axis) for sample in samples], axis=0)
+
+    result = bootstrap(
+        strata,
+        statistic,
+        n_resamples=resamples,
+        confidence_level=confidence,
+        method="percentile",
+        vectorized=True,
+        rng=np.random.default_rng(0),
+    )
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)

@@ -1,0 +1,311 @@
+"""A study: measure transfer, plan, train every arm on the same budget, compare on the test split.
+
+    warm-up -> start -> single-task arms (their first stage is the probe) -> transfer matrix -> plan
+            -> curriculum, joint, merge -> test split -> comparisons, verdict, report
+
+The test split is touched only after all training has ended.
+"""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from omni_thinker.baselines.merge import task_arithmetic
+from omni_thinker.baselines.sft import WarmupReport
+from omni_thinker.recipe import Recipe
+from omni_thinker.rl.evaluate import Estimate, Evaluation
+from omni_thinker.runs.machine import machine
+from omni_thinker.runs.progress import Progress
+from omni_thinker.runs.rundir import RunDir, check_free
+from omni_thinker.schedulers.mixture import Mixture
+from omni_thinker.schedulers.stages import Stages, even_stages
+from omni_thinker.study.session import ArmResult, Session, Spent
+from omni_thinker.study.setup import Bench, prepare
+from omni_thinker.study.statistics import Values, compare_arms
+from omni_thinker.study.verdict import verdict
+from omni_thinker.transfer.matrix import Row, TransferMatrix, pool
+from omni_thinker.transfer.plan import Plan, make_plan
+from omni_thinker.types import TaskName
+
+
+@dataclass(frozen=True)
+class SeedOutcome:
+    """Everything one seed ended with."""
+
+    seed: int
+    warmup: WarmupReport
+    warmup_seconds: float
+    arms: Mapping[str, ArmResult]
+    test: Mapping[str, Evaluation]
+    matrix: TransferMatrix | None
+    plan: Plan | None
+
+
+def run_study(recipe: Recipe, out: Path) -> dict[str, Any]:
+    """Run a whole study into the fresh directory `out`; returns what `result.json` holds.
+
+    Raises UserError before anything is written for whatever can be checked beforehand.
+    """
+    began = time.monotonic()
+    check_free(out)
+    bench = prepare(recipe)
+    run = RunDir(out, recipe)
+    with Progress(*expected_work(recipe)) as progress:
+        progress.say(f"study {recipe.name!r} into {out}")
+        outcomes = []
+        for seed in recipe.study.seeds:
+            outcomes.append(_run_seed(bench, run, progress, seed))
+            _write_transfer(run, outcomes)
+            gc.collect()  # the last seed's policy, before the next one is loaded
+        result = _result(bench, outcomes, time.monotonic() - began)
+        run.write_json("result.json", result)
+        progress.say(result["verdict"])
+    return result
+
+
+def expected_work(recipe: Recipe) -> tuple[dict[str, int], dict[str, float]]:
+    """Units of work by kind, and rough seconds of each until they have been measured."""
+    study, tasks, seeds = recipe.study, len(recipe.tasks), len(recipe.study.seeds)
+    trained = {"curriculum", "joint"} & set(study.arms)
+    steps = study.steps * len(trained)
+    arms = 1 + len(trained) + ("merge" in study.arms)
+    validations = 1 + len(trained)
+    if _needs_probes(study.arms):
+        full = "single" in study.arms and study.single_budget == "full"
+        steps += tasks * (study.steps if full else max(1, study.steps // tasks))
+        validations += tasks * (2 if full else 1)
+        arms += tasks if "single" in study.arms else 0
+    validations += (tasks - 1 if "curriculum" in study.arms else 0) + ("merge" in study.arms)
+    expected = {
+        "warmup": recipe.warmup.steps,
+        "check": 1 + recipe.warmup.steps // recipe.warmup.check_every,
+        "step": steps,
+        "validation": validations,
+        "test": arms,
+    }
+    prior = {"warmup": 4.0, "check": 8.0, "step": 5.0, "validation": 15.0, "test": 30.0}
+    return {kind: count * seeds for kind, count in expected.items()}, prior
+
+
+def _needs_probes(arms: Sequence[str]) -> bool:
+    return bool({"single", "curriculum", "merge"} & set(arms))
+
+
+def _run_seed(bench: Bench, run: RunDir, progress: Progress, seed: int) -> SeedOutcome:
+    study = bench.recipe.study
+    session = Session(bench, run, progress, seed)
+    began = time.monotonic()
+    warmup = session.warm_up()
+    warmup_seconds = time.monotonic() - began
+    session.write_references()
+    start_path = session.save("start")
+    start = session.evaluate("start", "validation", 0).estimates()
+    arms = {"start": ArmResult("start", start_path, Spent(), start)}
+
+    matrix, plan, experts = None, None, dict[TaskName, ArmResult]()
+    if _needs_probes(study.arms):
+        rows, experts, singles = _singles(session, start_path)
+        if "single" in study.arms:
+            arms |= singles
+        if len(bench.tasks) > 1:
+            matrix = TransferMatrix(tuple(bench.tasks), start, rows)
+            plan = make_plan(matrix, forecaster=study.forecaster, strategy=study.strategy)
+            progress.say(f"plan: {' -> '.join(plan.chosen.order)}, forecast {plan.chosen.score:.3f}")
+    if "curriculum" in study.arms:
+        order = plan.chosen.order if plan else tuple(bench.tasks)
+        arms["curriculum"] = _curriculum(session, start_path, order)
+    if "joint" in study.arms:
+        arms["joint"] = _joint(session, start_path)
+    if "merge" in study.arms:
+        arms["merge"] = _merge(session, start_path, list(experts.values()))
+
+    test = {}
+    for name, arm in arms.items():
+        if name not in {"start", "single", *study.arms} and not name.startswith("single:"):
+            continue
+        session.load(arm.weights)
+        test[name] = session.evaluate(name, "test", arm.spent.steps)
+        session.policy.export(run.models(seed) / name.replace(":", "-"))
+    shutil.rmtree(session.state)  # fp32 masters; the exported folders are what a user keeps
+    return SeedOutcome(seed, warmup, warmup_seconds, arms, test, matrix, plan)
+
+
+def _singles(
+    session: Session, start: Path
+) -> tuple[dict[TaskName, Row], dict[TaskName, ArmResult], dict[str, ArmResult]]:
+    """Train each task alone. The first share of the budget is the probe and the merging expert."""
+    recipe = session.recipe
+    stage_steps = dict(even_stages(list(recipe.tasks), recipe.study.steps))
+    full = "single" in recipe.study.arms and recipe.study.single_budget == "full"
+    rows, experts, singles = dict[TaskName, Row](), dict[TaskName, ArmResult](), dict[str, ArmResult]()
+    for task in recipe.tasks:
+        session.load(start)
+        probe_steps = max(1, stage_steps[task])
+        steps = recipe.study.steps if full else probe_steps
+        name = f"single:{task}"
+
+        def end_probe(so_far: Spent, task: TaskName = task, probe_steps: int = probe_steps) -> None:
+            if so_far.steps == probe_steps:
+                probe = f"probe:{task}"
+                rows[task] = session.evaluate(probe, "validation", so_far.steps).estimates()
+                experts[task] = ArmResult(probe, session.save(probe), replace(so_far), rows[task])
+
+        scheduler = Stages([(task, steps)], recipe.rl.problems_per_step)
+        spent, _ = session.train(name, scheduler, steps, at_step=end_probe)
+        if full:
+            validation = session.evaluate(name, "validation", steps).estimates()
+            singles[name] = ArmResult(name, session.save(name), spent, validation)
+        else:
+            singles[name] = ArmResult(name, experts[task].weights, spent, rows[task])
+    return rows, experts, singles
+
+
+def _curriculum(session: Session, start: Path, order: Sequence[TaskName]) -> ArmResult:
+    session.load(start)
+    stages = [(task, steps) for task, steps in even_stages(order, session.recipe.study.steps) if steps]
+    scheduler = Stages(stages, session.recipe.rl.problems_per_step)
+    spent, ended = session.train("curriculum", scheduler, scheduler.steps, stage_ends=True)
+    return ArmResult("curriculum", session.save("curriculum"), spent, ended[-1].evaluation.estimates(), ended)
+
+
+def _joint(session: Session, start: Path) -> ArmResult:
+    session.load(start)
+    weights = {task: spec.weight for task, spec in session.recipe.tasks.items()}
+    scheduler = Mixture(weights, session.recipe.rl.problems_per_step)
+    spent, _ = session.train("joint", scheduler, session.recipe.study.steps)
+    validation = session.evaluate("joint", "validation", spent.steps).estimates()
+    return ArmResult("joint", session.save("joint"), spent, validation)
+
+
+def _merge(session: Session, start: Path, experts: Sequence[ArmResult]) -> ArmResult:
+    """The experts' own training is what this arm cost."""
+    path = session.state / "merge.safetensors"
+    task_arithmetic(start, [expert.weights for expert in experts], session.recipe.study.merge_scale, path)
+    session.load(path)
+    spent = sum((expert.spent for expert in experts), Spent())
+    validation = session.evaluate("merge", "validation", spent.steps).estimates()
+    return ArmResult("merge", path, spent, validation)
+
+
+def _write_transfer(run: RunDir, outcomes: Sequence[SeedOutcome]) -> None:
+    """transfer.json and plan.json: pooled over the seeds so far, and each seed's own."""
+    matrices = {o.seed: o.matrix for o in outcomes if o.matrix is not None}
+    plans = {o.seed: o.plan for o in outcomes if o.plan is not None}
+    if not matrices:
+        return
+    own = {str(seed): matrix.to_json() for seed, matrix in matrices.items()}
+    pooled = pool(list(matrices.values()))
+    run.write_json("transfer.json", {**pooled.to_json(), "seeds": own})
+    first = next(iter(plans.values()))
+    plan = make_plan(pooled, forecaster=first.forecaster) if len(plans) > 1 else first
+    run.write_json("plan.json", {**plan.to_json(), "seeds": {str(s): p.to_json() for s, p in plans.items()}})
+
+
+def _result(bench: Bench, outcomes: Sequence[SeedOutcome], seconds: float) -> dict[str, Any]:
+    study = bench.recipe.study
+    names = list(outcomes[0].test)
+    arms = {name: [_arm_json(o.seed, o.arms[name], o.test[name]) for o in outcomes] for name in names}
+    values: dict[str, list[Values]] = {name: [o.test[name].values for o in outcomes] for name in names}
+    comparisons = compare_arms(values, resamples=study.bootstrap, confidence=study.confidence)
+    return {
+        "version": 1,
+        "name": bench.recipe.name,
+        "tasks": list(bench.tasks),
+        "verdict": verdict(comparisons, study.confidence, len(outcomes)),
+        "arms": arms,
+        "comparisons": [c.to_json() for c in comparisons],
+        "forecasts": [row for o in outcomes for row in _forecast_rows(o)],
+        "warmup": [_warmup_json(o) for o in outcomes],
+        "notes": _notes(bench, outcomes),
+        "seconds": seconds,
+        "machine": machine(),
+    }
+
+
+def _arm_json(seed: int, arm: ArmResult, test: Evaluation) -> dict[str, Any]:
+    return {
+        "seed": seed,
+        "test": _row_json(test.estimates()),
+        "validation": _row_json(arm.validation),
+        "steps": arm.spent.steps,
+        "samples": arm.spent.samples,
+        "tokens_sampled": arm.spent.tokens_sampled,
+        "tokens_trained": arm.spent.tokens_trained,
+        "seconds": arm.spent.seconds,
+        "stages": [
+            {
+                "task": stage.task,
+                "validation": _row_json(stage.evaluation.estimates()),
+                "entropy": stage.evaluation.entropy(),
+            }
+            for stage in arm.stages
+        ],
+    }
+
+
+def _row_json(row: Mapping[TaskName, Estimate]) -> dict[str, Any]:
+    return {task: estimate.to_json() for task, estimate in row.items()}
+
+
+def _forecast_rows(outcome: SeedOutcome) -> list[dict[str, Any]]:
+    """What the plan promised for each task, and what the curriculum reached on validation."""
+    if outcome.plan is None or "curriculum" not in outcome.arms:
+        return []
+    reached = outcome.arms["curriculum"].validation
+    return [
+        {
+            "seed": outcome.seed,
+            "arm": "curriculum",
+            "task": task,
+            "forecast": interval.mean,
+            "low": interval.low,
+            "high": interval.high,
+            "outcome": reached[task].mean,
+            "inside": interval.low <= reached[task].mean <= interval.high,
+        }
+        for task, interval in outcome.plan.chosen.tasks.items()
+    ]
+
+
+def _warmup_json(outcome: SeedOutcome) -> dict[str, Any]:
+    return {
+        "seed": outcome.seed,
+        "steps": outcome.warmup.steps,
+        "tokens": outcome.warmup.tokens,
+        "seconds": outcome.warmup_seconds,
+        "reached": _row_json(outcome.warmup.reached),
+        "inside": dict(outcome.warmup.inside),
+    }
+
+
+def _notes(bench: Bench, outcomes: Sequence[SeedOutcome]) -> list[str]:
+    recipe = bench.recipe
+    notes = [
+        "Accuracy is the mean score of "
+        f"{recipe.evaluation.samples} answers per problem at temperature {recipe.evaluation.temperature:g}.",
+        f"Every trained arm had {recipe.study.steps} RL steps of {recipe.rl.problems_per_step} problems x "
+        f"{recipe.rl.group_size} samples"
+        + (
+            "; the single-task arms only their probe."
+            if recipe.study.single_budget == "stage" and "single" in recipe.study.arms
+            else "."
+        ),
+        "The start is the model after a supervised warm-up on gold answers: it is the SFT arm.",
+    ]
+    if bench.judge is not None:
+        notes.append(f"Judged tasks ({', '.join(bench.judged)}): {bench.judge.caveat}")
+    for outcome in outcomes:
+        outside = [task for task, inside in outcome.warmup.inside.items() if not inside]
+        if outside:
+            low, high = recipe.warmup.target
+            reached = ", ".join(f"{task} {outcome.warmup.reached[task].mean:.2f}" for task in outside)
+            notes.append(f"Seed {outcome.seed}: after the warm-up {reached}, outside the target {low:g} to {high:g}.")
+    if len(outcomes) == 1:
+        notes.append("One seed: intervals hold for new problems, not for new training runs.")
+    return notes

@@ -1,0 +1,41 @@
+"""The study's outcome in words: what was shown, what was not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from omni_thinker.study.statistics import Comparison
+
+_QUESTIONS = (
+    ("curriculum", "start", "The planned curriculum", "the start"),
+    ("joint", "start", "Joint training", "the start"),
+    ("curriculum", "joint", "The planned curriculum", "joint training"),
+    ("curriculum", "merge", "The planned curriculum", "merging the single-task experts"),
+    ("joint", "merge", "Joint training", "merging the single-task experts"),
+)
+
+
+def verdict(comparisons: Sequence[Comparison], confidence: float, seeds: int) -> str:
+    """Sentences on the macro average, the questions that a study is run for."""
+    found = {(c.a, c.b): c for c in comparisons if c.task == "macro"}
+    sentences = []
+    for a, b, subject, object_ in _QUESTIONS:
+        comparison = found.get((a, b)) or _swapped(found.get((b, a)))
+        if comparison is not None:
+            sentences.append(_sentence(comparison, subject, object_, confidence))
+    if not sentences:
+        return "Nothing was compared."
+    scope = "one seed: another training run may come out differently" if seeds == 1 else f"{seeds} seeds"
+    return " ".join(sentences) + f" (Macro average over tasks, test split, {scope}.)"
+
+
+def _sentence(c: Comparison, subject: str, object_: str, confidence: float) -> str:
+    interval = f"{100 * c.low:+.1f} to {100 * c.high:+.1f} at {100 * confidence:.0f} %"
+    if not c.shown:
+        return f"No difference shown between {subject[0].lower() + subject[1:]} and {object_} ({interval} points)."
+    side = "above" if c.difference > 0 else "below"
+    return f"{subject} ended {100 * abs(c.difference):.1f} points {side} {object_} ({interval})."
+
+
+def _swapped(c: Comparison | None) -> Comparison | None:
+    return None if c is None else Comparison(c.b, c.a, c.task, -c.difference, -c.high, -c.low, c.n)

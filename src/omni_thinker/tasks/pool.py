@@ -1,0 +1,142 @@
+"""Tasks whose problems our own code makes: three disjoint pools by content hash."""
+
+from __future__ import annotations
+
+import functools
+import math
+import random
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from omni_thinker.errors import UserError
+from omni_thinker.recipe import RewardSpec, TaskSpec
+from omni_thinker.types import SPLITS, Problem, Split, TaskName, content_hash
+
+MAX_LEVEL = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A generated problem. `key` names its content: items of one key never lie in two splits."""
+
+    key: str
+    prompt: str
+    answer: str | None
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+def split_of(key: str, wanted: Sequence[Split] = SPLITS) -> Split:
+    """The split that content belongs to: test 15 %, validation 15 %, train the rest.
+
+    A split that is not `wanted` falls to train. The seed has no say, so no seed trains on another's test.
+    """
+    bucket = int(content_hash(key), 16) % 100
+    split: Split = "train" if bucket < 70 else "validation" if bucket < 85 else "test"
+    return split if split in wanted else "train"
+
+
+def level(rng: random.Random, difficulty: float) -> int:
+    """A whole level in 0..10 near `difficulty`: neighbours are mixed so that the dial moves smoothly."""
+    return min(MAX_LEVEL, max(0, math.floor(rng.uniform(difficulty - 1, difficulty + 1))))
+
+
+def is_verifiable(reward: RewardSpec) -> bool:
+    """False where a part of the reward is a judge's preference."""
+    return "preference" not in reward.sum and "preference" not in reward.gate
+
+
+def refuse_keys(name: TaskName, spec: TaskSpec, keys: Iterable[str]) -> None:
+    """UserError where a key is set that this source would silently ignore."""
+    for key in keys:
+        if getattr(spec, key) != TaskSpec.model_fields[key].get_default(call_default_factory=True):
+            raise UserError(f"source {spec.source!r} doesn't use this key; remove it", key=f"tasks.{name}.{key}")
+
+
+def sample_pool(
+    make: Callable[[random.Random], Item], rng: random.Random, split: Split, size: int, per_key: int, patience: int
+) -> list[Item]:
+    """Up to `size` items of `split` with distinct prompts; fewer where no more exist.
+
+    A key comes again, `per_key` times at most, only once no new keys turn up.
+    """
+    items: list[Item] = []
+    prompts: set[str] = set()
+    keys: Counter[str] = Counter()
+    misses, allowed = 0, 1
+    while len(items) < size:
+        if misses == patience:
+            if allowed == per_key:
+                break
+            misses, allowed = 0, allowed + 1
+        item = make(rng)
+        mark = content_hash(item.prompt)
+        if split_of(item.key) != split or mark in prompts or keys[item.key] >= allowed:
+            misses += 1
+            continue
+        misses = 0
+        prompts.add(mark)
+        keys[item.key] += 1
+        items.append(item)
+    return items
+
+
+class PooledTask(ABC):
+    """Base of the built-in tasks: a subclass sets the class variables and writes `generate`.
+
+    The pools depend on the task's seed, difficulty and sizes alone, and each split is drawn from a stream of
+    its own, so that a larger train pool leaves the test pool as it was.
+    """
+
+    kind: ClassVar[str]
+    summary: ClassVar[str]
+    """One line for listings."""
+    default_reward: ClassVar[RewardSpec]
+    default_difficulty: ClassVar[float] = 1.0
+    default_max_tokens: ClassVar[int] = 32
+    default_sizes: ClassVar[Mapping[Split, int]] = {"train": 512, "validation": 64, "test": 128}
+    per_key: ClassVar[int] = 1
+    """Most items of one content key in a pool."""
+    patience: ClassVar[int] = 1500
+    """Draws in a row that bring nothing new before the keys, and then the pool, count as exhausted."""
+
+    def __init__(self, name: TaskName, spec: TaskSpec) -> None:
+        """Raises UserError for keys that generated tasks don't use."""
+        refuse_keys(name, spec, ("files", "fields", "splits", "template", "options"))
+        self.name = name
+        self.seed = spec.seed
+        self.max_tokens: int = spec.max_tokens or self.default_max_tokens
+        self.reward: RewardSpec = spec.reward or self.default_reward
+        self.verifiable: bool = is_verifiable(self.reward)
+        self.difficulty: float = self.default_difficulty if spec.difficulty is None else spec.difficulty
+        asked = {"train": spec.train, "validation": spec.validation, "test": spec.test}
+        self.sizes: dict[Split, int] = {split: asked[split] or self.default_sizes[split] for split in SPLITS}
+        self._pools: dict[Split, tuple[Problem, ...]] = {}
+
+    @abstractmethod
+    def generate(self, rng: random.Random, difficulty: float) -> Item:
+        """One item, drawn with `rng` only. Equal content must give equal keys."""
+
+    def problems(self, split: Split) -> Sequence[Problem]:
+        """All problems of a split: the number asked for, or all there are. Raises UserError where there is none."""
+        if split not in self._pools:
+            self._pools[split] = self._draw(split)
+        return self._pools[split]
+
+    def _draw(self, split: Split) -> tuple[Problem, ...]:
+        # A string seed is hashed with SHA-512, so it's the same in every process.
+        rng = random.Random(f"{self.kind}/{self.seed}/{self.difficulty:g}/{split}")
+        size = self.sizes[split]
+        make = functools.partial(self.generate, difficulty=self.difficulty)
+        items = sample_pool(make, rng, split, size, self.per_key, self.patience)
+        if not items:
+            raise UserError(
+                f"no problem of difficulty {self.difficulty:g} falls into the {split} split; change difficulty",
+                key=f"tasks.{self.name}.difficulty",
+            )
+        return tuple(
+            Problem(f"{self.name}-{split}-{i}", self.name, item.prompt, item.answer, item.data)
+            for i, item in enumerate(items)
+        )

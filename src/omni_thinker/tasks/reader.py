@@ -1,0 +1,189 @@
+"""One row of a data set as a problem; every complaint names the place and the field."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from omni_thinker.errors import UserError
+from omni_thinker.recipe import TaskSpec
+from omni_thinker.types import Problem, TaskName, content_hash
+
+FIELDS = (
+    "prompt", "answer", "choices", "tests", "setup", "reference", "context", "entry_point", "constraints", "id", "split"
+)  # fmt: skip
+"""What a row can carry; `TaskSpec.fields` says under which name, by default its own."""
+PLACEHOLDER = re.compile(r"\{(prompt|options|context|first_test)\}")
+LETTER = re.compile(r"\(?([A-Za-z])[).:]?")
+MISSING: Any = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One raw row and where it comes from (`file.jsonl:12`). `split` is the source's own, None where it has none."""
+
+    where: str
+    values: Mapping[str, Any]
+    split: str | None = None
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """The known words, with the nearest first where one is close: an ending for an error message."""
+    close = difflib.get_close_matches(word, known, 1)
+    return (f"; did you mean {close[0]!r}?" if close else "") + f" known: {', '.join(known)}"
+
+
+def options_line(choices: Sequence[str]) -> str:
+    """The choices as text on one line."""
+    return "Options: " + (" | " if any("," in choice for choice in choices) else ", ").join(choices)
+
+
+def fill(template: str, slots: Mapping[str, str]) -> str:
+    """The template filled in one pass, so that braces in a row are text. Lines whose slots are all empty go."""
+    lines = []
+    for line in template.split("\n"):
+        names = PLACEHOLDER.findall(line)
+        if not names or any(slots[name] for name in names):
+            lines.append(PLACEHOLDER.sub(lambda match: slots[match[1]], line))
+    return "\n".join(lines)
+
+
+class Reader:
+    """Typed access to one row; every complaint names the place and the field."""
+
+    def __init__(self, row: Row, spec: TaskSpec) -> None:
+        self.row, self.spec = row, spec
+        self.found: set[str] = set()
+
+    def path(self, field: str) -> str:
+        return self.spec.fields.get(field, field)
+
+    def bad(self, field: str, why: str) -> UserError:
+        return UserError(why, file=self.row.where, key=self.path(field))
+
+    def get(self, field: str) -> Any:
+        """The field's value, or MISSING (null counts as missing)."""
+        path = self.path(field)
+        value: Any = self.row.values
+        if path in self.row.values:  # a name may itself have a dot
+            value = self.row.values[path]
+        else:
+            for part in path.split("."):
+                value = value.get(part, MISSING) if isinstance(value, Mapping) else MISSING
+        if value is MISSING or value is None:
+            return MISSING
+        self.found.add(field)
+        return value
+
+    def text(self, field: str) -> str | None:
+        """A string (numbers are written out), or None where it is missing. Refuses broken Unicode."""
+        value = self.get(field)
+        return None if value is MISSING else self._string(field, value)
+
+    def _string(self, field: str, value: Any) -> str:
+        if isinstance(value, float) and not math.isfinite(value):
+            raise self.bad(field, f"must be text, got the number {value}")
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            value = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+        if not isinstance(value, str):
+            raise self.bad(field, f"must be text, got {type(value).__name__}")
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise self.bad(field, "holds half of a surrogate pair, which is no text") from None
+        return value
+
+    def texts(self, field: str) -> list[str] | None:
+        value = self.get(field)
+        if value is MISSING:
+            return None
+        if isinstance(value, str):
+            value = [value]
+        if not isinstance(value, Sequence) or not value:
+            raise self.bad(field, f"must be a list of texts with at least one, got {value!r:.60}")
+        return [self._string(field, item) for item in value]
+
+    def split(self) -> str | None:
+        if self.row.split is not None:
+            self.found.add("split")
+            return self.row.split
+        value = self.text("split")
+        if value is None and (self.spec.splits or "split" in self.spec.fields):
+            raise self.bad("split", "is missing, though the task names splits")
+        return value
+
+    def choices(self) -> tuple[list[str], list[str]] | None:
+        """Texts and labels. Takes a list, or the table {"text": [...], "label": [...]} that some data sets use."""
+        value = self.get("choices")
+        table: Mapping[str, Any] = value if isinstance(value, Mapping) else {"text": value}
+        value, labels = table.get("text"), table.get("label")
+        if value is MISSING or value == []:
+            return None
+        if not isinstance(value, list | tuple):
+            raise self.bad("choices", f"must be a list of texts, got {value!r:.60}")
+        texts = [self._string("choices", item) for item in value]
+        if len(texts) < 2 or not all(text.strip() for text in texts):
+            raise self.bad("choices", f"needs two texts or more, none empty, got {value!r:.60}")
+        letters = [chr(ord("A") + i) for i in range(len(texts))]
+        if isinstance(labels, list | tuple) and len(labels) == len(texts):
+            return texts, [str(label) for label in labels]
+        return texts, letters
+
+    def answer(self, choices: tuple[list[str], list[str]] | None, reference: str | None) -> str | None:
+        raw = self.get("answer")
+        answer = self.text("answer")
+        if answer is None:
+            return reference
+        if not answer.strip():
+            raise self.bad("answer", "is empty")
+        return answer if choices is None else self._chosen(raw, answer, *choices)
+
+    def _chosen(self, raw: Any, answer: str, texts: list[str], labels: list[str]) -> str:
+        """The text of the choice that the answer names by text, label or place."""
+        base: int | None = self.spec.options.get("answer_index_base")
+        if base is not None and isinstance(raw, int):
+            if not 0 <= raw - base < len(texts):
+                raise self.bad("answer", f"{raw} is no place in a list of {len(texts)} choices")
+            return texts[raw - base]
+        same = [text for text in texts if content_hash(text) == content_hash(answer)]
+        if same:
+            return same[0]
+        letter = LETTER.fullmatch(answer.strip())
+        wanted = letter[1].upper() if letter else answer.strip()
+        if wanted in labels:
+            return texts[labels.index(wanted)]
+        raise self.bad("answer", f"{answer!r:.60} is none of the choices and no letter of one")
+
+    def problem(self, name: TaskName) -> tuple[Problem, str]:
+        """The problem, and the bare prompt that decides its split."""
+        prompt = self.text("prompt")
+        if prompt is None or not prompt.strip():
+            raise self.bad("prompt", "is missing" if prompt is None else "is empty")
+        choices, tests, context = self.choices(), self.texts("tests"), self.text("context")
+        references = self.texts("reference")
+        reference = references[0] if references else None
+        data: dict[str, Any] = {"setup": self.text("setup"), "entry_point": self.text("entry_point")}
+        data |= {"tests": tests, "choices": choices and choices[0], "reference": reference, "context": context}
+        data["constraints"] = self._table("constraints")
+        meta = self.row.values.get("meta")
+        data["meta"] = meta if isinstance(meta, Mapping) else None
+        slots = {"prompt": prompt, "context": context or "", "first_test": tests[0] if tests else ""}
+        slots["options"] = options_line(choices[0]) if choices else ""
+        answer = self.answer(choices, reference)
+        rendered = fill(self.spec.template, slots)
+        ident = self.text("id") or f"{name}-{content_hash(self.row.where + json.dumps(slots))}"
+        kept = {key: value for key, value in data.items() if value not in (None, "")}
+        return Problem(ident, name, rendered, answer, kept), prompt
+
+    def _table(self, field: str) -> Mapping[str, Any] | None:
+        value = self.get(field)
+        if value is MISSING:
+            return None
+        if not isinstance(value, Mapping):
+            raise self.bad(field, f"must be a table, got {type(value).__name__}")
+        return value

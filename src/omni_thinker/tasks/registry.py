@@ -1,0 +1,100 @@
+"""From a recipe's task table to a task, and the check that splits share no prompt."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from omni_thinker.errors import UserError
+from omni_thinker.recipe import TaskSpec
+from omni_thinker.tasks.base import Task
+from omni_thinker.tasks.coding import CodingTask
+from omni_thinker.tasks.gym import GymTask
+from omni_thinker.tasks.hf import hf_task
+from omni_thinker.tasks.jsonl import jsonl_task
+from omni_thinker.tasks.math import MathTask
+from omni_thinker.tasks.pool import PooledTask
+from omni_thinker.tasks.qa import QaTask
+from omni_thinker.tasks.reader import nearest
+from omni_thinker.tasks.writing import WritingTask
+from omni_thinker.types import SPLITS, Split, TaskName, content_hash
+
+TASKS: Mapping[str, type[PooledTask]] = {task.kind: task for task in (MathTask, CodingTask, QaTask, WritingTask)}
+BUILTIN: Mapping[str, str] = {kind: task.summary for kind, task in TASKS.items()}
+"""The built-in tasks, one line about each."""
+SOURCES = (
+    *(f"builtin:{kind}" for kind in TASKS),
+    "jsonl",
+    "hf:NAME_OR_FOLDER",
+    "reasoning_gym:NAME",
+    "python:MODULE:CLASS",
+)
+
+Overlap = tuple[Split, Split, str]
+"""The two splits and a prompt that both hold."""
+
+
+def make_task(name: TaskName, spec: TaskSpec) -> Task:
+    """The task that `spec` describes. Raises UserError naming the key where it can't be made."""
+    kind, _, rest = spec.source.partition(":")
+    if kind == "builtin" and rest in TASKS:
+        return TASKS[rest](name, spec)
+    if spec.source == "jsonl":
+        return jsonl_task(name, spec)
+    if kind == "hf":
+        return hf_task(name, spec)
+    if kind == "reasoning_gym":
+        return GymTask(name, spec)
+    if kind == "python":
+        return _python_task(name, spec, rest)
+    raise UserError(f"unknown source {spec.source!r}{nearest(spec.source, SOURCES)}", key=f"tasks.{name}.source")
+
+
+def _python_task(name: TaskName, spec: TaskSpec, place: str) -> Task:
+    """CLASS(name, spec) of MODULE, which may lie in the folder that the command runs in."""
+    key = f"tasks.{name}.source"
+    module_name, _, class_name = place.partition(":")
+    if not module_name or not class_name.isidentifier():
+        raise UserError("takes python:MODULE:CLASS", key=key)
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        found = getattr(importlib.import_module(module_name), class_name, None)
+    except ModuleNotFoundError as exc:
+        raise UserError(f"can't import {module_name!r}: {exc}", key=key) from None
+    if not isinstance(found, type):
+        raise UserError(f"module {module_name!r} has no class {class_name!r}", key=key)
+    task = found(name, spec)
+    if not isinstance(task, Task):
+        lacking = [
+            part for part in ("name", "max_tokens", "reward", "verifiable", "problems") if not hasattr(task, part)
+        ]
+        raise UserError(f"{class_name} is no Task: it lacks {', '.join(lacking)}", key=key)
+    return task
+
+
+def split_overlap(task: Task) -> list[Overlap]:
+    """Prompts that lie in two splits, compared as words (case and white space apart)."""
+    homes: dict[str, Split] = {}
+    found: list[Overlap] = []
+    for split in SPLITS:
+        for problem in task.problems(split):
+            home = homes.setdefault(content_hash(problem.prompt), split)
+            if home != split:
+                found.append((home, split, problem.prompt))
+    return found
+
+
+def check_splits(task: Task) -> None:
+    """UserError where validation or test holds a prompt of train (or test one of validation)."""
+    if not (found := split_overlap(task)):
+        return
+    first, second, prompt = found[0]
+    raise UserError(
+        f"{len(found)} prompt(s) of {second} also in {first}, such as {prompt[:100]!r}; remove them, or for rows "
+        "set options.drop_overlap = true",
+        key=f"tasks.{task.name}",
+    )

@@ -1,0 +1,147 @@
+"""Rows of data sets as a task: what every adapter shares, whatever the rows were read from."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+
+from omni_thinker.errors import UserError
+from omni_thinker.recipe import RewardSpec, TaskSpec
+from omni_thinker.tasks.pool import is_verifiable, split_of
+from omni_thinker.tasks.reader import FIELDS, Reader, Row, nearest
+from omni_thinker.types import SPLITS, Problem, Split, TaskName, content_hash
+
+ROW_OPTIONS = ("answer_index_base", "drop_overlap")
+"""`answer_index_base` (0 or 1): a whole-number answer is the place of a choice. `drop_overlap` (true): rows of
+train whose prompt is in validation or test, and rows of validation whose prompt is in test, are left out."""
+DEFAULT_MAX_TOKENS = 128
+NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?")
+
+
+class RowTask:
+    """A task made of rows. Raises UserError naming file, line and field for the first bad row."""
+
+    def __init__(self, name: TaskName, spec: TaskSpec, rows: Iterable[Row]) -> None:
+        self.name = name
+        self.max_tokens: int = spec.max_tokens or DEFAULT_MAX_TOKENS
+        check_spec(name, spec)
+        groups = _read(name, spec, rows)
+        if spec.options.get("drop_overlap"):
+            _drop_overlap(groups)
+        asked = {"train": spec.train, "validation": spec.validation, "test": spec.test}
+        self._pools: dict[Split, tuple[Problem, ...]] = {
+            split: tuple(_shuffled(groups[split], spec.seed)[: asked[split]]) for split in SPLITS
+        }
+        self.reward: RewardSpec = spec.reward or _default_reward([p for group in groups.values() for p in group])
+        self.verifiable: bool = is_verifiable(self.reward)
+
+    def problems(self, split: Split) -> Sequence[Problem]:
+        """All problems of a split. Raises UserError where it holds none."""
+        if not self._pools[split]:
+            raise UserError("no row falls into this split", key=f"tasks.{self.name}.splits.{split}")
+        return self._pools[split]
+
+
+def check_spec(name: TaskName, spec: TaskSpec) -> None:
+    """UserError for keys of `fields`, `splits`, `options` and slots of `template` that nothing reads."""
+    for table, known in (("fields", FIELDS), ("splits", SPLITS)):
+        for key in getattr(spec, table):
+            if key not in known:
+                raise UserError(f"unknown key{nearest(key, known)}", key=f"tasks.{name}.{table}.{key}")
+    if spec.options.get("answer_index_base", 0) not in (0, 1):
+        raise UserError("must be 0 or 1", key=f"tasks.{name}.options.answer_index_base")
+    if not isinstance(spec.options.get("drop_overlap", False), bool):
+        raise UserError("must be true or false", key=f"tasks.{name}.options.drop_overlap")
+    if "{prompt}" not in spec.template:
+        raise UserError("must contain {prompt}", key=f"tasks.{name}.template")
+    slots = ("prompt", "options", "context", "first_test")
+    for slot in re.findall(r"\{(\w+)\}", spec.template):
+        # Other braces (LaTeX, code) stay as they are; only what looks like a slip of the pen is refused.
+        if slot not in slots and difflib.get_close_matches(slot, slots, 1, 0.75):
+            raise UserError(f"unknown placeholder {{{slot}}}{nearest(slot, slots)}", key=f"tasks.{name}.template")
+    owners: dict[str, str] = {}
+    for split, values in spec.splits.items():
+        for value in values:
+            if owners.setdefault(value, split) != split:
+                raise UserError(f"{value!r} is named for {owners[value]} too", key=f"tasks.{name}.splits.{split}")
+
+
+def _read(name: TaskName, spec: TaskSpec, rows: Iterable[Row]) -> dict[Split, list[Problem]]:
+    """Problems by split; a split that no row names is carved out of train by content hash of the bare prompt."""
+    parsed: list[tuple[str | None, str, Problem]] = []
+    found: set[str] = set()
+    ids: dict[str, str] = {}
+    for row in rows:
+        reader = Reader(row, spec)
+        problem, content = reader.problem(name)
+        if problem.id in ids:
+            raise UserError(
+                f"id {problem.id!r} is already that of {ids[problem.id]}", file=row.where, key=reader.path("id")
+            )
+        ids[problem.id] = row.where
+        found |= reader.found
+        parsed.append((reader.split(), content, problem))
+    if not parsed:
+        raise UserError("no rows", key=f"tasks.{name}.{'files' if spec.files else 'source'}")
+    for field in spec.fields:
+        if field not in found:
+            raise UserError(f"no row has {spec.fields[field]!r}", key=f"tasks.{name}.fields.{field}")
+    return _by_split(name, spec, parsed)
+
+
+def _by_split(
+    name: TaskName, spec: TaskSpec, parsed: Sequence[tuple[str | None, str, Problem]]
+) -> dict[Split, list[Problem]]:
+    values = {value for value, _, _ in parsed if value is not None}
+    if not spec.splits and values and "train" not in values:
+        raise UserError(
+            f"no row of split 'train' (the rows say {_some(values)}); name them here", key=f"tasks.{name}.splits"
+        )
+    named = spec.splits or {split: (split,) for split in SPLITS if split in values}
+    for split, wanted in spec.splits.items():
+        if absent := set(wanted) - values:
+            said = f"the rows say {_some(values)}" if values else "the rows name no split"
+            raise UserError(f"no row of split {_some(absent)} ({said})", key=f"tasks.{name}.splits.{split}")
+    owner: dict[str, Split] = {value: split for split in SPLITS for value in named.get(split, ())}
+    carved: list[Split] = [split for split in SPLITS if split not in named or split == "train"]
+    groups: dict[Split, list[Problem]] = {split: [] for split in SPLITS}
+    for value, content, problem in parsed:
+        # With splits named but not train, the rows that no split claims are train.
+        home = owner.get(value) if value is not None else "train"
+        if home is None and "train" not in named:
+            home = "train"
+        if home is not None:
+            groups[split_of(content, carved) if home == "train" else home].append(problem)
+    return groups
+
+
+def _some(values: Iterable[str]) -> str:
+    return ", ".join(repr(value) for value in sorted(values)[:8])
+
+
+def _shuffled(problems: Iterable[Problem], seed: int) -> list[Problem]:
+    return sorted(problems, key=lambda problem: (content_hash(f"{seed} {problem.id}"), problem.id))
+
+
+def _drop_overlap(groups: dict[Split, list[Problem]]) -> None:
+    taken: set[str] = set()
+    for split in reversed(SPLITS):  # test keeps all it has
+        groups[split] = [problem for problem in groups[split] if content_hash(problem.prompt) not in taken]
+        taken |= {content_hash(problem.prompt) for problem in groups[split]}
+
+
+def _default_reward(problems: Sequence[Problem]) -> RewardSpec:
+    """The verifier that the rows speak for; a recipe's `reward` overrules it."""
+    answers = [problem.answer for problem in problems]
+    if any("tests" in problem.data for problem in problems):
+        part = "unit_tests"
+    elif any("choices" in problem.data for problem in problems):
+        part = "short_answer"
+    elif all(answer is not None and NUMBER.fullmatch(answer) for answer in answers):
+        part = "math"
+    elif any("reference" in problem.data for problem in problems) or None in answers:
+        part = "preference"
+    else:
+        part = "short_answer"
+    return RewardSpec(gate=("finished",), sum={part: 1.0})

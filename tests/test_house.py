@@ -1,0 +1,86 @@
+"""Rules of the house that no linter checks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from omni_thinker import __version__
+from omni_thinker.recipe import load_recipe
+
+MAX_LINES = 500
+COMMAND = Path(sys.executable).with_name("omni-thinker")
+
+
+def test_no_source_file_is_too_long(repo: Path) -> None:
+    lengths = {path: len(path.read_text("utf-8").splitlines()) for path in (repo / "src").rglob("*.py")}
+    assert lengths
+    assert not {str(path): lines for path, lines in lengths.items() if lines > MAX_LINES}
+
+
+def test_every_module_says_what_it_is_for(repo: Path) -> None:
+    silent = [p for p in (repo / "src").rglob("*.py") if not p.read_text("utf-8").lstrip().startswith(('"""', 'r"""'))]
+    assert not silent
+
+
+def test_every_recipe_parses(repo: Path) -> None:
+    recipes = sorted((repo / "recipes").rglob("*.toml"))
+    assert recipes
+    for path in recipes:
+        assert load_recipe(path).tasks
+
+
+def test_every_pin_is_exact_and_torch_is_pinned(repo: Path) -> None:
+    lines = (repo / "constraints.txt").read_text("utf-8").splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert all(line.count("==") == 1 and " " not in line for line in pins)
+    assert any(line.startswith("torch==") for line in pins)
+    # The CUDA packages are gigabytes that a machine without a GPU has no use for.
+    assert not any(line.startswith(("nvidia", "triton")) for line in pins)
+
+
+def test_every_dependency_is_pinned(repo: Path) -> None:
+    project = tomllib.loads((repo / "pyproject.toml").read_text("utf-8"))["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    wanted = {_plain(need) for group in groups for need in group} - {"omni-thinker"}
+    pinned = {_plain(line) for line in (repo / "constraints.txt").read_text("utf-8").splitlines() if "==" in line}
+    assert wanted <= pinned
+
+
+def _plain(requirement: str) -> str:
+    name = requirement
+    for mark in "=<>![;~ ":
+        name = name.partition(mark)[0]
+    return name.lower().replace("_", "-")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["study", "--help"], ["model", "--help"]])
+def test_the_command_explains_itself_without_loading_torch(arguments: list[str]) -> None:
+    if not COMMAND.exists():
+        pytest.skip("the package is not installed in this environment")
+    code = (
+        "import sys\nfrom omni_thinker.cli import main\n"
+        f"sys.argv = ['omni-thinker', *{arguments!r}]\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+        "print('torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout
+    assert done.stdout.rstrip().endswith("False"), "--help should not import torch"
+
+
+def test_the_installed_command_answers() -> None:
+    if not COMMAND.exists():
+        pytest.skip("the package is not installed in this environment")
+    done = subprocess.run([COMMAND, "--help"], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "study" in done.stdout
+
+
+def test_the_version_is_plain() -> None:
+    assert all(part.isdigit() for part in __version__.split("."))

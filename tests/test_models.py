@@ -1,0 +1,203 @@
+"""Names resolve to checked folders; folders that can't work are refused with a remedy."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from omni_thinker.errors import UserError
+from omni_thinker.models import load
+from omni_thinker.models.home import home
+from omni_thinker.models.tiny import VOCABULARY, make_tiny, tiny_folder
+
+TEXTS = ["What is 123 + 45?\n\n12", "def f(x):\n    return x * 3", "don't — é 你好", "  spaces  ", ""]
+
+
+@pytest.fixture
+def copy(tiny_model: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(tiny_model, tmp_path / "copy")
+
+
+def test_tiny_is_the_same_every_time(tiny_model: Path, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    make_tiny(tmp_path)
+    assert torch.equal(before, torch.random.get_rng_state())
+    files = sorted(path.name for path in tiny_model.iterdir())
+    assert files == sorted(path.name for path in tmp_path.iterdir())
+    for name in files:
+        assert (tiny_model / name).read_bytes() == (tmp_path / name).read_bytes(), name
+
+
+def test_tiny_loads_and_runs(tiny_model: Path) -> None:
+    tokenizer = load.load_tokenizer(str(tiny_model))
+    model = load.load_model(str(tiny_model), torch.float32)
+    assert len(tokenizer) == VOCABULARY
+    assert model.dtype == torch.float32
+    assert not model.training
+    assert model.config._attn_implementation == "sdpa"
+    ids = load.chat_prompt_ids(tokenizer, "Answer briefly.", "How much is 2 + 2?")
+    logits = model(torch.tensor([ids])).logits
+    assert logits.shape == (1, len(ids), VOCABULARY)
+    assert logits.std() > 0.1
+    assert load.stop_token_ids(tokenizer, model) == (tokenizer.eos_token_id,)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_tiny_tokenizer_gives_text_back(tiny_model: Path, text: str) -> None:
+    tokenizer = load.load_tokenizer(str(tiny_model))
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert tokenizer.decode(ids) == text
+    assert all(0 <= token < VOCABULARY for token in ids)
+
+
+def test_tiny_by_name_lies_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMNI_THINKER_HOME", str(tmp_path / "cache"))
+    assert home() == tmp_path / "cache"
+    assert load.resolve("tiny") == tiny_folder()
+    assert sorted(path.name for path in tiny_folder().parent.iterdir() if not path.name.startswith(".")) == ["tiny-1"]
+    assert load.resolve("tiny") == tiny_folder()
+
+
+def test_home_follows_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMNI_THINKER_HOME", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert home() == tmp_path / "omni-thinker"
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("OMNI_THINKER_HOME", str(tmp_path / "file"))
+    with pytest.raises(UserError, match="OMNI_THINKER_HOME"):
+        load.resolve("tiny")
+
+
+@pytest.mark.parametrize(
+    ("gone", "words"),
+    [
+        (["config.json"], "no config.json; point"),
+        (["tokenizer.json", "tokenizer_config.json"], "no tokenizer; save"),
+        (["chat_template.jinja"], "no chat template; add"),
+        (["model.safetensors"], "pickled weights are not read"),
+    ],
+)
+def test_a_folder_that_lacks_something_is_refused(copy: Path, gone: list[str], words: str) -> None:
+    for name in gone:
+        (copy / name).unlink()
+    with pytest.raises(UserError, match=words) as caught:
+        load.resolve(str(copy))
+    assert str(copy) in str(caught.value)
+
+
+def test_a_template_inside_the_tokenizer_config_counts(copy: Path) -> None:
+    template = (copy / "chat_template.jinja").read_text("utf-8")
+    (copy / "chat_template.jinja").unlink()
+    settings = json.loads((copy / "tokenizer_config.json").read_text("utf-8"))
+    (copy / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": template}), "utf-8")
+    assert load.load_tokenizer(str(copy)).chat_template == template
+
+
+def test_broken_files_are_named(copy: Path) -> None:
+    (copy / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(UserError, match="model can't be loaded"):
+        load.load_model(str(copy), torch.float32)
+    (copy / "config.json").write_text("{not json", "utf-8")
+    with pytest.raises(UserError, match=r"config\.json can't be loaded"):
+        load.load_model(str(copy), torch.float32)
+    (copy / "tokenizer.json").write_text("[]", "utf-8")
+    with pytest.raises(UserError, match="tokenizer can't be loaded"):
+        load.load_tokenizer(str(copy))
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./nowhere", "a/b/c", "~/nowhere-at-all"])
+def test_a_missing_folder_is_not_taken_for_a_hub_name(name: str) -> None:
+    with pytest.raises(UserError, match="no such model folder"):
+        load.resolve(name)
+
+
+def test_an_empty_name_is_refused() -> None:
+    with pytest.raises(UserError, match=r"model\.name"):
+        load.resolve(" ")
+
+
+def test_a_hub_name_without_a_network_names_the_remedy() -> None:
+    assert load.resolve("someone/some-model") == "someone/some-model"
+    with pytest.raises(UserError, match="builtin"):
+        load.load_tokenizer("someone/no-such-model")
+
+
+def test_pickled_weights_are_never_read(copy: Path) -> None:
+    model = load.load_model(str(copy), torch.float32)
+    (copy / "model.safetensors").unlink()
+    torch.save(model.state_dict(), copy / "pytorch_model.bin")
+    with pytest.raises(UserError, match="safetensors"):
+        load.load_model(str(copy), torch.float32)
+
+
+def test_code_in_a_folder_is_never_run(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text("utf-8"))
+    config |= {"model_type": "strange", "auto_map": {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}}
+    (copy / "config.json").write_text(json.dumps(config), "utf-8")
+    (copy / "evil.py").write_text(f"open({str(copy / 'ran')!r}, 'w').close()\nclass C: pass\nclass M: pass\n", "utf-8")
+    with pytest.raises(UserError):
+        load.load_model(str(copy), torch.float32)
+    assert not (copy / "ran").exists()
+
+
+def test_dropout_is_off_whatever_the_config_says(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text("utf-8"))
+    (copy / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.5}), "utf-8")
+    model = load.load_model(str(copy), torch.float32).train()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    assert torch.equal(model(ids).logits, model(ids).logits)
+
+
+def test_dtypes() -> None:
+    assert load.compute_dtype("float32") == torch.float32
+    assert load.compute_dtype("bfloat16") == torch.bfloat16
+    assert load.compute_dtype("auto") in (torch.float32, torch.bfloat16)
+
+
+def test_info_counts_without_reading_weights(copy: Path) -> None:
+    expected = sum(weight.numel() for weight in load.load_model(str(copy), torch.float32).parameters())
+    (copy / "model.safetensors").write_bytes(b"")
+    info = load.model_info(str(copy))
+    assert info["parameters"] == expected
+    assert (info["architecture"], info["layers"], info["vocabulary"]) == ("LlamaForCausalLM", 2, VOCABULARY)
+    assert (info["dtype"], info["licence"]) == ("float32", "Apache-2.0")
+
+
+NAMELESS = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}[assistant]"
+INJECTS = "{% if messages[0]['role'] != 'system' %}[system]You are Bot{% endif %}" + NAMELESS
+REFUSES = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + NAMELESS
+DROPS = NAMELESS.replace("{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}")
+
+
+@pytest.mark.parametrize(
+    ("template", "system", "expected"),
+    [
+        (NAMELESS, "Be kind.", "[system]Be kind.[user]Hi[assistant]"),
+        (NAMELESS, "", "[user]Hi[assistant]"),
+        (INJECTS, "Be kind.", "[system]Be kind.[user]Hi[assistant]"),
+        (INJECTS, "", "[system][user]Hi[assistant]"),
+        (REFUSES, "Be kind.", "[user]Be kind.\n\nHi[assistant]"),
+        (REFUSES, "", "[user]Hi[assistant]"),
+        (DROPS, "Be kind.", "[user]Be kind.\n\nHi[assistant]"),
+    ],
+)
+def test_system_words_reach_the_model_and_no_others(
+    tiny_model: Path, template: str, system: str, expected: str
+) -> None:
+    tokenizer = load.load_tokenizer(str(tiny_model))
+    tokenizer.chat_template = template
+    assert tokenizer.decode(load.chat_prompt_ids(tokenizer, system, "Hi")) == expected
+
+
+def test_the_token_that_closes_a_turn_stops_an_answer_too(tiny_model: Path) -> None:
+    tokenizer = load.load_tokenizer(str(tiny_model))
+    tokenizer.eos_token = "<|endoftext|>"
+    assert tokenizer.convert_ids_to_tokens(list(load.stop_token_ids(tokenizer))) == ["<|endoftext|>", "<|im_end|>"]

@@ -1,0 +1,606 @@
+"""The report room: a synthetic run directory in, one inert and self-contained page out."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from omni_thinker.errors import UserError
+from omni_thinker.report import series, tables, write_report
+from omni_thinker.report.data import Estimate, load_run
+from omni_thinker.report.html import number, position, share, shown_text
+
+TASKS = ["math", "code", "qa", "writing"]
+SEEDS = [0, 1]
+ORDER = ["qa", "writing", "code", "math"]
+STEPS = 48
+START = {"math": 0.30, "code": 0.25, "qa": 0.40, "writing": 0.50}
+GAIN = {"start": 0.0, "curriculum": 0.16, "joint": 0.13, "merge": 0.05}
+ARMS = ["start", *(f"single:{task}" for task in TASKS), "curriculum", "joint", "merge"]
+HOSTILE = (
+    '</pre><script>alert("owned")</script><img src="http://evil.example/x.png" onerror=alert(1)>\x00\x1b[31m\ud800'
+)
+VOID = {"meta", "br", "img", "link", "input", "hr"}
+SECTIONS = ["verdict", "arms", "learning", "transfer", "plan", "entropy", "health", "samples", "recipe"]
+
+
+class Page(HTMLParser):
+    """Checks that tags are balanced, and gathers attributes, tables and text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.tables: dict[str, list[list[str]]] = {}
+        self.rows: list[list[str]] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.rows = self.tables.setdefault(dict(attrs).get("id") or f"anonymous-{len(self.tables)}", [])
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open[-1:] == [tag], (tag, self.open[-5:], self.getpos())
+        self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if "td" in self.open or "th" in self.open:
+            self.rows[-1][-1] += data
+
+
+def estimate(mean: float, n: int) -> dict[str, Any]:
+    return {"mean": round(mean, 4), "n": n, "stderr": round(math.sqrt(mean * (1 - mean) / n), 4)}
+
+
+def accuracy(arm: str, task: str, seed: int) -> float:
+    gain = GAIN.get(arm, 0.2 if arm == f"single:{task}" else -0.03)
+    return START[task] + gain + 0.02 * seed
+
+
+def metrics_lines(rng: random.Random) -> list[dict[str, Any]]:
+    lines = []
+    for seed in SEEDS:
+        lines.append(line(seed, "warmup", "warmup", None, 5, {"loss": 1.2, "lr": 3e-5}))
+        for arm in ("start", "joint", "merge"):
+            lines.append(line(seed, arm, "validation", None, 0, evaluation(arm, seed)))
+        for arm in ["curriculum", "joint", *(f"single:{task}" for task in TASKS)]:
+            lines += [train_line(rng, seed, arm, step) for step in range(STEPS)]
+        for task in TASKS:
+            lines += [train_line(rng, seed, f"probe:{task}", step) for step in range(STEPS // 4)]
+        for at, task in enumerate(ORDER):
+            lines.append(
+                line(seed, "curriculum", "validation", task, 12 * at + 12, evaluation("curriculum", seed, at + 1))
+            )
+    return lines
+
+
+def line(seed: int, arm: str, kind: str, stage: str | None, step: int, metrics: dict[str, Any]) -> dict[str, Any]:
+    return {"seed": seed, "arm": arm, "kind": kind, "stage": stage, "step": step, "seconds": 12.1, "metrics": metrics}
+
+
+def evaluation(arm: str, seed: int, done: int = 0) -> dict[str, float]:
+    """Accuracy rises once a task's stage is done; entropy falls with every stage."""
+    found = {}
+    for at, task in enumerate(TASKS):
+        trained = arm != "curriculum" or ORDER.index(task) < done
+        found[f"accuracy/{task}"] = accuracy(arm if trained else "start", task, seed) - 0.01 * done
+        found[f"entropy/{task}"] = 0.5 + 0.2 * at - 0.04 * done
+    return found
+
+
+def train_line(rng: random.Random, seed: int, arm: str, step: int) -> dict[str, Any]:
+    stage = ORDER[step // 12] if arm == "curriculum" else None
+    trained = [stage] if stage else TASKS if arm == "joint" else [arm.partition(":")[2]]
+    metrics: dict[str, Any] = {
+        "loss": 0.1,
+        "grad_norm": 1 + rng.random(),
+        "seconds/sample": 6.0,
+        "seconds/score": 0.5,
+        "seconds/train": 4.0,
+    }
+    metrics["kl_to_start/all"] = None if step % 4 else 0.001 * step
+    for name, value in {
+        "zero_variance": 0.2 + 0.1 * (step % 2),
+        "truncated": 0.1 + 0.001 * len(arm) - 0.001 * len(arm) * (step % 2) * 2,
+        "abstain_rate": 0.0,
+        "error_rate": 0.01,
+        "clip_share": 0.002,
+    }.items():
+        metrics[f"{name}/all"] = value
+    metrics |= {
+        "logprob_mismatch/all": 0.0004,
+        "problems/all": 8,
+        "tokens_sampled/all": 2000,
+        "tokens_trained/all": 1500,
+    }
+    for task in trained:
+        metrics[f"reward/{task}"] = min(1, max(0, START[task] + 0.2 * step / STEPS + rng.gauss(0, 0.08)))
+        metrics[f"entropy/{task}"] = max(0.05, 0.5 + 0.2 * TASKS.index(task) - 0.005 * step + rng.gauss(0, 0.03))
+    return line(seed, arm, "train", stage, step, metrics)
+
+
+def arm_entry(arm: str, seed: int) -> dict[str, Any]:
+    test = {task: estimate(accuracy(arm, task, seed), 96) for task in TASKS}
+    stages = [
+        {
+            "task": task,
+            "validation": {name: estimate(accuracy(arm, name, seed), 48) for name in TASKS},
+            "entropy": {"math": 0.6},
+        }
+        for task in (ORDER if arm == "curriculum" else [])
+    ]
+    trained = arm not in ("start", "merge")
+    return {
+        "seed": seed,
+        "test": test,
+        "validation": test,
+        "steps": STEPS if trained else 0,
+        "tokens_sampled": 123456 if trained else 0,
+        "tokens_trained": 98765 if trained else 0,
+        "seconds": 512.0 if trained else 3.2,
+        "stages": stages,
+    }
+
+
+def comparisons() -> list[dict[str, Any]]:
+    found = []
+    for a, b in itertools.combinations(ARMS, 2):
+        for task in [*TASKS, "macro"]:
+            tasks = TASKS if task == "macro" else [task]
+            by = sum(accuracy(a, name, 0) - accuracy(b, name, 0) for name in tasks) / len(tasks)
+            found.append(
+                {
+                    "a": a,
+                    "b": b,
+                    "task": task,
+                    "difference": by,
+                    "low": by - 0.05,
+                    "high": by + 0.05,
+                    "n": 384,
+                    "shown": abs(by) > 0.05,
+                }
+            )
+    return found
+
+
+def result() -> dict[str, Any]:
+    forecasts = [
+        {
+            "seed": seed,
+            "arm": "curriculum",
+            "task": task,
+            "forecast": START[task] + 0.15,
+            "low": START[task] + 0.1,
+            "high": START[task] + 0.2,
+            "outcome": START[task] + 0.01 * seed + (0.17 if task != "qa" else 0.05),
+            "inside": task != "qa",
+        }
+        for seed in SEEDS
+        for task in TASKS
+    ]
+    return {
+        "version": 1,
+        "name": "four <tasks>",
+        "tasks": TASKS,
+        "verdict": "The curriculum beat the start by 0.160 [0.110, 0.210]. "
+        "Against joint training no difference is shown: +0.030 [-0.020, 0.080].",
+        "arms": {arm: [arm_entry(arm, seed) for seed in SEEDS] for arm in ARMS},
+        "comparisons": comparisons(),
+        "forecasts": forecasts,
+        "warmup": [
+            {
+                "seed": seed,
+                "steps": 20,
+                "seconds": 90.0,
+                "reached": {"math": estimate(0.3, 32)},
+                "inside": {"math": False},
+            }
+            for seed in SEEDS
+        ],
+        "notes": ["The judge is a 135M model: its accuracy against people is weak."],
+        "seconds": 1700.0,
+        "machine": {
+            "cpu": "Xeon",
+            "cores": 2,
+            "memory_gb": 24.0,
+            "peak_rss_gb": 4.2,
+            "python": "3.11.7",
+            "torch": "2.13.0",
+            "transformers": "5.23.0",
+        },
+    }
+
+
+def transfer() -> dict[str, Any]:
+    after = {
+        i: {
+            j: estimate(START[j] + (0.22 if i == j else 0.03 * (TASKS.index(i) - TASKS.index(j)) - 0.06), 48)
+            for j in TASKS
+        }
+        for i in TASKS
+    }
+    return {
+        "version": 1,
+        "tasks": TASKS,
+        "start": {task: estimate(START[task], 48) for task in TASKS},
+        "after": after,
+        "steps": 12,
+        "seeds": {},
+    }
+
+
+def plan() -> dict[str, Any]:
+    rows = []
+    for at, order in enumerate(sorted(itertools.permutations(TASKS), key=lambda item: item != tuple(ORDER))):
+        score = 0.51 - 0.004 * at
+        rows.append(
+            {
+                "order": order,
+                "score": score,
+                "low": score - 0.05,
+                "high": score + 0.04,
+                "probability_best": 0.4 if at == 0 else 0.02,
+                "forecast": {},
+            }
+        )
+    strategies = {
+        "exact": {"order": ORDER, "score": 0.51, "regret": 0.0},
+        "front_greedy": {"order": TASKS, "score": 0.47, "regret": 0.04},
+    }
+    best = {
+        "kind": "sequence",
+        "order": ORDER,
+        "score": 0.51,
+        "forecast": {"math": {"mean": 0.5, "low": 0.4, "high": 0.6}},
+        "probability_best": 0.4,
+    }
+    return {
+        "plan": best,
+        "orders": rows,
+        "strategies": strategies,
+        "exact": True,
+        "upper_bound": 0.51,
+        "forecaster": "logit",
+        "seeds": {},
+    }
+
+
+def sample_lines() -> list[dict[str, Any]]:
+    lines = []
+    for arm, task, at in itertools.product(("start", "curriculum", "joint"), TASKS, range(4)):
+        text = (
+            HOSTILE
+            if (task, at, arm) == ("qa", 0, "curriculum")
+            else f"Let me think about {task}.\nThe answer of {arm} is {at}."
+        )
+        score: Any = (
+            {"status": "abstain", "value": None, "parts": {}, "reason": "no verdict"}
+            if (task, at) == ("writing", 1)
+            else at % 2
+        )
+        lines.append(
+            {
+                "seed": 0,
+                "arm": arm,
+                "kind": "test",
+                "stage": None,
+                "step": 0,
+                "task": task,
+                "problem": f"{task}-{at}",
+                "prompt": f"What is {at} + {at}?",
+                "answer": str(2 * at),
+                "text": text,
+                "score": score,
+                "parts": {"exact": float(at % 2), "finished": 1.0},
+                "stop": "stop",
+            }
+        )
+    return lines
+
+
+def jsonl(path: Path, rows: list[dict[str, Any]], torn: str = "") -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + torn, encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("full")
+    (folder / "result.json").write_text(json.dumps(result()))
+    jsonl(folder / "metrics.jsonl", metrics_lines(random.Random(0)), torn='{"seed": 0, "arm": "joi')
+    (folder / "transfer.json").write_text(json.dumps(transfer()))
+    (folder / "plan.json").write_text(json.dumps(plan()))
+    jsonl(folder / "samples.jsonl", sample_lines(), torn='{"arm"')
+    (folder / "recipe.toml").write_text(
+        'name = "<four>"\n[model]\nname = "builtin"\n[rl]\ngroup_size = 8\n[evaluation]\nsamples = 2\n'
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def html(full: Path) -> str:
+    return write_report(full).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(html: str) -> Page:
+    return Page(html)
+
+
+@pytest.fixture
+def bare(full: Path, tmp_path: Path) -> Path:
+    for name in ("result.json", "metrics.jsonl"):
+        (tmp_path / name).write_bytes((full / name).read_bytes())
+    return tmp_path
+
+
+def cells(page: Page, table: str) -> dict[str, list[str]]:
+    return {" ".join(row[0].split()): [" ".join(cell.split()) for cell in row[1:]] for row in page.tables[table][1:]}
+
+
+def test_page_is_whole_and_balanced(html: str, page: Page) -> None:
+    assert page.open == []
+    assert html.startswith("<!DOCTYPE html>")
+    sections = [attrs["id"] for tag, attrs in page.tags if tag == "section"]
+    assert sections == SECTIONS
+    assert {attrs["id"] for tag, attrs in page.tags if tag == "figure"} == {
+        f"figure-{name}" for name in ("differences", "learning", "transfer", "forecasts", "entropy", "health")
+    }
+    assert len(html.encode()) < 1_500_000
+
+
+def test_ids_are_unique_and_links_resolve(page: Page) -> None:
+    ids = [attrs["id"] for _, attrs in page.tags if attrs.get("id")]
+    assert len(ids) == len(set(ids))
+    used = {value for _, attrs in page.tags for name, value in attrs.items() if name == "href" and value}
+    used |= {
+        found
+        for _, attrs in page.tags
+        for value in attrs.values()
+        for found in re.findall(r"url\((#[^)]*)\)", value or "")
+    }
+    assert used
+    assert {value.removeprefix("#") for value in used} <= set(ids)
+
+
+def test_self_contained_and_inert(html: str, page: Page) -> None:
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "embed", "img", "base", "form"}
+    for _, attrs in page.tags:
+        for name, value in attrs.items():
+            assert not name.startswith("on")
+            assert name not in ("src", "srcset", "action")
+            assert name not in ("href", "xlink:href") or (value or "").startswith("#")
+    assert "@import" not in html
+    assert not re.search(r"url\((?!#)", html)
+    assert '<script>alert("owned")' in page.text
+    assert "␀␛[31m" in page.text
+    assert "\x00" not in html
+    assert "\x1b" not in html
+
+
+def test_arms_table(page: Page) -> None:
+    rows = page.tables["table-arms"]
+    assert [cell.strip() for cell in rows[0]] == ["Arm", *TASKS, "macro"]
+    joined = " ".join(next(row for row in rows[1:] if row[0].startswith("curriculum"))[1].split())
+    spread = math.sqrt(sum(estimate(accuracy("curriculum", "math", seed), 96)["stderr"] ** 2 for seed in SEEDS) / 2)
+    assert joined == f"0.470 ± {spread:.3f}▲0.460–0.480"
+    start = next(row for row in rows[1:] if row[0].startswith("start"))
+    macro = (
+        math.sqrt(
+            sum(estimate(accuracy("start", task, seed), 96)["stderr"] ** 2 for seed in SEEDS for task in TASKS) / 2
+        )
+        / 4
+    )
+    assert " ".join(start[-1].split()) == f"0.372 ± {macro:.3f}0.362–0.383"
+
+
+def test_best_of_a_column_is_marked(full: Path) -> None:
+    run = load_run(full)
+    rows = {row.arm: row.cells for row in tables.arm_rows(run)}
+    assert list(rows) == ["start", "curriculum", "joint", "merge", *(f"single:{task}" for task in TASKS)]
+    assert [arm for arm in rows if rows[arm][0].best] == ["single:math"]
+    assert [arm for arm in rows if rows[arm][-1].best] == ["curriculum"]
+    assert rows["merge"][0].versus == 0
+    assert rows["single:math"][0].versus == 1
+
+
+def test_comparisons_are_found_either_way_round(full: Path) -> None:
+    run = load_run(full)
+    forward, backward = run.comparison("start", "curriculum"), run.comparison("curriculum", "start")
+    assert forward is not None
+    assert backward is not None
+    assert backward.difference == pytest.approx(0.16)
+    assert forward.difference == pytest.approx(-0.16)
+    assert (backward.low, backward.high) == pytest.approx((0.11, 0.21))
+    assert run.comparison("curriculum", "nobody") is None
+
+
+def test_figures_carry_their_words(html: str) -> None:
+    assert "no difference shown" in html
+    assert "+0.160" in html
+    assert "after writing" in html
+    # math after math: 0.52 - 0.30
+    assert "+0.220" in html
+
+
+def test_plan_forecast_budget_and_health_tables(page: Page) -> None:
+    orders = cells(page, "table-orders")
+    assert orders["qa → writing → code → math"] == ["0.510", "0.460–0.550", "", "0.40"]
+    assert len(orders) == 8
+    assert cells(page, "table-strategies")["front_greedy"] == ["math → code → qa → writing", "0.470", "0.040"]
+    assert cells(page, "table-forecasts")["qa"] == [
+        "1",
+        "curriculum",
+        "0.550",
+        "0.500–0.600",
+        "0.460",
+        "−0.090",
+        "outside",
+    ]
+    assert "6 of 8 outcomes lie inside" in page.text
+    budgets = cells(page, "table-budgets")
+    assert budgets["joint"] == ["48", "123\u202f456", "98\u202f765", "8 min 32 s"] or budgets["joint"] == [
+        "48",
+        "123 456",
+        "98 765",
+        "8 min 32 s",
+    ]
+    assert budgets["probes for the plan"][0] == "48"
+    assert cells(page, "table-health")["joint"] == [
+        "25.0%",
+        "10.0%",
+        "0.0%",
+        "1.0%",
+        "0.0004",
+        "0.2%",
+        "0.044",
+        "6.00",
+        "0.50",
+        "4.00",
+        "–",
+    ]
+
+
+def test_facts_and_notes(page: Page) -> None:
+    text = " ".join(page.text.split())
+    for words in (
+        "four <tasks>",
+        "builtin",
+        "96 × 2 answers",
+        "28 min 20 s",
+        "4.2 GB",
+        "The judge is a 135M model",
+        "math 0.30 (outside the target)",
+    ):
+        assert words in text
+    assert 'name = "<four>"' in text
+
+
+def test_samples_side_by_side(full: Path, page: Page) -> None:
+    groups = tables.examples(load_run(full))
+    assert [group.task for group in groups] == TASKS
+    assert all(
+        len(group.examples) == 3 and list(group.examples[0].answers) == ["start", "curriculum", "joint"]
+        for group in groups
+    )
+    assert "abstained" in page.text
+    assert "no verdict" in page.text
+
+
+def test_a_bare_run_still_reports(bare: Path) -> None:
+    page = Page(write_report(bare).read_text(encoding="utf-8"))
+    assert [attrs["id"] for tag, attrs in page.tags if tag == "section"] == SECTIONS
+    for words in ("no transfer.json", "no plan.json", "no samples.jsonl", "No recipe.toml"):
+        assert words in page.text
+    assert not list(bare.glob(".report*"))
+
+
+def test_a_single_arm_without_curves(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text(
+        json.dumps({"arms": {"joint": [{"seed": 3, "test": {"math": {"mean": 0.5}, "qa": {}}}]}})
+    )
+    (tmp_path / "metrics.jsonl").write_text("")
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert page.open == []
+    assert "This run compared no arms" in page.text
+    assert "0.500 ± –" in " ".join(page.text.split())
+
+
+def test_damaged_extras_are_named_not_fatal(bare: Path) -> None:
+    (bare / "plan.json").write_text('{"plan": {"order": 3}}')
+    (bare / "transfer.json").write_text("{")
+    (bare / "samples.jsonl").write_text('nonsense\n{"arm": "start", "task": "qa", "text": "a", "score": 1}\n{"arm"')
+    (bare / "recipe.toml").write_text("= broken")
+    gaps = " ".join(load_run(bare).gaps)
+    assert "plan.json can't be read" in gaps
+    assert "transfer.json can't be read" in gaps
+    assert "samples.jsonl: 1 line can't" in gaps
+    assert "recipe.toml is not valid TOML" in gaps
+    assert "plan.json can" in Page(write_report(bare).read_text(encoding="utf-8")).text
+
+
+@pytest.mark.parametrize("name", ["result.json", "metrics.jsonl"])
+def test_missing_essentials_are_the_users_to_mend(bare: Path, name: str) -> None:
+    (bare / name).unlink()
+    with pytest.raises(UserError, match=name):
+        write_report(bare)
+    assert not (bare / "report.html").exists()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"arms": {}}', '{"arms": {"joint": 3}}'])
+def test_a_bad_result_is_the_users_to_mend(bare: Path, text: str) -> None:
+    (bare / "result.json").write_text(text)
+    with pytest.raises(UserError, match=r"result\.json"):
+        write_report(bare)
+
+
+def test_seeds_with_different_orders_get_their_own_panel(bare: Path) -> None:
+    rows = [json.loads(row) for row in (bare / "metrics.jsonl").read_text().splitlines()[:-1]]
+    swap = {"qa": "math", "math": "qa"}
+    for row in rows:
+        if row["seed"] == 1 and row["arm"] == "curriculum":
+            row["stage"] = swap.get(row["stage"], row["stage"])
+    jsonl(bare / "metrics.jsonl", rows)
+    text = write_report(bare).read_text(encoding="utf-8")
+    assert "curriculum, seed 0" in text
+    assert "curriculum, seed 1" in text
+
+
+def test_stage_spans_and_resumed_steps(full: Path, bare: Path) -> None:
+    spans = series.stage_spans(load_run(full))
+    assert [(span.task, span.first, span.last) for span in spans[0]] == [
+        (task, 12 * at, 12 * at + 11) for at, task in enumerate(ORDER)
+    ]
+    again = (bare / "metrics.jsonl").read_text().splitlines()[:-1]
+    (bare / "metrics.jsonl").write_text("\n".join(again + again) + "\n")
+    assert len(load_run(bare).records) == len(load_run(full).records)
+
+
+def test_long_curves_are_binned_and_smoothed() -> None:
+    slope = [(float(step), 2.0 * step) for step in range(1000)]
+    binned = series.thin(slope)
+    assert len(binned) <= series.MAX_POINTS
+    assert all(value == pytest.approx(2 * step) for step, value in binned)
+    smooth = series.smooth(slope)
+    assert all(value == pytest.approx(2 * step) for step, value in smooth[2:-2])
+    assert smooth[-1] == pytest.approx((999.0, 1996.0))
+
+
+def test_stderr_over_seeds_does_not_shrink() -> None:
+    cell = tables.over_seeds([Estimate(0.4, 96, 0.05), Estimate(0.6, 96, 0.05)])
+    assert (cell.mean, cell.stderr, cell.low, cell.high) == pytest.approx((0.5, 0.05, 0.4, 0.6))
+    assert math.isnan(tables.macro({"a": Estimate(0.5, 9, 0.1)}, ["a", "b"]).mean)
+
+
+def test_small_words() -> None:
+    assert tables.duration(3.25) == "3.2 s"
+    assert tables.duration(59.6) == "1 min 00 s"
+    assert tables.duration(7300) == "2 h 01 min"
+    assert share(0.0001) == "<0.1%"
+    assert share(0.0) == "0.0%"
+    assert share(math.nan) == "–"
+    assert number(-0.5) == "−0.500"
+    assert number(None) == "–"
+    assert position(0.5, (0.0, 2.0)) == "25.0%"
+    assert position(9, (0.0, 2.0)) == "100.0%"
+    assert shown_text("x" * 4000).endswith("[1000 more characters]")

@@ -1,0 +1,249 @@
+"""The verifiers that work in other processes, and real right and wrong answers."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import importlib.util
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from omni_thinker.isolation import IsolationError, shutdown
+from omni_thinker.recipe import RewardSpec
+from omni_thinker.rewards import code, make_reward, score_texts, validate
+from omni_thinker.rewards import math as math_module
+from omni_thinker.rewards.code import extract_code
+from omni_thinker.rewards.math import announced, boxed
+from omni_thinker.rewards.numbers import last_number, leading_number, to_number
+from omni_thinker.types import Problem, Score
+
+Row = dict[str, Any]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _closed() -> Iterator[None]:
+    yield
+    shutdown()
+
+
+def problem(answer: str | None, **data: Any) -> Problem:
+    return Problem("p1", "task", "prompt", answer, data)
+
+
+def scores(part: str, text_and_problem: list[tuple[str, Problem]]) -> list[Score]:
+    reward = make_reward(RewardSpec(gate=(), sum={part: 1.0}), judge=None)
+
+    async def run() -> list[Score]:
+        groups = await asyncio.gather(*(score_texts(reward, item, [text]) for text, item in text_and_problem))
+        return [group[0] for group in groups]
+
+    return asyncio.run(run())
+
+
+def math(text: str, gold: str) -> Score:
+    return scores("math", [(text, problem(gold))])[0]
+
+
+def check(part: str, item: Problem) -> str | None:
+    return make_reward(RewardSpec(gate=(), sum={part: 1.0}), judge=None).check(item)
+
+
+def read(path: Path) -> list[Row]:
+    opener: Any = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8") as stream:
+        return [json.loads(line) for line in stream]
+
+
+# --- math ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "gold"),
+    [
+        ("18", "18"), ("18.", "18"), ("$18", "18"), ("18.0", "18"), ("1,234", "1234"), ("1234", "1,234"), ("5", "$5"),
+        ("12.50", "12.5"), ("-5", "-5"), ("- 5", "-5"), ("-$5", "-5"), ("−5", "-5"), ("18%", "18"), ("18 dollars",
+        "18"),
+        ("\\boxed{18}", "18"), ("\\boxed{1{,}234}", "1234"), ("\\boxed{18\\text{ cm}}", "18"), ("\\(18\\)", "18"),
+        ("\\boxed{3} no, \\boxed{18}", "18"), ("#### 18", "18"), ("work 3\n#### 18\n", "18"), ("A: 18", "18"),
+        ("The answer is 18.", "18"), ("The answer is 18 because 9 + 9 = 18.", "18"), ("Answer: **18**", "18"),
+        ("The answer is 7 of the 9 cats.", "7"), ("9 + 9 = 18", "18"), ("So 9 cats and 9 dogs make 18", "18"),
+        ("1/2", "0.5"), ("\\frac{1}{2}", "0.5"), ("3 or maybe 4", "4"), ("18 = 18", "18"),
+        ("it costs 18 dollars per day", "18"), ("x = 18", "18"),
+    ],
+)  # fmt: skip
+def test_math_accepts(text: str, gold: str) -> None:
+    assert math(text, gold).value == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "gold"),
+    [
+        ("", "18"), ("eighteen", "18"), ("19", "18"), ("-18", "18"), ("1 2 3 4 5", "5"), ("1\n2\n3", "3"), ("3 or 4",
+        "4"),
+        ("3, 4", "4"), ("3 and 4", "4"), ("The answer is 3 or 4", "3"), ("The answer is 3 or 4", "4"),
+        ("the answer is 3, 4, 5", "3"), ("\\boxed{3, 4}", "3"), ("It is one of 3, 4", "4"), ("17 + 1", "18"), ("0+5",
+        "5"),
+        ("36/2", "18"), ("\\boxed{36/2}", "18"), ("\\boxed{17+1}", "18"), ("The answer is 17 + 1", "18"),
+        ("\\boxed{19} or 18", "18"), ("1,23", "123"), ("5 - 18", "-18"), ("180", "18"), ("0.18", "18"), ("1e400", "18"),
+    ],
+)  # fmt: skip
+def test_math_refuses(text: str, gold: str) -> None:
+    assert math(text, gold).value == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "want"),
+    [
+        ("\\frac{1}{3}", "1/3", 1.0), ("$\\frac13$", "$1/3$", 1.0), ("2/6", "1/3", 1.0), ("0.3", "1/3", 0.0),
+        ("\\boxed{\\{1,2\\}}", "$\\{2,1\\}$", 1.0), ("$2\\sqrt{3}$", "$\\sqrt{12}$", 1.0), ("$\\sqrt{13}$",
+        "$\\sqrt{12}$", 0.0),
+        ("$\\frac13$ or $\\frac12$", "1/3", 0.0), ("", "1/3", 0.0),
+    ],
+)  # fmt: skip
+def test_other_golds_go_to_math_verify(text: str, gold: str, want: float) -> None:
+    assert math(text, gold).value == want
+
+
+def test_an_endless_comparison_is_an_error_and_the_next_one_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert math("1/3", "1/3").value == 1.0
+    monkeypatch.setattr(math_module, "_DEADLINE_S", 1.0)
+    score = math("$" + "9^{" * 6 + "9" + "}" * 6 + "$", "$9^{9^{9^{9}}}$")
+    assert (score.status, score.value) == ("error", None)
+    monkeypatch.undo()
+    assert math("1/3", "1/3").value == 1.0
+
+
+def test_math_checks_its_gold() -> None:
+    assert check("math", problem("18")) is None
+    assert check("math", problem("\\frac{1}{2}")) is None
+    assert "answer" in (check("math", problem(None)) or "")
+    assert "no mathematical expression" in (check("math", problem("..")) or "")
+    assert "short_answer" in (check("math", problem("yes sir")) or "")
+
+
+@given(st.text(max_size=200))
+def test_reading_numbers_never_raises(text: str) -> None:
+    for function in (to_number, leading_number, last_number, boxed, announced):
+        function(text)
+        function(f"\\boxed{{{text}}} {text} #### {text} answer is {text}")
+
+
+@given(st.text(alphabet="0123456789,./$%-+eE =\\{}orand\n", max_size=60))
+def test_reading_number_like_text_never_raises(text: str) -> None:
+    for function in (to_number, leading_number, last_number, boxed, announced):
+        function(text)
+
+
+@given(st.integers(-(10**12), 10**12))
+def test_every_way_to_write_a_whole_number_is_read(number: int) -> None:
+    for text in (
+        str(number),
+        f"{number:,}",
+        f"{number}.",
+        f"{number}.0",
+        f"The answer is {number:,}.",
+        f"\\boxed{{{number}}}",
+    ):
+        assert math(text, str(number)).value == 1.0
+        assert math(text, str(number + 1)).value == 0.0
+
+
+def test_real_model_solutions(shared_data: Path) -> None:
+    rows = read(shared_data / "verifier" / "gsm8k_model_solutions.jsonl.gz")
+    found = scores("math", [(row["candidate"], problem(row["reference"])) for row in rows])
+    assert [score.value for score in found] == [float(row["label"]) for row in rows]
+
+
+def test_published_equivalences(shared_data: Path) -> None:
+    rows = read(shared_data / "verifier" / "math_equivalence.jsonl")
+    found = scores("math", [(row["candidate"], problem(row["reference"])) for row in rows])
+    assert sum(score.value == row["label"] for score, row in zip(found, rows, strict=True)) >= 0.97 * len(rows)
+    assert not [row["id"] for score, row in zip(found, rows, strict=True) if score.value == 1.0 and not row["label"]]
+
+
+# --- programs --------------------------------------------------------------------------------------------------------
+
+DEF = "def f(x):\n    return x + 3\n"
+ADD = problem(DEF, tests=["assert f(1) == 4", "assert f(-3) == 0"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        DEF, f"```python\n{DEF}```", f"```\n{DEF}", f"Here is the code:\n\n```py\n{DEF}```\nThis adds three.",
+        f"Sure! This function adds three.\n\n{DEF}", f"{DEF}\nThis function adds three.\n",
+        f"```\nx = 1\n```\n```\n{DEF}```",
+        f"```python\n{DEF}```\nOutput:\n```\n4\n```", "f = lambda x: x + 3",
+    ],
+)  # fmt: skip
+def test_programs_are_found_and_pass(text: str) -> None:
+    assert scores("unit_tests", [(text, ADD)])[0].value == 1.0
+
+
+@pytest.mark.parametrize("text", ["", "no code", "def f(x): return 4", "```python\n```", "import sys; sys.exit(0)"])
+def test_wrong_programs_get_nothing(text: str) -> None:
+    assert scores("unit_tests", [(text, ADD)])[0].value == 0.0
+
+
+def test_a_timeout_is_worth_nothing_and_says_so() -> None:
+    [score] = scores("unit_tests", [("while True: pass", problem(DEF, tests=["assert True"], timeout=0.3))])
+    assert score.value == 0.0
+    assert "deadline" in (score.reason or "")
+
+
+def test_no_sandbox_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*args: object, **options: object) -> None:
+        raise IsolationError("no processes left")
+
+    monkeypatch.setattr(code, "run_tests", fail)
+    assert scores("unit_tests", [(DEF, ADD)])[0].status == "error"
+
+
+@pytest.mark.parametrize("data", [{}, {"tests": []}, {"tests": "assert 1"}, {"tests": ["assert ("]}, {"tests": [" "]},
+                                  {"tests": ["assert 1"], "setup": "def"}])  # fmt: skip
+def test_bad_tests_are_found(data: dict[str, Any]) -> None:
+    assert check("unit_tests", problem(DEF, **data))
+    assert check("unit_tests", ADD) is None
+
+
+@given(st.text(max_size=200))
+def test_finding_code_never_raises(text: str) -> None:
+    extract_code(text)
+    extract_code(f"```{text}```\n{text}")
+
+
+def test_references_of_a_real_set_pass_their_tests(shared_data: Path) -> None:
+    rows = read(shared_data / "coding" / "mbpp.jsonl.gz")[:60]
+    items = [
+        Problem(r["id"], "code", r["prompt"], r["reference"], {"tests": r["tests"], "setup": r["meta"]["setup"]})
+        for r in rows
+    ]
+    reward = make_reward(RewardSpec(gate=("finished", "format"), sum={"unit_tests": 1.0}), judge=None)
+    assert asyncio.run(validate(items, reward)) == []
+
+
+# --- reasoning_gym ---------------------------------------------------------------------------------------------------
+
+
+def test_reasoning_gym_scores_in_its_own_process() -> None:
+    pytest.importorskip("reasoning_gym")
+    entry = {"question": "1 + 1", "answer": "2", "metadata": {}}
+    item = problem("2", gym="basic_arithmetic", entry=entry)
+    assert check("reasoning_gym", item) is None
+    right, wrong = scores("reasoning_gym", [("2", item), ("3", item)])
+    assert right.value == 1.0
+    assert wrong.value is not None
+    assert wrong.value < 1.0
+    assert scores("reasoning_gym", [("2", problem("2", gym="no_such_set", entry=entry))])[0].status == "error"
+
+
+def test_reasoning_gym_says_when_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "not installed" in (check("reasoning_gym", problem("2")) or "")
+    assert "gym" in (check("reasoning_gym", problem("2", gym=1)) or "")
