@@ -10,5 +10,10 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str, *, file: object = None, key: str | None = None) -> None:
+        self.message, self.file, self.key = message, file, key
         where = ": ".join(str(part) for part in (file, key) if part is not None)
         super().__init__(" ".join((f"{where}: {message}" if where else message).split()))
+
+    def within(self, file: object) -> UserError:
+        """The same error, with `file` named where no file was."""
+        return self if self.file is not None else UserError(self.message, file=file, key=self.key)

@@ -1,6 +1,6 @@
 """A recipe: everything a study needs, in one TOML file. Imports no torch.
 
-Unknown keys are refused. Relative paths are taken from the folder that the command runs in.
+Unknown keys are refused. Relative paths are taken from the folder that the command runs in, unless `data_root` says else.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class LoraSpec(_Table):
     """Train low-rank factors instead of all weights (arXiv 2106.09685)."""
 
     rank: Positive = 16
-    alpha: PositiveFloat = 32.0
+    alpha: Positive = 32
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
 
 
@@ -38,7 +38,7 @@ class ModelSpec(_Table):
 
     name: str = "builtin"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    system: str = "Answer briefly."
+    system: str = ""
     lora: LoraSpec | None = None
 
 
@@ -50,7 +50,10 @@ class RewardSpec(_Table):
 
 
 class TaskSpec(_Table):
-    """One task. `source`: `builtin:NAME`, `jsonl`, `hf:NAME_OR_FOLDER`, `reasoning_gym:NAME` or `python:MODULE:CLASS`."""
+    """One task.
+
+    `source`: `builtin:NAME`, `jsonl`, `hf:NAME_OR_FOLDER`, `reasoning_gym:NAME` or `python:MODULE:CLASS`.
+    """
 
     source: str
     weight: PositiveFloat = 1.0
@@ -145,6 +148,10 @@ class StudySpec(_Table):
     """`full`: a single-task arm trains as long as the others. `stage`: it is the probe (steps / tasks)."""
     forecaster: Literal["additive", "relative", "logit", "naive"] = "logit"
     strategy: Literal["exact", "back_greedy", "least_to_most_forgettable", "front_greedy"] = "exact"
+    order: tuple[str, ...] = ()
+    """Fixes the curriculum's order, instead of planning it."""
+    single_tasks: tuple[str, ...] = ()
+    """Which tasks get a single-task arm; empty: all."""
     merge_scale: PositiveFloat = 1.0
     """Task arithmetic (arXiv 2212.04089): start + scale x sum of (expert - start)."""
     bootstrap: Positive = 4000
@@ -154,7 +161,9 @@ class StudySpec(_Table):
 class Recipe(_Table):
     """The whole of a study."""
 
-    name: str = "study"
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "study"
+    data_root: str = ""
+    """Folder that the tasks' `files` are relative to; empty: the folder that the command runs in."""
     model: ModelSpec = ModelSpec()
     tasks: dict[str, TaskSpec] = Field(min_length=1)
     warmup: WarmupSpec = WarmupSpec()
@@ -168,6 +177,14 @@ class Recipe(_Table):
         for name in self.tasks:
             if not name.replace("-", "_").isidentifier():
                 raise ValueError(f"tasks.{name}: a task's name is made of letters, digits, '-' and '_'")
+        study = self.study
+        for key, named in (("order", study.order), ("single_tasks", study.single_tasks)):
+            if unknown := [name for name in named if name not in self.tasks]:
+                raise ValueError(f"study.{key}: no task {unknown[0]!r}; there are {', '.join(self.tasks)}")
+        if study.order and sorted(study.order) != sorted(self.tasks):
+            raise ValueError("study.order: names every task once")
+        if study.steps < len(self.tasks) and {"single", "curriculum", "merge"} & set(study.arms):
+            raise ValueError(f"study.steps: {study.steps} steps can't be shared by {len(self.tasks)} tasks")
         return self
 
 
@@ -188,6 +205,17 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         _set(table, override)
     return parse_recipe(table, path)
+
+
+def builtin_recipe(overrides: Sequence[str] = ()) -> Recipe:
+    """The four built-in tasks with all defaults."""
+    table: dict[str, Any] = {
+        "name": "builtin",
+        "tasks": {name: {"source": f"builtin:{name}"} for name in ("math", "coding", "qa", "writing")},
+    }
+    for override in overrides:
+        _set(table, override)
+    return parse_recipe(table, "--set")
 
 
 def parse_recipe(table: Mapping[str, Any], source: object) -> Recipe:

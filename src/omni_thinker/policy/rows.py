@@ -6,6 +6,7 @@ By transformers' own `generate`, which knows every architecture; slower, and see
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -32,7 +33,8 @@ def _one(
     torch.manual_seed(request.seed % 2**63)
     prompt = torch.tensor([list(request.prompt)], device=model.device)
     greedy = params.temperature == 0
-    out = model.generate(
+    generate: Any = model.generate
+    out = generate(
         input_ids=prompt,
         attention_mask=torch.ones_like(prompt),
         max_new_tokens=request.max_tokens,
@@ -51,7 +53,7 @@ def _one(
     if not greedy:
         logits = logits / params.temperature
     logprobs = logits.log_softmax(-1).gather(-1, answers[..., None])[..., 0]
-    samples = [_cut(a.tolist(), l.tolist(), stop_ids, decode) for a, l in zip(answers, logprobs, strict=True)]
+    samples = [_cut(ids.tolist(), logs.tolist(), stop_ids, decode) for ids, logs in zip(answers, logprobs, strict=True)]
     return Group(tuple(request.prompt), tuple(samples * (params.group_size if greedy else 1)))
 
 

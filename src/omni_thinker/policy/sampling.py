@@ -20,13 +20,15 @@ from omni_thinker.types import Group, Sample, SampleRequest, SamplingParams
 Decode = Callable[[Sequence[int]], str]
 
 
-class _BufferLayer(CacheLayerMixin):  # type: ignore[misc]
+class _BufferLayer(CacheLayerMixin):
     """Keys and values of one layer in a buffer of fixed size, filled from the left."""
 
     is_sliding = False
+    keys: torch.Tensor
+    values: torch.Tensor
 
     def __init__(self, size: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.size = size
         self.used = 0
 
@@ -48,8 +50,9 @@ class _BufferLayer(CacheLayerMixin):  # type: ignore[misc]
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def keep_rows(self, rows: torch.Tensor) -> None:
-        self.keys = self.keys.index_select(0, rows)
-        self.values = self.values.index_select(0, rows)
+        index = rows.to(self.keys.device)
+        self.keys = self.keys.index_select(0, index)
+        self.values = self.values.index_select(0, index)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.used + query_length, 0
@@ -70,6 +73,8 @@ class _Batch:
     owner_P_S: torch.Tensor
     """Per cache slot: -1 the prompt, -2 nothing, else the sample that wrote it."""
     cache: Cache
+    layers: Sequence[_BufferLayer]
+    """The layers of `cache`."""
     next_P_G: torch.Tensor
     position_P: torch.Tensor
 
@@ -141,9 +146,7 @@ def _sample_chunk(
         batch.next_P_G = token
         _compact(batch)
         logits_P_G_V = _decode_step(model, batch)
-    return [
-        _group(requests[p], tokens[p], logprobs[p], length[p], stopped[p], decode, stop_ids) for p in range(count)
-    ]
+    return [_group(requests[p], tokens[p], logprobs[p], length[p], stopped[p], decode, stop_ids) for p in range(count)]
 
 
 def _uniforms(seed: int, group_size: int, steps: int) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -168,8 +171,9 @@ def _prefill(
     causal = torch.ones(width, width, dtype=torch.bool).tril()
     # Padding attends to itself: a row of the mask without a single True would give NaN.
     mask = (causal[None] & valid[:, None, :]) | torch.eye(width, dtype=torch.bool)[None]
-    layers = model.config.get_text_config().num_hidden_layers
-    cache = Cache(layers=[_BufferLayer(width + steps * group_size) for _ in range(layers)])
+    depth = model.config.get_text_config().num_hidden_layers
+    layers = [_BufferLayer(width + steps * group_size) for _ in range(depth)]
+    cache = Cache(layers=list(layers))
     out = model(
         input_ids=tokens.to(device),
         position_ids=positions.to(device),
@@ -183,6 +187,7 @@ def _prefill(
         sample_P_G=torch.arange(group_size).repeat(count, 1),
         owner_P_S=torch.where(valid, -1, -2),
         cache=cache,
+        layers=layers,
         next_P_G=torch.zeros(count, group_size, dtype=torch.long),
         position_P=length_P,
     )
@@ -224,8 +229,8 @@ def _compact(batch: _Batch) -> None:
         batch.group_P = batch.group_P[keep]
         batch.position_P = batch.position_P[keep]
         batch.owner_P_S = batch.owner_P_S[keep]
-        for layer in batch.cache.layers:
-            layer.keep_rows(keep.to(layer.keys.device))
+        for layer in batch.layers:
+            layer.keep_rows(keep)
 
 
 def _draw(logits: torch.Tensor, uniform: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:

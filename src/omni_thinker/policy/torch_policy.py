@@ -10,6 +10,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -18,8 +19,8 @@ from transformers import PreTrainedModel
 
 from omni_thinker.models.load import chat_prompt_ids, compute_dtype, load_model, load_tokenizer, stop_token_ids
 from omni_thinker.models.quiet import quiet
-from omni_thinker.policy.lora import add_lora, without_lora
 from omni_thinker.policy.logprobs import AnswerTokens, answer_logprobs
+from omni_thinker.policy.lora import add_lora, without_lora
 from omni_thinker.policy.packing import micro_batches
 from omni_thinker.policy.protocol import (
     Loss,
@@ -31,8 +32,8 @@ from omni_thinker.policy.protocol import (
     TrainBatch,
     TrainGroup,
 )
-from omni_thinker.policy.sampling import sample_groups, supports_group_rows
 from omni_thinker.policy.rows import sample_rows
+from omni_thinker.policy.sampling import sample_groups, supports_group_rows
 from omni_thinker.recipe import ModelSpec
 from omni_thinker.types import Group, SampleRequest, SamplingParams
 
@@ -98,7 +99,7 @@ class TorchPolicy:
             tokens = self._score(groups)
             token_batch = _token_batch(groups, tokens.logprobs_N, tokens.sample_N, reference_N)
             terms = loss(token_batch)
-            terms.loss.backward()  # type: ignore[no-untyped-call]
+            terms.loss.backward()
             self._collect_gradient()
             total += terms.loss.item()
             computed += tokens.computed
@@ -122,9 +123,7 @@ class TorchPolicy:
         if not reference:
             return self._score(groups).logprobs_N
         with self._start_model() as model:
-            return answer_logprobs(
-                model, groups, temperature=self.temperature, packed=self._packed(groups)
-            ).logprobs_N
+            return answer_logprobs(model, groups, temperature=self.temperature, packed=self._packed(groups)).logprobs_N
 
     # -- state ----------------------------------------------------------------------------------------------
 
@@ -168,7 +167,7 @@ class TorchPolicy:
     def export(self, path: Path) -> None:
         """Write a Hugging Face folder in the compute dtype. LoRA factors are merged in."""
         path.mkdir(parents=True, exist_ok=True)
-        model = self.model
+        model: Any = self.model
         if self.spec.lora is not None:
             model = copy.deepcopy(model).merge_and_unload()
         with quiet():

@@ -52,10 +52,14 @@ class Evaluation:
 def estimate(values: Sequence[float]) -> Estimate:
     """Mean and standard error; NaN where there is no value, infinite error where there is only one."""
     n = len(values)
-    if n == 0:
-        return Estimate(float("nan"), 0, float("inf"))
-    stderr = float(np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else float("inf")
-    return Estimate(float(np.mean(values)), n, stderr)
+    if n < 2:
+        return Estimate(float(values[0]) if n else float("nan"), n, float("inf"))
+    mean, spread = float(np.mean(values)), float(np.std(values, ddof=1))
+    if spread == 0:
+        # All alike: n problems can't know that there are no others. One half of a success and of a failure more.
+        shrunk = (mean * n + 0.5) / (n + 1)
+        spread = float(np.sqrt(shrunk * (1 - shrunk)))
+    return Estimate(mean, n, spread / float(np.sqrt(n)))
 
 
 def evaluate(

@@ -1,6 +1,6 @@
 """Multi-task GRPO: one step, read from top to bottom.
 
-    quotas -> problems -> groups -> scores -> advantages -> gradient -> update -> metrics
+quotas -> problems -> groups -> scores -> advantages -> gradient -> update -> metrics
 """
 
 from __future__ import annotations

@@ -38,16 +38,25 @@ class RunDir:
         return target
 
     def write_json(self, name: str, table: Mapping[str, Any]) -> Path:
-        return self.write_text(name, json.dumps(_finite(table), indent=1, ensure_ascii=False) + "\n")
+        return self.write_text(name, to_json(table, indent=1) + "\n")
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
         """Add one line of JSON."""
-        line = json.dumps(_finite(row), ensure_ascii=False) + "\n"
-        with (self.path / name).open("a", encoding="utf-8", errors="backslashreplace") as stream:
-            stream.write(line)
+        with (self.path / name).open("a", encoding="utf-8") as stream:
+            stream.write(to_json(row) + "\n")
 
     def models(self, seed: int) -> Path:
         return self.path / "models" / f"seed-{seed}"
+
+
+def to_json(table: Mapping[str, Any], indent: int | None = None) -> str:
+    """Strict JSON: what isn't finite becomes null, and lone surrogates stay escaped."""
+    try:
+        text = json.dumps(_finite(table), indent=indent, ensure_ascii=False)
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(_finite(table), indent=indent)
+    return text
 
 
 def check_free(path: Path) -> None:

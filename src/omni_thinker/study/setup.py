@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from omni_thinker.errors import UserError
 from omni_thinker.judging.base import Judge
 from omni_thinker.judging.likelihood import LikelihoodJudge
 from omni_thinker.models.load import compute_dtype, load_model, load_tokenizer
-from omni_thinker.recipe import JudgeSpec, Recipe, RewardSpec
+from omni_thinker.recipe import JudgeSpec, Recipe, RewardSpec, TaskSpec
 from omni_thinker.rewards.base import Reward
 from omni_thinker.rewards.registry import make_reward
 from omni_thinker.rl.stream import stable_seed
@@ -41,9 +42,14 @@ class Bench:
         return [name for name, task in self.tasks.items() if not task.verifiable]
 
 
+def make_tasks(recipe: Recipe) -> dict[TaskName, Task]:
+    """The tasks of a recipe. Raises UserError for the first that can't be made."""
+    return {name: make_task(name, _rooted(spec, recipe.data_root)) for name, spec in recipe.tasks.items()}
+
+
 def prepare(recipe: Recipe, *, with_judge: bool = True) -> Bench:
     """Make and check everything. Raises UserError for the first thing that is wrong."""
-    tasks = {name: make_task(name, spec) for name, spec in recipe.tasks.items()}
+    tasks = make_tasks(recipe)
     judged = any(not task.verifiable for task in tasks.values())
     judge = make_judge(recipe.judge, recipe.model.system) if judged and with_judge else None
     rewards = {name: make_reward(task.reward, judge=judge) for name, task in tasks.items()}
@@ -69,9 +75,12 @@ def check_rows(task: Task, reward: Reward) -> None:
     for split in SPLITS:
         for problem in task.problems(split):
             if why := reward.check(problem):
-                raise UserError(
-                    f"can't score {split} row {problem.id!r}: {why}", key=f"tasks.{task.name}.reward"
-                )
+                raise UserError(f"can't score {split} row {problem.id!r}: {why}", key=f"tasks.{task.name}.reward")
+
+
+def _rooted(spec: TaskSpec, root: str) -> TaskSpec:
+    """The task with its files under `root`; an absolute path stays as it is."""
+    return spec.model_copy(update={"files": tuple(str(Path(root) / file) for file in spec.files)}) if root else spec
 
 
 def _pools(recipe: Recipe, tasks: Mapping[TaskName, Task]) -> dict[Split, Pools]:

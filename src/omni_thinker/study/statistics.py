@@ -51,9 +51,7 @@ class Comparison:
         }
 
 
-def compare_arms(
-    arms: Mapping[str, Sequence[Values]], *, resamples: int, confidence: float
-) -> list[Comparison]:
+def compare_arms(arms: Mapping[str, Sequence[Values]], *, resamples: int, confidence: float) -> list[Comparison]:
     """Every pair of arms, later against earlier, on each task and on `macro`, the unweighted mean of tasks.
 
     `arms[name]` holds one table per seed, the seeds in one order.

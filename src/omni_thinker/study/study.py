@@ -18,7 +18,7 @@ from typing import Any
 
 from omni_thinker.baselines.merge import task_arithmetic
 from omni_thinker.baselines.sft import WarmupReport
-from omni_thinker.recipe import Recipe
+from omni_thinker.recipe import Recipe, StudySpec
 from omni_thinker.rl.evaluate import Estimate, Evaluation
 from omni_thinker.runs.machine import machine
 from omni_thinker.runs.progress import Progress
@@ -69,6 +69,21 @@ def run_study(recipe: Recipe, out: Path) -> dict[str, Any]:
     return result
 
 
+def describe(recipe: Recipe) -> dict[str, Any]:
+    """Check everything that can be checked before step 0, and tell the work ahead. Writes nothing."""
+    bench = prepare(recipe)
+    work, _ = expected_work(recipe)
+    return {
+        "name": recipe.name,
+        "model": recipe.model.name,
+        "problems": {split: {task: len(own) for task, own in pools.items()} for split, pools in bench.pools.items()},
+        "arms": list(recipe.study.arms),
+        "seeds": list(recipe.study.seeds),
+        "work": work,
+        "recipe": recipe.model_dump(mode="json"),
+    }
+
+
 def expected_work(recipe: Recipe) -> tuple[dict[str, int], dict[str, float]]:
     """Units of work by kind, and rough seconds of each until they have been measured."""
     study, tasks, seeds = recipe.study, len(recipe.tasks), len(recipe.study.seeds)
@@ -76,11 +91,12 @@ def expected_work(recipe: Recipe) -> tuple[dict[str, int], dict[str, float]]:
     steps = study.steps * len(trained)
     arms = 1 + len(trained) + ("merge" in study.arms)
     validations = 1 + len(trained)
-    if _needs_probes(study.arms):
+    if _needs_probes(study):
+        probed = len(_probed(recipe))
         full = "single" in study.arms and study.single_budget == "full"
-        steps += tasks * (study.steps if full else max(1, study.steps // tasks))
-        validations += tasks * (2 if full else 1)
-        arms += tasks if "single" in study.arms else 0
+        steps += probed * (study.steps if full else study.steps // tasks)
+        validations += probed * (2 if full else 1)
+        arms += probed if "single" in study.arms else 0
     validations += (tasks - 1 if "curriculum" in study.arms else 0) + ("merge" in study.arms)
     expected = {
         "warmup": recipe.warmup.steps,
@@ -93,8 +109,18 @@ def expected_work(recipe: Recipe) -> tuple[dict[str, int], dict[str, float]]:
     return {kind: count * seeds for kind, count in expected.items()}, prior
 
 
-def _needs_probes(arms: Sequence[str]) -> bool:
-    return bool({"single", "curriculum", "merge"} & set(arms))
+def _needs_probes(study: StudySpec) -> bool:
+    planned = "curriculum" in study.arms and not study.order
+    return planned or bool({"single", "merge"} & set(study.arms))
+
+
+def _probed(recipe: Recipe) -> list[TaskName]:
+    """Tasks that are trained alone: all of them, unless only some single-task arms are asked for."""
+    study = recipe.study
+    planned = "curriculum" in study.arms and not study.order
+    if study.single_tasks and not planned and "merge" not in study.arms:
+        return [task for task in recipe.tasks if task in study.single_tasks]
+    return list(recipe.tasks)
 
 
 def _run_seed(bench: Bench, run: RunDir, progress: Progress, seed: int) -> SeedOutcome:
@@ -109,16 +135,16 @@ def _run_seed(bench: Bench, run: RunDir, progress: Progress, seed: int) -> SeedO
     arms = {"start": ArmResult("start", start_path, Spent(), start)}
 
     matrix, plan, experts = None, None, dict[TaskName, ArmResult]()
-    if _needs_probes(study.arms):
+    if _needs_probes(study):
         rows, experts, singles = _singles(session, start_path)
         if "single" in study.arms:
             arms |= singles
-        if len(bench.tasks) > 1:
+        if len(bench.tasks) > 1 and len(rows) == len(bench.tasks):
             matrix = TransferMatrix(tuple(bench.tasks), start, rows)
-            plan = make_plan(matrix, forecaster=study.forecaster, strategy=study.strategy)
+            plan = make_plan(matrix, forecaster=study.forecaster, strategy=study.strategy, order=study.order)
             progress.say(f"plan: {' -> '.join(plan.chosen.order)}, forecast {plan.chosen.score:.3f}")
     if "curriculum" in study.arms:
-        order = plan.chosen.order if plan else tuple(bench.tasks)
+        order = study.order or (plan.chosen.order if plan else tuple(bench.tasks))
         arms["curriculum"] = _curriculum(session, start_path, order)
     if "joint" in study.arms:
         arms["joint"] = _joint(session, start_path)
@@ -127,8 +153,6 @@ def _run_seed(bench: Bench, run: RunDir, progress: Progress, seed: int) -> SeedO
 
     test = {}
     for name, arm in arms.items():
-        if name not in {"start", "single", *study.arms} and not name.startswith("single:"):
-            continue
         session.load(arm.weights)
         test[name] = session.evaluate(name, "test", arm.spent.steps)
         session.policy.export(run.models(seed) / name.replace(":", "-"))
@@ -144,9 +168,9 @@ def _singles(
     stage_steps = dict(even_stages(list(recipe.tasks), recipe.study.steps))
     full = "single" in recipe.study.arms and recipe.study.single_budget == "full"
     rows, experts, singles = dict[TaskName, Row](), dict[TaskName, ArmResult](), dict[str, ArmResult]()
-    for task in recipe.tasks:
+    for task in _probed(recipe):
         session.load(start)
-        probe_steps = max(1, stage_steps[task])
+        probe_steps = stage_steps[task]
         steps = recipe.study.steps if full else probe_steps
         name = f"single:{task}"
 
@@ -168,8 +192,7 @@ def _singles(
 
 def _curriculum(session: Session, start: Path, order: Sequence[TaskName]) -> ArmResult:
     session.load(start)
-    stages = [(task, steps) for task, steps in even_stages(order, session.recipe.study.steps) if steps]
-    scheduler = Stages(stages, session.recipe.rl.problems_per_step)
+    scheduler = Stages(even_stages(order, session.recipe.study.steps), session.recipe.rl.problems_per_step)
     spent, ended = session.train("curriculum", scheduler, scheduler.steps, stage_ends=True)
     return ArmResult("curriculum", session.save("curriculum"), spent, ended[-1].evaluation.estimates(), ended)
 

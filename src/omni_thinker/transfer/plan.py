@@ -178,7 +178,7 @@ def _only_measured(draws: MatrixDraws) -> MatrixDraws:
 
 
 def _macro(forecast: Mapping[TaskName, Array]) -> Array:
-    return np.mean(np.stack(list(forecast.values())), axis=0)
+    return np.asarray(np.mean(np.stack(list(forecast.values())), axis=0))
 
 
 def _probability_best(scores: Mapping[Order, Array]) -> dict[Order, float]:

@@ -1,0 +1,5 @@
+"""`python -m omni_thinker`."""
+
+from omni_thinker.cli import main
+
+main()

@@ -1,0 +1,327 @@
+"""The command line: every command is one call into the library. Imports what is heavy only where it is used."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from omni_thinker import __version__
+from omni_thinker.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Multi-task RL post-training of one language model: train on each task, measure what that did to the others, "
+    "forecast every order, train the plan, and compare it honestly. Start with: omni-thinker study recipes/tiny.toml",
+)
+model_app = typer.Typer(no_args_is_help=True, help="The built-in model, and what is known of any model.")
+tasks_app = typer.Typer(no_args_is_help=True, help="Look at tasks before spending compute on them.")
+app.add_typer(model_app, name="model")
+app.add_typer(tasks_app, name="tasks")
+
+RecipeFile = Annotated[Path, typer.Argument(help="A recipe file (TOML).")]
+Out = Annotated[Path | None, typer.Option(help="Directory of the run; must not hold one yet. Default: runs/NAME-TIME.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a recipe key: dotted.key=value. May be repeated.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
+
+
+def main() -> None:
+    """Run the command line. Bad input: one line on stderr, exit code 2."""
+    try:
+        app()
+    except UserError as exc:
+        sys.stderr.write(f"omni-thinker: {exc}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("omni-thinker: interrupted\n")
+        sys.exit(130)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def study(
+    recipe: RecipeFile,
+    out: Out = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Run seeds 0 to N - 1.")] = None,
+    overrides: Set = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print the work ahead, write nothing.")
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Train every arm at equal budget and compare them on the test split."""
+    extra = [f"study.seeds={list(range(seeds))}"] if seeds else []
+    _run(recipe, out, [*(overrides or []), *extra], json_, dry_run=dry_run)
+
+
+@app.command()
+def train(
+    recipe: RecipeFile,
+    arm: Annotated[str, typer.Option(help="joint, curriculum, or single:TASK.")] = "joint",
+    order: Annotated[
+        str, typer.Option(help="Fixed order of a curriculum: task,task,... Without it, it is planned.")
+    ] = "",
+    steps: Annotated[int | None, typer.Option(min=1, help="RL steps, instead of the recipe's study.steps.")] = None,
+    out: Out = None,
+    overrides: Set = None,
+    json_: Json = False,
+) -> None:
+    """Train one arm and evaluate it before and after."""
+    kind, _, task = arm.partition(":")
+    if kind not in ("joint", "curriculum", "single") or bool(task) != (kind == "single"):
+        raise UserError(f"takes joint, curriculum or single:TASK, got {arm!r}", key="--arm")
+    extra = [f'study.arms=["start", "{kind}"]', 'study.single_budget="full"']
+    extra += [f"study.steps={steps}"] if steps else []
+    extra += [f"study.order={json.dumps(_names(order))}"] if order else []
+    extra += [f"study.single_tasks={json.dumps([task])}"] if task else []
+    _run(recipe, out, [*(overrides or []), *extra], json_)
+
+
+@app.command()
+def probe(recipe: RecipeFile, out: Out = None, overrides: Set = None, json_: Json = False) -> None:
+    """Only measure transfer: a short run per task, the matrix (transfer.json) and the plan made from it."""
+    extra = ['study.arms=["start", "single"]', 'study.single_budget="stage"']
+    _run(recipe, out, [*(overrides or []), *extra], json_)
+
+
+@app.command()
+def plan(
+    matrix: Annotated[Path, typer.Option(help="transfer.json of a study or probe.")],
+    forecaster: Annotated[str, typer.Option(help="naive, additive, relative or logit.")] = "logit",
+    strategy: Annotated[
+        str, typer.Option(help="exact, back_greedy, least_to_most_forgettable or front_greedy.")
+    ] = "exact",
+    order: Annotated[str, typer.Option(help="Forecast this order (task,task,...) instead of choosing one.")] = "",
+    json_: Json = False,
+) -> None:
+    """Forecast what orders would end at, and choose one."""
+    from omni_thinker.transfer.matrix import load_matrix
+    from omni_thinker.transfer.plan import make_plan
+
+    made = make_plan(load_matrix(matrix), forecaster=forecaster, strategy=strategy, order=_names(order))
+    for row in made.orders:
+        chance = "" if row.probability_best is None else f"  best with probability {row.probability_best:.2f}"
+        mark = "*" if row.order == made.chosen.order else " "
+        span = f"[{row.interval.low:.3f}, {row.interval.high:.3f}]"
+        typer.echo(f"{mark} {' -> '.join(row.order)}  {row.score:.3f} {span}{chance}")
+    for name, (named, score, regret) in made.strategies.items():
+        typer.echo(f"{name}: {' -> '.join(named)}  {score:.3f}, regret {regret:.3f}")
+    _finish(made.to_json(), json_)
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="builtin, tiny, a Hugging Face folder, or a hub name.")],
+    recipe: Annotated[Path | None, typer.Option(help="Tasks and settings; default: the four built-in tasks.")] = None,
+    split: Annotated[str, typer.Option(help="validation or test.")] = "test",
+    references: Annotated[Path | None, typer.Option(help="references.jsonl of a run, for judged tasks.")] = None,
+    overrides: Set = None,
+    json_: Json = False,
+) -> None:
+    """Accuracy of a model on each task."""
+    from omni_thinker.study.single_eval import evaluate_model
+
+    result = evaluate_model(model, _recipe_or_builtin(recipe, overrides), split, references)
+    for name, row in result["tasks"].items():
+        typer.echo(f"{name}: {row['mean']:.3f} +- {row['stderr'] or 0:.3f} ({row['n']} problems)")
+    for note in result["notes"]:
+        typer.echo(note)
+    _finish(result, json_)
+
+
+@app.command()
+def report(directory: Annotated[Path, typer.Argument(help="A run directory.")], json_: Json = False) -> None:
+    """Write report.html again."""
+    from omni_thinker.report import write_report
+
+    path = write_report(directory)
+    typer.echo(f"report: {path}")
+    _finish({"report": str(path)}, json_)
+
+
+@app.command()
+def score(
+    reward: Annotated[str, typer.Option(help="A reward part (math, unit_tests, short_answer, ...), or RECIPE:TASK.")],
+    in_: Annotated[Path, typer.Option("--in", help="Rows with id, response, and what the reward needs (JSONL).")],
+    out: Annotated[Path, typer.Option(help="Where the scores go (JSONL); must not exist.")],
+    json_: Json = False,
+) -> None:
+    """Score responses from a file: how to debug a reward before spending a day of compute on it."""
+    from omni_thinker.study.score_file import score_file
+
+    summary = score_file(reward, in_, out)
+    typer.echo(
+        f"{summary['rows']} rows: {summary['value']} values (mean {summary['mean']}), "
+        f"{summary['abstain']} abstentions, {summary['error']} errors; {out}"
+    )
+    _finish(summary, json_)
+
+
+@tasks_app.command("list")
+def tasks_list(json_: Json = False) -> None:
+    """The built-in tasks and the kinds of source."""
+    from omni_thinker.tasks.registry import BUILTIN, SOURCES
+
+    for name, line in BUILTIN.items():
+        typer.echo(f"builtin:{name}  {line}")
+    typer.echo(f"sources: {', '.join(SOURCES)}")
+    _finish({"builtin": dict(BUILTIN), "sources": list(SOURCES)}, json_)
+
+
+@tasks_app.command("show")
+def tasks_show(
+    source: Annotated[str, typer.Argument(help="A source such as builtin:math, or RECIPE:TASK.")],
+    count: Annotated[int, typer.Option(min=1, help="How many problems.")] = 3,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
+    difficulty: Annotated[float | None, typer.Option(min=0, max=10, help="For built-in tasks.")] = None,
+    overrides: Set = None,
+    json_: Json = False,
+) -> None:
+    """Print a few problems."""
+    from omni_thinker.recipe import parse_recipe
+    from omni_thinker.study.setup import make_tasks
+
+    if ".toml" in source:
+        path, _, name = source.rpartition(":")
+        loaded = _load(Path(path), overrides)
+        if name not in loaded.tasks:
+            raise UserError(f"no task {name!r}; it has {', '.join(loaded.tasks)}", file=path)
+        loaded = loaded.model_copy(update={"tasks": {name: loaded.tasks[name]}})
+    else:
+        name = "shown"
+        table = {"source": source, **({} if difficulty is None else {"difficulty": difficulty})}
+        loaded = parse_recipe({"tasks": {name: table}}, source)
+    task = make_tasks(loaded)[name]
+    problems = task.problems(_split(split))[:count]
+    for problem in problems:
+        typer.echo(f"--- {problem.id}\n{problem.prompt}\n=> {problem.answer}")
+    rows = [{"id": p.id, "prompt": p.prompt, "answer": p.answer, "data": dict(p.data)} for p in problems]
+    _finish({"task": name, "split": split, "problems": rows}, json_)
+
+
+@tasks_app.command("validate")
+def tasks_validate(
+    recipe: Annotated[Path | None, typer.Argument(help="A recipe file; default: the four built-in tasks.")] = None,
+    overrides: Set = None,
+    json_: Json = False,
+) -> None:
+    """Check every row of every task: the gold answer must score 1 and a wrong one must not."""
+    from omni_thinker.study.validate import validate_tasks
+
+    with _in_recipe(recipe or Path("--set")):
+        failures = validate_tasks(_recipe_or_builtin(recipe, overrides))
+    for name, found in failures.items():
+        typer.echo(f"{name}: {'fine' if not found else f'{len(found)} rows fail'}")
+        for failure in found[:5]:
+            typer.echo(f"  {failure['problem']}: {failure['reason']}")
+    _finish({"failures": failures}, json_)
+    if any(failures.values()):
+        raise typer.Exit(2)
+
+
+@model_app.command("fetch")
+def model_fetch(
+    force: Annotated[bool, typer.Option("--force", help="Fetch again even if it is there.")] = False,
+    json_: Json = False,
+) -> None:
+    """Put the built-in SmolLM2-135M-Instruct into the cache (OMNI_THINKER_HOME) as a Hugging Face folder."""
+    from omni_thinker.models.builtin import fetch_builtin
+
+    folder = fetch_builtin(force=force, say=lambda line: typer.echo(line, err=True))
+    typer.echo(f"built-in model: {folder}")
+    _finish({"folder": str(folder)}, json_)
+
+
+@model_app.command("info")
+def model_info(
+    name: Annotated[str, typer.Argument(help="builtin, tiny, a Hugging Face folder, or a hub name.")] = "builtin",
+    json_: Json = False,
+) -> None:
+    """What a model is. Reads no weights."""
+    from omni_thinker.models.load import model_info as look
+
+    info = look(name)
+    for key, value in info.items():
+        typer.echo(f"{key}: {value}")
+    _finish(info, json_)
+
+
+def _run(recipe: Path, out: Path | None, overrides: list[str], json_: bool, *, dry_run: bool = False) -> None:
+    loaded = _load(recipe, overrides)
+    target = out or Path("runs") / f"{loaded.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    from omni_thinker.runs.rundir import check_free
+
+    check_free(target)
+    from omni_thinker.study.study import describe, run_study
+
+    if dry_run:
+        with _in_recipe(recipe):
+            summary = describe(loaded)
+        for key, value in summary.items():
+            typer.echo(f"{key}: {value}")
+        _finish(summary, json_)
+        return
+    with _in_recipe(recipe):
+        result = run_study(loaded, target)
+    from omni_thinker.report import write_report
+
+    path = write_report(target)
+    typer.echo(result["verdict"])
+    typer.echo(f"report: {path}")
+    _finish({"out": str(target), "report": str(path), **result}, json_)
+
+
+@contextmanager
+def _in_recipe(path: Path) -> Iterator[None]:
+    """Name the recipe in errors that know only the key."""
+    try:
+        yield
+    except UserError as exc:
+        raise exc.within(path) from None
+
+
+def _load(path: Path, overrides: list[str] | None) -> Any:
+    from omni_thinker.recipe import load_recipe
+
+    return load_recipe(path, overrides or [])
+
+
+def _recipe_or_builtin(path: Path | None, overrides: list[str] | None) -> Any:
+    from omni_thinker.recipe import builtin_recipe
+
+    return _load(path, overrides) if path else builtin_recipe(overrides or [])
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _split(name: str) -> Any:
+    from omni_thinker.types import SPLITS
+
+    if name not in SPLITS:
+        raise UserError(f"takes {', '.join(SPLITS)}, got {name!r}", key="--split")
+    return name
+
+
+def _finish(table: dict[str, Any], json_: bool) -> None:
+    if json_:
+        from omni_thinker.runs.rundir import to_json
+
+        typer.echo(to_json(table))

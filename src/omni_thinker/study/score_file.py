@@ -1,0 +1,107 @@
+"""Scores for responses in a file, by one reward part or by a recipe's task."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from omni_thinker.errors import UserError
+from omni_thinker.recipe import RewardSpec, load_recipe
+from omni_thinker.rewards.base import Reward
+from omni_thinker.rewards.registry import make_reward
+from omni_thinker.rewards.validate import score_texts
+from omni_thinker.runs.rundir import to_json
+from omni_thinker.study.setup import make_judge, make_tasks
+from omni_thinker.tasks.pool import is_verifiable
+from omni_thinker.types import Problem
+
+_AT_ONCE = 64
+_OWN = ("id", "response", "prompt", "answer")
+
+
+def score_file(reward: str, rows_file: Path, out: Path) -> dict[str, Any]:
+    """Score every row's `response`, in order, into `out`; returns counts and the mean.
+
+    Raises UserError for bad rows (naming the line), unknown rewards, and an `out` that exists.
+    """
+    if out.exists():
+        raise UserError("exists already", file=out, key="--out")
+    rows = list(_read(rows_file))
+    scorer = _reward(reward)
+    problems = [_problem(row) for row in rows]
+    for number, problem in enumerate(problems, 1):
+        if why := scorer.check(problem):
+            raise UserError(f"line {number} can't be scored: {why}", file=rows_file)
+    results = asyncio.run(_score_all(scorer, problems, [str(row["response"]) for row in rows]))
+    try:
+        out.write_text("".join(to_json(result) + "\n" for result in results), "utf-8")
+    except OSError as exc:
+        raise UserError(f"can't be written: {exc.strerror or exc}", file=out) from None
+    counts = Counter(result["status"] for result in results)
+    values = [result["value"] for result in results if result["value"] is not None]
+    return {
+        "rows": len(rows),
+        **{status: counts[status] for status in ("value", "abstain", "error")},
+        "mean": round(fmean(values), 4) if values else None,
+        "out": str(out),
+    }
+
+
+async def _score_all(reward: Reward, problems: list[Problem], texts: list[str]) -> list[dict[str, Any]]:
+    limit = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(problem: Problem, text: str) -> dict[str, Any]:
+        async with limit:
+            began = time.perf_counter()
+            [score] = await score_texts(reward, problem, [text])
+            return {
+                "id": problem.id,
+                "status": score.status,
+                "value": score.value,
+                "parts": dict(score.parts),
+                "reason": score.reason,
+                "seconds": round(time.perf_counter() - began, 6),
+            }
+
+    return list(await asyncio.gather(*map(one, problems, texts)))
+
+
+def _reward(name: str) -> Reward:
+    path, _, task = name.rpartition(":")
+    if not path:
+        return make_reward(RewardSpec(gate=(), sum={name: 1.0}), judge=None)
+    recipe = load_recipe(Path(path))
+    if task not in recipe.tasks:
+        raise UserError(f"no task {task!r}; it has {', '.join(recipe.tasks)}", file=path, key="--reward")
+    spec = make_tasks(recipe)[task].reward
+    judge = None if is_verifiable(spec) else make_judge(recipe.judge, recipe.model.system)
+    return make_reward(spec, judge=judge)
+
+
+def _problem(row: dict[str, Any]) -> Problem:
+    data = {key: value for key, value in row.items() if key not in _OWN}
+    answer = row.get("answer")
+    return Problem(str(row["id"]), "score", str(row.get("prompt", "")), None if answer is None else str(answer), data)
+
+
+def _read(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise UserError(f"can't be read: {exc}", file=path, key="--in") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as exc:
+            raise UserError(f"line {number} is not JSON: {exc}", file=path) from None
+        if not isinstance(row, dict) or "id" not in row or not isinstance(row.get("response"), str):
+            raise UserError(f"line {number}: a row is an object with 'id' and 'response' (a string)", file=path)
+        yield row

@@ -1,0 +1,72 @@
+"""Evaluation of one model on the tasks of a recipe, outside of a study."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from omni_thinker.errors import UserError
+from omni_thinker.policy.torch_policy import TorchPolicy
+from omni_thinker.recipe import Recipe
+from omni_thinker.rl.evaluate import evaluate
+from omni_thinker.study.setup import prepare, study_seed
+from omni_thinker.types import Problem, Split
+
+
+def evaluate_model(model: str, recipe: Recipe, split: str, references: Path | None) -> dict[str, Any]:
+    """Accuracy per task. Judged tasks need the references of a run; without, only their checkable part is scored.
+
+    Raises UserError for bad names and files.
+    """
+    if split not in ("validation", "test"):
+        raise UserError(f"takes validation or test, got {split!r}", key="--split")
+    wanted: Split = "test" if split == "test" else "validation"
+    known = _read_references(references) if references else {}
+    bench = prepare(recipe, with_judge=bool(known))
+    policy = TorchPolicy(recipe.model.model_copy(update={"name": model}))
+    pools = {
+        task: [_with_reference(problem, known) for problem in problems]
+        for task, problems in bench.pools[wanted].items()
+    }
+    unreferenced = [task for task in bench.judged if any("reference" not in p.data for p in pools[task])]
+    unjudged = bench.judged if bench.judge is None else unreferenced
+    result = evaluate(
+        policy,
+        pools,
+        {task: bench.forms[task] if task in unjudged else reward for task, reward in bench.rewards.items()},
+        bench.max_tokens,
+        samples=recipe.evaluation.samples,
+        temperature=recipe.evaluation.temperature,
+        seed=study_seed(recipe.study.seeds[0], wanted),
+    )
+    notes = [f"{task}: no references, so only what needs no judge was scored; see --references." for task in unjudged]
+    return {
+        "model": model,
+        "split": wanted,
+        "tasks": {task: estimate.to_json() for task, estimate in result.estimates().items()},
+        "metrics": result.metrics,
+        "notes": notes,
+    }
+
+
+def _with_reference(problem: Problem, known: dict[str, str]) -> Problem:
+    if problem.id not in known or "reference" in problem.data:
+        return problem
+    return replace(problem, data={**problem.data, "reference": known[problem.id]})
+
+
+def _read_references(path: Path) -> dict[str, str]:
+    known: dict[str, str] = {}
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise UserError(f"can't be read: {exc}", file=path, key="--references") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            known.setdefault(str(row["problem"]), str(row["reference"]))
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"line {number} is no reference", file=path) from None
+    return known
