@@ -1,6 +1,6 @@
 """A recipe: everything a study needs, in one TOML file. Imports no torch.
 
-Unknown keys are refused. Relative paths are taken from the folder that the command runs in, unless `data_root` says else.
+Unknown keys are refused. Relative paths are taken from the folder that the command runs in, or from `data_root`.
 """
 
 from __future__ import annotations

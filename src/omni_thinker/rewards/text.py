@@ -64,8 +64,8 @@ class ShortAnswer(SamplePart):
         choices = [normalise(choice) for choice in _strings(problem, "choices")]
         if choices and normalise(problem.answer) not in choices:
             return f"the answer {problem.answer!r} is not among the choices"
-        if len(set(choices)) < len(choices):
-            return "two choices are the same but for case, articles or punctuation"
+        if choices.count(normalise(problem.answer)) > 1:
+            return "two choices are the right answer but for case, articles or punctuation"
         return None
 
     def wrong_answer(self, problem: Problem) -> str | None:

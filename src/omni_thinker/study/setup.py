@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from omni_thinker.errors import UserError
 from omni_thinker.judging.base import Judge
 from omni_thinker.judging.likelihood import LikelihoodJudge
-from omni_thinker.models.load import compute_dtype, load_model, load_tokenizer
+from omni_thinker.models.load import compute_dtype, load_model, load_tokenizer, model_info
 from omni_thinker.recipe import JudgeSpec, Recipe, RewardSpec, TaskSpec
 from omni_thinker.rewards.base import Reward
 from omni_thinker.rewards.registry import make_reward
@@ -49,6 +50,7 @@ def make_tasks(recipe: Recipe) -> dict[TaskName, Task]:
 
 def prepare(recipe: Recipe, *, with_judge: bool = True) -> Bench:
     """Make and check everything. Raises UserError for the first thing that is wrong."""
+    _check_model(recipe)
     tasks = make_tasks(recipe)
     judged = any(not task.verifiable for task in tasks.values())
     judge = make_judge(recipe.judge, recipe.model.system) if judged and with_judge else None
@@ -61,6 +63,13 @@ def prepare(recipe: Recipe, *, with_judge: bool = True) -> Bench:
         check_splits(task)
         check_rows(task, rewards[name])
     return Bench(recipe, tasks, rewards, forms, _pools(recipe, tasks), judge)
+
+
+def _check_model(recipe: Recipe) -> None:
+    """Raises UserError where the model, its tokenizer or its chat template is missing. Reads no weights."""
+    model_info(recipe.model.name)
+    if recipe.model.lora is not None and find_spec("peft") is None:
+        raise UserError("LoRA needs peft: pip install 'omni-thinker[lora]'", key="model.lora")
 
 
 def make_judge(spec: JudgeSpec, system: str) -> Judge:

@@ -1,0 +1,221 @@
+"""The command line: bad input gets one line, exit code 2, and nothing is written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from omni_thinker.cli import main
+
+Run = Callable[..., tuple[int, str, str]]
+
+ROWS = [{"prompt": f"What is {n} + 1?", "answer": str(n + 1)} for n in range(60)]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Calls the command in a folder of its own; (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["omni-thinker", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(bool(end.code))
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def write_recipe(folder: Path, tasks: str, extra: str = "") -> Path:
+    path = folder / "recipe.toml"
+    path.write_text(f'{extra}\n[model]\nname = "tiny"\n[judge]\nmodel = "tiny"\n{tasks}', "utf-8")
+    return path
+
+
+def write_rows(folder: Path, rows: list[dict[str, object]], name: str = "rows.jsonl") -> Path:
+    path = folder / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+MATH = '[tasks.sums]\nsource = "jsonl"\nfiles = ["rows.jsonl"]\n'
+
+
+@pytest.mark.parametrize(
+    ("tasks", "words"),
+    [
+        ('[tasks.sums]\nsource = "builtin:sums"\n', ["recipe.toml", "tasks.sums.source", "unknown source"]),
+        ('[tasks.sums]\nsource = "builtin:math"\nlevel = 3\n', ["recipe.toml", "tasks.sums.level", "unknown key"]),
+        ("[tasks]\n", ["recipe.toml", "tasks"]),
+        (MATH + "reward = { sum = { maths = 1.0 } }\n", ["recipe.toml", "maths", "unknown"]),
+        (MATH + "reward = { sum = { unit_tests = 1.0 } }\n", ["recipe.toml", "tasks.sums.reward", "tests"]),
+        (MATH.replace("rows.jsonl", "absent.jsonl"), ["absent.jsonl", "tasks.sums.files", "no such file"]),
+        (MATH + "[model.lora]\nrank = 0\n", ["recipe.toml", "model.lora.rank"]),
+        (MATH + "[study]\nsteps = 8\norder = ['nope']\n", ["recipe.toml", "study.order", "nope"]),
+        ("not toml [", ["recipe.toml", "not valid TOML"]),
+    ],
+)
+def test_a_bad_recipe_is_one_line_and_nothing_is_written(
+    run: Run, tmp_path: Path, tasks: str, words: list[str]
+) -> None:
+    write_rows(tmp_path, list(ROWS))
+    recipe = write_recipe(tmp_path, tasks)
+    code, out, err = run("study", recipe, "--out", tmp_path / "out")
+    assert code == 2, err
+    assert not out
+    assert err.count("\n") == 1
+    for word in words:
+        assert word in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_row_that_the_reward_cannot_score_is_named(run: Run, tmp_path: Path) -> None:
+    write_rows(tmp_path, [*ROWS, {"prompt": "What is love?", "answer": "baby"}])
+    recipe = write_recipe(tmp_path, MATH + "reward = { sum = { math = 1.0 } }\n")
+    code, _, err = run("study", recipe, "--out", tmp_path / "out")
+    assert code == 2
+    assert "tasks.sums.reward" in err
+    assert err.count("\n") == 1
+
+
+def test_a_test_split_that_overlaps_train_is_refused(run: Run, tmp_path: Path) -> None:
+    rows = [{**row, "split": "train"} for row in ROWS] + [{"prompt": "what is 3 + 1?", "answer": "4", "split": "test"}]
+    write_rows(tmp_path, rows)
+    recipe = write_recipe(tmp_path, MATH)
+    code, _, err = run("study", recipe, "--out", tmp_path / "out")
+    assert code == 2
+    assert "recipe.toml" in err
+    assert "tasks.sums" in err
+    assert "also in" in err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("lacking", ["tokenizer", "template"])
+def test_a_model_folder_without_tokenizer_or_template_is_refused(
+    run: Run, tmp_path: Path, tiny_model: Path, lacking: str
+) -> None:
+    write_rows(tmp_path, list(ROWS))
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    for path in folder.iterdir():
+        if lacking == "tokenizer" and "token" in path.name:
+            path.unlink()
+        elif "template" in path.name:
+            path.unlink()
+        elif path.name == "tokenizer_config.json":
+            table = json.loads(path.read_text("utf-8"))
+            table.pop("chat_template", None)
+            path.write_text(json.dumps(table), "utf-8")
+    recipe = write_recipe(tmp_path, MATH)
+    code, _, err = run("study", recipe, "--set", f'model.name="{folder}"', "--out", tmp_path / "out")
+    assert code == 2
+    assert str(folder) in err
+    assert lacking in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_directory_that_holds_a_run_is_left_alone(run: Run, tmp_path: Path) -> None:
+    write_rows(tmp_path, list(ROWS))
+    recipe = write_recipe(tmp_path, MATH)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "metrics.jsonl").write_text("precious", "utf-8")
+    code, _, err = run("study", recipe, "--out", out)
+    assert code == 2
+    assert "already holds a run" in err
+    assert [path.name for path in out.iterdir()] == ["metrics.jsonl"]
+    assert (out / "metrics.jsonl").read_text("utf-8") == "precious"
+
+
+def test_dry_run_checks_everything_and_writes_nothing(run: Run, tmp_path: Path) -> None:
+    write_rows(tmp_path, list(ROWS))
+    recipe = write_recipe(tmp_path, MATH, 'name = "dry"')
+    before = sorted(path.name for path in tmp_path.iterdir())
+    code, out, _ = run("study", recipe, "--dry-run", "--json")
+    assert code == 0
+    assert json.loads(out.splitlines()[-1])["name"] == "dry"
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_score_writes_rows_in_order(run: Run, tmp_path: Path) -> None:
+    rows = [{"id": f"r{n}", "response": str(n % 3), "answer": "1"} for n in range(30)]
+    path = write_rows(tmp_path, rows)
+    out = tmp_path / "scores.jsonl"
+    code, text, _ = run("score", "--reward", "math", "--in", path, "--out", out, "--json")
+    assert code == 0
+    scores = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
+    assert [score["id"] for score in scores] == [row["id"] for row in rows]
+    assert [score["value"] for score in scores] == [float(n % 3 == 1) for n in range(30)]
+    assert json.loads(text.splitlines()[-1])["mean"] == pytest.approx(1 / 3, abs=1e-3)
+    code, _, err = run("score", "--reward", "math", "--in", path, "--out", out)
+    assert code == 2
+    assert "exists" in err
+
+
+@pytest.mark.parametrize(
+    ("line", "word"), [("{", "not JSON"), ('{"id": 1}', "response"), ('{"id": 1, "response": "2"}', "line 1")]
+)
+def test_score_names_the_bad_line(run: Run, tmp_path: Path, line: str, word: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(line + "\n", "utf-8")
+    code, _, err = run("score", "--reward", "math", "--in", path, "--out", tmp_path / "out.jsonl")
+    assert code == 2
+    assert word in err
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_tasks_can_be_looked_at(run: Run) -> None:
+    code, out, _ = run("tasks", "show", "builtin:qa", "--count", 2, "--json")
+    assert code == 0
+    assert len(json.loads(out.splitlines()[-1])["problems"]) == 2
+    code, _, err = run("tasks", "show", "builtin:qa", "--split", "dev")
+    assert code == 2
+    assert "--split" in err
+
+
+def test_the_readme_task_works(run: Run, tmp_path: Path, repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The class printed in README is a task: its gold answers score 1 and wrong ones don't."""
+    readme = (repo / "README.md").read_text("utf-8")
+    code_block = readme.split("```python\n")[1].split("```")[0]
+    (tmp_path / "my_tasks.py").write_text(code_block, "utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    recipe = write_recipe(
+        tmp_path, '[tasks.reversed]\nsource = "python:my_tasks:Reversed"\ntrain = 40\nvalidation = 8\ntest = 8\n'
+    )
+    code, out, err = run("tasks", "validate", recipe, "--json")
+    assert code == 0, err
+    assert json.loads(out.splitlines()[-1]) == {"failures": {"reversed": []}}
+
+
+def test_plan_from_a_matrix(run: Run, tmp_path: Path) -> None:
+    def cell(mean: float) -> dict[str, float]:
+        return {"mean": mean, "n": 50, "stderr": 0.02}
+
+    # Training b ruins a, training a leaves b alone: b must come first.
+    matrix = {
+        "version": 1,
+        "tasks": ["a", "b"],
+        "start": {"a": cell(0.4), "b": cell(0.4)},
+        "after": {"a": {"a": cell(0.8), "b": cell(0.4)}, "b": {"a": cell(0.1), "b": cell(0.8)}},
+    }
+    path = tmp_path / "transfer.json"
+    path.write_text(json.dumps(matrix), "utf-8")
+    code, out, _ = run("plan", "--matrix", path, "--json")
+    assert code == 0
+    plan = json.loads(out.splitlines()[-1])
+    assert plan["plan"]["order"] == ["b", "a"]
+    assert plan["plan"]["probability_best"] > 0.99
+    assert len(plan["orders"]) == 2
+    code, _, err = run("plan", "--matrix", path, "--order", "a,c")
+    assert code == 2
+    assert "'c'" in err

@@ -1,0 +1,267 @@
+"""Our losses and gradients are those of TRL's GRPOTrainer, on the same batch of tokens, log-probs and rewards.
+
+TRL does all of its own work: it pads the batch, takes the advantages from the rewards, loads its own reference
+model and computes its own log-probs. Only its generation is replaced, by our fixed tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from omni_thinker.policy.protocol import LossReport, TrainGroup
+from omni_thinker.policy.torch_policy import TorchPolicy
+from omni_thinker.recipe import ModelSpec, RlSpec
+from omni_thinker.rl.advantages import ADVANTAGES, Rewards
+from omni_thinker.rl.batch import ScoredGroup, build_batches
+from omni_thinker.rl.losses import make_loss
+from omni_thinker.types import Group, Problem, Sample, Score
+
+MAX_TOKENS = 9
+PROMPT_LENGTHS = (7, 4)
+ANSWER_LENGTHS = ((6, 1, 4), (9, 3, 2))
+REWARDS = ((1.0, 0.0, 0.25), (0.2, 0.9, 0.9))
+GROUP_SIZE = 3
+EOS = 2
+
+
+@dataclass(frozen=True)
+class Case:
+    """One recipe and the TRL settings that mean the same."""
+
+    spec: RlSpec
+    trl: dict[str, Any]
+
+
+def _case(
+    loss: str,
+    advantage: str = "grpo",
+    beta: float = 0.0,
+    eps_high: float = 0.2,
+    eps_low: float = 0.2,
+    normaliser: str = "auto",
+    **trl: Any,
+) -> Case:
+    spec = RlSpec.model_validate(
+        {
+            "loss": loss,
+            "advantage": advantage,
+            "group_size": GROUP_SIZE,
+            "kl_beta": beta,
+            "eps_low": eps_low,
+            "eps_high": eps_high,
+            "normaliser": normaliser,
+        }
+    )
+    # TRL weighs the KL of a token by the ratio unless told otherwise; the papers and we do not.
+    same: dict[str, Any] = {"loss_type": loss, "beta": beta, "epsilon": eps_low, "epsilon_high": eps_high}
+    same["use_bias_correction_kl"] = False
+    return Case(spec, {**same, **trl})
+
+
+CASES = {
+    "grpo": _case("grpo"),
+    "grpo-kl": _case("grpo", beta=0.3),
+    "grpo-clip-higher": _case("grpo", eps_low=0.1, eps_high=0.4),
+    "dapo": _case("dapo", eps_high=0.28),
+    "dapo-kl": _case("dapo", beta=0.05),
+    # TRL's switch for "no division by the standard deviation" is scale_rewards.
+    "dr_grpo": _case("dr_grpo", advantage="dr_grpo", scale_rewards="none"),
+    "dr_grpo-kl": _case("dr_grpo", advantage="dr_grpo", beta=0.1, scale_rewards="none"),
+    # GSPO is TRL's grpo with one ratio per sequence. The paper's clips are this tight.
+    "gspo": _case("gspo", loss_type="grpo", importance_sampling_level="sequence"),
+    "gspo-tight-kl": _case(
+        "gspo", beta=0.2, eps_low=3e-2, eps_high=4e-2, loss_type="grpo", importance_sampling_level="sequence"
+    ),
+    # TRL bounds CISPO's weight by epsilon_high itself, ours is 1 + eps_high as for the other losses.
+    "cispo": _case("cispo", eps_high=0.3, epsilon_high=1.3),
+    "cispo-kl": _case("cispo", beta=0.1, eps_high=0.05, epsilon_high=1.05),
+    # TRL has the token mean of one batch under the name bnpo too, and REINFORCE++'s scale as scale_rewards.
+    "token-mean": _case("grpo", normaliser="token", loss_type="bnpo"),
+}
+
+
+def _ids(count: int, rng: torch.Generator) -> list[int]:
+    return [int(t) for t in torch.randint(3, 512, (count,), generator=rng)]
+
+
+@pytest.fixture(scope="module")
+def policy(tiny_model: Path) -> TorchPolicy:
+    """A policy that has moved away from its start."""
+    made = TorchPolicy(ModelSpec(name=str(tiny_model), dtype="float32"))
+    made.mark_start()
+    rng = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for master in made._masters:
+            master.add_(0.01 * torch.randn(master.shape, generator=rng))
+    made._publish()
+    return made
+
+
+@pytest.fixture(scope="module")
+def groups(policy: TorchPolicy) -> list[ScoredGroup]:
+    """Ragged groups whose log-probs differ from the policy's by enough to clip on both sides."""
+    rng = torch.Generator().manual_seed(2)
+    made = []
+    for g, (prompt_length, lengths) in enumerate(zip(PROMPT_LENGTHS, ANSWER_LENGTHS, strict=True)):
+        prompt = tuple(_ids(prompt_length, rng))
+        answers = [tuple([*_ids(n - 1, rng), EOS]) for n in lengths]
+        bare = tuple(Sample(a, (0.0,) * len(a), "", "stop") for a in answers)
+        unweighted = TrainGroup("task", prompt, bare, (0.0,) * len(bare), (0.0,) * len(bare))
+        now = policy.logprobs([unweighted])
+        noise = (0.3 * torch.randn(now.shape, generator=rng)).split(lengths)
+        # A shift of the whole sample too, or sequence ratios would stay within the clip.
+        shifts = [0.5 * (-1) ** (n // 2) for n in range(len(lengths))]
+        old = [x + e + shift for x, e, shift in zip(now.split(lengths), noise, shifts, strict=True)]
+        samples = tuple(Sample(a, tuple(o.tolist()), "", "stop") for a, o in zip(answers, old, strict=True))
+        problem = Problem(id=str(g), task="task", prompt="")
+        made.append(ScoredGroup(problem, Group(prompt, samples), tuple(Score.of(r) for r in REWARDS[g])))
+    return made
+
+
+@pytest.fixture
+def trainer_of(tiny_model: Path, tmp_path: Path) -> Callable[..., Any]:
+    """Makes a GRPOTrainer that scores completions by the `reward` column and generates nothing."""
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    def by_column(completions: list[str], reward: list[float | None], **_: Any) -> list[float | None]:
+        return reward
+
+    def make(**settings: Any) -> Any:
+        arguments = GRPOConfig(
+            output_dir=str(tmp_path),
+            use_cpu=True,
+            bf16=False,
+            report_to="none",
+            per_device_train_batch_size=GROUP_SIZE * 2,
+            num_generations=GROUP_SIZE,
+            gradient_accumulation_steps=1,
+            gradient_checkpointing=False,
+            max_completion_length=MAX_TOKENS,
+            temperature=1.0,
+            model_init_kwargs={"dtype": "float32"},
+            **settings,
+        )
+        rows = Dataset.from_dict({"prompt": ["a", "b"], "reward": [0.0, 0.0]})
+        made = GRPOTrainer(str(tiny_model), reward_funcs=by_column, args=arguments, train_dataset=rows)
+        made.current_gradient_accumulation_steps = 1  # what training sets before each step
+        made.model.train()
+        return made
+
+    return make
+
+
+def _trl_inputs(trainer: Any, groups: Sequence[ScoredGroup], rewards: Sequence[float | None]) -> dict[str, Any]:
+    """What TRL would train on, had it generated our tokens."""
+    flat = [(group.group.prompt, sample) for group in groups for sample in group.group.samples]
+    prompts, answers = [list(p) for p, _ in flat], [list(s.tokens) for _, s in flat]
+    trainer._generate = lambda _: (prompts, answers, None, ["x"] * len(flat), None, {}, None, None)
+    rows = [{"prompt": "x", "reward": reward} for reward in rewards]
+    inputs: dict[str, Any] = trainer._generate_and_score_completions(rows)
+    width = inputs["completion_ids"].shape[1]
+    old = [[*s.logprobs, *[0.0] * (width - len(s.logprobs))] for _, s in flat]
+    inputs["old_per_token_logps"] = torch.tensor(old)
+    return inputs
+
+
+def _ours(policy: TorchPolicy, groups: Sequence[ScoredGroup], spec: RlSpec) -> LossReport:
+    policy.reset_optimizer()
+    [batch] = build_batches(groups, spec, MAX_TOKENS)
+    return policy.forward_backward(batch, make_loss(spec), reference=spec.kl_beta > 0)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_loss_and_gradient_are_those_of_trl(
+    name: str, policy: TorchPolicy, groups: list[ScoredGroup], trainer_of: Callable[..., Any]
+) -> None:
+    case = CASES[name]
+    trainer = trainer_of(**case.trl)
+    trainer.model.load_state_dict(policy.model.state_dict())
+    inputs = _trl_inputs(trainer, groups, [r for own in REWARDS for r in own])
+    theirs = trainer.compute_loss(trainer.model, inputs)
+    theirs.backward()
+
+    report = _ours(policy, groups, case.spec)
+
+    stats = report.stats["task"]
+    assert stats.tokens == int(inputs["num_items_in_batch"]) == sum(map(sum, ANSWER_LENGTHS))
+    assert 0 < stats.clipped < stats.tokens, "the batch must exercise the clip"
+    if case.spec.kl_beta > 0:
+        assert stats.kl / stats.kl_tokens == pytest.approx(trainer._metrics["train"]["kl"][-1], abs=1e-5)
+        assert stats.kl / stats.kl_tokens > 1e-3, "the start must differ from the policy"
+    assert report.loss == pytest.approx(theirs.item(), abs=1e-5)
+    gradients = {key: p.grad for key, p in trainer.model.named_parameters()}
+    assert set(gradients) == set(policy._names)
+    for key, master in zip(policy._names, policy._masters, strict=True):
+        assert master.grad is not None
+        assert gradients[key].abs().max() > 1e-4, key
+        torch.testing.assert_close(master.grad, gradients[key], atol=1e-5, rtol=1e-4, msg=lambda m, k=key: f"{k}: {m}")
+    policy.reset_optimizer()
+
+
+@pytest.mark.parametrize("loss", ["grpo", "gspo"])
+def test_share_of_clipped_tokens_is_that_of_trl(
+    loss: str, policy: TorchPolicy, groups: list[ScoredGroup], trainer_of: Callable[..., Any]
+) -> None:
+    case = CASES[loss]
+    trainer = trainer_of(**case.trl)
+    trainer.model.load_state_dict(policy.model.state_dict())
+    inputs = _trl_inputs(trainer, groups, [r for own in REWARDS for r in own])
+    trainer.compute_loss(trainer.model, inputs)
+    batches = build_batches(groups, case.spec, MAX_TOKENS)
+    old = torch.tensor([x for g in batches[0] for s in g.samples for x in s.logprobs])
+    now = policy.logprobs(batches[0])
+    sample_of = torch.tensor([i for i, n in enumerate(sum(ANSWER_LENGTHS, ())) for _ in range(n)])
+    terms = make_loss(case.spec)(_token_batch(batches[0], now, old, sample_of))
+    clipped = terms.clipped_N.float()
+    # TRL counts a clipped sequence once, we count its tokens.
+    ours = clipped.mean() if loss == "grpo" else torch.stack([clipped[sample_of == s][0] for s in range(6)]).mean()
+    assert float(ours) == pytest.approx(trainer._metrics["train"]["clip_ratio/region_mean"][-1], abs=1e-6)
+
+
+def _token_batch(groups: Sequence[TrainGroup], now: torch.Tensor, old: torch.Tensor, sample_of: torch.Tensor) -> Any:
+    from omni_thinker.policy.protocol import TokenBatch
+
+    advantages = torch.tensor([a for g in groups for a in g.advantages])[sample_of]
+    return TokenBatch(now, old, None, advantages, torch.ones_like(now), sample_of)
+
+
+@pytest.mark.parametrize(("advantage", "scale"), [("grpo", "group"), ("dr_grpo", "none")])
+def test_advantages_are_those_of_trl(
+    advantage: str, scale: str, groups: list[ScoredGroup], trainer_of: Callable[..., Any]
+) -> None:
+    inputs = _trl_inputs(trainer_of(scale_rewards=scale), groups, [r for own in REWARDS for r in own])
+    ours = [a for own in ADVANTAGES[advantage]([_array(r) for r in REWARDS]) for a in own]
+    assert ours == pytest.approx(inputs["advantages"].tolist(), abs=1e-5)
+
+
+def test_a_sample_that_trl_cant_score_is_left_out_of_the_baseline_as_ours_is(
+    groups: list[ScoredGroup], trainer_of: Callable[..., Any]
+) -> None:
+    rewards = [None, 0.0, 0.25, 0.2, 0.9, 0.8]
+    theirs = _trl_inputs(trainer_of(), groups, rewards)["advantages"].tolist()
+    scores = (Score.abstain("no parse"), Score.of(0.0), Score.of(0.25))
+    second = tuple(Score.of(r) for r in (0.2, 0.9, 0.8))
+    scored = [ScoredGroup(g.problem, g.group, s) for g, s in zip(groups, (scores, second), strict=True)]
+    [batch] = build_batches(scored, RlSpec(), MAX_TOKENS)
+    assert theirs[0] == 0.0
+    assert [len(g.samples) for g in batch] == [2, 3]
+    assert [a for g in batch for a in g.advantages] == pytest.approx(theirs[1:], abs=1e-5)
+
+
+def test_our_rloo_is_a_fixed_multiple_of_trls_unscaled_advantage() -> None:
+    """r_i - mean(others) = n / (n - 1) (r_i - mean(all))."""
+    [own] = ADVANTAGES["rloo"]([_array([1.0, 0.0, 0.5, 0.0])])
+    assert own.tolist() == pytest.approx([1.0 - 0.5 / 3, -0.5, 0.5 - 1 / 3, -0.5])
+
+
+def _array(rewards: Sequence[float]) -> Rewards:
+    import numpy as np
+
+    return np.array(rewards)
