@@ -133,6 +133,9 @@ class JudgeSpec(_Table):
     model: str = "builtin"
     margin: NonNegative = 0.1
     """Nats per token; smaller differences are ties."""
+    reference_temperature: NonNegative = 1.0
+    """At which the starting model writes the references that rows don't bring along. At the sampling temperature the
+    start is as likely to win as to lose, so a preference above one half means better than the start."""
 
 
 ArmName = Literal["start", "single", "curriculum", "joint", "merge"]

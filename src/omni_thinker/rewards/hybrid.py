@@ -71,6 +71,22 @@ class HybridReward:
         return Score("value", min(1.0, max(0.0, value)), {**gate.parts, **_values(named)}, _reason(named))
 
 
+class GatesOnly:
+    """What of a hybrid reward needs no judge: 1 where all gates are, else 0."""
+
+    def __init__(self, whole: HybridReward) -> None:
+        self._whole = whole
+
+    async def score(self, group: Group, problem: Problem) -> list[Score]:
+        return await self._whole.score_gates(group, problem)
+
+    def check(self, problem: Problem) -> str | None:
+        return self._whole.check(problem)
+
+    def wrong_answer(self, problem: Problem) -> str:
+        return self._whole.wrong_answer(problem)
+
+
 async def _columns(parts: Mapping[str, Part], group: Group, problem: Problem) -> dict[str, list[Score]]:
     columns = await asyncio.gather(*(_column(name, part, group, problem) for name, part in parts.items()))
     return dict(zip(parts, columns, strict=True))

@@ -120,7 +120,7 @@ class Session:
             )
             for problem in lacking
         ]
-        temperature = self.recipe.rl.temperature
+        temperature = self.recipe.judge.reference_temperature
         groups = self.policy.sample(requests, SamplingParams(group_size=1, temperature=temperature))
         texts = {problem.id: group.samples[0].text for problem, group in zip(lacking, groups, strict=True)}
         for problem_id, text in texts.items():

@@ -8,11 +8,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from omni_thinker.errors import UserError
-from omni_thinker.judging.base import Judge
+from omni_thinker.judging.base import Judge, Verdict
 from omni_thinker.judging.likelihood import LikelihoodJudge
 from omni_thinker.models.load import compute_dtype, load_model, load_tokenizer, model_info
-from omni_thinker.recipe import JudgeSpec, Recipe, RewardSpec, TaskSpec
+from omni_thinker.recipe import JudgeSpec, Recipe, TaskSpec
 from omni_thinker.rewards.base import Reward
+from omni_thinker.rewards.hybrid import GatesOnly
 from omni_thinker.rewards.registry import make_reward
 from omni_thinker.rl.stream import stable_seed
 from omni_thinker.tasks.base import Task
@@ -54,15 +55,26 @@ def prepare(recipe: Recipe, *, with_judge: bool = True) -> Bench:
     tasks = make_tasks(recipe)
     judged = any(not task.verifiable for task in tasks.values())
     judge = make_judge(recipe.judge, recipe.model.system) if judged and with_judge else None
-    rewards = {name: make_reward(task.reward, judge=judge) for name, task in tasks.items()}
-    forms = {
-        name: rewards[name] if task.verifiable else make_reward(_form_only(task.reward), judge=None)
-        for name, task in tasks.items()
-    }
+    rewards: dict[TaskName, Reward] = {}
+    forms: dict[TaskName, Reward] = {}
+    for name, task in tasks.items():
+        reward = make_reward(task.reward, judge=judge or _NoJudge())
+        forms[name] = GatesOnly(reward) if reward.judged else reward
+        rewards[name] = reward if judge is not None or not reward.judged else forms[name]
     for name, task in tasks.items():
         check_splits(task)
         check_rows(task, rewards[name])
     return Bench(recipe, tasks, rewards, forms, _pools(recipe, tasks), judge)
+
+
+class _NoJudge:
+    """Stands where no judge is wanted: only gates are asked then, so that it is never called."""
+
+    name = "none"
+    caveat = "No judge."
+
+    async def compare(self, prompt: str, responses: Sequence[str], reference: str) -> list[Verdict]:
+        return [Verdict("error", None, "no judge") for _ in responses]
 
 
 def _check_model(recipe: Recipe) -> None:
@@ -97,12 +109,6 @@ def _pools(recipe: Recipe, tasks: Mapping[TaskName, Task]) -> dict[Split, Pools]
     return {
         split: {name: task.problems(split)[: limits.get(split)] for name, task in tasks.items()} for split in SPLITS
     }
-
-
-def _form_only(spec: RewardSpec) -> RewardSpec:
-    """The gates alone; where there are none, that the answer comes to its end."""
-    *others, last = spec.gate or ("finished",)
-    return RewardSpec(gate=tuple(others), sum={last: 1.0})
 
 
 def study_seed(seed: int, *parts: object) -> int:

@@ -32,7 +32,7 @@ CLAUSES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "a garden": {
         "roses": ("the roses lean over the fence", "red roses climb up to the balcony"),
-        "bees": ("busy bees drift from bloom to bloom", "the bees find every open flower"),
+        "bees": ("busy bees drift among the blooms", "the bees find every open flower"),
         "soil": ("the soil smells of last night's rain", "dark soil sticks to her gloves"),
         "seeds": ("tiny seeds wait under the ground", "the birds steal half of the seeds"),
         "tomatoes": ("the first tomatoes turn red", "ripe tomatoes fill the old basket"),

@@ -1,0 +1,273 @@
+"""Log-probs are the same however the answers are laid out, whatever the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from omni_thinker.policy.logprobs import ROWS, _ChosenLogprobs, _select, answer_logprobs
+from omni_thinker.policy.packing import micro_batches, pack, row_length
+from omni_thinker.policy.protocol import TrainGroup
+from omni_thinker.policy.sampling import sample_groups, supports_group_rows
+from omni_thinker.types import Sample, SampleRequest, SamplingParams
+
+VOCABULARY = 97
+EOS = 2
+SMALL: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": EOS,
+}
+# Families whose layers all take a free mask: these must get the fast layout.
+ATTENTION: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {"head_dim": 8},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
+    "gemma3_text": {"head_dim": 8, "sliding_window": 64},
+}
+# Families that need care: no sdpa (the mask must then be additive), state-space or convolution layers, chunks.
+SPECIAL: dict[str, dict[str, Any]] = {
+    "gemma2": {"head_dim": 8, "sliding_window": 64},
+    "gpt_oss": {"head_dim": 8, "sliding_window": 64, "num_local_experts": 2, "num_experts_per_tok": 1},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "granitemoehybrid": {
+        "layer_types": ["mamba", "attention"],
+        "mamba_n_heads": 4,
+        "mamba_d_head": 16,
+        "mamba_d_state": 8,
+        "num_local_experts": 0,
+        "shared_intermediate_size": 32,
+    },
+    "llama4_text": {
+        "head_dim": 8,
+        "num_local_experts": 2,
+        "num_experts_per_tok": 1,
+        "intermediate_size_mlp": 64,
+        "attention_chunk_size": 8,
+    },
+    "minimax": {
+        "layer_types": ["linear_attention", "full_attention"],
+        "head_dim": 8,
+        "num_local_experts": 2,
+        "block_size": 8,
+    },
+}
+
+
+def make_model(family: str, **settings: Any) -> PreTrainedModel:
+    """A small random model, with the attention that `load_model` would give it."""
+    config = AutoConfig.for_model(family, **{**SMALL, **ATTENTION.get(family, SPECIAL.get(family, {})), **settings})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+        except ValueError:
+            model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    return model.float().eval()
+
+
+def _ids(count: int, rng: torch.Generator) -> tuple[int, ...]:
+    return tuple(int(t) for t in torch.randint(3, VOCABULARY, (count,), generator=rng))
+
+
+def make_groups(shapes: Sequence[tuple[int, Sequence[int]]], seed: int = 0) -> list[TrainGroup]:
+    """Per group: the length of the prompt and of each answer. Every other answer was cut short (no stop token)."""
+    rng = torch.Generator().manual_seed(seed)
+    groups = []
+    for prompt, lengths in shapes:
+        answers = []
+        for n, length in enumerate(lengths):
+            cut = n % 2 == 1
+            tokens = _ids(length, rng) if cut else (*_ids(length - 1, rng), EOS)
+            answers.append(Sample(tokens, (0.0,) * length, "", "length" if cut else "stop"))
+        zeros = (0.0,) * len(lengths)
+        groups.append(TrainGroup("t", _ids(prompt, rng), tuple(answers), zeros, zeros))
+    return groups
+
+
+RAGGED = [(7, (3, 1, 6)), (12, (5, 9)), (1, (2,)), (3, (1, 1, 1, 1)), (5, (11,))]
+
+
+def _gradients(model: PreTrainedModel, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    found = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
+    return {name: g for (name, _), g in zip(named, found, strict=True) if g is not None}
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("family", ATTENTION)
+def test_packed_is_padded(family: str, temperature: float) -> None:
+    model, groups = make_model(family), make_groups(RAGGED)
+    assert supports_group_rows(model, 21)
+    packed = answer_logprobs(model, groups, temperature=temperature, packed=True)
+    padded = answer_logprobs(model, groups, temperature=temperature, packed=False)
+    assert packed.sample_N.tolist() == padded.sample_N.tolist()
+    torch.testing.assert_close(packed.logprobs_N, padded.logprobs_N, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(packed.entropy_N, padded.entropy_N, atol=1e-5, rtol=1e-5)
+    assert packed.logprobs_N.std() > 0.3, "the model must tell tokens apart"
+    assert packed.computed == sum(map(row_length, groups)) < padded.computed
+    rng = torch.Generator().manual_seed(1)
+    weights = torch.randn(packed.logprobs_N.shape, generator=rng) / len(packed.logprobs_N)
+    one = _gradients(model, (packed.logprobs_N * weights).sum())
+    other = _gradients(model, (padded.logprobs_N * weights).sum())
+    assert set(one) == set(other)
+    assert len(one) > 5
+    for name, gradient in one.items():
+        torch.testing.assert_close(gradient, other[name], atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("family", [*ATTENTION, *SPECIAL])
+def test_no_model_is_packed_that_sees_other_samples(family: str) -> None:
+    """Where the shared row changes a single log-prob, the model must be refused it."""
+    model, groups = make_model(family), make_groups(RAGGED)
+    if not supports_group_rows(model, 21):
+        return
+    with torch.no_grad():
+        packed = answer_logprobs(model, groups, temperature=1.0, packed=True).logprobs_N
+        padded = answer_logprobs(model, groups, temperature=1.0, packed=False).logprobs_N
+    torch.testing.assert_close(packed, padded, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", [*ATTENTION, *SPECIAL])
+def test_no_model_is_sampled_by_another_distribution(family: str) -> None:
+    """The sampler's log-probs are those of the plain padded pass, for every family it takes."""
+    model = make_model(family)
+    if not supports_group_rows(model, 21):
+        return
+    rng = torch.Generator().manual_seed(5)
+    requests = [
+        SampleRequest(_ids(9, rng), 8, 1),
+        SampleRequest(_ids(3, rng), 12, 2),
+        SampleRequest(_ids(5, rng), 1, 3),
+    ]
+    drawn = sample_groups(model, requests, SamplingParams(group_size=3), frozenset([EOS]), lambda _: "")
+    zeros = (0.0,) * 3
+    groups = [TrainGroup("t", g.prompt, g.samples, zeros, zeros) for g in drawn]
+    with torch.no_grad():
+        padded = answer_logprobs(model, groups, temperature=1.0, packed=False).logprobs_N
+    sampled = torch.tensor([x for g in drawn for s in g.samples for x in s.logprobs])
+    torch.testing.assert_close(sampled, padded, atol=1e-4, rtol=1e-4)
+
+
+def test_a_window_shorter_than_the_row_is_refused() -> None:
+    model = make_model("mistral", sliding_window=16)
+    assert supports_group_rows(model, 16)
+    assert not supports_group_rows(model, 17)
+    assert supports_group_rows(make_model("mistral", sliding_window=None), 10_000)
+
+
+def test_siblings_and_neighbours_are_not_seen() -> None:
+    model, groups = make_model("llama"), make_groups(RAGGED)
+    with torch.no_grad():
+        whole = answer_logprobs(model, groups, temperature=1.0, packed=True).logprobs_N
+        alone = torch.cat([answer_logprobs(model, [g], temperature=1.0, packed=True).logprobs_N for g in groups])
+    torch.testing.assert_close(whole, alone, atol=1e-5, rtol=1e-5)
+
+
+# -- the row by hand ----------------------------------------------------------------------------------------
+
+
+def _group(prompt: tuple[int, ...], *answers: tuple[int, ...]) -> TrainGroup:
+    samples = tuple(Sample(a, (0.0,) * len(a), "", "stop") for a in answers)
+    zeros = (0.0,) * len(samples)
+    return TrainGroup("t", prompt, samples, zeros, zeros)
+
+
+def test_row_by_hand() -> None:
+    row = pack([_group((1, 2), (3, 4, 5), (6,)), _group((7,), (8, 9))])
+    # The last token of an answer predicts nothing and is left out.
+    assert row.tokens_T.tolist() == [1, 2, 3, 4, 7, 8]
+    assert row.positions_T.tolist() == [0, 1, 2, 3, 0, 1]
+    assert row.target_N.tolist() == [3, 4, 5, 6, 8, 9]
+    assert row.source_N.tolist() == [1, 2, 3, 1, 4, 5]
+    assert row.sample_N.tolist() == [0, 0, 0, 1, 2, 2]
+    seen = [[j for j in range(6) if row.mask_T_T[i, j]] for i in range(6)]
+    assert seen == [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [4], [4, 5]]
+
+
+def test_siblings_by_hand() -> None:
+    row = pack([_group((1,), (2, 3), (4, 5))])
+    assert row.tokens_T.tolist() == [1, 2, 4]
+    assert row.positions_T.tolist() == [0, 1, 1]
+    assert row.mask_T_T.tolist() == [[True, False, False], [True, True, False], [True, False, True]]
+
+
+@pytest.mark.parametrize("budget", [1, 15, 30, 10_000])
+def test_micro_batches_hold_every_group_once(budget: int) -> None:
+    groups = make_groups(RAGGED)
+    rows = list(micro_batches(groups, budget))
+    flat = [g for row in rows for g in row]
+    assert sorted(map(id, flat)) == sorted(map(id, groups))
+    for row in rows:
+        assert sum(map(row_length, row)) <= budget or len(row) == 1
+    assert len(rows) == {1: 5, 10_000: 1}.get(budget, len(rows))
+
+
+# -- log softmax at one index -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, ROWS, ROWS + 3])
+def test_chosen_logprobs_are_log_softmax(count: int) -> None:
+    rng = torch.Generator().manual_seed(4)
+    logits = (4 * torch.randn(count, 50, generator=rng)).requires_grad_(True)
+    target = torch.randint(50, (count,), generator=rng)
+    weights = torch.randn(count, generator=rng)
+    chosen, entropy = _ChosenLogprobs.apply(logits, target)
+    every = torch.log_softmax(logits, -1)
+    expected = every.gather(-1, target[:, None])[:, 0]
+    torch.testing.assert_close(chosen, expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(entropy, -(every.exp() * every).sum(-1).detach(), atol=1e-5, rtol=1e-5)
+    assert not entropy.requires_grad
+    [gradient] = torch.autograd.grad((chosen * weights).sum(), logits)
+    [reference] = torch.autograd.grad((expected * weights).sum(), logits)
+    torch.testing.assert_close(gradient, reference, atol=1e-6, rtol=1e-5)
+
+
+def test_chosen_logprobs_stand_extremes() -> None:
+    logits = torch.tensor([[500.0, -500.0, 0.0], [1.0, -math.inf, 1.0], [-math.inf, 0.0, -math.inf]])
+    chosen, entropy = _ChosenLogprobs.apply(logits.requires_grad_(True), torch.tensor([1, 0, 1]))
+    assert chosen.tolist() == pytest.approx([-1000.0, -math.log(2), 0.0])
+    assert entropy.tolist() == pytest.approx([0.0, math.log(2), 0.0], abs=1e-6)
+    [gradient] = torch.autograd.grad(chosen.sum(), logits)
+    assert torch.isfinite(gradient).all()
+    assert gradient.tolist()[1] == pytest.approx([0.5, 0.0, -0.5])
+
+
+def test_chosen_logprobs_of_bf16_are_summed_in_fp32() -> None:
+    rng = torch.Generator().manual_seed(6)
+    logits = (4 * torch.randn(70, 4096, generator=rng)).bfloat16().requires_grad_(True)
+    target = torch.randint(4096, (70,), generator=rng)
+    chosen, _ = _ChosenLogprobs.apply(logits, target)
+    assert chosen.dtype == torch.float32
+    exact = torch.log_softmax(logits.detach().double(), -1).gather(-1, target[:, None])[:, 0]
+    torch.testing.assert_close(chosen.double(), exact, atol=1e-4, rtol=1e-5)
+    [gradient] = torch.autograd.grad(chosen.sum(), logits)
+    assert gradient.dtype == torch.bfloat16
+    probs = torch.softmax(logits.detach().float(), -1)
+    expected = torch.nn.functional.one_hot(target, 4096) - probs
+    torch.testing.assert_close(gradient.float(), expected, atol=1e-3, rtol=2e-2)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.3])
+def test_temperature_divides_bf16_logits_in_fp32_as_the_sampler_does(temperature: float) -> None:
+    """Rounding the quotient to bf16 would part the trainer from the sampler."""
+    rng = torch.Generator().manual_seed(7)
+    logits = (4 * torch.randn(40, 512, generator=rng)).bfloat16()
+    target = torch.randint(512, (40,), generator=rng)
+    chosen, _ = _select(logits, target, temperature)
+    expected = torch.log_softmax(logits.float() / temperature, -1).gather(-1, target[:, None])[:, 0]
+    torch.testing.assert_close(chosen, expected, atol=1e-4, rtol=1e-5)

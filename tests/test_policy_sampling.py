@@ -1,0 +1,305 @@
+"""Sampling: the right distribution, the same draws whatever else is drawn, log-probs that the trainer agrees with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+
+from omni_thinker.policy.logprobs import answer_logprobs
+from omni_thinker.policy.protocol import TrainGroup
+from omni_thinker.policy.rows import sample_rows
+from omni_thinker.policy.sampling import _draw, _uniforms, sample_groups
+from omni_thinker.policy.torch_policy import TorchPolicy
+from omni_thinker.recipe import ModelSpec
+from omni_thinker.types import Group, SampleRequest, SamplingParams
+
+PROMPTS = ("How much is 2 + 2?", "Hi", "Write a Python function that returns x times three.", "Which option is right?")
+LIMITS = (12, 5, 9, 1)
+
+
+@pytest.fixture(scope="module")
+def policy(tiny_model: Path) -> TorchPolicy:
+    return TorchPolicy(ModelSpec(name=str(tiny_model), dtype="float32"))
+
+
+@pytest.fixture(scope="module")
+def requests(policy: TorchPolicy) -> list[SampleRequest]:
+    return [
+        SampleRequest(policy.encode_prompt(p), limit, 1000 + i)
+        for i, (p, limit) in enumerate(zip(PROMPTS, LIMITS, strict=True))
+    ]
+
+
+def _sample(
+    policy: TorchPolicy,
+    requests: Sequence[SampleRequest],
+    group_size: int = 4,
+    temperature: float = 1.0,
+    max_sequences: int = 256,
+    stop_ids: frozenset[int] | None = None,
+) -> list[Group]:
+    params = SamplingParams(group_size, temperature)
+    stops = policy.stop_ids if stop_ids is None else stop_ids
+    return sample_groups(policy.model, requests, params, stops, policy.decode, max_sequences=max_sequences)
+
+
+def _tokens(groups: Sequence[Group]) -> list[list[tuple[int, ...]]]:
+    return [[sample.tokens for sample in group.samples] for group in groups]
+
+
+def _logprobs(groups: Sequence[Group]) -> list[float]:
+    return [x for group in groups for sample in group.samples for x in sample.logprobs]
+
+
+def _trainer_logprobs(policy: TorchPolicy, groups: Sequence[Group], temperature: float) -> list[float]:
+    zeros = [(0.0,) * len(g.samples) for g in groups]
+    trained = [TrainGroup("t", g.prompt, g.samples, z, z) for g, z in zip(groups, zeros, strict=True)]
+    with torch.no_grad():
+        scored = answer_logprobs(policy.model, trained, temperature=temperature, packed=False)
+    return [float(x) for x in scored.logprobs_N]
+
+
+def _common(policy: TorchPolicy, requests: Sequence[SampleRequest]) -> int:
+    """A token that is drawn often, to stand in for the stop token that a random model hardly ever draws."""
+    flat = [t for own in _tokens(_sample(policy, requests, 8)) for tokens in own for t in tokens[1:]]
+    return max(set(flat), key=flat.count)
+
+
+# -- log-probs ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 1.5])
+def test_log_probs_are_the_trainers(policy: TorchPolicy, requests: list[SampleRequest], temperature: float) -> None:
+    groups = _sample(policy, requests, temperature=temperature)
+    sampled = _logprobs(groups)
+    assert len(sampled) > 60
+    assert sampled == pytest.approx(_trainer_logprobs(policy, groups, temperature), abs=1e-4)
+
+
+def test_log_probs_are_the_trainers_after_early_stops(policy: TorchPolicy, requests: list[SampleRequest]) -> None:
+    """Rows and columns leave the batch as samples end; those that go on must not notice."""
+    stops = frozenset({_common(policy, requests), *range(3, 120)})  # about a quarter of what is drawn ends a sample
+    groups = _sample(policy, requests * 3, 8, stop_ids=stops)
+    lengths = {len(t) for own in _tokens(groups) for t in own}
+    assert len(lengths) > 5
+    assert _logprobs(groups) == pytest.approx(_trainer_logprobs(policy, groups, 1.0), abs=1e-4)
+
+
+# -- the same draws, whatever else is drawn -----------------------------------------------------------------
+
+
+def test_draws_are_repeatable_and_follow_the_seed(policy: TorchPolicy, requests: list[SampleRequest]) -> None:
+    torch.manual_seed(1)
+    one = _sample(policy, requests)
+    torch.manual_seed(2)
+    assert _sample(policy, requests) == one
+    other = [SampleRequest(r.prompt, r.max_tokens, r.seed + 1) for r in requests]
+    assert _tokens(_sample(policy, other)) != _tokens(one)
+    assert len({tokens for tokens in _tokens(one)[0]}) == 4, "samples of a group have streams of their own"
+
+
+def test_sampling_leaves_the_global_generator_alone(policy: TorchPolicy, requests: list[SampleRequest]) -> None:
+    before = torch.random.get_rng_state()
+    policy.sample(requests, SamplingParams(2))
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_draws_depend_on_neither_order_nor_company(policy: TorchPolicy, requests: list[SampleRequest]) -> None:
+    whole = _tokens(_sample(policy, requests))
+    order = [2, 0, 3, 1]
+    assert _tokens(_sample(policy, [requests[i] for i in order])) == [whole[i] for i in order]
+    for i, request in enumerate(requests):
+        assert _tokens(_sample(policy, [request])) == [whole[i]]
+    for width in (1, 4, 8, 1000):
+        assert _tokens(_sample(policy, requests, max_sequences=width)) == whole
+
+
+def test_draws_depend_on_company_no_more_where_samples_stop(policy: TorchPolicy, requests: list[SampleRequest]) -> None:
+    stops = frozenset({_common(policy, requests), *range(3, 120)})
+    whole = _tokens(_sample(policy, requests, 8, stop_ids=stops))
+    alone = [_tokens(_sample(policy, [r], 8, stop_ids=stops))[0] for r in requests]
+    assert whole == alone
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_a_sample_is_the_same_whatever_the_size_of_its_group(
+    policy: TorchPolicy, requests: list[SampleRequest], size: int
+) -> None:
+    four, other = _tokens(_sample(policy, requests, 4)), _tokens(_sample(policy, requests, size))
+    both = min(4, size)
+    assert [own[:both] for own in other] == [own[:both] for own in four]
+
+
+def test_a_longer_limit_only_adds_tokens(policy: TorchPolicy, requests: list[SampleRequest]) -> None:
+    longer = [SampleRequest(r.prompt, r.max_tokens + 6, r.seed) for r in requests]
+    for short, long in zip(_tokens(_sample(policy, requests)), _tokens(_sample(policy, longer)), strict=True):
+        assert all(b[: len(a)] == a for a, b in zip(short, long, strict=True))
+
+
+# -- where a sample ends ------------------------------------------------------------------------------------
+
+
+def test_limits_are_respected(policy: TorchPolicy, requests: list[SampleRequest]) -> None:
+    groups = _sample(policy, requests, 4, stop_ids=frozenset([-1]))
+    for request, group in zip(requests, groups, strict=True):
+        assert group.prompt == tuple(request.prompt)
+        assert [len(s.tokens) for s in group.samples] == [request.max_tokens] * 4
+        assert [len(s.logprobs) for s in group.samples] == [request.max_tokens] * 4
+        assert {s.stop for s in group.samples} == {"length"}
+        assert all(s.text == policy.decode(s.tokens) for s in group.samples)
+
+
+def test_a_stop_token_ends_the_sample_and_stays_out_of_its_text(
+    policy: TorchPolicy, requests: list[SampleRequest]
+) -> None:
+    stop = _common(policy, requests)
+    free = _sample(policy, requests, 8, stop_ids=frozenset([-1]))
+    bound = _sample(policy, requests, 8, stop_ids=frozenset([stop]))
+    stopped = 0
+    for a, b in zip((s for g in free for s in g.samples), (s for g in bound for s in g.samples), strict=True):
+        if stop not in a.tokens:
+            assert (b.tokens, b.text, b.stop) == (a.tokens, a.text, a.stop)
+            continue
+        end = a.tokens.index(stop) + 1
+        stopped += 1
+        assert b.tokens == a.tokens[:end]
+        assert b.logprobs == pytest.approx(a.logprobs[:end], abs=1e-5)
+        assert b.stop == "stop"
+        assert b.text == policy.decode(a.tokens[: end - 1])
+    assert stopped >= 3
+
+
+def test_nothing_asked_nothing_drawn(policy: TorchPolicy) -> None:
+    assert policy.sample([], SamplingParams(4)) == []
+
+
+# -- the distribution ---------------------------------------------------------------------------------------
+
+
+def test_greedy_is_transformers_greedy(policy: TorchPolicy, requests: list[SampleRequest]) -> None:
+    groups = _sample(policy, requests, 2, temperature=0.0)
+    for request, group in zip(requests, groups, strict=True):
+        prompt = torch.tensor([list(request.prompt)])
+        expected = policy.model.generate(  # type: ignore[operator]
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=request.max_tokens,
+            do_sample=False,
+            eos_token_id=sorted(policy.stop_ids),
+            pad_token_id=0,
+        )[0, prompt.shape[1] :].tolist()
+        assert [list(s.tokens) for s in group.samples] == [expected, expected]
+    assert _logprobs(groups) == pytest.approx(_trainer_logprobs(policy, groups, 1.0), abs=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
+def test_draws_follow_softmax(temperature: float) -> None:
+    logits = 2 * torch.randn(30, generator=torch.Generator().manual_seed(8))
+    uniform = torch.from_numpy(_uniforms(11, 20, 1000).ravel())
+    token, logprob = _draw(logits.expand(len(uniform), -1), uniform, temperature)
+    expected = torch.softmax(logits.double() / temperature, -1).numpy()
+    torch.testing.assert_close(logprob, torch.log_softmax(logits / temperature, -1)[token], atol=1e-5, rtol=1e-5)
+    seen = np.bincount(token.numpy(), minlength=30)
+    often = expected * len(uniform) >= 5  # the test's own condition; the rest is one bin
+    bins = (np.append(seen[often], seen[~often].sum()), np.append(expected[often], expected[~often].sum()))
+    keep = bins[1] > 0
+    assert chisquare(bins[0][keep], bins[1][keep] * len(uniform)).pvalue > 1e-3
+
+
+def test_first_tokens_follow_the_model(policy: TorchPolicy, requests: list[SampleRequest]) -> None:
+    """All the way through the sampler: 4,000 first tokens of one prompt."""
+    prompt = requests[0].prompt
+    many = [SampleRequest(prompt, 1, seed) for seed in range(20)]
+    drawn = [t[0] for own in _tokens(_sample(policy, many, 200, max_sequences=4000)) for t in own]
+    with torch.no_grad():
+        expected = torch.softmax(policy.model(torch.tensor([list(prompt)])).logits[0, -1].double(), -1).numpy()
+    order = np.argsort(-expected)
+    bins = np.array_split(order, 40)
+    seen = np.bincount(drawn, minlength=len(expected))
+    shares = np.array([expected[b].sum() for b in bins])
+    counts = np.array([seen[b].sum() for b in bins])
+    keep = shares * len(drawn) >= 5
+    counts, shares = np.append(counts[keep], counts[~keep].sum()), np.append(shares[keep], shares[~keep].sum())
+    assert keep.sum() > 10
+    assert chisquare(counts[shares > 0], (shares * len(drawn))[shares > 0]).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-53])
+def test_a_token_without_probability_is_never_drawn(uniform: float) -> None:
+    """Not even by the largest uniform below 1, which fp32 rounds to 1."""
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 1.0, -torch.inf]])
+    token, logprob = _draw(logits, torch.tensor([uniform], dtype=torch.float64), 1.0)
+    assert int(token) in (1, 3)
+    assert torch.isfinite(logprob).all()
+
+
+def test_streams_of_samples_are_apart() -> None:
+    streams = _uniforms(5, 6, 50)
+    assert np.array_equal(streams[:3], _uniforms(5, 3, 50))
+    assert np.array_equal(streams[:, :20], _uniforms(5, 6, 20))
+    assert len(np.unique(streams)) == streams.size
+    assert not np.isin(_uniforms(6, 6, 50), streams).any()
+
+
+# -- one row per sample, for models without free masks ------------------------------------------------------
+
+
+def _rows(
+    policy: TorchPolicy, requests: Sequence[SampleRequest], size: int = 3, temperature: float = 1.0
+) -> list[Group]:
+    return sample_rows(policy.model, requests, SamplingParams(size, temperature), policy.stop_ids, policy.decode)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_rows_have_the_trainers_log_probs(
+    policy: TorchPolicy, requests: list[SampleRequest], temperature: float
+) -> None:
+    groups = _rows(policy, requests, temperature=temperature)
+    assert groups == _rows(policy, requests, temperature=temperature)
+    assert [len(g.samples) for g in groups] == [3] * 4
+    assert len(set(_tokens(groups)[0])) == 3
+    for request, group in zip(requests, groups, strict=True):
+        assert all(1 <= len(s.tokens) <= request.max_tokens for s in group.samples)
+    assert _logprobs(groups) == pytest.approx(_trainer_logprobs(policy, groups, temperature), abs=1e-4)
+
+
+def test_rows_stop_as_groups_do(policy: TorchPolicy, requests: list[SampleRequest]) -> None:
+    stops = frozenset({_common(policy, requests), *range(3, 120)})
+    groups = sample_rows(policy.model, requests, SamplingParams(8), stops, policy.decode)
+    kinds = set()
+    for request, group in zip(requests, groups, strict=True):
+        for sample in group.samples:
+            kinds.add(sample.stop)
+            assert (sample.tokens[-1] in stops) == (sample.stop == "stop")
+            assert not stops & set(sample.tokens[:-1])
+            assert sample.stop == "stop" or len(sample.tokens) == request.max_tokens
+            assert sample.text == policy.decode([t for t in sample.tokens if t not in stops])
+    assert kinds == {"stop", "length"}
+
+
+def test_greedy_rows_are_greedy_groups(policy: TorchPolicy, requests: list[SampleRequest]) -> None:
+    assert _tokens(_rows(policy, requests, 2, 0.0)) == _tokens(_sample(policy, requests, 2, 0.0))
+
+
+@pytest.mark.parametrize("setting", [{"repetition_penalty": 5.0}, {"min_p": 0.5}, {"no_repeat_ngram_size": 1}])
+def test_rows_ignore_what_the_model_says_of_generation(
+    policy: TorchPolicy, requests: list[SampleRequest], setting: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many chat models ship penalties in generation_config.json; answers drawn under one don't have the log-probs
+    that are reported."""
+    plain = _tokens(_rows(policy, requests))
+    for key, value in setting.items():
+        monkeypatch.setattr(policy.model.generation_config, key, value)
+    assert _tokens(_rows(policy, requests)) == plain
+
+
+def test_rows_leave_the_global_generator_alone(policy: TorchPolicy, requests: list[SampleRequest]) -> None:
+    torch.manual_seed(7)
+    before = torch.random.get_rng_state()
+    _rows(policy, requests[:1])
+    assert torch.equal(before, torch.random.get_rng_state())
