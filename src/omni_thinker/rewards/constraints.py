@@ -75,7 +75,7 @@ def sentences(text: str) -> list[str]:
 
 def prose_fault(text: str, included: list[str]) -> str | None:
     """Why a text is no honest prose, or None."""
-    words = [word.casefold() for word in _WORD.findall(text)]
+    words = _folded(text)
     if not words:
         return "no words"
     if sum(char.isalpha() or char.isspace() for char in text) < _MOST_LETTERS * len(text):
@@ -86,7 +86,8 @@ def prose_fault(text: str, included: list[str]) -> str | None:
             return "a sentence begins without a capital"
         if not _END.search(sentence):
             return "a sentence ends without punctuation"
-    if _repeats(words):
+    # A sentence may begin with the word that the one before ended on; within a sentence that is a stammer.
+    if _repeats(words, 2) or any(_repeats(_folded(sentence), 1) for sentence in sentences(text)):
         return "repeats itself"
     asked = {word.casefold() for word in included}
     if asked and sum(word in asked for word in words) > _INCLUDED_SHARE * len(words):
@@ -94,8 +95,13 @@ def prose_fault(text: str, included: list[str]) -> str | None:
     return None
 
 
-def _repeats(words: list[str]) -> bool:
-    for length in range(1, _LONGEST_RUN + 1):
+def _folded(text: str) -> list[str]:
+    return [word.casefold() for word in _WORD.findall(text)]
+
+
+def _repeats(words: list[str], shortest: int) -> bool:
+    """Whether a run of at least `shortest` words follows itself, or three words in a row come three times."""
+    for length in range(shortest, _LONGEST_RUN + 1):
         if any(words[i : i + length] == words[i + length : i + 2 * length] for i in range(len(words) - 2 * length + 1)):
             return True
     seen: dict[tuple[str, ...], int] = {}
