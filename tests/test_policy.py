@@ -21,7 +21,7 @@ from omni_thinker.rl.stream import make_streams
 from omni_thinker.types import Group, Problem, SampleRequest, SamplingParams, Score
 
 OPTIM = OptimParams(lr=1e-3)
-LORA = LoraSpec(rank=4, alpha=8.0)
+LORA = LoraSpec(rank=4, alpha=8)
 
 
 def _policy(folder: Path, dtype: str = "float32", lora: LoraSpec | None = None) -> TorchPolicy:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -77,7 +77,8 @@ def make_model(family: str, **settings: Any) -> PreTrainedModel:
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
         except ValueError:
             model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    return model.float().eval()
+    model.float().eval()
+    return model
 
 
 def _ids(count: int, rng: torch.Generator) -> tuple[int, ...]:
@@ -100,6 +101,10 @@ def make_groups(shapes: Sequence[tuple[int, Sequence[int]]], seed: int = 0) -> l
 
 
 RAGGED = [(7, (3, 1, 6)), (12, (5, 9)), (1, (2,)), (3, (1, 1, 1, 1)), (5, (11,))]
+
+
+def _named(name: str) -> Callable[[str], str]:
+    return lambda message: f"{name}: {message}"
 
 
 def _gradients(model: PreTrainedModel, loss: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -127,7 +132,7 @@ def test_packed_is_padded(family: str, temperature: float) -> None:
     assert set(one) == set(other)
     assert len(one) > 5
     for name, gradient in one.items():
-        torch.testing.assert_close(gradient, other[name], atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(gradient, other[name], atol=1e-5, rtol=1e-4, msg=_named(name))
 
 
 @pytest.mark.parametrize("family", [*ATTENTION, *SPECIAL])
@@ -220,13 +225,18 @@ def test_micro_batches_hold_every_group_once(budget: int) -> None:
 # -- log softmax at one index -------------------------------------------------------------------------------
 
 
+def _chosen(logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    found: tuple[torch.Tensor, torch.Tensor] = _ChosenLogprobs.apply(logits, target)  # type: ignore[no-untyped-call]
+    return found
+
+
 @pytest.mark.parametrize("count", [1, ROWS, ROWS + 3])
 def test_chosen_logprobs_are_log_softmax(count: int) -> None:
     rng = torch.Generator().manual_seed(4)
     logits = (4 * torch.randn(count, 50, generator=rng)).requires_grad_(True)
     target = torch.randint(50, (count,), generator=rng)
     weights = torch.randn(count, generator=rng)
-    chosen, entropy = _ChosenLogprobs.apply(logits, target)
+    chosen, entropy = _chosen(logits, target)
     every = torch.log_softmax(logits, -1)
     expected = every.gather(-1, target[:, None])[:, 0]
     torch.testing.assert_close(chosen, expected, atol=1e-6, rtol=1e-6)
@@ -239,7 +249,7 @@ def test_chosen_logprobs_are_log_softmax(count: int) -> None:
 
 def test_chosen_logprobs_stand_extremes() -> None:
     logits = torch.tensor([[500.0, -500.0, 0.0], [1.0, -math.inf, 1.0], [-math.inf, 0.0, -math.inf]])
-    chosen, entropy = _ChosenLogprobs.apply(logits.requires_grad_(True), torch.tensor([1, 0, 1]))
+    chosen, entropy = _chosen(logits.requires_grad_(True), torch.tensor([1, 0, 1]))
     assert chosen.tolist() == pytest.approx([-1000.0, -math.log(2), 0.0])
     assert entropy.tolist() == pytest.approx([0.0, math.log(2), 0.0], abs=1e-6)
     [gradient] = torch.autograd.grad(chosen.sum(), logits)
@@ -251,7 +261,7 @@ def test_chosen_logprobs_of_bf16_are_summed_in_fp32() -> None:
     rng = torch.Generator().manual_seed(6)
     logits = (4 * torch.randn(70, 4096, generator=rng)).bfloat16().requires_grad_(True)
     target = torch.randint(4096, (70,), generator=rng)
-    chosen, _ = _ChosenLogprobs.apply(logits, target)
+    chosen, _ = _chosen(logits, target)
     assert chosen.dtype == torch.float32
     exact = torch.log_softmax(logits.detach().double(), -1).gather(-1, target[:, None])[:, 0]
     torch.testing.assert_close(chosen.double(), exact, atol=1e-4, rtol=1e-5)

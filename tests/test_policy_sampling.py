@@ -100,7 +100,7 @@ def test_draws_are_repeatable_and_follow_the_seed(policy: TorchPolicy, requests:
     assert _sample(policy, requests) == one
     other = [SampleRequest(r.prompt, r.max_tokens, r.seed + 1) for r in requests]
     assert _tokens(_sample(policy, other)) != _tokens(one)
-    assert len({tokens for tokens in _tokens(one)[0]}) == 4, "samples of a group have streams of their own"
+    assert len(set(_tokens(one)[0])) == 4, "samples of a group have streams of their own"
 
 
 def test_sampling_leaves_the_global_generator_alone(policy: TorchPolicy, requests: list[SampleRequest]) -> None:

@@ -110,7 +110,7 @@ def groups(policy: TorchPolicy) -> list[ScoredGroup]:
     made = []
     for g, (prompt_length, lengths) in enumerate(zip(PROMPT_LENGTHS, ANSWER_LENGTHS, strict=True)):
         prompt = tuple(_ids(prompt_length, rng))
-        answers = [tuple([*_ids(n - 1, rng), EOS]) for n in lengths]
+        answers = [(*_ids(n - 1, rng), EOS) for n in lengths]
         bare = tuple(Sample(a, (0.0,) * len(a), "", "stop") for a in answers)
         unweighted = TrainGroup("task", prompt, bare, (0.0,) * len(bare), (0.0,) * len(bare))
         now = policy.logprobs([unweighted])
@@ -128,7 +128,8 @@ def groups(policy: TorchPolicy) -> list[ScoredGroup]:
 def trainer_of(tiny_model: Path, tmp_path: Path) -> Callable[..., Any]:
     """Makes a GRPOTrainer that scores completions by the `reward` column and generates nothing."""
     from datasets import Dataset
-    from trl import GRPOConfig, GRPOTrainer
+    from trl.trainer.grpo_config import GRPOConfig
+    from trl.trainer.grpo_trainer import GRPOTrainer
 
     def by_column(completions: list[str], reward: list[float | None], **_: Any) -> list[float | None]:
         return reward
@@ -149,7 +150,7 @@ def trainer_of(tiny_model: Path, tmp_path: Path) -> Callable[..., Any]:
             **settings,
         )
         rows = Dataset.from_dict({"prompt": ["a", "b"], "reward": [0.0, 0.0]})
-        made = GRPOTrainer(str(tiny_model), reward_funcs=by_column, args=arguments, train_dataset=rows)
+        made: Any = GRPOTrainer(str(tiny_model), reward_funcs=by_column, args=arguments, train_dataset=rows)
         made.current_gradient_accumulation_steps = 1  # what training sets before each step
         made.model.train()
         return made
@@ -168,6 +169,10 @@ def _trl_inputs(trainer: Any, groups: Sequence[ScoredGroup], rewards: Sequence[f
     old = [[*s.logprobs, *[0.0] * (width - len(s.logprobs))] for _, s in flat]
     inputs["old_per_token_logps"] = torch.tensor(old)
     return inputs
+
+
+def _named(name: str) -> Callable[[str], str]:
+    return lambda message: f"{name}: {message}"
 
 
 def _ours(policy: TorchPolicy, groups: Sequence[ScoredGroup], spec: RlSpec) -> LossReport:
@@ -201,7 +206,7 @@ def test_loss_and_gradient_are_those_of_trl(
     for key, master in zip(policy._names, policy._masters, strict=True):
         assert master.grad is not None
         assert gradients[key].abs().max() > 1e-4, key
-        torch.testing.assert_close(master.grad, gradients[key], atol=1e-5, rtol=1e-4, msg=lambda m, k=key: f"{k}: {m}")
+        torch.testing.assert_close(master.grad, gradients[key], atol=1e-5, rtol=1e-4, msg=_named(key))
     policy.reset_optimizer()
 
 

@@ -50,7 +50,6 @@ def test_mixtures_by_hand() -> None:
     assert _totals(Mixture({"a": 3.0, "b": 1.0}, 1), 40) == {"a": 30, "b": 10}
     rare = Mixture({"a": 9.0, "b": 1.0}, 2)
     assert _totals(rare, 5) == {"a": 9, "b": 1}, "a task due less than one problem a step gets its turn"
-    assert rare.stage(0) is None
 
 
 def test_weights_count_only_in_proportion() -> None:

@@ -185,9 +185,9 @@ def test_adjacent_swap_rule() -> None:
 
 def test_ties_go_to_the_order_of_the_tasks() -> None:
     flat = _matrix([0.5] * 4, [[0.5] * 4] * 4)
-    for name, (order, _, regret) in make_plan(flat).strategies.items():
-        assert order == ("a", "b", "c", "d"), name
-        assert regret == 0.0
+    strategies = make_plan(flat).strategies
+    assert strategies["exact"][0] == ("a", "b", "c", "d")
+    assert all(regret == 0.0 for _, _, regret in strategies.values())
 
 
 def test_a_given_order_or_strategy_is_chosen() -> None:
@@ -310,7 +310,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("path", "value", "key"), BAD)
+@pytest.mark.parametrize(("path", "value", "key"), BAD, ids=lambda part: f"{part!s:.20}")
 def test_a_bad_matrix_is_refused_by_file_and_key(path: str, value: Any, key: str, tmp_path: Path) -> None:
     file = tmp_path / "transfer.json"
     file.write_text(json.dumps(_with(path, value)), "utf-8")  # NaN and Infinity too, as Python writes them
@@ -349,17 +349,20 @@ def test_what_may_be_left_out() -> None:
 # -- several seeds ------------------------------------------------------------------------------------------
 
 
+def _parts(estimate: Estimate) -> tuple[float, int, float]:
+    return estimate.mean, estimate.n, estimate.stderr
+
+
 def test_seeds_are_pooled_by_hand() -> None:
     one, two = _matrix([0.2, 0.5], [[0.4, 0.5], [0.1, 0.9]], 0.03), _matrix([0.4, 0.5], [[0.4, 0.5], [0.3, 0.9]], 0.04)
     pooled = pool([one, two])
     assert pooled.tasks == ("a", "b")
     # Seeds that agree: the joint evaluation error, sqrt(.03^2 + .04^2) / 2.
-    assert pooled.after["a"]["a"] == Estimate(pytest.approx(0.4), 100, pytest.approx(0.025))
+    assert _parts(pooled.after["a"]["a"]) == pytest.approx((0.4, 100, 0.025))
     # Seeds that don't: the spread between them, |.2 - .4| / 2.
-    assert pooled.start["a"] == Estimate(pytest.approx(0.3), 100, pytest.approx(0.1))
+    assert _parts(pooled.start["a"]) == pytest.approx((0.3, 100, 0.1))
     assert pooled.effect("b", "a") == pytest.approx(-0.1)
-    same = pool([one])
-    assert same.after["a"]["a"] == Estimate(0.4, 50, pytest.approx(0.03))
+    assert _parts(pool([one]).after["a"]["a"]) == pytest.approx((0.4, 50, 0.03))
 
 
 def test_a_seed_with_unknown_error_makes_the_pool_unknown() -> None:

@@ -135,9 +135,12 @@ def evaluate(
     json_: Json = False,
 ) -> None:
     """Accuracy of a model on each task."""
+    from omni_thinker.runs.progress import working
     from omni_thinker.study.single_eval import evaluate_model
 
-    result = evaluate_model(model, _recipe_or_builtin(recipe, overrides), split, references)
+    loaded = _recipe_or_builtin(recipe, overrides)
+    with working(f"answering the {split} problems"), _in_recipe(recipe or Path("--set")):
+        result = evaluate_model(model, loaded, split, references)
     for name, row in result["tasks"].items():
         typer.echo(f"{name}: {row['mean']:.3f} +- {row['stderr'] or 0:.3f} ({row['n']} problems)")
     for note in result["notes"]:
@@ -163,9 +166,11 @@ def score(
     json_: Json = False,
 ) -> None:
     """Score responses from a file: how to debug a reward before spending a day of compute on it."""
+    from omni_thinker.runs.progress import working
     from omni_thinker.study.score_file import score_file
 
-    summary = score_file(reward, in_, out)
+    with working(f"scoring {in_}"):
+        summary = score_file(reward, in_, out)
     typer.echo(
         f"{summary['rows']} rows: {summary['value']} values (mean {summary['mean']}), "
         f"{summary['abstain']} abstentions, {summary['error']} errors; {out}"
@@ -222,9 +227,10 @@ def tasks_validate(
     json_: Json = False,
 ) -> None:
     """Check every row of every task: the gold answer must score 1 and a wrong one must not."""
+    from omni_thinker.runs.progress import working
     from omni_thinker.study.validate import validate_tasks
 
-    with _in_recipe(recipe or Path("--set")):
+    with working("scoring a gold and a wrong answer of every row"), _in_recipe(recipe or Path("--set")):
         failures = validate_tasks(_recipe_or_builtin(recipe, overrides))
     for name, found in failures.items():
         typer.echo(f"{name}: {'fine' if not found else f'{len(found)} rows fail'}")

@@ -6,7 +6,8 @@ A terminal gets one line that changes in place; a log gets a line every so often
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
@@ -32,7 +33,7 @@ class Progress:
         self.console = console or Console(stderr=True, highlight=False)
         self.begin = time.monotonic()
         self._live = Live(console=self.console, refresh_per_second=4, transient=True)
-        self._logged = 0.0
+        self._logged = self.begin
 
     def __enter__(self) -> Progress:
         if self.console.is_terminal:
@@ -74,6 +75,17 @@ class Progress:
             * (self.spent[kind] / self.done[kind] if self.done[kind] else self.prior.get(kind, 1.0))
             for kind, expected in self.expected.items()
         )
+
+
+@contextmanager
+def working(text: str) -> Iterator[None]:
+    """A spinner on a terminal while something takes its time; nothing in a log."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(text):
+        yield
 
 
 def _clock(seconds: float) -> str:

@@ -82,6 +82,9 @@ def _check_model(recipe: Recipe) -> None:
     model_info(recipe.model.name)
     if recipe.model.lora is not None and find_spec("peft") is None:
         raise UserError("LoRA needs peft: pip install 'omni-thinker[lora]'", key="model.lora")
+    if recipe.model.lora is not None and "merge" in recipe.study.arms:
+        # Adding up the factors of several adapters is not adding up what they do.
+        raise UserError("merging needs whole weights; leave out 'merge' or model.lora", key="study.arms")
 
 
 def make_judge(spec: JudgeSpec, system: str) -> Judge:

@@ -54,9 +54,10 @@ def run_study(recipe: Recipe, out: Path) -> dict[str, Any]:
     """
     began = time.monotonic()
     check_free(out)
-    bench = prepare(recipe)
-    run = RunDir(out, recipe)
     with Progress(*expected_work(recipe)) as progress:
+        progress.show("checking tasks, rewards and every row")
+        bench = prepare(recipe)
+        run = RunDir(out, recipe)
         progress.say(f"study {recipe.name!r} into {out}")
         outcomes = []
         for seed in recipe.study.seeds:
