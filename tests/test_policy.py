@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from omni_thinker.policy.lora import without_lora
 from omni_thinker.policy.protocol import LossReport, LossTerms, OptimParams, TokenBatch, TrainGroup
 from omni_thinker.policy.sampling import supports_group_rows
 from omni_thinker.policy.torch_policy import TorchPolicy
@@ -75,6 +75,12 @@ class _Coin:
 
     async def score(self, group: Group, problem: Problem) -> list[Score]:
         return [Score.of(float(n % 2)) for n in range(len(group.samples))]
+
+    def check(self, problem: Problem) -> str | None:
+        return None
+
+    def wrong_answer(self, problem: Problem) -> str:
+        return ""
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
@@ -293,7 +299,8 @@ def test_lora_starts_at_the_base_and_trains_only_factors(tiny_model: Path) -> No
     _step(policy, groups)
     assert all(torch.equal(p, frozen[n]) for n, p in policy.model.named_parameters() if n in frozen)
     assert not torch.equal(_logits(policy.model, groups), _logits(base.model, groups))
-    with without_lora(policy.model):
+    model: Any = policy.model
+    with model.disable_adapter():
         assert torch.equal(_logits(policy.model, groups), _logits(base.model, groups))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -23,9 +22,3 @@ def add_lora(model: PreTrainedModel, spec: LoraSpec) -> Any:
         return get_peft_model(model, config, autocast_adapter_dtype=True)
     except ValueError as exc:
         raise UserError(str(exc), key="model.lora.targets") from None
-
-
-def without_lora(model: Any) -> AbstractContextManager[None]:
-    """The model as it was before the factors: the start."""
-    context: AbstractContextManager[None] = model.disable_adapter()
-    return context

@@ -118,8 +118,14 @@ class Policy(Protocol):
 
     def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[Group]: ...
 
-    def forward_backward(self, batch: TrainBatch, loss: Loss, *, reference: bool = False) -> LossReport:
-        """Add the gradient of `loss` over `batch`. `reference`: give the loss the start model's log-probs too."""
+    def forward_backward(
+        self, batch: TrainBatch, loss: Loss, *, temperature: float = 1.0, reference: bool = False
+    ) -> LossReport:
+        """Add the gradient of `loss` over `batch`.
+
+        `temperature`: at which the samples were drawn, so that ratios compare like with like. `reference`: give the
+        loss the start model's log-probs too.
+        """
         ...
 
     def optim_step(self, optim: OptimParams) -> OptimReport:

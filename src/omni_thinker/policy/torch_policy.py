@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from omni_thinker.models.load import chat_prompt_ids, compute_dtype, load_model, load_tokenizer, stop_token_ids
 from omni_thinker.models.quiet import quiet
 from omni_thinker.policy.logprobs import AnswerTokens, answer_logprobs
-from omni_thinker.policy.lora import add_lora, without_lora
+from omni_thinker.policy.lora import add_lora
 from omni_thinker.policy.packing import micro_batches
 from omni_thinker.policy.protocol import (
     Loss,
@@ -43,7 +43,7 @@ BETAS = (0.9, 0.95)
 
 
 class TorchPolicy:
-    """Implements the Policy protocol in this process, on CPU or one GPU."""
+    """Implements the Policy protocol in this process."""
 
     def __init__(self, spec: ModelSpec, *, folder: str | Path | None = None) -> None:
         """Load `folder` if given (a checkpoint of the same model), else `spec.name`."""
@@ -56,8 +56,8 @@ class TorchPolicy:
             self.model = add_lora(self.model, spec.lora)
         self.stop_ids = frozenset(stop_token_ids(self.tokenizer, self.model))
         self.stop_id = int(self.tokenizer.eos_token_id)
-        self.temperature = 1.0
         self._reference: PreTrainedModel | None = None
+        self._start_factors: list[torch.Tensor] | None = None
         trained = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         self._names = [name for name, _ in trained]
         self._params = [p for _, p in trained]
@@ -91,12 +91,14 @@ class TorchPolicy:
         draw = sample_groups if supports_group_rows(self.model, longest) else sample_rows
         return draw(self.model, requests, params, self.stop_ids, self.decode)
 
-    def forward_backward(self, batch: TrainBatch, loss: Loss, *, reference: bool = False) -> LossReport:
+    def forward_backward(
+        self, batch: TrainBatch, loss: Loss, *, temperature: float = 1.0, reference: bool = False
+    ) -> LossReport:
         total, computed = 0.0, 0
         stats: dict[str, TokenStats] = {}
         for groups in micro_batches(batch, TOKEN_BUDGET):
-            reference_N = self.logprobs(groups, reference=True) if reference else None
-            tokens = self._score(groups)
+            reference_N = self.logprobs(groups, temperature=temperature, reference=True) if reference else None
+            tokens = self._score(self.model, groups, temperature)
             token_batch = _token_batch(groups, tokens.logprobs_N, tokens.sample_N, reference_N)
             terms = loss(token_batch)
             terms.loss.backward()
@@ -118,12 +120,14 @@ class TorchPolicy:
         return OptimReport(norm, applied)
 
     @torch.no_grad()
-    def logprobs(self, groups: Sequence[TrainGroup], *, reference: bool = False) -> torch.Tensor:
+    def logprobs(
+        self, groups: Sequence[TrainGroup], *, temperature: float = 1.0, reference: bool = False
+    ) -> torch.Tensor:
         """Log-probs of the answer tokens of `groups`, flat; under the start model where `reference`."""
         if not reference:
-            return self._score(groups).logprobs_N
+            return self._score(self.model, groups, temperature).logprobs_N
         with self._start_model() as model:
-            return answer_logprobs(model, groups, temperature=self.temperature, packed=self._packed(groups)).logprobs_N
+            return self._score(model, groups, temperature).logprobs_N
 
     # -- state ----------------------------------------------------------------------------------------------
 
@@ -131,6 +135,8 @@ class TorchPolicy:
         """Take the present weights as the start that `reference` means."""
         if self.spec.lora is None:
             self._reference = copy.deepcopy(self.model).requires_grad_(False)
+        else:
+            self._start_factors = [param.detach().clone() for param in self._params]
 
     def save_weights(self, path: Path) -> None:
         """The fp32 masters alone, by parameter name."""
@@ -176,22 +182,29 @@ class TorchPolicy:
 
     # -- inner ----------------------------------------------------------------------------------------------
 
-    def _score(self, groups: Sequence[TrainGroup]) -> AnswerTokens:
-        return answer_logprobs(self.model, groups, temperature=self.temperature, packed=self._packed(groups))
-
-    def _packed(self, groups: Sequence[TrainGroup]) -> bool:
+    def _score(self, model: PreTrainedModel, groups: Sequence[TrainGroup], temperature: float) -> AnswerTokens:
         longest = max(len(g.prompt) + max(len(s.tokens) for s in g.samples) for g in groups)
-        return supports_group_rows(self.model, longest)
+        return answer_logprobs(model, groups, temperature=temperature, packed=supports_group_rows(model, longest))
 
     @contextmanager
     def _start_model(self) -> Iterator[PreTrainedModel]:
-        if self.spec.lora is not None:
-            with without_lora(self.model):
-                yield self.model
-        else:
-            if self._reference is None:
-                raise RuntimeError("mark_start() was not called")
+        """The model as it was at `mark_start`: a copy, or with adapters the same model with the factors of then."""
+        if self._reference is not None:
             yield self._reference
+            return
+        if self._start_factors is None:
+            raise RuntimeError("mark_start() was not called")
+        present = [param.detach().clone() for param in self._params]
+        self._put(self._start_factors)
+        try:
+            yield self.model
+        finally:
+            self._put(present)
+
+    @torch.no_grad()
+    def _put(self, values: Sequence[torch.Tensor]) -> None:
+        for param, value in zip(self._params, values, strict=True):
+            param.copy_(value)
 
     def _collect_gradient(self) -> None:
         """Add up micro-batches in fp32: bf16 sums would lose the small ones."""
@@ -204,10 +217,8 @@ class TorchPolicy:
                 master.grad.add_(param.grad)
             param.grad = None
 
-    @torch.no_grad()
     def _publish(self) -> None:
-        for param, master in zip(self._params, self._masters, strict=True):
-            param.copy_(master)
+        self._put(self._masters)
 
 
 def _token_batch(

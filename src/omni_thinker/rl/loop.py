@@ -97,7 +97,10 @@ class Learner:
         stats: dict[TaskName, TokenStats] = {}
         for part in batches:  # none where every group was unanimous: such a step has nothing to teach
             with clock("train"):
-                report = self.policy.forward_backward(part, self.loss, reference=spec.kl_beta > 0 or measure)
+                reference = spec.kl_beta > 0 or measure
+                report = self.policy.forward_backward(
+                    part, self.loss, temperature=spec.temperature, reference=reference
+                )
                 optim = self.policy.optim_step(OptimParams(learning_rate, spec.weight_decay, spec.max_grad_norm))
             for task, own in report.stats.items():
                 stats[task] = stats.get(task, TokenStats()) + own

@@ -74,7 +74,8 @@ class Session:
     def warm_up(self) -> WarmupReport:
         """Bring the policy from the bare model to where RL has something to tell apart; that is the start."""
         spec = self.recipe.warmup
-        streams = make_streams(self.pools["train"], study_seed(self.seed, "warmup"))
+        gold = {task: [p for p in own if p.answer is not None] for task, own in self.pools["train"].items()}
+        streams = make_streams({task: own for task, own in gold.items() if own}, study_seed(self.seed, "warmup"))
         began = time.monotonic()
         took: list[float] = []
         mark = time.monotonic()
