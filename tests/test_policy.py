@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from omni_thinker.policy.layout import supports_group_rows
 from omni_thinker.policy.protocol import LossReport, LossTerms, OptimParams, TokenBatch, TrainGroup
-from omni_thinker.policy.sampling import supports_group_rows
 from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.recipe import LoraSpec, ModelSpec, RlSpec
 from omni_thinker.rl.loop import Learner

@@ -10,10 +10,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from omni_thinker.policy.layout import supports_group_rows
 from omni_thinker.policy.logprobs import ROWS, _ChosenLogprobs, _select, answer_logprobs
 from omni_thinker.policy.packing import micro_batches, pack, row_length
 from omni_thinker.policy.protocol import TrainGroup
-from omni_thinker.policy.sampling import sample_groups, supports_group_rows
+from omni_thinker.policy.sampling import sample_groups
 from omni_thinker.types import Sample, SampleRequest, SamplingParams
 
 VOCABULARY = 97

@@ -174,6 +174,20 @@ def test_a_stop_token_ends_the_sample_and_stays_out_of_its_text(
     assert stopped >= 3
 
 
+def test_finished_samples_are_no_longer_computed(policy: TorchPolicy, requests: list[SampleRequest]) -> None:
+    fed: list[int] = []
+    hook = policy.model.register_forward_pre_hook(
+        lambda module, args, kwargs: fed.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    limits = [SampleRequest(r.prompt, limit, r.seed) for r, limit in zip(requests, (12, 1, 2, 1), strict=True)]
+    try:
+        _sample(policy, limits, 4, stop_ids=frozenset([-1]))
+    finally:
+        hook.remove()
+    # The prompts, padded; then two groups of 4 once; then the longest alone. The last token drawn is never fed.
+    assert fed == [4 * max(len(r.prompt) for r in requests), 8, *[4] * 10]
+
+
 def test_nothing_asked_nothing_drawn(policy: TorchPolicy) -> None:
     assert policy.sample([], SamplingParams(4)) == []
 

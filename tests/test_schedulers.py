@@ -48,6 +48,9 @@ def test_mixtures_by_hand() -> None:
     even = Mixture({"a": 1.0, "b": 1.0, "c": 1.0}, 2)
     assert [even.quotas(step) for step in range(3)] == [{"a": 1, "b": 1}, {"a": 1, "c": 1}, {"b": 1, "c": 1}]
     assert _totals(Mixture({"a": 3.0, "b": 1.0}, 1), 40) == {"a": 30, "b": 10}
+    # Behind by .75/.25, .5/.5 (a tie goes to the first), .25/.75, 1/0.
+    uneven = Mixture({"a": 3.0, "b": 1.0}, 1)
+    assert [next(iter(uneven.quotas(step))) for step in range(4)] == ["a", "a", "b", "a"]
     rare = Mixture({"a": 9.0, "b": 1.0}, 2)
     assert _totals(rare, 5) == {"a": 9, "b": 1}, "a task due less than one problem a step gets its turn"
 

@@ -203,7 +203,9 @@ def _comparison(a: str, b: str, difference: float, low: float, high: float, task
 
 def test_no_difference_is_said_to_be_none() -> None:
     text = verdict([_comparison("curriculum", "joint", 0.01, -0.02, 0.04)], 0.95, 3)
-    assert text.startswith("No difference shown between the planned curriculum and joint training (-2.0 to +4.0 ")
+    assert text.startswith(
+        "No difference shown between the planned curriculum and joint training (95 % interval -2.0 to +4.0 points)"
+    )
     assert text.endswith("(Macro average over tasks, test split, 3 seeds.)")
     assert "ended" not in text
     for low, high in ((0.0, 0.1), (-0.1, 0.0), (0.0, 0.0)):
@@ -212,7 +214,9 @@ def test_no_difference_is_said_to_be_none() -> None:
 
 def test_a_difference_is_said_with_its_side_and_size() -> None:
     above = verdict([_comparison("curriculum", "start", 0.123, 0.1, 0.15)], 0.9, 2)
-    assert above.startswith("The planned curriculum ended 12.3 points above the start (+10.0 to +15.0 at 90 %).")
+    assert above.startswith(
+        "The planned curriculum ended 12.3 points above the start (90 % interval +10.0 to +15.0 points)."
+    )
     below = verdict([_comparison("joint", "merge", -0.05, -0.08, -0.02)], 0.95, 2)
     assert below.startswith("Joint training ended 5.0 points below merging the single-task experts")
     assert "No difference" not in above + below
@@ -221,7 +225,9 @@ def test_a_difference_is_said_with_its_side_and_size() -> None:
 def test_comparisons_the_other_way_round_are_turned() -> None:
     """Arms are compared later against earlier; the questions have an order of their own."""
     turned = verdict([_comparison("joint", "curriculum", -0.05, -0.08, -0.02)], 0.95, 2)
-    assert turned.startswith("The planned curriculum ended 5.0 points above joint training (+2.0 to +8.0 at 95 %).")
+    assert turned.startswith(
+        "The planned curriculum ended 5.0 points above joint training (95 % interval +2.0 to +8.0 points)."
+    )
 
 
 def test_one_seed_is_called_one_seed() -> None:
@@ -237,11 +243,11 @@ def test_only_the_macro_average_is_put_into_words() -> None:
 
 def test_every_question_is_answered_once() -> None:
     arms = {
-        name: [_table(x=[v] * 4 + [0.0], y=[v, 0.1, 0.2])]
+        name: [_table(x=[v] * 8 + [0.0] * 2, y=[v, 0.1, 0.2] * 2)]
         for name, v in (("start", 0.0), ("curriculum", 0.9), ("joint", 0.5), ("merge", 0.4))
     }
     text = verdict(compare_arms(arms, resamples=100, confidence=0.95), 0.95, 1)
-    firsts = [sentence.split(" ended ")[0] for sentence in text.split("%). ")[:-1]]
+    firsts = [sentence.split(" ended ")[0] for sentence in text.split("points). ")[:-1]]
     assert firsts == ["The planned curriculum", "Joint training"] + ["The planned curriculum"] * 2 + ["Joint training"]
     for words in ("51.0 points above the start", "22.7 points above joint", "5.7 points above merging"):
         assert text.count(words) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -24,7 +25,7 @@ def task_arithmetic(start: Path, experts: Sequence[Path], scale: float, out: Pat
         others = [stack.enter_context(safe_open(path, framework="pt")) for path in experts]
         names = set(base.keys())
         for path, other in zip(experts, others, strict=True):
-            if set(other.keys()) != names:
+            if set(other.keys()) != names or any(_shape(other, name) != _shape(base, name) for name in names):
                 raise UserError(f"holds other tensors than {start}", file=path)
         for name in sorted(names):
             origin = base.get_tensor(name)
@@ -34,3 +35,7 @@ def task_arithmetic(start: Path, experts: Sequence[Path], scale: float, out: Pat
             merged[name] = (origin.float() + scale * delta).to(origin.dtype)
     out.parent.mkdir(parents=True, exist_ok=True)
     save_file(merged, out)
+
+
+def _shape(tensors: Any, name: str) -> list[int]:
+    return list(tensors.get_slice(name).get_shape())

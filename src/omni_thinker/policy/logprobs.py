@@ -72,9 +72,8 @@ def _padded(model: PreTrainedModel, groups: Sequence[TrainGroup], temperature: f
 
 
 def _select(logits_N_V: torch.Tensor, target_N: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-    if temperature not in (0.0, 1.0):
-        logits_N_V = logits_N_V / temperature
-    logprobs_N, entropy_N = _ChosenLogprobs.apply(logits_N_V, target_N)  # type: ignore[no-untyped-call]
+    scale = 1.0 if temperature == 0 else 1.0 / temperature
+    logprobs_N, entropy_N = _ChosenLogprobs.apply(logits_N_V, target_N, scale)  # type: ignore[no-untyped-call]
     return logprobs_N, entropy_N
 
 
@@ -83,14 +82,16 @@ ROWS = 64
 
 
 class _ChosenLogprobs(torch.autograd.Function):
-    """log softmax at one index per row, and the entropy, in fp32 from logits of any dtype.
+    """log softmax of scaled logits at one index per row, and the entropy, in fp32 from logits of any dtype.
 
     Same numbers as `log_softmax` and `gather`, without fp32 tensors of [N, V]: only the probabilities are kept,
     in the dtype of the logits, which is what their gradient is rounded to anyway.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits_N_V: torch.Tensor, target_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        ctx: Any, logits_N_V: torch.Tensor, target_N: torch.Tensor, scale: float = 1.0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         count = len(target_N)
         chosen_N = logits_N_V.new_empty(count, dtype=torch.float32)
         entropy_N = torch.empty_like(chosen_N)
@@ -98,7 +99,7 @@ class _ChosenLogprobs(torch.autograd.Function):
         probs_N_V = torch.empty_like(logits_N_V) if keep else logits_N_V.new_empty(0)
         for begin in range(0, count, ROWS):
             rows = slice(begin, begin + ROWS)
-            x = logits_N_V[rows].float()
+            x = logits_N_V[rows].float() * scale
             total = torch.logsumexp(x, dim=-1)
             chosen_N[rows] = x.gather(-1, target_N[rows, None])[:, 0] - total
             p = torch.softmax(x, dim=-1)
@@ -106,14 +107,15 @@ class _ChosenLogprobs(torch.autograd.Function):
             entropy_N[rows] = total - p.mul(x).nan_to_num_(nan=0.0).sum(-1)
             if keep:
                 probs_N_V[rows] = p.to(probs_N_V.dtype)
+        ctx.scale = scale
         ctx.save_for_backward(probs_N_V, target_N)
         ctx.mark_non_differentiable(entropy_N)
         return chosen_N, entropy_N
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         probs_N_V, target_N = ctx.saved_tensors
-        grad_N = grads[0][:, None].to(probs_N_V.dtype)
+        grad_N = (grads[0] * ctx.scale)[:, None].to(probs_N_V.dtype)
         grad_N_V = probs_N_V * -grad_N
         grad_N_V.scatter_add_(-1, target_N[:, None], grad_N)
-        return grad_N_V, None
+        return grad_N_V, None, None

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from omni_thinker.policy.sampling import Decode
 from omni_thinker.types import Group, Sample, SampleRequest, SamplingParams
@@ -24,7 +24,8 @@ def sample_rows(
     decode: Decode,
 ) -> list[Group]:
     """Draw one group per request, in order; one prompt at a time, since such models mind padding."""
-    return [_one(model, request, params, stop_ids, decode) for request in requests]
+    with torch.random.fork_rng():
+        return [_one(model, request, params, stop_ids, decode) for request in requests]
 
 
 def _one(
@@ -34,20 +35,26 @@ def _one(
     prompt = torch.tensor([list(request.prompt)], device=model.device)
     greedy = params.temperature == 0
     generate: Any = model.generate
-    out = generate(
-        input_ids=prompt,
-        attention_mask=torch.ones_like(prompt),
-        max_new_tokens=request.max_tokens,
-        do_sample=not greedy,
-        temperature=None if greedy else params.temperature,
-        top_k=None if greedy else 0,
-        top_p=None if greedy else 1.0,
-        num_return_sequences=1 if greedy else params.group_size,
-        eos_token_id=sorted(stop_ids),
-        pad_token_id=min(stop_ids),
-        return_dict_in_generate=True,
-        output_logits=True,
-    )
+    # A clean configuration: what a model's own says of penalties and filters would bend the draws, and the
+    # log-probs would be those of another distribution.
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        out = generate(
+            input_ids=prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=request.max_tokens,
+            do_sample=not greedy,
+            temperature=None if greedy else params.temperature,
+            top_k=None if greedy else 0,
+            top_p=None if greedy else 1.0,
+            num_return_sequences=1 if greedy else params.group_size,
+            eos_token_id=sorted(stop_ids),
+            pad_token_id=min(stop_ids),
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+    finally:
+        model.generation_config = own
     answers = out.sequences[:, prompt.shape[1] :]
     logits = torch.stack(out.logits, dim=1).float()
     if not greedy:

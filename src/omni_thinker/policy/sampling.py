@@ -79,12 +79,6 @@ class _Batch:
     position_P: torch.Tensor
 
 
-def supports_group_rows(model: PreTrainedModel, longest: int) -> bool:
-    """Whether several samples may share a row: attention with a free mask, and no window shorter than `longest`."""
-    window = getattr(model.config, "sliding_window", None)
-    return bool(getattr(model, "_supports_attention_backend", False)) and (window is None or longest <= window)
-
-
 @torch.inference_mode()
 def sample_groups(
     model: PreTrainedModel,
@@ -241,7 +235,9 @@ def _draw(logits: torch.Tensor, uniform: torch.Tensor, temperature: float) -> tu
         return best, logits.log_softmax(-1).gather(-1, best[..., None])[..., 0]
     probs = torch.softmax(logits / temperature if temperature != 1 else logits, dim=-1)
     cdf = probs.cumsum(-1)
-    target = (uniform.to(cdf.dtype) * cdf[..., -1])[..., None]
+    # A double just below 1 would round to 1 and draw past the last token that has any probability.
+    below_one = uniform.to(cdf.dtype).clamp_(max=1 - 2.0**-24)
+    target = (below_one * cdf[..., -1])[..., None]
     token = torch.searchsorted(cdf, target, right=True).clamp_(max=logits.shape[-1] - 1)
     return token[..., 0], probs.gather(-1, token)[..., 0].log()
 

@@ -7,7 +7,7 @@ Weights of the model are held in the compute dtype; fp32 master copies take the 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ from transformers import PreTrainedModel
 
 from omni_thinker.models.load import chat_prompt_ids, compute_dtype, load_model, load_tokenizer, stop_token_ids
 from omni_thinker.models.quiet import quiet
+from omni_thinker.policy.layout import supports_group_rows
 from omni_thinker.policy.logprobs import AnswerTokens, answer_logprobs
 from omni_thinker.policy.lora import add_lora
+from omni_thinker.policy.memory import return_free_memory
 from omni_thinker.policy.packing import micro_batches
 from omni_thinker.policy.protocol import (
     Loss,
@@ -33,7 +35,7 @@ from omni_thinker.policy.protocol import (
     TrainGroup,
 )
 from omni_thinker.policy.rows import sample_rows
-from omni_thinker.policy.sampling import sample_groups, supports_group_rows
+from omni_thinker.policy.sampling import sample_groups
 from omni_thinker.recipe import ModelSpec
 from omni_thinker.types import Group, SampleRequest, SamplingParams
 
@@ -62,6 +64,8 @@ class TorchPolicy:
         self._names = [name for name, _ in trained]
         self._params = [p for _, p in trained]
         self._masters = [p.detach().float().clone().requires_grad_(True) for p in self._params]
+        for param, master in zip(self._params, self._masters, strict=True):
+            param.register_post_accumulate_grad_hook(_adds_to(master))
         self.reset_optimizer()
 
     def reset_optimizer(self) -> None:
@@ -89,7 +93,9 @@ class TorchPolicy:
             return []
         longest = max(len(request.prompt) + request.max_tokens for request in requests)
         draw = sample_groups if supports_group_rows(self.model, longest) else sample_rows
-        return draw(self.model, requests, params, self.stop_ids, self.decode)
+        groups = draw(self.model, requests, params, self.stop_ids, self.decode)
+        return_free_memory()
+        return groups
 
     def forward_backward(
         self, batch: TrainBatch, loss: Loss, *, temperature: float = 1.0, reference: bool = False
@@ -102,7 +108,6 @@ class TorchPolicy:
             token_batch = _token_batch(groups, tokens.logprobs_N, tokens.sample_N, reference_N)
             terms = loss(token_batch)
             terms.loss.backward()
-            self._collect_gradient()
             total += terms.loss.item()
             computed += tokens.computed
             _add_stats(stats, groups, token_batch, tokens.entropy_N, terms.clipped_N)
@@ -117,6 +122,7 @@ class TorchPolicy:
             self._optimizer.step()
             self._publish()
         self._optimizer.zero_grad(set_to_none=True)
+        return_free_memory()
         return OptimReport(norm, applied)
 
     @torch.no_grad()
@@ -206,19 +212,23 @@ class TorchPolicy:
         for param, value in zip(self._params, values, strict=True):
             param.copy_(value)
 
-    def _collect_gradient(self) -> None:
-        """Add up micro-batches in fp32: bf16 sums would lose the small ones."""
-        for param, master in zip(self._params, self._masters, strict=True):
-            if param.grad is None:
-                continue
-            if master.grad is None:
-                master.grad = param.grad.float()
-            else:
-                master.grad.add_(param.grad)
-            param.grad = None
-
     def _publish(self) -> None:
         self._put(self._masters)
+
+
+def _adds_to(master: torch.Tensor) -> Callable[[torch.Tensor], None]:
+    """Adds up micro-batches in fp32, where bf16 sums would lose the small ones, and frees each gradient at once."""
+
+    def hook(param: torch.Tensor) -> None:
+        if param.grad is None:
+            return
+        if master.grad is None:
+            master.grad = param.grad.float()
+        else:
+            master.grad.add_(param.grad)
+        param.grad = None
+
+    return hook
 
 
 def _token_batch(

@@ -18,6 +18,7 @@ from scipy.stats import bootstrap
 
 from omni_thinker.types import TaskName
 
+MIN_PROBLEMS = 6
 Values = Mapping[TaskName, Mapping[str, float]]
 """task -> problem id -> score."""
 
@@ -84,11 +85,16 @@ def _compare(
 
 
 def _interval(strata: list[NDArray[np.float64]], resamples: int, confidence: float) -> tuple[float, float]:
-    """Percentile bootstrap, each stratum resampled by itself."""
-    if all(len(d) < 2 or np.ptp(d) == 0 for d in strata):
+    """Percentile bootstrap, each stratum resampled by itself.
+
+    Fewer than six problems of a task show nothing, however alike: a sign test on five has p = 1/16. Resampling
+    them would only repeat them.
+    """
+    if any(len(d) < MIN_PROBLEMS for d in strata):
+        return -1.0, 1.0
+    if all(np.ptp(d) == 0 for d in strata):
         same = float(np.mean([d.mean() for d in strata]))
-        # One problem, or all alike: resampling can't tell how sure that is.
-        return (same, same) if all(len(d) > 1 for d in strata) else (-1.0, 1.0)
+        return same, same
 
     def statistic(*samples: NDArray[np.float64], axis: int = -1) -> Any:
         return np.mean([np.mean(sample, axis=axis) for sample in samples], axis=0)

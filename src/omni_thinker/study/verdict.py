@@ -30,9 +30,9 @@ def verdict(comparisons: Sequence[Comparison], confidence: float, seeds: int) ->
 
 
 def _sentence(c: Comparison, subject: str, object_: str, confidence: float) -> str:
-    interval = f"{100 * c.low:+.1f} to {100 * c.high:+.1f} at {100 * confidence:.0f} %"
+    interval = f"{100 * confidence:.0f} % interval {100 * c.low:+.1f} to {100 * c.high:+.1f} points"
     if not c.shown:
-        return f"No difference shown between {subject[0].lower() + subject[1:]} and {object_} ({interval} points)."
+        return f"No difference shown between {subject[0].lower() + subject[1:]} and {object_} ({interval})."
     side = "above" if c.difference > 0 else "below"
     return f"{subject} ended {100 * abs(c.difference):.1f} points {side} {object_} ({interval})."
 

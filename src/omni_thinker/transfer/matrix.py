@@ -63,7 +63,7 @@ def load_matrix(path: Path) -> TransferMatrix:
         table = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise UserError("no such transfer matrix", file=path) from None
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, RecursionError) as exc:
         raise UserError(f"not a transfer matrix in JSON: {exc}", file=path) from None
     return parse_matrix(table, path)
 
@@ -115,7 +115,9 @@ def _cell(cell: Any, source: object, key: str) -> Estimate:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < 1e300  # false for NaN and infinity; isfinite overflows on huge whole numbers
 
 
 def _row_to_json(row: Row) -> dict[str, Any]:

@@ -29,8 +29,8 @@ from omni_thinker.types import TaskName
 Order = tuple[TaskName, ...]
 ENUMERATED = 5
 """Up to this many tasks every order is listed, with the probability that it is the best."""
-EXACT = 18
-"""Up to this many tasks the best order is found exactly, in O(2^K K)."""
+EXACT = 12
+"""Up to this many tasks the best order is found, exactly, in O(2^K K^2): two seconds for 12."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,10 +146,11 @@ def least_to_most_forgettable(matrix: TransferMatrix, predict: Forecaster, draws
 
 
 def back_greedy(matrix: TransferMatrix, predict: Forecaster, draws: MatrixDraws) -> Order:
-    """Fill places from the last one: each time the remaining task that harms the other remaining ones least."""
+    """Fill places from the last one: each time the remaining task that harms the other remaining ones least.
+    Ties keep the order of the matrix's tasks."""
     left, order = list(matrix.tasks), list[TaskName]()
     while left:
-        last = max(left, key=lambda i: sum(matrix.effect(i, j) for j in left if j != i))
+        last = max(reversed(left), key=lambda i: sum(matrix.effect(i, j) for j in left if j != i))
         order.insert(0, last)
         left.remove(last)
     return tuple(order)
