@@ -108,7 +108,9 @@ class FakePolicy:
     def sample(self, requests: Sequence[Any], params: Any) -> list[Any]:
         raise AssertionError("a warm-up samples nothing")
 
-    def forward_backward(self, batch: TrainBatch, loss: Any, *, reference: bool = False) -> LossReport:
+    def forward_backward(
+        self, batch: TrainBatch, loss: Any, *, temperature: float = 1.0, reference: bool = False
+    ) -> LossReport:
         assert loss is gold_loss
         assert not reference
         self.batches.append(batch)

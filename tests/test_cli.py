@@ -14,7 +14,7 @@ from omni_thinker.cli import main
 
 Run = Callable[..., tuple[int, str, str]]
 
-ROWS = [{"prompt": f"What is {n} + 1?", "answer": str(n + 1)} for n in range(60)]
+ROWS: list[dict[str, object]] = [{"prompt": f"What is {n} + 1?", "answer": str(n + 1)} for n in range(60)]
 
 
 @pytest.fixture
@@ -88,7 +88,9 @@ def test_a_row_that_the_reward_cannot_score_is_named(run: Run, tmp_path: Path) -
 
 
 def test_a_test_split_that_overlaps_train_is_refused(run: Run, tmp_path: Path) -> None:
-    rows = [{**row, "split": "train"} for row in ROWS] + [{"prompt": "what is 3 + 1?", "answer": "4", "split": "test"}]
+    rows: list[dict[str, object]] = [{**row, "split": "train"} for row in ROWS] + [
+        {"prompt": "what is 3 + 1?", "answer": "4", "split": "test"}
+    ]
     write_rows(tmp_path, rows)
     recipe = write_recipe(tmp_path, MATH)
     code, _, err = run("study", recipe, "--out", tmp_path / "out")
@@ -146,7 +148,7 @@ def test_dry_run_checks_everything_and_writes_nothing(run: Run, tmp_path: Path) 
 
 
 def test_score_writes_rows_in_order(run: Run, tmp_path: Path) -> None:
-    rows = [{"id": f"r{n}", "response": str(n % 3), "answer": "1"} for n in range(30)]
+    rows: list[dict[str, object]] = [{"id": f"r{n}", "response": str(n % 3), "answer": "1"} for n in range(30)]
     path = write_rows(tmp_path, rows)
     out = tmp_path / "scores.jsonl"
     code, text, _ = run("score", "--reward", "math", "--in", path, "--out", out, "--json")
