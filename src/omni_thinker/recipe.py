@@ -5,6 +5,7 @@ Unknown keys are refused. Relative paths are taken from the folder that the comm
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,8 +22,14 @@ PositiveFloat = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 
 
+_TASK_NAME_LENGTH = 64
+_TASK_NAME = re.compile(rf"[A-Za-z][A-Za-z0-9_-]{{0,{_TASK_NAME_LENGTH - 1}}}")
+RESERVED = ("all", "macro")
+"""What metrics and comparisons call all tasks together."""
+
+
 class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class LoraSpec(_Table):
@@ -164,7 +171,7 @@ class StudySpec(_Table):
 class Recipe(_Table):
     """The whole of a study."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "study"
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = "study"
     data_root: str = ""
     """Folder that the tasks' `files` are relative to; empty: the folder that the command runs in."""
     model: ModelSpec = ModelSpec()
@@ -176,18 +183,29 @@ class Recipe(_Table):
     study: StudySpec = StudySpec()
 
     @model_validator(mode="after")
-    def _plain_names(self) -> Recipe:
+    def _consistent(self) -> Recipe:
+        """Raises UserError, which names the key; pydantic would name only the whole recipe."""
         for name in self.tasks:
-            if not name.replace("-", "_").isidentifier():
-                raise ValueError(f"tasks.{name}: a task's name is made of letters, digits, '-' and '_'")
+            if not _TASK_NAME.fullmatch(name) or name in RESERVED:
+                raise UserError(
+                    f"a task's name is 1 to {_TASK_NAME_LENGTH} letters, digits, '-' and '_', begins with a letter, "
+                    f"and is not {' or '.join(RESERVED)}",
+                    key=f"tasks.{name:.80}",
+                )
+        low, high = self.warmup.target
+        if low >= high:
+            raise UserError(f"takes a lower and a higher share, got {low:g} and {high:g}", key="warmup.target")
         study = self.study
         for key, named in (("order", study.order), ("single_tasks", study.single_tasks)):
             if unknown := [name for name in named if name not in self.tasks]:
-                raise ValueError(f"study.{key}: no task {unknown[0]!r}; there are {', '.join(self.tasks)}")
+                raise UserError(f"no task {unknown[0]!r}; there are {', '.join(self.tasks)}", key=f"study.{key}")
         if study.order and sorted(study.order) != sorted(self.tasks):
-            raise ValueError("study.order: names every task once")
+            raise UserError("names every task once", key="study.order")
+        for key, values in (("seeds", study.seeds), ("arms", study.arms), ("single_tasks", study.single_tasks)):
+            if len(set(values)) < len(values):
+                raise UserError("names one twice, which would count it twice", key=f"study.{key}")
         if study.steps < len(self.tasks) and {"single", "curriculum", "merge"} & set(study.arms):
-            raise ValueError(f"study.steps: {study.steps} steps can't be shared by {len(self.tasks)} tasks")
+            raise UserError(f"{study.steps} steps can't be shared by {len(self.tasks)} tasks", key="study.steps")
         return self
 
 
@@ -197,14 +215,15 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises UserError naming the file and the key.
     """
     try:
-        with path.open("rb") as stream:
-            table: dict[str, Any] = tomllib.load(stream)
+        table: dict[str, Any] = tomllib.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError:
         raise UserError("no such recipe file", file=path) from None
-    except (OSError, UnicodeDecodeError) as exc:
-        raise UserError(f"can't be read as a recipe: {exc}", file=path) from None
     except tomllib.TOMLDecodeError as exc:
         raise UserError(f"not valid TOML: {exc}", file=path) from None
+    except (OSError, ValueError) as exc:
+        raise UserError(f"can't be read as a recipe: {exc}", file=path) from None
+    except RecursionError:
+        raise UserError("nested too deeply", file=path) from None
     for override in overrides:
         _set(table, override)
     return parse_recipe(table, path)
@@ -225,12 +244,23 @@ def parse_recipe(table: Mapping[str, Any], source: object) -> Recipe:
     """A checked Recipe from plain tables. Raises UserError naming `source` and the first bad key."""
     try:
         return Recipe.model_validate(dict(table))
+    except UserError as exc:
+        raise exc.within(source) from None
+    except RecursionError:
+        raise UserError("nested too deeply", file=source) from None
     except ValidationError as exc:
         first = exc.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         unknown = first["type"] == "extra_forbidden"
-        message = "unknown key" + _nearest(first["loc"]) if unknown else f"{first['msg']} (got {first['input']!r:.80})"
+        message = "unknown key" + _nearest(first["loc"]) if unknown else f"{first['msg']} (got {_shown(first['input'])})"
         raise UserError(message, file=source, key=key or None) from None
+
+
+def _shown(value: object) -> str:
+    try:
+        return f"{value!r:.80}"
+    except RecursionError:
+        return "a deeply nested value"
 
 
 def _nearest(loc: tuple[int | str, ...]) -> str:
@@ -255,6 +285,8 @@ def _set(table: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"v = {text}")["v"]
     except tomllib.TOMLDecodeError:
         value = text  # a bare word is a string
+    except RecursionError:
+        raise UserError("nested too deeply", key=key) from None
     *path, last = key.strip().split(".")
     for part in path:
         table = table.setdefault(part, {})

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 
+from omni_thinker.errors import UserError
 from omni_thinker.policy.protocol import LossTerms, OptimParams, Policy, TokenBatch, TrainGroup
 from omni_thinker.recipe import WarmupSpec
 from omni_thinker.rl.evaluate import Estimate
@@ -63,7 +65,7 @@ def warm_up(
     """Train until every task scores in `spec.target`, or for `spec.steps` steps.
 
     A task rests while it scores at least a quarter into the band, so that an easy one isn't drilled to 1 while
-    a hard one still learns its form; it is taken up again should it fall out.
+    a hard one still learns its form; it is taken up again should it fall out. Raises UserError where it diverges.
     """
     low, high = spec.target
     enough = low + (high - low) / 4
@@ -80,7 +82,9 @@ def warm_up(
         ]
         batch = gold_batch(policy, problems)
         report = policy.forward_backward(batch, gold_loss)
-        policy.optim_step(OptimParams(spec.lr * min(1.0, (step + 1) / 3)))
+        optim = policy.optim_step(OptimParams(spec.lr * min(1.0, (step + 1) / 3)))
+        if not (optim.applied and isfinite(report.loss)):
+            raise UserError("the loss or its gradient is not finite; a lower rate helps", key="warmup.lr")
         tokens += report.tokens_computed
         step += 1
         on_step(step, report.loss, active)

@@ -63,6 +63,7 @@ def load_tokenizer(name: str) -> Tokenizer:
         )
     if tokenizer.eos_token_id is None:
         raise UserError("the tokenizer names no end of sequence; set eos_token in tokenizer_config.json", file=name)
+    _check_template(tokenizer, name)
     return tokenizer
 
 
@@ -210,6 +211,14 @@ def _render(tokenizer: Tokenizer, messages: Sequence[dict[str, str]], *, add_gen
     if not isinstance(text, str):
         raise TypeError(f"the chat template gave {type(text).__name__}, not text")
     return text
+
+
+def _check_template(tokenizer: Tokenizer, name: str) -> None:
+    """Raises UserError where the template can't render the plainest conversation."""
+    try:
+        _render(tokenizer, [{"role": "user", "content": _WORD}], add_generation_prompt=True)
+    except Exception as exc:  # the template is a program of the model's author; anything may go wrong in it
+        raise UserError(f"its chat template fails: {type(exc).__name__}: {exc}", file=name) from None
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 
 from omni_thinker.errors import UserError
-from omni_thinker.policy.protocol import OptimParams, Policy, TokenStats, TrainGroup
+from omni_thinker.policy.protocol import OptimParams, OptimReport, Policy, TokenStats, TrainGroup
 from omni_thinker.recipe import RlSpec
 from omni_thinker.rewards.base import Reward
 from omni_thinker.rl.batch import ScoredGroup, build_batches
@@ -19,6 +20,9 @@ from omni_thinker.rl.metrics import Metrics, group_metrics, token_metrics
 from omni_thinker.rl.score import score_groups
 from omni_thinker.rl.stream import ProblemStream
 from omni_thinker.types import SampleRequest, SamplingParams, TaskName
+
+MOST_SKIPPED = 3
+"""Updates in a row that may be skipped for a loss or gradient that isn't finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,7 @@ class Learner:
         self.policy, self.spec = policy, spec
         self.streams, self.rewards, self.max_tokens = streams, rewards, max_tokens
         self.loss = make_loss(spec)
+        self._skipped = 0
 
     def step(self, quotas: Mapping[TaskName, int], number: int) -> StepResult:
         """One step of `quotas` problems. `number` counts since the optimiser was last reset.
@@ -104,8 +109,18 @@ class Learner:
                 optim = self.policy.optim_step(OptimParams(learning_rate, spec.weight_decay, spec.max_grad_norm))
             for task, own in report.stats.items():
                 stats[task] = stats.get(task, TokenStats()) + own
+            self._stop_on_divergence(report.loss, optim)
             metrics |= {"loss": report.loss, "grad_norm": optim.grad_norm, "update_applied": float(optim.applied)}
         return metrics | token_metrics(stats)
+
+    def _stop_on_divergence(self, loss: float, optim: OptimReport) -> None:
+        """Raises UserError after a few updates in a row that had to be skipped: such weights don't come back."""
+        self._skipped = 0 if optim.applied and isfinite(loss) else self._skipped + 1
+        if self._skipped >= MOST_SKIPPED:
+            raise UserError(
+                f"loss or gradient were not finite in {self._skipped} updates in a row; a lower rl.lr helps",
+                key="rl.lr",
+            )
 
     def _stop_on_errors(self, groups: list[ScoredGroup]) -> None:
         for task in {group.problem.task for group in groups}:

@@ -61,9 +61,13 @@ def to_json(table: Mapping[str, Any], indent: int | None = None) -> str:
 
 def check_free(path: Path) -> None:
     """Raises UserError where `path` already holds a run, or is no directory."""
-    if path.exists() and not path.is_dir():
-        raise UserError("is a file, not a directory", file=path, key="--out")
-    if any((path / mark).exists() for mark in _MARKS):
+    try:
+        if path.exists() and not path.is_dir():
+            raise UserError("is a file, not a directory", file=path, key="--out")
+        held = any((path / mark).exists() for mark in _MARKS)
+    except (OSError, ValueError) as exc:
+        raise UserError(f"can't be a run's directory: {exc}", file=f"{path!s:.80}", key="--out") from None
+    if held:
         raise UserError("already holds a run; choose another --out", file=path)
 
 

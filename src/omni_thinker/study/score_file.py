@@ -30,9 +30,15 @@ def score_file(reward: str, rows_file: Path, out: Path) -> dict[str, Any]:
 
     Raises UserError for bad rows (naming the line), unknown rewards, and an `out` that exists.
     """
-    if out.exists():
+    try:
+        taken = out.exists()
+    except (OSError, ValueError) as exc:
+        raise UserError(f"can't be written: {exc}", file=f"{out!s:.80}", key="--out") from None
+    if taken:
         raise UserError("exists already", file=out, key="--out")
     rows = list(_read(rows_file))
+    if not rows:
+        raise UserError("no rows", file=rows_file, key="--in")
     scorer = _reward(reward)
     problems = [_problem(row) for row in rows]
     for number, problem in enumerate(problems, 1):
@@ -92,15 +98,15 @@ def _problem(row: dict[str, Any]) -> Problem:
 
 def _read(path: Path) -> Iterator[dict[str, Any]]:
     try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as exc:
+        lines = path.read_text("utf-8-sig").split("\n")  # not splitlines: a row may hold U+2028
+    except (OSError, ValueError) as exc:
         raise UserError(f"can't be read: {exc}", file=path, key="--in") from None
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:
             raise UserError(f"line {number} is not JSON: {exc}", file=path) from None
         if not isinstance(row, dict) or "id" not in row or not isinstance(row.get("response"), str):
             raise UserError(f"line {number}: a row is an object with 'id' and 'response' (a string)", file=path)

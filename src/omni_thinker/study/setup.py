@@ -10,8 +10,8 @@ from pathlib import Path
 from omni_thinker.errors import UserError
 from omni_thinker.judging.base import Judge, Verdict
 from omni_thinker.judging.likelihood import LikelihoodJudge
-from omni_thinker.models.load import compute_dtype, load_model, load_tokenizer, model_info
-from omni_thinker.recipe import JudgeSpec, Recipe, TaskSpec
+from omni_thinker.models.load import chat_prompt_ids, compute_dtype, load_model, load_tokenizer, model_info
+from omni_thinker.recipe import JudgeSpec, ModelSpec, Recipe, TaskSpec
 from omni_thinker.rewards.base import Reward
 from omni_thinker.rewards.hybrid import GatesOnly
 from omni_thinker.rewards.registry import make_reward
@@ -64,6 +64,7 @@ def prepare(recipe: Recipe, *, with_judge: bool = True) -> Bench:
     for name, task in tasks.items():
         check_splits(task)
         check_rows(task, rewards[name])
+        _check_lengths(task, recipe.model)
     return Bench(recipe, tasks, rewards, forms, _pools(recipe, tasks), judge)
 
 
@@ -100,6 +101,26 @@ def check_rows(task: Task, reward: Reward) -> None:
         for problem in task.problems(split):
             if why := reward.check(problem):
                 raise UserError(f"can't score {split} row {problem.id!r}: {why}", key=f"tasks.{task.name}.reward")
+
+
+def _check_lengths(task: Task, model: ModelSpec) -> None:
+    """Raises UserError for the first row whose prompt leaves no room for an answer in the model's context."""
+    context = model_info(model.name)["context"]
+    if context is None:
+        return
+    tokenizer = load_tokenizer(model.name)
+    for split in SPLITS:
+        for problem in task.problems(split):
+            # A token is at least one byte, so short prompts need not be tokenized.
+            if len(problem.prompt.encode("utf-8", "replace")) + task.max_tokens < context // 2:
+                continue
+            length = len(chat_prompt_ids(tokenizer, model.system, problem.prompt))
+            if length + task.max_tokens > context:
+                raise UserError(
+                    f"{split} row {problem.id!r} has a prompt of {length} tokens; with max_tokens = {task.max_tokens} "
+                    f"that is more than the model's context of {context}",
+                    key=f"tasks.{task.name}.max_tokens",
+                )
 
 
 def _rooted(spec: TaskSpec, root: str) -> TaskSpec:

@@ -42,6 +42,8 @@ def read_rows(path: Path, key: str) -> Iterator[Row]:
         raise UserError(f"damaged gzip file: {exc}", file=path, key=key) from None
     except OSError as exc:
         raise UserError(f"can't be read: {exc.strerror or exc}", file=path, key=key) from None
+    except ValueError as exc:  # a NUL in the name
+        raise UserError(f"can't be a file's name: {exc}", file=repr(str(path)), key=key) from None
 
 
 def _open(path: Path) -> IO[bytes] | gzip.GzipFile:

@@ -63,11 +63,14 @@ def _python_task(name: TaskName, spec: TaskSpec, place: str) -> Task:
         sys.path.append(here)
     try:
         found = getattr(importlib.import_module(module_name), class_name, None)
-    except ModuleNotFoundError as exc:
+    except (ImportError, TypeError, ValueError, SyntaxError) as exc:
         raise UserError(f"can't import {module_name!r}: {exc}", key=key) from None
     if not isinstance(found, type):
         raise UserError(f"module {module_name!r} has no class {class_name!r}", key=key)
-    task = found(name, spec)
+    try:
+        task = found(name, spec)
+    except TypeError as exc:
+        raise UserError(f"{class_name}(name, spec) can't be made: {exc}", key=key) from None
     if not isinstance(task, Task):
         lacking = [
             part for part in ("name", "max_tokens", "reward", "verifiable", "problems") if not hasattr(task, part)
