@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from omni_thinker.policy.blocks import NAME, use_blocks
 from omni_thinker.policy.layout import supports_group_rows
 from omni_thinker.policy.logprobs import ROWS, _ChosenLogprobs, _select, answer_logprobs
 from omni_thinker.policy.packing import micro_batches, pack, row_length
@@ -282,3 +284,39 @@ def test_temperature_divides_bf16_logits_in_fp32_as_the_sampler_does(temperature
     chosen, _ = _select(logits, target, temperature)
     expected = torch.log_softmax(logits.float() / temperature, -1).gather(-1, target[:, None])[:, 0]
     torch.testing.assert_close(chosen, expected, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", sorted(ATTENTION))
+def test_attention_in_blocks_changes_no_log_prob_and_no_gradient(kind: str) -> None:
+    """Several groups in a row, with and without cutting attention at the groups."""
+    plain, cut = make_model(kind), make_model(kind)
+    cut.load_state_dict(plain.state_dict())
+    use_blocks(cut)
+    assert cut.config._attn_implementation == NAME
+    groups = made_groups()
+    results = []
+    for model in (plain, cut):
+        scored = answer_logprobs(model, groups, temperature=1.0, packed=True)
+        (scored.logprobs_N * torch.linspace(-1, 1, len(scored.logprobs_N))).sum().backward()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        results.append((scored.logprobs_N.detach(), gradients))
+    (logprobs, gradients), (logprobs_cut, gradients_cut) = results
+    torch.testing.assert_close(logprobs_cut, logprobs, atol=1e-5, rtol=1e-5)
+    assert len(gradients) == len(gradients_cut) > 0
+    for own, other in zip(gradients_cut, gradients, strict=True):
+        torch.testing.assert_close(own, other, atol=1e-5, rtol=1e-4)
+
+
+def made_groups() -> list[TrainGroup]:
+    """Three groups of different sizes and lengths."""
+    rng = random.Random(0)
+
+    def answer(length: int) -> Sample:
+        return Sample(tuple(rng.randrange(3, VOCABULARY) for _ in range(length)), (0.0,) * length, "", "stop")
+
+    groups = []
+    for size in (1, 3, 2):
+        samples = tuple(answer(rng.randrange(1, 7)) for _ in range(size))
+        prompt = tuple(rng.randrange(3, VOCABULARY) for _ in range(3 + size))
+        groups.append(TrainGroup("t", prompt, samples, (1.0,) * size, (1.0,) * size))
+    return groups

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from omni_thinker.policy.packing import pack
+from omni_thinker.policy.blocks import blocks
+from omni_thinker.policy.packing import pack, row_length
 from omni_thinker.policy.protocol import TrainGroup
 
 
@@ -40,13 +41,14 @@ def answer_logprobs(
 def _packed(model: PreTrainedModel, groups: Sequence[TrainGroup], temperature: float) -> AnswerTokens:
     row = pack(groups)
     device = model.device
-    out = model(
-        input_ids=row.tokens_T[None].to(device),
-        position_ids=row.positions_T[None].to(device),
-        attention_mask=row.mask_T_T[None, None].to(device),
-        use_cache=False,
-        logits_to_keep=row.source_N.to(device),
-    )
+    with blocks([row_length(group) for group in groups]):
+        out = model(
+            input_ids=row.tokens_T[None].to(device),
+            position_ids=row.positions_T[None].to(device),
+            attention_mask=row.mask_T_T[None, None].to(device),
+            use_cache=False,
+            logits_to_keep=row.source_N.to(device),
+        )
     logprobs_N, entropy_N = _select(out.logits[0], row.target_N.to(device), temperature)
     return AnswerTokens(logprobs_N, entropy_N, row.sample_N.to(device), len(row.tokens_T))
 
