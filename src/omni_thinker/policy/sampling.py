@@ -86,7 +86,7 @@ def sample_groups(
     params: SamplingParams,
     stop_ids: frozenset[int],
     decode: Decode,
-    max_sequences: int = 256,
+    max_sequences: int = 128,
 ) -> list[Group]:
     """Draw one group per request, in order. At most `max_sequences` sequences are in flight at once."""
     if not requests:

