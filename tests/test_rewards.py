@@ -185,7 +185,8 @@ def test_format() -> None:
     item = problem(format=r"Answer: \d+")
     assert [value("format", t, item) for t in ("Answer: 12", "Answer: x", "Answer: 12 or so")] == [1.0, 0.0, 0.0]
     reward = make_reward(RewardSpec(gate=("format",), sum={"exact": 1.0}), judge=None)
-    assert "regular expression" in (reward.check(problem("x", format="(")) or "")
+    for bad in ("(", "a{1,99999999999}", "(" * 5000 + ")" * 5000):
+        assert "regular expression" in (reward.check(problem("x", format=bad)) or "")
 
 
 def test_a_regex_that_never_ends_is_an_error() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import importlib.util
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,40 @@ def test_an_endless_comparison_is_an_error_and_the_next_one_works(monkeypatch: p
     assert math("1/3", "1/3").value == 1.0
 
 
+HOPELESS = ["$9**9**9**9$", "$9^{9^9}$",
+            "$99999999!$", "$9^{9^{99}}$", "$((9!)!)!$", "\\boxed{9^{9^{9^9}}}", "$9^{99999999}$",
+            "$" + "\\sqrt{" * 3000 + "2" + "}" * 3000 + "$", "$" + "\\sqrt" * 3000 + "2$", "$" + "(" * 500 + "$",
+            "\\boxed{" + "1+" * 400 + "1}", "#### " + "1+" * 400 + "1"]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", HOPELESS, ids=lambda text: text[:14])
+def test_what_nobody_can_work_out_is_wrong_at_once(text: str) -> None:
+    math("1/3", "1/3")  # starts the worker
+    begin = time.monotonic()
+    score = math(text, "1/3")
+    assert (score.value, score.reason) == (0.0, "math: not a plausible answer form")
+    assert time.monotonic() - begin < 1.0
+
+
+def test_hopeless_working_does_not_spoil_a_boxed_answer() -> None:
+    assert math("Not $9^{9^{9^9}}$. So \\boxed{\\frac13}", "1/3").value == 1.0
+    assert math("$2^{10^2}$", "$2^{100}$").value == 1.0
+    assert math("$2^{2^{3}}$", "$2^8$").value == 1.0
+    assert math("$\\frac{2025!}{2024!}+1$", "$\\frac{4052}{2}$").value == 1.0
+
+
+@given(st.text(alphabet="0123456789^*!(){} \\", max_size=200))
+def test_looking_for_hopeless_answers_never_raises(text: str) -> None:
+    math_module._plausible(text)
+
+
+@pytest.mark.parametrize("unit", ["9", "9 ", "9^", "9^9", "!", "9)", "^ ", "\\sqrt ", "((", " "])
+def test_looking_for_hopeless_answers_is_quick(unit: str) -> None:
+    begin = time.monotonic()
+    math_module._plausible(unit * (20_000 // len(unit)) + "x")
+    assert time.monotonic() - begin < 0.5
+
+
 def test_math_checks_its_gold() -> None:
     assert check("math", problem("18")) is None
     assert check("math", problem("\\frac{1}{2}")) is None
@@ -206,7 +241,9 @@ def test_no_sandbox_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("data", [{}, {"tests": []}, {"tests": "assert 1"}, {"tests": ["assert ("]}, {"tests": [" "]},
-                                  {"tests": ["assert 1"], "setup": "def"}])  # fmt: skip
+                                  {"tests": ["assert 1"], "setup": "def"},
+                                  *({"tests": ["assert 1"], "timeout": t} for t in
+                                    (0, -1, 61, float("nan"), float("inf"), "2", True, None, 10**400))])  # fmt: skip
 def test_bad_tests_are_found(data: dict[str, Any]) -> None:
     assert check("unit_tests", problem(DEF, **data))
     assert check("unit_tests", ADD) is None

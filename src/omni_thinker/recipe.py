@@ -252,7 +252,8 @@ def parse_recipe(table: Mapping[str, Any], source: object) -> Recipe:
         first = exc.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         unknown = first["type"] == "extra_forbidden"
-        message = "unknown key" + _nearest(first["loc"]) if unknown else f"{first['msg']} (got {_shown(first['input'])})"
+        wrong = f"{first['msg']} (got {_shown(first['input'])})"
+        message = "unknown key" + _nearest(first["loc"]) if unknown else wrong
         raise UserError(message, file=source, key=key or None) from None
 
 

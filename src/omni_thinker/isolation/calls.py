@@ -37,6 +37,9 @@ def main() -> None:
     limit = int(sys.argv[2]) << 20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    folder = os.getcwd()
+    os.chdir("/")
+    os.rmdir(folder)  # not needed here, and so never left behind
     handle = _load(sys.argv[1])
     os.write(replies, b'{"ready": true}\n')
     for line in sys.stdin.buffer:

@@ -51,7 +51,7 @@ class Worker:
                 start_new_session=True,
             )
         except OSError as exc:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            _remove(self.folder)
             raise IsolationError(f"can't start a worker process: {exc}") from None
         self._buffer = b""
         try:
@@ -117,10 +117,17 @@ class Worker:
                 except OSError:  # unsent bytes of a request to a dead worker
                     continue
         for _ in range(20):  # what the worker had started dies with it, but a moment later
-            shutil.rmtree(self.folder, ignore_errors=True)
+            _remove(self.folder)
             if not self.folder.exists():
                 break
             time.sleep(0.01)
+
+
+def _remove(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except RecursionError:  # a program nested folders
+        subprocess.run(["rm", "-rf", "--", str(folder)], stderr=subprocess.DEVNULL, check=False)
 
 
 def _pipe(stream: IO[bytes] | None) -> IO[bytes]:

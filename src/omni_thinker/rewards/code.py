@@ -11,6 +11,7 @@ from omni_thinker.rewards.parts import SamplePart, data_text, valued
 from omni_thinker.types import Problem, Sample, Score
 
 _LONGEST = 100_000
+_MAX_TIMEOUT_S = 60.0
 _CODE = re.compile(r"(?:async\s+def|def|class|import|from|@\w|[A-Za-z_]\w*\s*=[^=]|if\s+__name__)")
 _PROSE = re.compile(r"(?:[A-Z][a-z']*,? [a-z]|```)")
 
@@ -49,7 +50,8 @@ def _fenced(text: str) -> list[str]:
 class UnitTests(SamplePart):
     """1 where the extracted program passes all of data["tests"], else 0.
 
-    data["setup"] runs after the program and before the tests. data["timeout"] (seconds, default 2) bounds all of it.
+    data["setup"] runs after the program and before the tests. data["timeout"] (seconds, default 2, at most 60)
+    bounds all of it.
     A time-out or a crash of the candidate is 0; only a sandbox that can't be had is an error.
     """
 
@@ -69,6 +71,10 @@ class UnitTests(SamplePart):
         tests = problem.data.get("tests")
         if not isinstance(tests, (list, tuple)) or not tests or not all(isinstance(t, str) for t in tests):
             return "unit_tests needs data['tests'], a list of statements"
+        timeout = problem.data.get("timeout", 2.0)
+        number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
+        if not number or not 0 < timeout <= _MAX_TIMEOUT_S:  # no NaN is
+            return f"unit_tests needs data['timeout'] as a number of seconds, over 0 and at most {_MAX_TIMEOUT_S:g}"
         for what, text in [("setup", problem.data.get("setup") or ""), *(("test", test) for test in tests)]:
             fault = _syntax(text)
             if fault:

@@ -52,7 +52,7 @@ class Format(SamplePart):
             return "data['format'] must be a regular expression"
         try:
             re.compile(pattern)
-        except re.error as exc:
+        except (re.error, OverflowError, RecursionError, MemoryError) as exc:
             return f"data['format'] is no regular expression: {exc}"
         return None
 

@@ -21,6 +21,22 @@ _ANSWER_IS = re.compile(r"answer\s+is\b|answer\s*[:=]|^[ \t]*A:", re.IGNORECASE 
 _WORDS = re.compile(r"(?=.*[A-Za-z]{3})[A-Za-z' ]+")
 _OFFERS = re.compile(r"(?:\bor\b|\\text\s*\{\s*or\s*\})\s*[-\d$\\]", re.IGNORECASE)
 
+_LONGEST_ANSWER = 300
+_DEEPEST = 20
+_HOPELESS = re.compile(
+    r"""
+      (?<!\d)\d{5,}+[\s)}]*+!                                                         # 99999!
+    | ![\s)}]*+![\s)}]*+!                                                             # ((9!)!)!
+    | \d[\s)}]*+(?:\^|\*\*)[\s({+-]*+\d++[\s)}]*+(?:\^|\*\*)[\s({+-]*+\d{2}          # 9^9^99
+    | (?:\^|\*\*)[\s({+-]*+(?:[6-9]|\d\d++)[\s)}]*+(?:\^|\*\*)[\s({+-]*+[7-9]          # 9^9^9
+    | \d[\s)}]*+(?:(?:\^|\*\*)[\s({+-]*+\d++[\s)}]*+){3}                            # 9^9^9^9
+    | (?:\^|\*\*)[\s({+-]*+\d{7}                                                     # 9^9999999
+    | (?:\\(?:sqrt|frac|left|bar|overline|hat|vec|text|mathrm)\b[\s({\[]*+){12}        # roots of roots of roots
+    """,
+    re.VERBOSE,
+)
+"""What costs minutes to work out and is nobody's answer."""
+
 
 def boxed(text: str) -> str | None:
     """The content of the last \\boxed{...} or \\fbox{...} whose braces close."""
@@ -65,7 +81,9 @@ class Math(SamplePart):
 
     Any other gold (fractions, LaTeX, sets, ...) is compared by Math-Verify in a killable process: with the line
     after the last "####" where there is one, else with the whole text, by Math-Verify's own extraction (boxed first).
-    Answers that offer a choice ("$a$ or $b$") are wrong unless the gold offers one. No reply in time is an error.
+    Answers that offer a choice ("$a$ or $b$") are wrong unless the gold offers one, and so are answers that
+    nobody could work out (9^9^9^9, 99999!, hundreds of nested roots), or that are over 300 characters long, where the
+    gold is of another kind. No reply in time is an error.
     """
 
     async def score_sample(self, sample: Sample, problem: Problem) -> Score:
@@ -81,12 +99,21 @@ class Math(SamplePart):
         return await self._verified(text, problem.answer)
 
     async def _verified(self, text: str, gold: str) -> Score:
-        text = _line(text.rpartition("####")[2]) if "####" in text else text
+        marked = "####" in text
+        text = _line(text.rpartition("####")[2]) if marked else text
         last_line = (announced(text) or text).strip().rpartition("\n")[2]
         if not text.strip():
             return valued(0.0, "empty")
         if _OFFERS.search(last_line) and "or" not in gold:
             return valued(0.0, "offers several answers")
+        if _plausible(gold):
+            found = boxed(text) or (text if marked else None)
+            if found is not None and len(found) > max(_LONGEST_ANSWER, 2 * len(gold)):
+                return valued(0.0, "not a plausible answer form")
+            if not _plausible(text):
+                if found is None or not _plausible(found):
+                    return valued(0.0, "not a plausible answer form")
+                text = f"\\boxed{{{found}}}"  # the working may be what it likes, but isn't worked out
         try:
             # Bare LaTeX has no marks that Math-Verify could find; a bare expression reads the same within them.
             reply = await _pool().call({"gold": gold, "text": text}, _DEADLINE_S)
@@ -113,6 +140,16 @@ class Math(SamplePart):
     def wrong_answer(self, problem: Problem) -> str | None:
         gold = _plain_gold(problem.answer or "")
         return "918273645" if gold is None else str(int(gold) + 1)
+
+
+def _plausible(text: str) -> bool:
+    """Whether working it out may come to an end."""
+    depth = 0
+    for sign in re.findall(r"[({})]", text):
+        depth = depth + 1 if sign in "({" else max(0, depth - 1)
+        if depth > _DEEPEST:
+            return False
+    return _HOPELESS.search(text) is None
 
 
 def _plain_gold(answer: str) -> Any:
