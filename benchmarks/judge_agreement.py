@@ -31,7 +31,9 @@ def read_pairs(path: Path, limit: int | None = None) -> list[Row]:
     """The decided pairs (label 1 or 2), the first `limit` of them."""
     with gzip.open(path, "rt", encoding="utf-8") as stream:
         rows = [row for row in map(json.loads, stream) if row["label"] in (1, 2)]
-    return rows[:limit]
+    # A few published rows hold a bare true instead of a text.
+    texts = ("prompt", "response_1", "response_2")
+    return [{**row, **{name: str(row[name]) for name in texts}} for row in rows[:limit]]
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:
