@@ -44,6 +44,21 @@ def test_task_arithmetic_by_hand(start: Path, tmp_path: Path, scale: float, w: l
     assert {k: v.tolist() for k, v in merged.items()} == {"w": w, "b": b}
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no list of mappings on this system")
+def test_merging_keeps_no_file_mapped(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages of mapped files count as memory of the process: four experts would count four times."""
+    experts = [_save(tmp_path / name, w=[2.0, 2.0], b=[0.25]) for name in ("x", "y")]
+    mapped: list[str] = []
+
+    def at_the_end(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+        mapped.append(Path("/proc/self/maps").read_text("utf-8"))
+
+    monkeypatch.setattr("omni_thinker.baselines.merge.save_file", at_the_end)
+    task_arithmetic(start, experts, 1.0, tmp_path / "out")
+    assert len(mapped) == 1
+    assert str(tmp_path) not in mapped[0]
+
+
 def test_no_expert_or_the_start_itself_changes_nothing(start: Path, tmp_path: Path) -> None:
     for experts in ([], [start], [start, start]):
         task_arithmetic(start, experts, 1.0, tmp_path / "out")

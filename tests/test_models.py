@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ import torch
 from omni_thinker.errors import UserError
 from omni_thinker.models import load
 from omni_thinker.models.home import home
+from omni_thinker.models.memory import KERNELS, bound_kernel_caches
 from omni_thinker.models.tiny import VOCABULARY, make_tiny, tiny_folder
 
 TEXTS = ["What is 123 + 45?\n\n12", "def f(x):\n    return x * 3", "don't — é 你好", "  spaces  ", ""]
@@ -201,3 +205,40 @@ def test_the_token_that_closes_a_turn_stops_an_answer_too(tiny_model: Path) -> N
     tokenizer = load.load_tokenizer(str(tiny_model))
     tokenizer.eos_token = "<|endoftext|>"
     assert tokenizer.convert_ids_to_tokens(list(load.stop_token_ids(tokenizer))) == ["<|endoftext|>", "<|im_end|>"]
+
+
+def test_kernel_caches_are_bounded_unless_the_user_said_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LRU_CACHE_CAPACITY", raising=False)
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")
+    bound_kernel_caches()
+    assert os.environ["LRU_CACHE_CAPACITY"] == str(KERNELS)
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "7"
+
+
+SHAPES = """
+import torch
+from omni_thinker.models.memory import bound_kernel_caches, return_free_memory
+
+bound_kernel_caches()
+weight = torch.randn(1536, 576, dtype=torch.bfloat16)
+
+def resident():
+    return_free_memory()
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS"))
+
+def products(counts):
+    for count in counts:
+        torch.nn.functional.linear(torch.randn(count, 576, dtype=torch.bfloat16), weight)
+
+products(range(1, 301))
+before = resident()
+products(range(301, 901))
+print((resident() - before) / 1e3)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no resident size on this system")
+def test_new_shapes_take_no_new_memory() -> None:
+    """Unbounded, 600 shapes of one product keep about 500 MB."""
+    shown = subprocess.run([sys.executable, "-c", SHAPES], capture_output=True, text=True, check=True, timeout=120)
+    assert float(shown.stdout) < 120

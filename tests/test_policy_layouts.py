@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from omni_thinker.policy.blocks import NAME, use_blocks
 from omni_thinker.policy.layout import supports_group_rows
 from omni_thinker.policy.logprobs import ROWS, _ChosenLogprobs, _select, answer_logprobs
-from omni_thinker.policy.packing import micro_batches, pack, row_length
+from omni_thinker.policy.packing import MULTIPLE, micro_batches, pack, row_length
 from omni_thinker.policy.protocol import TrainGroup
 from omni_thinker.policy.sampling import sample_groups
 from omni_thinker.types import Sample, SampleRequest, SamplingParams
@@ -127,7 +127,7 @@ def test_packed_is_padded(family: str, temperature: float) -> None:
     torch.testing.assert_close(packed.logprobs_N, padded.logprobs_N, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(packed.entropy_N, padded.entropy_N, atol=1e-5, rtol=1e-5)
     assert packed.logprobs_N.std() > 0.3, "the model must tell tokens apart"
-    assert packed.computed == sum(map(row_length, groups)) < padded.computed
+    assert packed.computed == -(-sum(map(row_length, groups)) // MULTIPLE) * MULTIPLE
     rng = torch.Generator().manual_seed(1)
     weights = torch.randn(packed.logprobs_N.shape, generator=rng) / len(packed.logprobs_N)
     one = _gradients(model, (packed.logprobs_N * weights).sum())
@@ -196,7 +196,7 @@ def _group(prompt: tuple[int, ...], *answers: tuple[int, ...]) -> TrainGroup:
 
 
 def test_row_by_hand() -> None:
-    row = pack([_group((1, 2), (3, 4, 5), (6,)), _group((7,), (8, 9))])
+    row = pack([_group((1, 2), (3, 4, 5), (6,)), _group((7,), (8, 9))], multiple=1)
     # The last token of an answer predicts nothing and is left out.
     assert row.tokens_T.tolist() == [1, 2, 3, 4, 7, 8]
     assert row.positions_T.tolist() == [0, 1, 2, 3, 0, 1]
@@ -208,10 +208,35 @@ def test_row_by_hand() -> None:
 
 
 def test_siblings_by_hand() -> None:
-    row = pack([_group((1,), (2, 3), (4, 5))])
+    row = pack([_group((1,), (2, 3), (4, 5))], multiple=1)
     assert row.tokens_T.tolist() == [1, 2, 4]
     assert row.positions_T.tolist() == [0, 1, 1]
     assert row.mask_T_T.tolist() == [[True, False, False], [True, True, False], [True, False, True]]
+
+
+def test_filling_by_hand() -> None:
+    row = pack([_group((1,), (2, 3), (4, 5))], multiple=5)
+    assert row.tokens_T.tolist() == [1, 2, 4, 0, 0]
+    assert row.positions_T.tolist() == [0, 1, 1, 0, 1]
+    assert row.lengths == (3, 2)
+    # The filling sees itself alone, and nothing sees it.
+    assert row.mask_T_T[3:].tolist() == [[False, False, False, True, False], [False, False, False, True, True]]
+    assert not row.mask_T_T[:3, 3:].any()
+    assert row.answers == 4
+    assert row.sample_N.tolist() == [0, 0, 1, 1, -1]
+    assert row.source_N.tolist() == [0, 1, 0, 2, 4]
+
+
+@pytest.mark.parametrize("multiple", [1, 4, 64])
+def test_filling_changes_no_log_prob_and_no_gradient(multiple: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, groups = make_model("llama"), make_groups(RAGGED)
+    plain = answer_logprobs(model, groups, temperature=1.0, packed=False)
+    monkeypatch.setattr("omni_thinker.policy.logprobs.pack", lambda groups: pack(groups, multiple))
+    filled = answer_logprobs(model, groups, temperature=1.0, packed=True)
+    torch.testing.assert_close(filled.logprobs_N, plain.logprobs_N, atol=1e-5, rtol=1e-5)
+    one, other = (_gradients(model, scored.logprobs_N.sum()) for scored in (filled, plain))
+    for name in other:
+        torch.testing.assert_close(one[name], other[name], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("budget", [1, 15, 30, 10_000])

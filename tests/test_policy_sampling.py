@@ -13,7 +13,7 @@ from scipy.stats import chisquare
 from omni_thinker.policy.logprobs import answer_logprobs
 from omni_thinker.policy.protocol import TrainGroup
 from omni_thinker.policy.rows import sample_rows
-from omni_thinker.policy.sampling import _draw, _uniforms, sample_groups
+from omni_thinker.policy.sampling import MULTIPLE, _draw, _filled, _uniforms, sample_groups
 from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.recipe import ModelSpec
 from omni_thinker.types import Group, SampleRequest, SamplingParams
@@ -181,11 +181,41 @@ def test_finished_samples_are_no_longer_computed(policy: TorchPolicy, requests: 
     )
     limits = [SampleRequest(r.prompt, limit, r.seed) for r, limit in zip(requests, (12, 1, 2, 1), strict=True)]
     try:
-        _sample(policy, limits, 4, stop_ids=frozenset([-1]))
+        _sample(policy, limits, 8, stop_ids=frozenset([-1]))
     finally:
         hook.remove()
-    # The prompts, padded; then two groups of 4 once; then the longest alone. The last token drawn is never fed.
-    assert fed == [4 * max(len(r.prompt) for r in requests), 8, *[4] * 10]
+    # The prompts, padded; then two groups of 8 once; then the longest alone. The last token drawn is never fed.
+    assert fed == [4 * _filled(max(len(r.prompt) for r in requests), MULTIPLE), 16, *[8] * 10]
+
+
+@pytest.mark.parametrize("group_size", [1, 2, 3, 4, 8])
+def test_sequences_come_in_few_counts_whatever_ends_when(policy: TorchPolicy, group_size: int) -> None:
+    fed: list[tuple[int, ...]] = []
+    hook = policy.model.register_forward_pre_hook(
+        lambda module, args, kwargs: fed.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    requests = [SampleRequest((5, 6, 7 + n), 2 + 3 * n, n) for n in range(16)]
+    try:
+        groups = _sample(policy, requests, group_size, stop_ids=frozenset([-1]))
+    finally:
+        hook.remove()
+    alone = [_sample(policy, [request], group_size, stop_ids=frozenset([-1]))[0] for request in requests]
+    assert [s.tokens for g in groups for s in g.samples] == [s.tokens for g in alone for s in g.samples]
+    counts = {rows * columns for rows, columns in fed[1:]}
+    assert len(counts) > 1
+    assert group_size == 3 or all(count % MULTIPLE == 0 for count in counts)
+
+
+def test_a_finished_group_takes_no_position_beyond_its_last(policy: TorchPolicy) -> None:
+    seen: list[int] = []
+    hook = policy.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(int(kwargs["position_ids"].max())), with_kwargs=True
+    )
+    try:
+        _sample(policy, [SampleRequest((5,) * 60, 3, 1), SampleRequest((6, 7), 20, 2)], 2, stop_ids=frozenset([-1]))
+    finally:
+        hook.remove()
+    assert max(seen) <= 62
 
 
 def test_nothing_asked_nothing_drawn(policy: TorchPolicy) -> None:

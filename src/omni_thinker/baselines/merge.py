@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -19,23 +17,29 @@ def task_arithmetic(start: Path, experts: Sequence[Path], scale: float, out: Pat
 
     All are safetensors files of the same shapes. Raises UserError where they are not.
     """
-    merged: dict[str, torch.Tensor] = {}
-    with ExitStack() as stack:
-        base = stack.enter_context(safe_open(start, framework="pt"))
-        others = [stack.enter_context(safe_open(path, framework="pt")) for path in experts]
-        names = set(base.keys())
-        for path, other in zip(experts, others, strict=True):
-            if set(other.keys()) != names or any(_shape(other, name) != _shape(base, name) for name in names):
-                raise UserError(f"holds other tensors than {start}", file=path)
-        for name in sorted(names):
-            origin = base.get_tensor(name)
-            delta = torch.zeros_like(origin, dtype=torch.float32)
-            for other in others:
-                delta += other.get_tensor(name).float() - origin.float()
-            merged[name] = (origin.float() + scale * delta).to(origin.dtype)
+    for path in experts:
+        if _shapes(path) != _shapes(start):
+            raise UserError(f"holds other tensors than {start}", file=path)
+    merged = {name: _merged(start, experts, scale, name) for name in sorted(_shapes(start))}
     out.parent.mkdir(parents=True, exist_ok=True)
     save_file(merged, out)
 
 
-def _shape(tensors: Any, name: str) -> list[int]:
-    return list(tensors.get_slice(name).get_shape())
+def _merged(start: Path, experts: Sequence[Path], scale: float, name: str) -> torch.Tensor:
+    origin = _tensor(start, name)
+    delta = torch.zeros_like(origin, dtype=torch.float32)
+    for path in experts:
+        delta += _tensor(path, name).float() - origin.float()
+    return (origin.float() + scale * delta).to(origin.dtype)
+
+
+def _tensor(path: Path, name: str) -> torch.Tensor:
+    """Opened anew each time: what an open file has shown stays mapped, and counts as memory of this process."""
+    with safe_open(path, framework="pt") as tensors:
+        tensor: torch.Tensor = tensors.get_tensor(name)
+        return tensor
+
+
+def _shapes(path: Path) -> dict[str, list[int]]:
+    with safe_open(path, framework="pt") as tensors:
+        return {name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118 - no mapping

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from omni_thinker.policy.blocks import blocks
-from omni_thinker.policy.packing import pack, row_length
+from omni_thinker.policy.packing import pack
 from omni_thinker.policy.protocol import TrainGroup
 
 
@@ -41,7 +41,7 @@ def answer_logprobs(
 def _packed(model: PreTrainedModel, groups: Sequence[TrainGroup], temperature: float) -> AnswerTokens:
     row = pack(groups)
     device = model.device
-    with blocks([row_length(group) for group in groups]):
+    with blocks(row.lengths):
         out = model(
             input_ids=row.tokens_T[None].to(device),
             position_ids=row.positions_T[None].to(device),
@@ -50,7 +50,8 @@ def _packed(model: PreTrainedModel, groups: Sequence[TrainGroup], temperature: f
             logits_to_keep=row.source_N.to(device),
         )
     logprobs_N, entropy_N = _select(out.logits[0], row.target_N.to(device), temperature)
-    return AnswerTokens(logprobs_N, entropy_N, row.sample_N.to(device), len(row.tokens_T))
+    real = slice(row.answers)
+    return AnswerTokens(logprobs_N[real], entropy_N[real], row.sample_N[real].to(device), len(row.tokens_T))
 
 
 def _padded(model: PreTrainedModel, groups: Sequence[TrainGroup], temperature: float) -> AnswerTokens:

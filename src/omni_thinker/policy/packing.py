@@ -13,13 +13,18 @@ import torch
 
 from omni_thinker.policy.protocol import TrainGroup
 
+MULTIPLE = 64
+"""Rows and their answers are filled up to a multiple of this: oneDNN keeps 1 to 2 MB for every shape of a matrix
+product that it has met, which comes to more than a gigabyte where no two rows are of one length."""
+
 
 @dataclass(frozen=True, slots=True)
 class PackedRow:
-    """One row of T tokens holding N answer tokens.
+    """One row of T tokens holding N answer tokens, both filled up to a multiple.
 
     `source_N` is the index in the row whose output predicts answer token n; `mask_T_T` is True where row
-    token i may attend to row token j.
+    token i may attend to row token j. `lengths` are the tokens of each group, then of the filling where there is
+    any; only the first `answers` of the N are real.
     """
 
     tokens_T: torch.Tensor
@@ -28,10 +33,12 @@ class PackedRow:
     source_N: torch.Tensor
     target_N: torch.Tensor
     sample_N: torch.Tensor
+    lengths: tuple[int, ...]
+    answers: int
 
 
-def pack(groups: Sequence[TrainGroup]) -> PackedRow:
-    """Lay `groups` out in one row. Samples are numbered in order over all groups."""
+def pack(groups: Sequence[TrainGroup], multiple: int = MULTIPLE) -> PackedRow:
+    """Lay `groups` out in one row. Samples are numbered in order over all groups; filling has the number -1."""
     tokens: list[int] = []
     positions: list[int] = []
     owner: list[tuple[int, int]] = []  # (group, sample or -1 for the prompt) of each row token
@@ -55,6 +62,16 @@ def pack(groups: Sequence[TrainGroup]) -> PackedRow:
             target += sample.tokens
             sample_of += [number] * len(sample.tokens)
             number += 1
+    lengths, answers = [row_length(group) for group in groups], len(target)
+    if filling := -len(tokens) % multiple:  # a block of its own that nobody sees
+        lengths.append(filling)
+        tokens += [0] * filling
+        positions += range(filling)
+        owner += [(-1, -1)] * filling
+    spare = -answers % multiple
+    source += [len(tokens) - 1] * spare
+    target += [0] * spare
+    sample_of += [-1] * spare
     group_T = torch.tensor([o[0] for o in owner])
     sample_T = torch.tensor([o[1] for o in owner])
     same_group = group_T[:, None] == group_T[None, :]
@@ -67,6 +84,8 @@ def pack(groups: Sequence[TrainGroup]) -> PackedRow:
         source_N=torch.tensor(source),
         target_N=torch.tensor(target),
         sample_N=torch.tensor(sample_of),
+        lengths=tuple(lengths),
+        answers=answers,
     )
 
 

@@ -19,6 +19,9 @@ from omni_thinker.types import Group, Sample, SampleRequest, SamplingParams
 
 Decode = Callable[[Sequence[int]], str]
 
+MULTIPLE = 8
+"""Widths are filled up to a multiple of this, so that matrix products come in few shapes (see packing.MULTIPLE)."""
+
 
 class _BufferLayer(CacheLayerMixin):
     """Keys and values of one layer in a buffer of fixed size, filled from the left."""
@@ -154,7 +157,7 @@ def _prefill(
 ) -> tuple[_Batch, torch.Tensor]:
     """Compute all prompts, left-padded; logits of the first answer token, [P, V]."""
     device = model.device
-    count, width = len(requests), max(len(request.prompt) for request in requests)
+    count, width = len(requests), _filled(max(len(request.prompt) for request in requests), MULTIPLE)
     tokens = torch.zeros(count, width, dtype=torch.long)
     valid = torch.zeros(count, width, dtype=torch.bool)
     for p, request in enumerate(requests):
@@ -203,18 +206,28 @@ def _decode_step(model: PreTrainedModel, batch: _Batch) -> torch.Tensor:
         past_key_values=batch.cache,
         use_cache=True,
     )
-    batch.position_P = batch.position_P + 1
+    batch.position_P = batch.position_P + (batch.sample_P_G >= 0).any(1)  # a finished group may be at the last one
     logits: torch.Tensor = out.logits
     return logits
 
 
+def _filled(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
 def _compact(batch: _Batch) -> None:
-    """Drop finished groups, and columns that no group needs, where that saves at least a fifth of the rows."""
+    """Drop finished groups, and columns that no group needs, where that saves at least a fifth of the rows.
+
+    Columns stay a power of two and sequences a multiple of `MULTIPLE` (finished groups fill up): few shapes.
+    """
     live = batch.sample_P_G >= 0
-    keep = torch.nonzero(live.any(1)).flatten()
-    columns = int(live.sum(1).max())
-    if len(keep) * columns > 0.8 * live.numel():
+    going = live.any(1)
+    columns = min(live.shape[1], 1 << (int(live.sum(1).max()) - 1).bit_length())
+    count = _filled(int(going.sum()), max(1, MULTIPLE // columns))
+    if count * columns > 0.8 * live.numel():
         return
+    # The groups still going, and as many others as fill up, in the order they have.
+    keep = torch.sort(torch.sort((~going).to(torch.int8), stable=True).indices[:count]).values
     # Samples still going move to the left, in order; the order of a stable sort of booleans.
     order = torch.sort((~live[keep]).to(torch.int8), dim=1, stable=True).indices[:, :columns]
     batch.sample_P_G = batch.sample_P_G[keep].gather(1, order)

@@ -18,12 +18,12 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from omni_thinker.models.load import chat_prompt_ids, compute_dtype, load_model, load_tokenizer, stop_token_ids
+from omni_thinker.models.memory import return_free_memory
 from omni_thinker.models.quiet import quiet
 from omni_thinker.policy.blocks import use_blocks
 from omni_thinker.policy.layout import supports_group_rows
 from omni_thinker.policy.logprobs import AnswerTokens, answer_logprobs
 from omni_thinker.policy.lora import add_lora
-from omni_thinker.policy.memory import return_free_memory
 from omni_thinker.policy.packing import micro_batches
 from omni_thinker.policy.protocol import (
     Loss,
@@ -76,6 +76,7 @@ class TorchPolicy:
             master.grad = None
         fused = self._masters[0].device.type in ("cpu", "cuda")
         self._optimizer = torch.optim.AdamW(self._masters, lr=0.0, betas=BETAS, fused=fused)
+        return_free_memory()  # the moments: twice the weights
 
     # -- text -----------------------------------------------------------------------------------------------
 
