@@ -34,7 +34,7 @@ $(VENV)/.dev: $(VENV)/.runtime
 	@$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $@
 
-.PHONY: help install dev model quickstart test test-slow lint format clean
+.PHONY: help install dev model sandbox quickstart test test-slow lint format clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -45,7 +45,20 @@ dev: $(VENV)/.dev ## the same with the tools of the checks
 model: $(VENV)/.runtime ## fetch and convert the built-in model, once
 	@$(BIN)/omni-thinker model fetch
 
-quickstart: model ## the whole method on the built-in model, ending in a report (RECIPE=... for another)
+# Where it may be installed it is; elsewhere this stops at once, before anything that takes long.
+sandbox: ## bubblewrap, inside which programs are run
+	@command -v bwrap >/dev/null || { \
+		root=""; [ "$$(id -u)" = 0 ] || root="sudo -n"; \
+		if command -v apt-get >/dev/null && $$root true 2>/dev/null; then \
+			echo "installing bubblewrap ..."; \
+			$$root apt-get install -y -qq bubblewrap >/dev/null 2>&1 || \
+			{ $$root apt-get update -qq && $$root apt-get install -y -qq bubblewrap >/dev/null; }; \
+		else \
+			echo "programs are run inside bubblewrap, which is missing: sudo apt-get install bubblewrap" \
+				"(or your system's package), then make again" >&2; exit 1; \
+		fi; }
+
+quickstart: sandbox model ## the whole method on the built-in model, ending in a report (RECIPE=... for another)
 	@out=runs/quickstart-$$(date +%Y%m%d-%H%M%S)-$$$$ && \
 	$(BIN)/omni-thinker study $(RECIPE) --out "$$out" && \
 	echo "report: $$PWD/$$out/report.html"
@@ -56,10 +69,10 @@ lint: $(VENV)/.dev ## style, types and the order of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint model ## lint, then the tests that take seconds, some with the built-in model
+test: sandbox lint model ## lint, then the tests that take seconds, some with the built-in model
 	$(BIN)/python -m pytest
 
-test-slow: $(VENV)/.dev model ## the tests that train for minutes
+test-slow: sandbox $(VENV)/.dev model ## the tests that train for minutes
 	$(BIN)/python -m pytest -m slow --timeout 1800
 
 format: $(VENV)/.dev ## let ruff mend the style

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from omni_thinker.cli import main
+from omni_thinker.isolation import allow_weak_sandbox, shutdown, use_workers
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -160,6 +161,30 @@ def test_score_writes_rows_in_order(run: Run, tmp_path: Path) -> None:
     code, _, err = run("score", "--reward", "math", "--in", path, "--out", out)
     assert code == 2
     assert "exists" in err
+
+
+def test_programs_need_bubblewrap_or_the_word_of_the_user(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"id": n, "response": f"def f(x): return {n}", "tests": ["assert f(0) == 1"]} for n in range(3)]
+    path, out = write_rows(tmp_path, rows), tmp_path / "scores.jsonl"
+    arguments = ["score", "--reward", "unit_tests", "--in", path, "--out", out, "--workers", "1"]
+    shutdown()
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr("omni_thinker.isolation.bubblewrap.shutil.which", lambda name: None)
+            allow_weak_sandbox(False)
+            code, _, err = run(*arguments)
+            assert code == 2
+            assert "apt-get install bubblewrap" in err
+            assert not out.exists()
+            assert run(*arguments, "--allow-weak-sandbox")[0] == 0
+            values = [json.loads(line)["value"] for line in out.read_text("utf-8").splitlines()]
+            assert values == [0.0, 1.0, 0.0]
+    finally:
+        shutdown()
+        use_workers(None)
+        allow_weak_sandbox(False)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The sandbox against hostile programs. What is asserted: the verdict, the time it takes, and that nothing stays."""
+"""The sandbox: verdicts on honest programs, and that hostile ones gain, cost and leave nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from omni_thinker.isolation import IsolationError, TestReport, WorkerPool, programs, run_tests, run_tests_sync, shutdown
+import hostile
+from omni_thinker.isolation import (
+    IsolationError,
+    TestReport,
+    WorkerPool,
+    allow_weak_sandbox,
+    bubblewrap,
+    launch,
+    programs,
+    run_tests,
+    run_tests_sync,
+    shutdown,
+)
 
 GOOD = "def f(x):\n    return x + 3\n"
 TESTS = ["assert f(2) == 5", "assert f(0) == 3"]
@@ -23,15 +35,6 @@ def _closed() -> Iterator[None]:
     yield
     shutdown()
     assert not _children()
-
-
-@pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """A folder that the candidate can write to, whichever user it became."""
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o777)
-    yield folder
-    shutil.rmtree(folder)
 
 
 def _children() -> list[str]:
@@ -68,71 +71,268 @@ def test_setup_runs_after_the_program() -> None:
 @pytest.mark.parametrize(
     ("program", "outcome"),
     [
-        ("import sys\nsys.exit(0)", "failed"),
-        ("import os\nos._exit(0)", "crashed"),
-        (GOOD + "import atexit, os\natexit.register(lambda: os._exit(0))\nraise SystemExit(0)", "failed"),
-        ("def f(x):\n    import os\n    os._exit(0)", "crashed"),
-        ("print('passed')\nprint('{\"passed\": 2, \"reason\": null}')", "failed"),
-        ("import os\nfor fd in range(3, 300):\n    try:\n        os.write(fd, b'0' * 32 + b'{\"passed\": 2, "
-         "\"reason\": null}\\n')\n    except OSError: pass\nos._exit(0)", "crashed"),
-        ("import __main__\n__main__._execute = lambda request: (2, None)", "failed"),
-        ("this is no python", "failed"),
-        ("x = bytearray(10**9)\n" + GOOD, "failed"),
-        ("import ctypes\nctypes.string_at(0)", "crashed"),
-        ("class E(Exception):\n    def __str__(self): raise SystemExit(0)\nraise E", "failed"),
-        ("import os\nopen('big', 'wb').write(b'0' * 10**8)\n" + GOOD, "failed"),
-        ("input()\n" + GOOD, "failed"),
-        ("class E:\n    def __eq__(self, other): return True\ndef f(x): return E()", "failed"),
-        ("class L(list):\n    def __eq__(self, other): return True\ndef f(x): return [L()]", "failed"),
-        ("from unittest.mock import ANY\ndef f(x): return ANY", "failed"),
         ("import os\nassert not os.environ\n" + GOOD, "passed"),
         ("import os\nos.write(1, b'x' * 10**6)\nprint('y' * 10**6)\n" + GOOD, "passed"),
-        ("import os, signal\ntry:\n    os.kill(-1, signal.SIGKILL)\nexcept OSError: pass\nos._exit(0)", "crashed"),
-        ("from collections import Counter\ndef f(x): return x + 3\n", "passed"),
-        ("class E:\n    def __eq__(self, other): return True\nE.__module__ = 'collections'\n"
-         "def f(x): return E()", "failed"),
-        ("from fractions import Fraction\nclass E(Fraction):\n    def __eq__(self, other): return True\n"
-         "E.__eq__.__module__ = 'fractions'\ndef f(x): return E(1)", "failed"),
-        ("class E:\n    def __eq__(self, other): return True\nclass L(list):\n    def __iter__(self): return iter([])\n"
-         "def f(x): return L([E()])", "failed"),
-        ("from collections import Counter\nCounter.__eq__ = lambda self, other: True\n"
-         "def f(x): return Counter()", "failed"),
-        ("import builtins, json, os\nbuiltins.isinstance = lambda *a: False\nbuiltins.type = lambda v: int\n"
-         "builtins.exec = lambda *a: None\njson.dumps = lambda v: '2'\nos.write = lambda *a: 0\n"
-         "def f(x): return 7", "failed"),
-        ("import sys\nframe, seen = sys._getframe(), ''\nwhile frame:\n    seen += str(frame.f_locals)\n"
-         "    frame = frame.f_back\nassert 'f(2)' not in seen\n" + GOOD, "passed"),
         ("import os\nfor _ in range(3000):\n    os.mkdir('d')\n    os.chdir('d')\n" + GOOD, "passed"),
         ("import multiprocessing, decimal, json, subprocess\n"
          "assert subprocess.run(['true'], stdout=subprocess.DEVNULL).returncode == 0\n" + GOOD, "passed"),
+        ("import tempfile\nwith tempfile.TemporaryFile() as s: s.write(b'x')\n" + GOOD, "passed"),
+        ("import dataclasses\n@dataclasses.dataclass\nclass P:\n    x: int = 3\ndef f(x): return x + P().x\n", "passed"),
+        ("if __name__ == '__main__': raise SystemExit\n" + GOOD, "passed"),
+        ("input()\n" + GOOD, "failed"),
+        ("x = bytearray(10**9)\n" + GOOD, "failed"),
+        ("def f(x): return -1\n", "failed"),
     ],
 )  # fmt: skip
-def test_only_the_sentinel_counts(program: str, outcome: str) -> None:
-    # killing everyone is only tried where a PID namespace makes it harmless
-    if "kill(-1" in program and not _namespaces():
-        pytest.skip("no PID namespaces here")
+def test_programs_may_do_what_harms_nobody(program: str, outcome: str) -> None:
     report = _run(program)
     assert report.outcome == outcome, report
     assert (report.passed == report.total) == (outcome == "passed")
 
 
-def _namespaces() -> bool:
-    return run_tests_sync("import os", ["assert os.getpid() == 1"]).outcome == "passed"
+# -- what goes between tests and program ------------------------------------------------------------------------------
+
+PLAIN = (
+    "None", "True", "0", "-1", "1 << 70", "-(1 << 2000)", "1.5", "-0.0", "float('inf')", "1 + 2j", "'text'", "'\\ud800'", "''",
+    "b'\\x00\\xff'", "bytearray(b'x')", "[]", "[1, [2, (3,)]]", "()", "(1, 'a', None)", "{}", "{1: [2], (1, 2): 'x'}",
+    "{'l': 1, 't': 2}", "{1, 2, 3}", "frozenset({1})", "range(0, 10, 2)", "...", "int", "[len, dict]",
+    "__import__('decimal').Decimal('1.10')", "__import__('fractions').Fraction(1, 3)",
+    "__import__('datetime').datetime(2020, 1, 2, 3)", "__import__('datetime').date(2020, 1, 2)",
+    "__import__('datetime').timedelta(1, 2, 3)", "__import__('collections').deque([1, 2], 5)",
+)  # fmt: skip
 
 
-def test_trusted_kinds_of_equality_still_count() -> None:
-    program = "from collections import Counter, OrderedDict\nfrom fractions import Fraction\n"
-    tests = ["assert Counter('aa') == {'a': 2}", "assert OrderedDict(a=1) == {'a': 1}", "assert Fraction(1, 2) == 0.5"]
-    assert _run(program, tests).outcome == "passed"
+@pytest.mark.parametrize("value", PLAIN)
+def test_plain_values_arrive_as_they_are(value: str) -> None:
+    program = f"def give(): return {value}\ndef take(v): return v == {value} and type(v) is type({value})\n"
+    tests = [f"assert give() == {value}", f"assert type(give()) is type({value})", f"assert take({value}) is True"]
+    tests += [f"assert repr(give()) == repr({value})"]
+    assert _run(program, tests) == TestReport(4, 4, "passed")
+
+
+HONEST = """
+import asyncio, collections, contextlib, functools, math
+class Point:
+    def __init__(self, x, y=0): self.x, self.y = x, y
+    def __eq__(self, other): return (self.x, self.y) == (other.x, other.y)
+    def __add__(self, other): return Point(self.x + other.x, self.y + other.y)
+    def __lt__(self, other): return self.x < other.x
+    def __mul__(self, k): return Point(self.x * k, self.y * k)
+    def __len__(self): return 2
+    def __getitem__(self, i): return (self.x, self.y)[i]
+    def __repr__(self): return f"Point({self.x}, {self.y})"
+    def __enter__(self): return self
+    def __exit__(self, *exc): return False
+    def moved(self, by): self.x += by; return self
+class Odd(ValueError): pass
+Pair = collections.namedtuple("Pair", "a b")
+def odd(x):
+    if x % 2: raise Odd("odd")
+    return x // 2
+def sort(items): items.sort()
+def grow(table): table["inner"]["new"] = [1]; table["list"].append(2)
+def apply(function, *values): return [function(v) for v in values]
+def numbers():
+    yield from range(3)
+def counter(): return collections.Counter("aab")
+def pair(): return Pair(1, 2)
+def second(node): node.next.value += 1; return node.next.value
+async def later(x): return x + 1
+LIMIT = [1, 2]
+def close(a): return math.isclose(a, 1)
+def kind(v): return isinstance(v, dict)
+"""
 
 
 @pytest.mark.parametrize(
-    "program", ["while True: pass", "while True: print('x' * 10**5)", "import time\ntime.sleep(99)"]
+    "test",
+    [
+        "assert Point(1, 2) == Point(1, 2) and Point(1) != Point(2)",
+        "p = Point(1)\nassert p.x == 1 and p.moved(2).x == 3 and p.x == 3 and len(p) == 2 and p[0] == 3",
+        "p = Point(1)\np.x = 9\nassert p.x == 9 and str(p) == 'Point(9, 0)' and isinstance(p, Point)",
+        "assert Point(1, 2) + Point(3, 4) == Point(4, 6) and sorted([Point(2), Point(1)])[0].x == 1",
+        "assert [v for v in Point(5, 6)] == [5, 6] and 6 in Point(5, 6)",
+        "assert Point(1, 2) * 2 == Point(2, 4) and (Point(1) * 2) + Point(1) == Point(3)",
+        "with Point(1) as p: assert p.x == 1",
+        "try: odd(3)\nexcept Odd as e: assert 'odd' in str(e)\nelse: assert False",
+        "try: odd(3)\nexcept ValueError: pass\nelse: assert False",
+        "try: odd('x')\nexcept TypeError: pass\nelse: assert False",
+        "items = [3, 1, 2]\nassert sort(items) is None and items == [1, 2, 3]",
+        "inner = {}\ntable = {'inner': inner, 'list': [1]}\ngrow(table)\nassert inner == {'new': [1]} and table['list'] == [1, 2]",
+        "assert apply(lambda v: v + 1, 1, 2) == [2, 3] and apply(len, 'ab') == [2] and apply(Point, 1)[0].x == 1",
+        "assert apply(lambda v: odd(v * 2), 4) == [4]",
+        "try: apply(lambda v: 1 / v, 0)\nexcept ZeroDivisionError: pass\nelse: assert False",
+        "assert list(numbers()) == [0, 1, 2] and sum(numbers()) == 3",
+        "assert counter() == {'a': 2, 'b': 1} and pair() == (1, 2) and pair().b == 2",
+        "class Node:\n    def __init__(self, value, next=None): self.value, self.next = value, next\n"
+        "n = Node(1, Node(2))\nassert second(n) == 3 and n.next.value == 3",
+        "import asyncio\nassert asyncio.run(later(1)) == 2 if False else True",
+        "async def go(): return await later(1)\nimport asyncio\nassert asyncio.run(go()) == 2",
+        "assert LIMIT == [1, 2] and math.isclose(1.0, 1) and close(1.0)",
+        "assert functools.reduce(lambda a, b: a + b, [1, 2]) == 3",
+        "import unittest\nclass T(unittest.TestCase):\n    def test(self): self.assertEqual(odd(4), 2)\n"
+        "r = unittest.TestResult()\nT('test').run(r)\nassert r.wasSuccessful() and r.testsRun == 1",
+    ],
+)  # fmt: skip
+def test_tests_may_do_what_tests_do(test: str) -> None:
+    assert _run(HONEST, [test]) == TestReport(1, 1, "passed")
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "def sorted(x): return [1, 2]\ndef f(x): return 0",  # a built-in function stays what it is
+        "def f(x): return 0\nclass list: pass",
+    ],
 )
-def test_a_deadline_is_kept(program: str) -> None:
+def test_built_in_functions_of_a_test_are_not_the_programs(program: str) -> None:
+    assert _run(program, ["assert sorted([2, 1]) == [1, 2] and list('a') == ['a'] and f(1) == 1"]).outcome == "failed"
+
+
+def test_entry_points_are_all_that_tests_take() -> None:
+    cheat = "def isclose(a, b): return True\ndef f(x): return 0"
+    test = ["assert isclose(f(1), 4)"]
+    assert run_tests_sync(cheat, test, setup="from math import isclose").outcome == "failed"
+    assert run_tests_sync(cheat, test, entry_points=["f"]).outcome == "failed"
+    assert (
+        run_tests_sync("def sum(a, b): return a + b", ["assert sum(1, 2) == 3"], entry_points=["sum"]).outcome
+        == "passed"
+    )
+
+
+# -- hostile programs -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def isolated() -> None:
+    """Programs that signal everyone are only run where a namespace makes it harmless."""
+    assert launch().strength == "bubblewrap"
+    seen = run_tests_sync(
+        "import os\npid, files = os.getpid(), os.listdir('/')", ["assert pid == 1", "assert 'work' in files"]
+    )
+    assert seen.outcome == "passed", seen
+
+
+def test_the_corpus_is_large_enough() -> None:
+    assert len(hostile.ALL) >= 80
+
+
+@pytest.mark.usefixtures("isolated")
+@pytest.mark.parametrize("name", hostile.ALL)
+def test_hostile_programs_gain_nothing(name: str) -> None:
     begin = time.monotonic()
-    assert _run(program, timeout=0.5).outcome == "timeout"
-    assert time.monotonic() - begin < 3.0
+    report = run_tests_sync(hostile.ALL[name], hostile.TESTS, timeout=hostile.DEADLINE_S)
+    seconds = time.monotonic() - begin
+    assert report.outcome != "passed", report
+    assert report.passed == 0 or not name.startswith("equality"), "not one test"
+    assert seconds < hostile.DEADLINE_S + 1.0
+    assert _run(GOOD).outcome == "passed", "the next one isn't harmed"
+
+
+@pytest.mark.usefixtures("isolated")
+def test_hostile_programs_leave_the_machine_as_it_was() -> None:
+    async def everything() -> list[TestReport]:
+        runs = [run_tests(program, hostile.TESTS, timeout=hostile.DEADLINE_S) for program in hostile.ALL.values()]
+        return list(await asyncio.gather(*runs))
+
+    _run(GOOD)
+    before = _state()
+    reports = asyncio.run(everything())
+    assert not [name for name, report in zip(hostile.ALL, reports, strict=True) if report.outcome == "passed"]
+    shutdown()
+    deadline = time.monotonic() + 5.0
+    while _state()["processes"] and time.monotonic() < deadline:
+        time.sleep(0.05)
+    after = _state()
+    assert after["processes"] == set()
+    assert after["files"] == before["files"]
+    assert after["sockets"] - before["sockets"] == set()
+    assert not [path for path in ("/usr", "/", "/etc", "/dev/shm", "/tmp") if Path(path, "omni-hostile").exists()]
+
+
+def _state() -> dict[str, set[str]]:
+    """What of the machine could tell that a program has been there."""
+    sockets = {
+        line.split()[1] if name != "unix" else line.split()[-1]
+        for name in ("tcp", "udp", "unix")
+        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]
+        if ":B0AF" in line or "omni-hostile" in line
+    }
+    homes = (Path(tempfile.gettempdir()), Path.home(), Path("/dev/shm"), Path.cwd())
+    files = {str(path) for home in homes for path in home.iterdir() if not path.name.startswith("omni-thinker-")}
+    return {"processes": set(_children()), "files": files, "sockets": sockets}
+
+
+@pytest.mark.usefixtures("isolated")
+def test_the_files_of_the_host_are_out_of_reach() -> None:
+    folders = [Path(tempfile.mkdtemp(prefix="sbx-canary-", dir=base)) for base in (None, "/dev/shm", Path.home())]
+    try:
+        for folder in folders:
+            folder.chmod(0o777)
+            (folder / "canary").write_text("alive")
+            (folder / "canary").chmod(0o666)
+        program = f"""
+import ctypes, os, sys
+done = []
+def attempt(action, *arguments):
+    try:
+        if action(*arguments) != -1: done.append(str((action, arguments)))
+    except OSError: pass
+libc = ctypes.CDLL(None)
+attempt(libc.unshare, 0x10000000 | 0x20000)
+attempt(libc.mount, None, b"/usr", None, 32 | 4096, None)
+attempt(libc.umount2, b"/usr", 2)
+attempt(os.chroot, ".")
+attempt(os.mknod, "disk", 0o60666, os.makedev(254, 0))
+attempt(open, "/usr/canary-of-the-tests", "w")
+attempt(open, "/canary-of-the-tests", "w")
+attempt(open, os.path.dirname(os.__file__) + "/canary-of-the-tests", "w")
+attempt(os.listdir, "/proc")
+attempt(os.listdir, "/harness")
+for folder in {[str(folder) for folder in folders]!r}:
+    attempt(open, folder + "/canary")
+    attempt(open, folder + "/canary", "w")
+    attempt(open, folder + "/new", "w")
+    attempt(os.unlink, folder + "/canary")
+    attempt(os.listdir, folder)
+open("own", "w").write("x")
+own = open("own").read()
+where = os.getcwd()
+"""
+        report = _run(program, ["assert done == []", "assert own == 'x'", "assert where == '/work'"])
+        assert report.outcome == "passed", report
+        for folder in folders:
+            assert [path.name for path in folder.iterdir()] == ["canary"]
+            assert (folder / "canary").read_text() == "alive"
+    finally:
+        for folder in folders:
+            shutil.rmtree(folder)
+
+
+# -- without bubblewrap -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def without_bubblewrap(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("omni_thinker.isolation.bubblewrap.shutil.which", lambda name: None)
+    shutdown()
+    allow_weak_sandbox(False)
+    yield
+    shutdown()
+    monkeypatch.undo()
+    allow_weak_sandbox(False)
+
+
+@pytest.mark.usefixtures("without_bubblewrap")
+def test_without_bubblewrap_nothing_runs_unless_it_is_allowed() -> None:
+    with pytest.raises(IsolationError, match=r"apt-get install bubblewrap.*--allow-weak-sandbox"):
+        _run(GOOD)
+    allow_weak_sandbox()
+    assert launch().strength == "weak"
+    assert _run(GOOD) == TestReport(2, 2, "passed")
+    for kind in (hostile.EXITS, hostile.EQUALITY, hostile.PATCHES):
+        for program in kind.values():
+            assert run_tests_sync(program, hostile.TESTS, timeout=hostile.DEADLINE_S).outcome != "passed"
 
 
 OUTLIVING = """
@@ -149,116 +349,37 @@ def f(x): return x + 3
 """
 
 
+@pytest.mark.usefixtures("without_bubblewrap")
 @pytest.mark.parametrize("namespaces", [True, False])
 @pytest.mark.parametrize("ending", ["", "while True: pass", "os._exit(0)"])
 def test_children_die_with_the_program(
-    open_folder: Path, monkeypatch: pytest.MonkeyPatch, namespaces: bool, ending: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, namespaces: bool, ending: str
 ) -> None:
     if not namespaces:
-        _refuse_namespaces(open_folder, monkeypatch)
-    shutdown()
-    heartbeat = open_folder / "heartbeat"
-    seen = namespaces and _private_files()  # then the heartbeat would be in a file system of its own
-    try:
-        report = _run(OUTLIVING.format(path="heartbeat" if seen else str(heartbeat)) + ending, timeout=0.6)
-    except IsolationError as exc:
-        shutdown()
-        _only_root_is_refused(exc)
-        pytest.skip("root whose standard library nobody else can read runs no programs without namespaces")
-    assert report.outcome == {"": "passed", "while True: pass": "timeout", "os._exit(0)": "crashed"}[ending]
-    [sandbox] = programs._pool()._idle
-    assert not Path(f"/proc/{sandbox.pid}/task/{sandbox.pid}/children").read_text()
-    if not seen:
-        size = heartbeat.stat().st_size
-        assert size > 0
-        time.sleep(0.1)
-        assert heartbeat.stat().st_size == size
-    shutdown()
+        _refuse_namespaces(tmp_path / "scripts", monkeypatch)
+    allow_weak_sandbox()
+    for folder in (tmp_path, *tmp_path.parents[:2]):  # another user must get there where this one is root
+        folder.chmod(0o755)
+    (tmp_path / "seen").mkdir(mode=0o777)
+    (tmp_path / "seen").chmod(0o777)
+    heartbeat = tmp_path / "seen" / "heartbeat"
+    report = _run(OUTLIVING.format(path=str(heartbeat)) + ending, timeout=0.6)
+    # Without a namespace the orphan outlives the program for as long as the tests wait for its open socket.
+    early = "crashed" if namespaces else "timeout"
+    assert report.outcome == {"": "passed", "while True: pass": "timeout", "os._exit(0)": early}[ending], report
+    size = heartbeat.stat().st_size
+    assert size > 0
+    time.sleep(0.1)
+    assert heartbeat.stat().st_size == size
 
 
 def _refuse_namespaces(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where the kernel refuses them."""
-    script = folder / "sandbox.py"
-    script.write_text(programs._SANDBOX.read_text())
-    text = programs._SANDBOX.with_name("confine.py").read_text()
+    shutil.copytree(bubblewrap._SANDBOX.parent, folder)
+    text = (folder / "confine.py").read_text()
     assert "_libc.unshare(" in text
-    script.with_name("confine.py").write_text(text.replace("_libc.unshare(", "(lambda flags: -1)("))
-    monkeypatch.setattr(programs, "_SANDBOX", script)
-
-
-def _only_root_is_refused(exc: IsolationError) -> None:
-    assert os.geteuid() == 0
-    assert "ordinary user" in str(exc)
-
-
-def _private_files() -> bool:
-    return run_tests_sync("import os", ["assert os.getcwd() == '/work'"]).outcome == "passed"
-
-
-def test_the_files_of_the_host_are_out_of_reach() -> None:
-    if not _private_files():
-        pytest.skip("mounts are refused here")
-    folders = [Path(tempfile.mkdtemp(prefix="sbx-canary-", dir=base)) for base in (None, "/dev/shm", Path.home())]
-    try:
-        for folder in folders:
-            folder.chmod(0o777)
-            (folder / "canary").write_text("alive")
-            (folder / "canary").chmod(0o666)
-        program = f"""
-import ctypes, os, sys
-done = []
-def attempt(action, *arguments):
-    try:
-        if action(*arguments) != -1: done.append((action, arguments))
-    except OSError: pass
-libc = ctypes.CDLL(None)
-attempt(libc.unshare, 0x10000000 | 0x20000)
-attempt(libc.mount, None, b"/usr", None, 32 | 4096, None)
-attempt(libc.umount2, b"/usr", 2)
-attempt(os.chroot, ".")
-attempt(os.mknod, "disk", 0o60666, os.makedev(254, 0))
-attempt(open, "/usr/canary-of-the-tests", "w")
-attempt(open, os.path.dirname(os.__file__) + "/canary-of-the-tests", "w")
-attempt(os.listdir, "/proc")
-for folder in {[str(folder) for folder in folders]!r}:
-    attempt(open, folder + "/canary")
-    attempt(open, folder + "/canary", "w")
-    attempt(open, folder + "/new", "w")
-    attempt(os.unlink, folder + "/canary")
-    attempt(os.listdir, folder)
-open("own", "w").write("x")
-"""
-        report = _run(program, ["assert done == []", "assert open('own').read() == 'x'"])
-        assert report.outcome == "passed", report
-        for folder in folders:
-            assert [path.name for path in folder.iterdir()] == ["canary"]
-            assert (folder / "canary").read_text() == "alive"
-    finally:
-        for folder in folders:
-            shutil.rmtree(folder)
-
-
-def test_without_namespaces_programs_never_have_the_access_of_root(
-    open_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _refuse_namespaces(open_folder, monkeypatch)
-    shutdown()
-    try:
-        deep = "import os\nfor _ in range(3000):\n    os.mkdir('d')\n    os.chdir('d')\n"
-        report = _run(deep + GOOD, ["import os\nassert os.geteuid() != 0", *TESTS])
-        assert report.outcome == "passed"
-        [sandbox] = programs._pool()._idle
-        assert not [*sandbox.folder.iterdir()]
-    except IsolationError as exc:
-        _only_root_is_refused(exc)
-    finally:
-        shutdown()
-
-
-def test_a_fork_bomb_ends_with_its_deadline() -> None:
-    program = "import os, time\nfor _ in range(6):\n    try: os.fork()\n    except OSError: pass\ntime.sleep(99)"
-    assert _run(program, timeout=0.5).outcome == "timeout"
-    assert _run(GOOD).outcome == "passed"
+    (folder / "confine.py").write_text(text.replace("_libc.unshare(", "(lambda flags: -1)("))
+    monkeypatch.setattr(bubblewrap, "_SANDBOX", folder / "sandbox.py")
 
 
 def test_programs_do_not_see_each_other() -> None:
@@ -309,8 +430,6 @@ def test_shutdown_leaves_neither_processes_nor_folders() -> None:
     _run(GOOD)
     folders = [worker.folder for worker in programs._pool()._idle]
     assert folders
-    if _private_files():
-        assert not any(folder.exists() for folder in folders), "nothing is left if this process is killed"
     shutdown()
     assert not any(folder.exists() for folder in folders)
     assert not _children()

@@ -141,8 +141,8 @@ def test_a_part_that_raises_or_miscounts_is_an_error() -> None:
 
 
 def test_every_known_part_can_be_made() -> None:
-    names = {"finished", "format", "math", "unit_tests", "short_answer", "exact", "constraints", "preference",
-             "reasoning_gym"}  # fmt: skip
+    names = {"finished", "format", "math", "unit_tests", "unit_tests_partial", "short_answer", "exact", "constraints",
+             "preference", "reasoning_gym", "brevity", "not_overlong", "not_repetitive"}  # fmt: skip
     assert names <= set(known_parts())
     for name in names:
         reward = make_reward(RewardSpec(gate=(), sum={name: 1.0}), judge=TableJudge())

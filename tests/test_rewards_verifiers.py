@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omni_thinker.isolation import IsolationError, shutdown
+from omni_thinker.errors import UserError
+from omni_thinker.isolation import IsolationError, allow_weak_sandbox, shutdown
 from omni_thinker.recipe import RewardSpec
 from omni_thinker.rewards import code, make_reward, score_texts, validate
 from omni_thinker.rewards import math as math_module
@@ -224,6 +225,35 @@ def test_programs_are_found_and_pass(text: str) -> None:
 @pytest.mark.parametrize("text", ["", "no code", "def f(x): return 4", "```python\n```", "import sys; sys.exit(0)"])
 def test_wrong_programs_get_nothing(text: str) -> None:
     assert scores("unit_tests", [(text, ADD)])[0].value == 0.0
+
+
+def test_partial_credit_is_the_share_of_tests() -> None:
+    half = problem(DEF, tests=["assert f(1) == 4", "assert f(2) == 9"])
+    assert [s.value for s in scores("unit_tests_partial", [(DEF, half), (DEF, ADD)])] == [0.5, 1.0]
+    assert scores("unit_tests", [(DEF, half)])[0].value == 0.0
+
+
+def test_entry_points_are_what_tests_take_from_a_program() -> None:
+    cheat = "def same(a, b): return True\ndef f(x): return 0"
+    tests = ["assert same(f(1), 4)"]
+    assert scores("unit_tests", [(cheat, problem(DEF, tests=tests))])[0].value == 1.0, "tests that trust the program"
+    for names in ("f", ["f"]):
+        assert scores("unit_tests", [(cheat, problem(DEF, tests=tests, entry_point=names))])[0].value == 0.0
+    for bad in ("f g", 5, ["f", 1]):
+        assert check("unit_tests", problem(DEF, tests=tests, entry_point=bad))
+
+
+def test_without_bubblewrap_a_reward_of_programs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("omni_thinker.isolation.bubblewrap.shutil.which", lambda name: None)
+    allow_weak_sandbox(False)
+    try:
+        with pytest.raises(UserError, match="bubblewrap"):
+            make_reward(RewardSpec(sum={"unit_tests": 1.0}), judge=None)
+        allow_weak_sandbox()
+        make_reward(RewardSpec(sum={"unit_tests": 1.0}), judge=None)
+    finally:
+        monkeypatch.undo()
+        allow_weak_sandbox(False)
 
 
 def test_a_timeout_is_worth_nothing_and_says_so() -> None:

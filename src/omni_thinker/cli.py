@@ -32,6 +32,24 @@ Out = Annotated[Path | None, typer.Option(help="Directory of the run; must not h
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="Override a recipe key: dotted.key=value. May be repeated.")
 ]
+
+
+def _allow_weak(allowed: bool) -> bool:
+    if allowed:
+        from omni_thinker.isolation import allow_weak_sandbox
+
+        allow_weak_sandbox()
+    return allowed
+
+
+Weak = Annotated[
+    bool,
+    typer.Option(
+        "--allow-weak-sandbox",
+        callback=_allow_weak,
+        help="Where bubblewrap is missing, run the model's programs in a process with limits alone.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 
 
@@ -63,6 +81,7 @@ def study(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print the work ahead, write nothing.")
     ] = False,
+    weak: Weak = False,
     json_: Json = False,
 ) -> None:
     """Train every arm at equal budget and compare them on the test split."""
@@ -80,6 +99,7 @@ def train(
     steps: Annotated[int | None, typer.Option(min=1, help="RL steps, instead of the recipe's study.steps.")] = None,
     out: Out = None,
     overrides: Set = None,
+    weak: Weak = False,
     json_: Json = False,
 ) -> None:
     """Train one arm and evaluate it before and after."""
@@ -94,7 +114,7 @@ def train(
 
 
 @app.command()
-def probe(recipe: RecipeFile, out: Out = None, overrides: Set = None, json_: Json = False) -> None:
+def probe(recipe: RecipeFile, out: Out = None, overrides: Set = None, weak: Weak = False, json_: Json = False) -> None:
     """Only measure transfer: a short run per task, the matrix (transfer.json) and the plan made from it."""
     extra = ['study.arms=["start", "single"]', 'study.single_budget="stage"']
     _run(recipe, out, [*(overrides or []), *extra], json_)
@@ -132,6 +152,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="validation or test.")] = "test",
     references: Annotated[Path | None, typer.Option(help="references.jsonl of a run, for judged tasks.")] = None,
     overrides: Set = None,
+    weak: Weak = False,
     json_: Json = False,
 ) -> None:
     """Accuracy of a model on each task."""
@@ -163,12 +184,18 @@ def score(
     reward: Annotated[str, typer.Option(help="A reward part (math, unit_tests, short_answer, ...), or RECIPE:TASK.")],
     in_: Annotated[Path, typer.Option("--in", help="Rows with id, response, and what the reward needs (JSONL).")],
     out: Annotated[Path, typer.Option(help="Where the scores go (JSONL); must not exist.")],
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes of each kind; default: one per core.")] = None,
+    weak: Weak = False,
     json_: Json = False,
 ) -> None:
     """Score responses from a file: how to debug a reward before spending a day of compute on it."""
     from omni_thinker.runs.progress import working
     from omni_thinker.study.score_file import score_file
 
+    if workers:
+        from omni_thinker.isolation import use_workers
+
+        use_workers(workers)
     with working(f"scoring {in_}"):
         summary = score_file(reward, in_, out)
     typer.echo(
@@ -224,6 +251,7 @@ def tasks_show(
 def tasks_validate(
     recipe: Annotated[Path | None, typer.Argument(help="A recipe file; default: the four built-in tasks.")] = None,
     overrides: Set = None,
+    weak: Weak = False,
     json_: Json = False,
 ) -> None:
     """Check every row of every task: the gold answer must score 1 and a wrong one must not."""

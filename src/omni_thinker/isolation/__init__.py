@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from omni_thinker.isolation.bubblewrap import Launch, allow_weak_sandbox, launch
 from omni_thinker.isolation.pool import (
     IsolationError,
     WorkerDied,
@@ -11,19 +12,24 @@ from omni_thinker.isolation.pool import (
     call_pool,
     shared_pool,
     shutdown,
+    use_workers,
 )
 from omni_thinker.isolation.programs import TestReport, run_tests, run_tests_sync
 
 __all__ = [
     "IsolationError",
+    "Launch",
     "TestReport",
     "WorkerDied",
     "WorkerPool",
     "WorkerTimeout",
     "aclose",
+    "allow_weak_sandbox",
     "call_pool",
+    "launch",
     "run_tests",
     "run_tests_sync",
     "shared_pool",
     "shutdown",
+    "use_workers",
 ]

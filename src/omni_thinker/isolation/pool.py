@@ -28,6 +28,7 @@ __all__ = [
     "cores",
     "shared_pool",
     "shutdown",
+    "use_workers",
 ]
 
 
@@ -36,12 +37,23 @@ def cores() -> int:
     return max(1, len(os.sched_getaffinity(0)))
 
 
+_size: int | None = None
+
+
+def use_workers(count: int | None) -> None:
+    """How many workers pools made from now on have at most; None: one per core. Raises ValueError below 1."""
+    global _size  # noqa: PLW0603
+    if count is not None and count < 1:
+        raise ValueError(f"workers must be at least 1, got {count}")
+    _size = count
+
+
 class WorkerPool:
-    """At most `size` workers (default: one per core), started when first needed and used again."""
+    """At most `size` workers (default: as `use_workers` said), started when first needed and used again."""
 
     def __init__(self, command: Sequence[str], size: int | None = None) -> None:
         self._command = tuple(command)
-        self._executor = ThreadPoolExecutor(size or cores(), thread_name_prefix="omni-isolation")
+        self._executor = ThreadPoolExecutor(size or _size or cores(), thread_name_prefix="omni-isolation")
         self._lock = threading.Lock()
         self._idle: list[Worker] = []
         self._busy: set[Worker] = set()
@@ -124,18 +136,18 @@ _pools: dict[str, WorkerPool] = {}
 _lock = threading.Lock()
 
 
-def shared_pool(name: str, command: Callable[[], Sequence[str]], size: int | None = None) -> WorkerPool:
+def shared_pool(name: str, make: Callable[[], WorkerPool]) -> WorkerPool:
     """The pool called `name`, made on first use."""
     with _lock:
         if name not in _pools:
-            _pools[name] = WorkerPool(command(), size)
+            _pools[name] = make()
         return _pools[name]
 
 
 def call_pool(handler: Path, memory_mb: int = 2048, size: int | None = None) -> WorkerPool:
     """The shared pool of workers that call `handle(request)` of the file `handler`, with site-packages."""
     command = (sys.executable, "-I", "-B", "-X", "utf8", str(_CALLS), str(handler), str(memory_mb))
-    return shared_pool(str(handler), lambda: command, size)
+    return shared_pool(str(handler), lambda: WorkerPool(command, size))
 
 
 def shutdown() -> None:

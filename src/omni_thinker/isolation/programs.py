@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
+from omni_thinker.isolation.bubblewrap import launch
 from omni_thinker.isolation.pool import IsolationError, WorkerDied, WorkerPool, WorkerTimeout, shared_pool
 
 Outcome = Literal["passed", "failed", "timeout", "crashed"]
-_SANDBOX = Path(__file__).with_name("sandbox.py")
 _GRACE_S = 10.0
 """How long the sandbox may take over its own deadline before it is killed itself."""
 
@@ -21,7 +19,7 @@ class TestReport:
     """What became of a program. `passed` of `total` tests held.
 
     "passed": all. "failed": an exception or a test that doesn't hold. "timeout": killed at the deadline.
-    "crashed": the process ended without handing in its result (`os._exit`, a signal, a memory fault).
+    "crashed": the program's process ended before the tests did (`os._exit`, a signal, a memory fault).
     """
 
     __test__ = False  # not a pytest class
@@ -37,15 +35,18 @@ async def run_tests(
     tests: Sequence[str],
     *,
     setup: str = "",
+    entry_points: Sequence[str] = (),
     timeout: float = 2.0,  # noqa: ASYNC109  (it is the sandbox's deadline, not the caller's)
     memory_mb: int = 256,
 ) -> TestReport:
-    """Run `program`, then `setup`, then each of `tests` in one fresh process.
+    """Run `program` in one fresh process, and `setup`, then each of `tests`, in another that calls it.
 
+    entry_points: the names that the tests take from the program. Without any they may use all that it defines (but
+    for built-in functions), which a program can turn against tests that count on what it imports.
     timeout: wall-clock seconds for all of it (> 0). memory_mb: address space (>= 64).
-    Raises IsolationError where no process can be started, ValueError without tests.
+    Raises IsolationError where no sandbox can be had, ValueError without tests.
     """
-    request = _request(program, tests, setup, timeout, memory_mb)
+    request = _request(program, tests, setup, entry_points, timeout, memory_mb)
     try:
         return _report(await _pool().call(request, timeout + _GRACE_S), len(tests))
     except (WorkerTimeout, WorkerDied) as exc:
@@ -53,10 +54,16 @@ async def run_tests(
 
 
 def run_tests_sync(
-    program: str, tests: Sequence[str], *, setup: str = "", timeout: float = 2.0, memory_mb: int = 256
+    program: str,
+    tests: Sequence[str],
+    *,
+    setup: str = "",
+    entry_points: Sequence[str] = (),
+    timeout: float = 2.0,
+    memory_mb: int = 256,
 ) -> TestReport:
     """`run_tests` for code outside an event loop."""
-    request = _request(program, tests, setup, timeout, memory_mb)
+    request = _request(program, tests, setup, entry_points, timeout, memory_mb)
     try:
         return _report(_pool().call_sync(request, timeout + _GRACE_S), len(tests))
     except (WorkerTimeout, WorkerDied) as exc:
@@ -64,16 +71,24 @@ def run_tests_sync(
 
 
 def _pool() -> WorkerPool:
-    # -S: no site-packages. Candidates get the standard library, and the start takes 20 ms instead of 40.
-    return shared_pool("programs", lambda: (sys.executable, "-I", "-S", "-B", "-X", "utf8", str(_SANDBOX)))
+    return shared_pool("programs", lambda: WorkerPool(launch().command))
 
 
-def _request(program: str, tests: Sequence[str], setup: str, timeout: float, memory_mb: int) -> dict[str, Any]:
+def _request(
+    program: str, tests: Sequence[str], setup: str, entry_points: Sequence[str], timeout: float, memory_mb: int
+) -> dict[str, Any]:
     if not tests:
         raise ValueError("a program without tests can't pass")
     if timeout <= 0 or memory_mb < 64:
         raise ValueError(f"timeout must be > 0 and memory_mb >= 64, got {timeout} and {memory_mb}")
-    return {"program": program, "tests": list(tests), "setup": setup, "timeout": timeout, "memory_mb": memory_mb}
+    return {
+        "program": program,
+        "tests": list(tests),
+        "setup": setup,
+        "entry_points": list(entry_points),
+        "timeout": timeout,
+        "memory_mb": memory_mb,
+    }
 
 
 def _report(reply: dict[str, Any], total: int) -> TestReport:

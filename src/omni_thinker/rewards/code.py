@@ -6,7 +6,8 @@ import ast
 import re
 from typing import Any
 
-from omni_thinker.isolation import IsolationError, run_tests
+from omni_thinker.errors import UserError
+from omni_thinker.isolation import IsolationError, launch, run_tests
 from omni_thinker.rewards.parts import SamplePart, data_text, valued
 from omni_thinker.types import Problem, Sample, Score
 
@@ -48,29 +49,45 @@ def _fenced(text: str) -> list[str]:
 
 
 class UnitTests(SamplePart):
-    """1 where the extracted program passes all of data["tests"], else 0.
+    """1 where the extracted program passes all of data["tests"], else 0; with `partial` the share that it passes.
 
-    data["setup"] runs after the program and before the tests. data["timeout"] (seconds, default 2, at most 60)
-    bounds all of it.
+    The tests run in another process than the program and call it from there. data["setup"] runs before them, on their
+    side. data["entry_point"] (a name or a list) says what they take from the program; without it they may use all that
+    it defines, and a program can then cheat a test that counts on what the program itself imports.
+    data["timeout"] (seconds, default 2, at most 60) bounds all of it.
     A time-out or a crash of the candidate is 0; only a sandbox that can't be had is an error.
+
+    Raises UserError where there is no sandbox.
     """
+
+    def __init__(self, *, partial: bool = False) -> None:
+        self._partial = partial
+        try:
+            launch()
+        except IsolationError as exc:
+            raise UserError(str(exc), key="reward") from None
 
     async def score_sample(self, sample: Sample, problem: Problem) -> Score:
         program = extract_code(sample.text)
         if not program.strip():
             return valued(0.0, "no program")
         timeout = float(problem.data.get("timeout", 2.0))
-        setup = data_text(problem, "setup") or ""
+        setup, names = data_text(problem, "setup") or "", _entry_points(problem)
         try:
-            report = await run_tests(program, _tests(problem), setup=setup, timeout=timeout)
+            report = await run_tests(program, _tests(problem), setup=setup, entry_points=names, timeout=timeout)
         except IsolationError as exc:
             return Score.error(f"unit_tests: {exc}")
-        return valued(float(report.outcome == "passed"), report.reason)
+        value = report.passed / report.total if self._partial else float(report.outcome == "passed")
+        return valued(value, report.reason)
 
     def check(self, problem: Problem) -> str | None:
         tests = problem.data.get("tests")
         if not isinstance(tests, (list, tuple)) or not tests or not all(isinstance(t, str) for t in tests):
             return "unit_tests needs data['tests'], a list of statements"
+        names = problem.data.get("entry_point") or []
+        names = [names] if isinstance(names, str) else names
+        if not isinstance(names, (list, tuple)) or not all(isinstance(n, str) and n.isidentifier() for n in names):
+            return "unit_tests needs data['entry_point'] as a name or a list of names"
         timeout = problem.data.get("timeout", 2.0)
         number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
         if not number or not 0 < timeout <= _MAX_TIMEOUT_S:  # no NaN is
@@ -87,6 +104,11 @@ class UnitTests(SamplePart):
 
 def _tests(problem: Problem) -> list[str]:
     return [str(test) for test in problem.data.get("tests", ())]
+
+
+def _entry_points(problem: Problem) -> list[str]:
+    names = problem.data.get("entry_point") or []
+    return [names] if isinstance(names, str) else [str(name) for name in names]
 
 
 def _syntax(text: Any) -> str | None:

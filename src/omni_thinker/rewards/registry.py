@@ -15,6 +15,7 @@ from omni_thinker.rewards.hybrid import HybridReward
 from omni_thinker.rewards.math import Math
 from omni_thinker.rewards.parts import Part
 from omni_thinker.rewards.preference import Preference
+from omni_thinker.rewards.shape import Brevity, NotOverlong, NotRepetitive
 from omni_thinker.rewards.text import Exact, ShortAnswer
 
 PartFactory = Callable[[Judge | None], Part]
@@ -31,8 +32,12 @@ _parts: dict[str, PartFactory] = {
     "format": lambda judge: Format(),
     "math": lambda judge: Math(),
     "unit_tests": lambda judge: UnitTests(),
+    "unit_tests_partial": lambda judge: UnitTests(partial=True),
     "short_answer": lambda judge: ShortAnswer(),
     "exact": lambda judge: Exact(),
+    "brevity": lambda judge: Brevity(),
+    "not_overlong": lambda judge: NotOverlong(),
+    "not_repetitive": lambda judge: NotRepetitive(),
     "constraints": lambda judge: Constraints(),
     "preference": _preference,
     "reasoning_gym": lambda judge: ReasoningGym(),

@@ -17,17 +17,71 @@ _ARTICLES = ("a", "an", "the")
 _LEAD = re.compile(r"(?:the )?(?:(?:correct|final|right) )?answer(?: is|:)\s*:?\s*", re.IGNORECASE)
 _LABEL = re.compile(r"\(?([a-z])\s*[).:]\s+(.*)", re.DOTALL)
 _LONGEST_LITERAL = 2000
+_SMALL = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen"
+)
+_UNITS = {word: value for value, word in enumerate(_SMALL.split())}
+_TENS = {
+    word: 10 * value
+    for value, word in enumerate(["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], 2)
+}
+_SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
 
 
 def normalise(text: str) -> str:
-    """NFKC, no case, no articles, no punctuation at the edges of words, single spaces.
+    """NFKC, no case, no articles, no punctuation at the edges of words, numbers in figures, single spaces.
 
-    Signs inside and before words stay: "C++", "-5", "1.5" and "it's" keep their meaning.
+    Signs inside and before words stay: "C++", "-5", "1.5" and "it's" keep their meaning. "Twenty-one" is 21 and "two
+    hundred and five" 205; "1,000" is 1000.
     """
     raw = unicodedata.normalize("NFKC", text).translate(_QUOTES).casefold().split()
     # An "A)" is the letter of an option, not an article.
     kept = [bare for word in raw if (bare := word.strip(_EDGES)) and word not in _ARTICLES]
-    return " ".join(kept) or " ".join(bare for word in raw if (bare := word.strip(_EDGES)))
+    return " ".join(_in_figures(kept)) or " ".join(bare for word in raw if (bare := word.strip(_EDGES)))
+
+
+def _in_figures(words: Sequence[str]) -> list[str]:
+    """Runs of number words as one number each; "one two" are two numbers, "forty two" is one."""
+    done: list[str] = []
+    run: list[str] = []
+    for word in [*words, ""]:
+        parts = word.split("-")
+        number = all(part in _UNITS or part in _TENS or part in _SCALES for part in parts)
+        if number and (not run or _continues(run[-1], parts[0])):
+            run += parts
+            continue
+        joined = bool(run) and word == "and" and run[-1] in _SCALES
+        if joined:
+            run.append("and")
+            continue
+        done += _figures(run)
+        run = parts if number else []
+        if not number and word:
+            done.append(word.replace(",", "") if re.fullmatch(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?", word) else word)
+    return done
+
+
+def _continues(before: str, word: str) -> bool:
+    if before == "and" or word in _SCALES:
+        return True
+    return before in _SCALES or (before in _TENS and word in _UNITS and 0 < _UNITS[word] < 10)
+
+
+def _figures(run: Sequence[str]) -> list[str]:
+    trailing = list(run[-1:]) if run and run[-1] == "and" else []
+    words = run[:-1] if trailing else run
+    if not words:
+        return trailing
+    total, current = 0, 0
+    for word in words:
+        if word == "hundred":
+            current = max(1, current) * 100
+        elif word in _SCALES:
+            total, current = total + max(1, current) * _SCALES[word], 0
+        elif word != "and":
+            current += _UNITS.get(word, 0) + _TENS.get(word, 0)
+    return [str(total + current), *trailing]
 
 
 class ShortAnswer(SamplePart):

@@ -18,6 +18,7 @@ from typing import Any
 
 from omni_thinker.baselines.merge import task_arithmetic
 from omni_thinker.baselines.sft import WarmupReport
+from omni_thinker.isolation import launch
 from omni_thinker.recipe import Recipe, StudySpec
 from omni_thinker.rl.evaluate import Estimate, Evaluation
 from omni_thinker.runs.machine import machine
@@ -324,6 +325,10 @@ def _notes(bench: Bench, outcomes: Sequence[SeedOutcome]) -> list[str]:
     ]
     if bench.judge is not None:
         notes.append(f"Judged tasks ({', '.join(bench.judged)}): {bench.judge.caveat}")
+    if any("unit_tests" in part for task in bench.tasks.values() for part in task.reward.sum) and (
+        launch().strength == "weak"
+    ):
+        notes.append("Programs ran in the weak sandbox: a process with limits, which sees this user's files.")
     for outcome in outcomes:
         outside = [task for task, inside in outcome.warmup.inside.items() if not inside]
         if outside:

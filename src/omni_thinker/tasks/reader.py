@@ -14,8 +14,10 @@ from omni_thinker.errors import UserError
 from omni_thinker.recipe import TaskSpec
 from omni_thinker.types import Problem, TaskName, content_hash
 
+SETTINGS = ("entry_point", "timeout", "format", "aliases", "letters_ok", "length_limit", "length_buffer")
+"""Handed to the row's reward as they are; it checks them."""
 FIELDS = (
-    "prompt", "answer", "choices", "tests", "setup", "reference", "context", "entry_point", "constraints", "id", "split"
+    "prompt", "answer", "choices", "tests", "setup", "reference", "context", "constraints", "id", "split", *SETTINGS
 )  # fmt: skip
 """What a row can carry; `TaskSpec.fields` says under which name, by default its own."""
 PLACEHOLDER = re.compile(r"\{(prompt|options|context|first_test)\}")
@@ -167,7 +169,8 @@ class Reader:
         choices, tests, context = self.choices(), self.texts("tests"), self.text("context")
         references = self.texts("reference")
         reference = references[0] if references else None
-        data: dict[str, Any] = {"setup": self.text("setup"), "entry_point": self.text("entry_point")}
+        data: dict[str, Any] = {"setup": self.text("setup")}
+        data |= {name: None if (value := self.get(name)) is MISSING else value for name in SETTINGS}
         data |= {"tests": tests, "choices": choices and choices[0], "reference": reference, "context": context}
         data["constraints"] = self._table("constraints")
         meta = self.row.values.get("meta")

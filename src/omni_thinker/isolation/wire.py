@@ -1,0 +1,415 @@
+"""What goes between the tests and a candidate program: plain data, and handles for everything else.
+
+The tests run in one process and the program in another, so that nothing a program reads, patches or writes can touch
+a verdict; a call of the program's function is a message. Values are rebuilt from JSON, never unpickled. Loaded by
+scripts of the sandbox, so the standard library alone.
+"""
+
+from __future__ import annotations
+
+import builtins
+import collections
+import datetime
+import decimal
+import fractions
+import json
+import operator
+import socket
+from collections.abc import Callable
+from typing import Any
+
+MOST_BYTES = 8 << 20
+"""Of one message."""
+_DEEPEST = 100
+_LENGTH = 4
+_SMALL = 1 << 53
+# What may be named instead of sent: types, and functions that do nothing but compute.
+_NAMED = {
+    name: getattr(builtins, name)
+    for name in [
+        "abs",
+        "all",
+        "any",
+        "bin",
+        "bool",
+        "bytes",
+        "bytearray",
+        "chr",
+        "complex",
+        "dict",
+        "divmod",
+        "float",
+        "frozenset",
+        "hash",
+        "hex",
+        "int",
+        "len",
+        "list",
+        "map",
+        "max",
+        "min",
+        "object",
+        "oct",
+        "ord",
+        "pow",
+        "range",
+        "repr",
+        "reversed",
+        "round",
+        "set",
+        "slice",
+        "sorted",
+        "str",
+        "sum",
+        "tuple",
+        "type",
+        "zip",
+    ]
+}
+
+
+class Gone(Exception):
+    """The other side has ended."""
+
+
+class Violation(Exception):
+    """The other side sent what it may not send."""
+
+
+def send(channel: socket.socket, message: Any) -> None:
+    """One message. Raises Violation where it is too long, Gone where nobody reads."""
+    try:
+        data = json.dumps(message, separators=(",", ":")).encode()
+    except RecursionError:
+        raise Violation("a value nested too deeply") from None
+    if len(data) > MOST_BYTES:
+        raise Violation("a value of more than 8 MiB")
+    try:
+        channel.sendall(len(data).to_bytes(_LENGTH, "big") + data)
+    except OSError:
+        raise Gone from None
+
+
+def receive(channel: socket.socket) -> Any:
+    """The next message. Raises Violation or Gone."""
+    size = int.from_bytes(_exactly(channel, _LENGTH), "big")
+    if size > MOST_BYTES:
+        raise Violation("a value of more than 8 MiB")
+    try:
+        return json.loads(_exactly(channel, size))
+    except (ValueError, RecursionError):
+        raise Violation("a message that is no message") from None
+
+
+def _exactly(channel: socket.socket, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        try:
+            chunk = channel.recv(size - len(data))
+        except OSError:
+            raise Gone from None
+        if not chunk:
+            raise Gone
+        data += chunk
+    return bytes(data)
+
+
+# --- values --------------------------------------------------------------------------------------------------------
+
+
+def encode(value: Any, refer: Callable[[Any], Any], depth: int = 0) -> Any:
+    """`value` as JSON; `refer` gives the handle of what isn't plain data. Subclasses of plain types are sent as these.
+
+    Raises Violation for what is nested too deeply.
+    """
+    if depth > _DEEPEST:
+        raise Violation("a value nested too deeply")
+    if value is None or value is True or value is False:
+        return value
+    kind = type(value)
+    if kind is str or kind is float or (kind is int and -_SMALL < value < _SMALL):
+        return value
+
+    def inner(items: Any) -> list[Any]:
+        return [encode(item, refer, depth + 1) for item in items]
+
+    if isinstance(value, tuple):
+        fields = getattr(kind, "_fields", None)
+        if kind is not tuple and isinstance(fields, tuple) and len(fields) == tuple.__len__(value):
+            return ["n", kind.__name__, list(fields), *inner(tuple.__iter__(value))]
+        return ["t", *inner(tuple.__iter__(value))]
+    if isinstance(value, list):
+        return ["l", *inner(list.__iter__(value))]
+    if isinstance(value, dict):
+        return ["d", *inner(part for item in dict.items(value) for part in item)]
+    if isinstance(value, set):
+        return ["s", *inner(set.__iter__(value))]
+    if isinstance(value, frozenset):
+        return ["z", *inner(frozenset.__iter__(value))]
+    if isinstance(value, collections.deque):
+        return ["q", value.maxlen, *inner(collections.deque.__iter__(value))]
+    if isinstance(value, type):
+        named: str = value.__name__
+        return ["g", named] if _NAMED.get(named) is value else refer(value)
+    for base, write in _WRITERS.items():
+        if isinstance(value, base):
+            return write(value)
+    name: Any = getattr(value, "__name__", None) if kind is type(len) else None
+    return ["g", name] if isinstance(name, str) and _NAMED.get(name) is value else refer(value)
+
+
+_WRITERS: dict[type, Callable[[Any], Any]] = {
+    int: lambda v: ["i", hex(int.__index__(v))],
+    float: float.__pos__,
+    str: lambda v: str.__getitem__(v, slice(None)) + "",
+    bytes: lambda v: ["b", bytes.hex(v)],
+    bytearray: lambda v: ["B", bytearray.hex(v)],
+    complex: lambda v: ["c", v.real, v.imag],
+    decimal.Decimal: lambda v: ["D", decimal.Decimal.__str__(v)],
+    fractions.Fraction: lambda v: ["F", hex(v.numerator), hex(v.denominator)],
+    range: lambda v: ["r", hex(v.start), hex(v.stop), hex(v.step)],
+    datetime.datetime: lambda v: ["datetime", datetime.datetime.isoformat(v)],
+    datetime.date: lambda v: ["date", datetime.date.isoformat(v)],
+    datetime.time: lambda v: ["time", datetime.time.isoformat(v)],
+    datetime.timedelta: lambda v: ["P", v.days, v.seconds, v.microseconds],
+    type(...): lambda v: ["e"],
+}
+
+
+def decode(node: Any, resolve: Callable[[list[Any]], Any], depth: int = 0) -> Any:
+    """The value of `node`; `resolve` finds what a handle stands for. Raises Violation for anything else."""
+    if not isinstance(node, list):
+        if isinstance(node, dict):
+            raise Violation("a message that is no message")
+        return node
+    if depth > _DEEPEST + 1 or not node:
+        raise Violation("a value nested too deeply" if node else "a message that is no message")
+    tag, rest = node[0], node[1:]
+    try:
+        if tag in _BUILDERS:
+            return _BUILDERS[tag]([decode(item, resolve, depth + 1) for item in rest])
+        if tag in _READERS:
+            return _READERS[tag](rest)
+        if tag == "n":
+            return collections.namedtuple(rest[0], rest[1])(*(decode(item, resolve, depth + 1) for item in rest[2:]))
+        if tag == "q":
+            return collections.deque((decode(item, resolve, depth + 1) for item in rest[1:]), rest[0])
+        return resolve(node)
+    except (ValueError, TypeError, IndexError, KeyError, OverflowError, ArithmeticError, AttributeError) as exc:
+        raise Violation(f"a value that is none: {exc}"[:200]) from None
+
+
+_BUILDERS: dict[str, Callable[[list[Any]], Any]] = {
+    "t": tuple,
+    "l": list,
+    "s": set,
+    "z": frozenset,
+    "d": lambda parts: dict(zip(parts[::2], parts[1::2], strict=True)),
+}
+_READERS: dict[str, Callable[[list[Any]], Any]] = {
+    "i": lambda rest: int(rest[0], 16),
+    "b": lambda rest: bytes.fromhex(rest[0]),
+    "B": lambda rest: bytearray.fromhex(rest[0]),
+    "c": lambda rest: complex(rest[0], rest[1]),
+    "D": lambda rest: decimal.Decimal(rest[0]),
+    "F": lambda rest: fractions.Fraction(int(rest[0], 16), int(rest[1], 16)),
+    "r": lambda rest: range(*(int(part, 16) for part in rest)),
+    "datetime": lambda rest: datetime.datetime.fromisoformat(rest[0]),
+    "date": lambda rest: datetime.date.fromisoformat(rest[0]),
+    "time": lambda rest: datetime.time.fromisoformat(rest[0]),
+    "P": lambda rest: datetime.timedelta(*rest),
+    "e": lambda rest: ...,
+    "g": lambda rest: _NAMED[rest[0]],
+}
+
+
+# --- handles -------------------------------------------------------------------------------------------------------
+
+UNARY = {
+    **{name: getattr(operator, name) for name in ("neg", "pos", "abs", "invert", "index")},
+    **{kind.__name__: kind for kind in (int, float, complex, bool, len, str, repr, iter, next)},
+}
+BINARY = {
+    name: getattr(operator, name)
+    for name in [
+        "add",
+        "sub",
+        "mul",
+        "truediv",
+        "floordiv",
+        "mod",
+        "pow",
+        "matmul",
+        "and_",
+        "or_",
+        "xor",
+        "lshift",
+        "rshift",
+    ]
+}
+COMPARISONS = {name: getattr(operator, name) for name in ("lt", "le", "gt", "ge", "eq", "ne")}
+
+
+class Proxy:
+    """An object on the other side. Everything that is done to it is asked for there."""
+
+    def __init__(self, peer: Peer, number: int) -> None:
+        object.__setattr__(self, "_peer", peer)
+        object.__setattr__(self, "_number", number)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._peer.call(self, args, kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return self._peer.request("getattr", self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._peer.request("setattr", self, name, value)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._peer.request("getitem", self, key)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._peer.request("setitem", self, key, value)
+
+    def __delitem__(self, key: Any) -> None:
+        self._peer.request("delitem", self, key)
+
+    def __contains__(self, item: Any) -> bool:
+        return any(item is own or item == own for own in iter(self))
+
+    def __hash__(self) -> int:
+        return hash((Proxy, self._number))
+
+    def __instancecheck__(self, value: Any) -> bool:
+        return isinstance(value, Proxy) and bool(self._peer.request("isinstance", value, self))
+
+    def __enter__(self) -> Any:
+        return self.__getattr__("__enter__")()
+
+    def __exit__(self, *exc: object) -> bool:
+        return bool(self.__getattr__("__exit__")(None, None, None))
+
+    def __await__(self) -> Any:
+        yield from ()  # an iterator, as Python asks
+        return self._peer.request("await", self)
+
+
+def _add_operators() -> None:
+    def unary(name: str) -> Any:
+        return lambda self: self._peer.request(name, self)
+
+    def binary(name: str, reflected: bool) -> Any:
+        def operation(self: Proxy, other: Any) -> Any:
+            return self._peer.binary(name, *((other, self) if reflected else (self, other)))
+
+        return operation
+
+    for name in UNARY:
+        setattr(Proxy, f"__{name}__", unary(name))
+    for name in BINARY:
+        bare = name.rstrip("_")
+        setattr(Proxy, f"__{bare}__", binary(name, False))
+        setattr(Proxy, f"__r{bare}__", binary(name, True))
+    for name in COMPARISONS:
+        setattr(Proxy, f"__{name}__", binary(name, False))
+
+
+_add_operators()
+
+
+class Peer:
+    """One end of the channel: asks the other for things, and answers it meanwhile."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self.channel = channel
+        self._given: dict[int, Any] = {}
+        self._numbers: dict[int, int] = {}
+        self._proxies: dict[int, Proxy] = {}
+
+    def ask(self, *message: Any) -> Any:
+        """What the other side answers to an encoded message. Raises what it says was raised there."""
+        send(self.channel, ["?", *message])
+        while True:
+            received = receive(self.channel)
+            if not isinstance(received, list) or not received:
+                raise Violation("a message that is no message")
+            kind, *rest = received
+            if kind == "?":
+                self.answer(rest)
+            elif kind == "=" and len(rest) == 1:
+                return rest[0]
+            elif kind == "!" and len(rest) == 3:
+                raise self.rebuilt(*rest)
+            else:
+                raise Violation("a message that is no message")
+
+    def answer(self, message: list[Any]) -> None:
+        """Serve one question of the other side."""
+        try:
+            send(self.channel, ["=", self.serve(message)])
+        except Gone:
+            raise
+        except BaseException as exc:  # SystemExit above all: it ends nothing here
+            send(self.channel, ["!", *self.described(exc)])
+
+    def serve(self, message: list[Any]) -> Any:
+        raise NotImplementedError
+
+    def request(self, name: str, *operands: Any) -> Any:
+        return self.decode(self.ask(name, *map(self.encode, operands)))
+
+    def binary(self, name: str, left: Any, right: Any) -> Any:
+        return self.request(name, left, right)
+
+    def call(self, target: Proxy, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self.request("call", target, list(args), kwargs)
+
+    # -- values with handles
+
+    def encode(self, value: Any) -> Any:
+        return encode(value, self._refer)
+
+    def decode(self, node: Any) -> Any:
+        return decode(node, self._resolve)
+
+    def _refer(self, value: Any) -> Any:
+        if isinstance(value, Proxy):
+            return ["yours", object.__getattribute__(value, "_number")]
+        key = id(value)
+        if key not in self._numbers:
+            self._numbers[key] = len(self._given)
+            self._given[len(self._given)] = value  # kept alive, so that its id stays its own
+        return ["mine", self._numbers[key]]
+
+    def _resolve(self, node: list[Any]) -> Any:
+        whose, number = node
+        if whose == "yours":
+            return self._given[number]
+        if whose != "mine" or not isinstance(number, int):
+            raise Violation("a message that is no message")
+        if number not in self._proxies:
+            self._proxies[number] = Proxy(self, number)
+        return self._proxies[number]
+
+    # -- exceptions
+
+    def described(self, exc: BaseException) -> list[Any]:
+        """[number of its class or None, the nearest built-in class's name, what it says]"""
+        try:
+            text = str(exc)[:200]
+        except BaseException:  # a hostile __str__
+            text = ""
+        names = [cls.__name__ for cls in type(exc).__mro__]
+        known = next((name for name in names if _exception(name) is not None), "Exception")
+        own = None if _exception(type(exc).__name__) is type(exc) else self._refer(type(exc))[1]
+        return [own, known, text if own is None else f"{names[0]}: {text}"]
+
+    def rebuilt(self, own: Any, known: Any, text: Any) -> BaseException:
+        """The exception that the other side described."""
+        return (_exception(str(known)) or Exception)(str(text)[:300])
+
+
+def _exception(name: str) -> type[BaseException] | None:
+    found = getattr(builtins, name, None)
+    return found if isinstance(found, type) and issubclass(found, BaseException) else None
