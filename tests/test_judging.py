@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import json
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from omni_thinker.errors import UserError
 from omni_thinker.judging import Judge, Verdict
+from omni_thinker.judging.agreement import read_pairs, summarise, wilson
 from omni_thinker.judging.likelihood import LikelihoodJudge
+from omni_thinker.study.judge_agreement import agreement
 
 
 @pytest.fixture(scope="module")
@@ -99,48 +98,40 @@ def test_the_reference_is_scored_once(judge: LikelihoodJudge, monkeypatch: pytes
     assert scored.count("the reference") == 1
 
 
-@pytest.fixture(scope="module")
-def benchmark(repo: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("judge_agreement", repo / "benchmarks" / "judge_agreement.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["judge_agreement"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_agreement_is_counted_right(benchmark: ModuleType) -> None:
+def test_agreement_is_counted_right() -> None:
     rows = [
-        {"label": 1, "response_1": "long text", "response_2": "short"},
+        {"label": 1, "response_1": "long text", "response_2": "short", "votes": [1, 1, 2]},
+        {"label": 0, "response_1": "a", "response_2": "b", "votes": [0, 0]},
         {"label": 2, "response_1": "long text", "response_2": "short"},
         {"label": 2, "response_1": "a", "response_2": "bb"},
         {"label": 1, "response_1": "a", "response_2": "bb"},
         {"label": 1, "response_1": "a", "response_2": "b"},
     ]
-    outcomes = ["win", "win", "lose", "tie", "error"]
-    result = benchmark.summarise(rows, [Verdict(outcome) for outcome in outcomes])  # type: ignore[arg-type]
-    assert (result["pairs"], result["errors"], result["judge_ties"]) == (4, 1, 1)
+    outcomes = ["win", "win", "win", "lose", "tie", "error"]
+    result = summarise(rows, [Verdict(outcome) for outcome in outcomes])  # type: ignore[arg-type]
+    assert (result["pairs"], result["errors"], result["people_undecided"]) == (4, 1, 1)
+    assert result["tie_rate"] == 0.25
+    assert result["ceiling"] == pytest.approx(2 / 4)
     assert result["agreement"] == pytest.approx(2.5 / 4)
     assert (result["longer_preferred"], result["shorter_preferred"]) == (1.0, 0.25)
     assert result["balanced"] == pytest.approx(0.625)
-    low, high = benchmark.wilson(0.5, 100)
+    low, high = wilson(0.5, 100)
     assert (round(low, 3), round(high, 3)) == (0.404, 0.596)
-    assert benchmark.wilson(0.0, 0) == (0.0, 1.0)
+    assert wilson(0.0, 0) == (0.0, 1.0)
 
 
-def test_the_benchmark_runs(
-    benchmark: ModuleType, shared_data: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert benchmark.main([str(shared_data / "judge"), "--model", str(tiny_model), "--limit", "4"]) == 0
-    result = json.loads(capsys.readouterr().out)
-    assert set(result["sets"]) == set(benchmark.SETS)
-    for figures in result["sets"].values():
-        assert figures["pairs"] + figures["errors"] == 4
+def test_real_pairs_can_be_judged(shared_data: Path, tiny_model: Path) -> None:
+    for name in ("pandalm_human_pairs", "llmbar", "mtbench_human_pairs"):
+        found = agreement(
+            shared_data / "judge" / f"{name}.jsonl.gz", base_url="", model=str(tiny_model), limit=4, settings=[]
+        )
+        assert found["pairs"] + found["errors"] + found["people_undecided"] == 4
+        assert (found["ceiling"] is not None) == (name == "pandalm_human_pairs")
 
 
-def test_the_benchmark_names_what_is_missing(
-    benchmark: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert benchmark.main([str(tmp_path), "--model", "none"]) == 2
-    assert "pandalm_human_pairs" in capsys.readouterr().err
+@pytest.mark.parametrize("line", ["{", "[]", '{"prompt": "p", "response_1": "a", "label": 1}', "", '{"label": 3}'])
+def test_bad_pairs_are_named(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(line + "\n", "utf-8")
+    with pytest.raises(UserError, match=r"pairs.jsonl.*(line 1|no rows)"):
+        read_pairs(path)

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from omni_thinker.judging.base import Judge, Verdict
+from omni_thinker.judging.base import Costly, Judge, Verdict
 
-__all__ = ["Judge", "Verdict"]
+__all__ = ["Costly", "Judge", "Verdict"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -12,12 +12,27 @@ class Verdict:
     """How a response fares against the reference.
 
     `margin` is by how much, in the judge's own unit, positive where the response is better; None where the judge
-    has no such number. An "error" is no verdict: it must never be counted as "lose".
+    has no such number. An "error" is no verdict: it must never be counted as "lose". "abstain": there may be no
+    verdict, because a budget is spent.
     """
 
-    outcome: Literal["win", "tie", "lose", "error"]
+    outcome: Literal["win", "tie", "lose", "error", "abstain"]
     margin: float | None = None
     reason: str | None = None
+
+
+@runtime_checkable
+class Costly(Protocol):
+    """What a judge that is paid for can tell."""
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether its budget is spent and the run is to end."""
+        ...
+
+    def metrics(self) -> Mapping[str, float]:
+        """Since the start, under names that begin with `judge/`."""
+        ...
 
 
 @runtime_checkable

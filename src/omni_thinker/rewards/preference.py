@@ -41,6 +41,8 @@ def _alike(text: str, reference: str) -> bool:
 def _score(verdict: Verdict | None, text: str, reference: str) -> Score:
     if verdict is None:
         return valued(0.5, "same text as the reference")
+    if verdict.outcome == "abstain":
+        return Score.abstain(f"preference: {verdict.reason or 'no verdict'}")
     if verdict.outcome not in _VALUES:
         return Score.error(f"preference: {verdict.reason or 'no verdict'}")
     return valued(_VALUES[verdict.outcome], verdict.reason)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from omni_thinker.baselines.sft import WarmupReport, warm_up
+from omni_thinker.errors import UserError
 from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.rl.evaluate import Estimate, Evaluation, evaluate
 from omni_thinker.rl.loop import Learner, StepResult
@@ -163,7 +164,11 @@ class Session:
             spent.add(result, seconds)
             scheduler.observe(step, result.metrics)
             stage = scheduler.stage(step)
-            self._log(arm, "train", step + 1, seconds, result.metrics, stage)
+            judge = self.bench.costly
+            metrics = {**result.metrics, **judge.metrics()} if judge else result.metrics
+            self._log(arm, "train", step + 1, seconds, metrics, stage)
+            if judge and judge.exhausted:
+                raise UserError(f"spent after step {step + 1} of {arm}", key="judge.endpoint.budget")
             self.progress.unit("step", seconds)
             self._show(arm, step + 1, steps, result, seconds)
             if stage_ends and stage is not None and (step + 1 == steps or scheduler.stage(step + 1) != stage):

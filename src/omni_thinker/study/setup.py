@@ -8,10 +8,15 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from omni_thinker.errors import UserError
-from omni_thinker.judging.base import Judge, Verdict
+from omni_thinker.judging.base import Costly, Judge, Verdict
+from omni_thinker.judging.cache import JudgeCache
+from omni_thinker.judging.client import ChatClient
 from omni_thinker.judging.likelihood import LikelihoodJudge
+from omni_thinker.judging.limits import Meter
+from omni_thinker.judging.pairwise import EndpointJudge
+from omni_thinker.models.home import home
 from omni_thinker.models.load import chat_prompt_ids, compute_dtype, load_model, load_tokenizer, model_info
-from omni_thinker.recipe import JudgeSpec, ModelSpec, Recipe, TaskSpec
+from omni_thinker.recipe import EndpointSpec, JudgeSpec, ModelSpec, Recipe, TaskSpec
 from omni_thinker.rewards.base import Reward
 from omni_thinker.rewards.hybrid import GatesOnly
 from omni_thinker.rewards.registry import make_reward
@@ -34,6 +39,12 @@ class Bench:
     """Rewards that ask only what needs no judge: the gates of judged tasks, the reward itself elsewhere."""
     pools: Mapping[Split, Pools]
     judge: Judge | None
+
+    @property
+    def costly(self) -> Costly | None:
+        """The judge, where it counts what it costs."""
+        judge: object = self.judge
+        return judge if isinstance(judge, Costly) else None
 
     @property
     def max_tokens(self) -> dict[TaskName, int]:
@@ -90,9 +101,23 @@ def _check_model(recipe: Recipe) -> None:
 
 def make_judge(spec: JudgeSpec, system: str) -> Judge:
     """The judge that a recipe asks for."""
+    if spec.endpoint is not None and spec.kind == "endpoint":
+        return make_endpoint_judge(spec.endpoint)
     tokenizer = load_tokenizer(spec.model)
     model = load_model(spec.model, compute_dtype("auto"))
     return LikelihoodJudge(model, tokenizer, spec.margin, system=system, name=f"likelihood:{spec.model}")
+
+
+def make_endpoint_judge(spec: EndpointSpec) -> EndpointJudge:
+    """A judge behind an API, with its cache. Asks nothing yet."""
+    path = Path(spec.cache).expanduser() if spec.cache else default_cache()
+    cache = None if spec.cache == "none" else JudgeCache(path)
+    return EndpointJudge(ChatClient(spec, cache, Meter(spec.budget, spec.price)))
+
+
+def default_cache() -> Path:
+    """Where judges' replies are kept for all runs."""
+    return home() / "judge.sqlite"
 
 
 def check_rows(task: Task, reward: Reward) -> None:

@@ -1,0 +1,262 @@
+"""One question to an OpenAI-compatible endpoint: cached, limited, retried, paid for at most once.
+
+The SDK's client lives in an event loop of its own thread: trainers call `asyncio.run` once a step, and connections
+don't outlive a loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Coroutine, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from omni_thinker.errors import UserError
+from omni_thinker.judging.cache import JudgeCache, Reply
+from omni_thinker.judging.limits import Meter
+from omni_thinker.recipe import EndpointSpec
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+    from openai.types.chat import ChatCompletion
+
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_RETRIED = (408, 409, 425, 429)
+_LONGEST_WAIT_S = 60.0
+_BYTES_PER_TOKEN = 2
+"""A low guess, so that an estimate of tokens is a high one."""
+
+
+class NoReply(Exception):
+    """The endpoint gave no usable reply, after all retries."""
+
+
+class ChatClient:
+    """Asks; `ask` may be awaited from any event loop.
+
+    Raises UserError for an endpoint without https that isn't on this machine, and for a key that isn't there.
+    """
+
+    def __init__(self, spec: EndpointSpec, cache: JudgeCache | None, meter: Meter) -> None:
+        self.spec, self.cache, self.meter = spec, cache, meter
+        _check_address(spec)
+        self._key = _secret(spec)
+        self._structured = spec.structured != "text"
+        self._pending: dict[str, asyncio.Task[Reply]] = {}
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="omni-judge", daemon=True)
+        self._thread.start()
+        self._client = self._on_loop(self._open())
+
+    async def ask(self, text: str, schema: Mapping[str, Any], *, prompt_version: str) -> Reply:
+        """The reply to one user message. Raises NoReply or BudgetReached."""
+        work = self._ask(text, schema, prompt_version)
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+
+    def close(self) -> None:
+        """Close connections and end the thread. What is being asked is given up."""
+        if self._loop.is_running():
+            self._on_loop(self._shut())
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    # -- in the client's own loop -----------------------------------------------------------------------------
+
+    def _on_loop(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    async def _open(self) -> AsyncOpenAI:
+        try:
+            from aiolimiter import AsyncLimiter
+            from openai import AsyncOpenAI
+        except ImportError as exc:
+            raise UserError(
+                f"a judge behind an API needs {exc.name}: pip install 'omni-thinker[judge]'", key="judge"
+            ) from None
+        spec = self.spec
+        self._at_once = asyncio.Semaphore(spec.concurrency)
+        self._requests = _per_minute(AsyncLimiter, spec.requests_per_minute, 1 / 60)
+        self._tokens = _per_minute(AsyncLimiter, spec.tokens_per_minute, 1 / 2)
+        return AsyncOpenAI(base_url=spec.base_url, api_key=self._key, timeout=spec.timeout_s, max_retries=0)
+
+    async def _shut(self) -> None:
+        for task in self._pending.values():
+            task.cancel()
+        await asyncio.gather(*self._pending.values(), return_exceptions=True)
+        await self._client.close()
+
+    async def _ask(self, text: str, schema: Mapping[str, Any], prompt_version: str) -> Reply:
+        spec = self.spec
+        key = JudgeCache.key(
+            base_url=spec.base_url,
+            model=spec.model,
+            prompt=prompt_version,
+            text=text,
+            temperature=spec.temperature,
+            max_tokens=spec.max_tokens,
+            structured=spec.structured,
+        )
+        known = self.cache.get(key) if self.cache is not None else None
+        if known is not None:
+            return known
+        if key not in self._pending:  # the same question, asked twice at a time, is asked once
+            task = asyncio.ensure_future(self._fresh(key, text, schema, prompt_version))
+            self._pending[key] = task
+            task.add_done_callback(lambda _: self._pending.pop(key, None))
+        return await asyncio.shield(self._pending[key])
+
+    async def _fresh(self, key: str, text: str, schema: Mapping[str, Any], prompt_version: str) -> Reply:
+        async with self._at_once:
+            try:
+                reply = await asyncio.wait_for(self._retried(text, schema), self.spec.deadline_s)
+            except TimeoutError:
+                raise NoReply(f"no reply within {self.spec.deadline_s:g} s") from None
+        if self.cache is not None:
+            self.cache.put(key, reply, model=self.spec.model, prompt_version=prompt_version)
+        return reply
+
+    async def _retried(self, text: str, schema: Mapping[str, Any]) -> Reply:
+        from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_after_attempt
+
+        attempts = AsyncRetrying(
+            retry=retry_if_exception_type(_TryAgain), stop=stop_after_attempt(self.spec.attempts), wait=_wait
+        )
+        try:
+            async for attempt in attempts:
+                with attempt:
+                    return await self._once(text, schema)
+        except RetryError as exc:
+            cause = exc.last_attempt.exception()
+            raise NoReply(f"{cause}, {self.spec.attempts} times") from None
+        raise NoReply("no attempt was made")
+
+    async def _once(self, text: str, schema: Mapping[str, Any]) -> Reply:
+        from openai import APIConnectionError, APIError, APIStatusError, APITimeoutError
+
+        estimate = len(text.encode("utf-8", "replace")) // _BYTES_PER_TOKEN + 16
+        if self._requests:
+            await self._requests.acquire()
+        if self._tokens:
+            await self._tokens.acquire(min(estimate + self.spec.max_tokens, self._tokens.max_rate))
+        number = self.meter.reserve(estimate, self.spec.max_tokens)
+        lost, structured = True, self._structured
+        try:
+            completion = await self._send(text, schema if structured else None)
+            used = _tokens(completion)
+            self.meter.settle(number, *used)  # also what is of no use was paid for
+            number = 0
+            return Reply(_text(completion), *used)
+        except APITimeoutError:
+            raise _TryAgain("timed out") from None
+        except APIStatusError as exc:
+            lost = False
+            status = exc.status_code
+            if status in (400, 422) and structured and self.spec.structured == "auto":
+                self._structured = False  # this server has no JSON schemas
+                raise _TryAgain(f"status {status} for a JSON schema", wait=0.0) from None
+            if status in _RETRIED or status >= 500:
+                raise _TryAgain(f"status {status}", wait=_retry_after(exc)) from None
+            raise NoReply(f"status {status}: {_short(exc)}") from None
+        except APIConnectionError as exc:
+            raise _TryAgain(f"connection failed ({type(exc.__cause__ or exc).__name__})") from None
+        except (APIError, ValueError, TypeError, AttributeError, LookupError) as exc:
+            # Half a JSON object, another schema, no choices: what it was is the server's secret.
+            raise _TryAgain(f"a reply that is none ({type(exc).__name__})") from None
+        finally:
+            if number:
+                self.meter.release(number, lost=lost)
+
+    async def _send(self, text: str, schema: Mapping[str, Any] | None) -> ChatCompletion:
+        spec = self.spec
+        extra: dict[str, Any] = {}
+        if schema is not None:
+            extra["response_format"] = {"type": "json_schema", "json_schema": schema}
+        completion: ChatCompletion = await self._client.chat.completions.create(
+            model=spec.model,
+            messages=[{"role": "user", "content": text}],
+            temperature=spec.temperature,
+            max_tokens=spec.max_tokens,
+            **extra,
+        )
+        return completion
+
+
+def _per_minute(limiter: Any, limit: float | None, share: float) -> Any:
+    """A leaky bucket that holds `share` of a minute's limit, and with it stays under the limit in every minute."""
+    if limit is None:
+        return None
+    bucket = max(1.0, share * limit)
+    leak = max(limit - bucket, limit / 2) / 60
+    return limiter(bucket, bucket / leak)
+
+
+class _TryAgain(Exception):
+    def __init__(self, what: str, wait: float | None = None) -> None:
+        super().__init__(what)
+        self.wait = wait
+
+
+def _wait(state: Any) -> float:
+    """What the server asked for, else exponential with full jitter."""
+    from tenacity import wait_random_exponential
+
+    asked = getattr(state.outcome.exception(), "wait", None)
+    return float(wait_random_exponential(multiplier=0.25, max=20.0)(state)) if asked is None else asked
+
+
+def _retry_after(exc: Any) -> float | None:
+    """Seconds, from either spelling of the header; dates are not used by any server known to us."""
+    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        try:
+            return min(_LONGEST_WAIT_S, max(0.0, float(exc.response.headers[name]) * unit))
+        except (KeyError, ValueError):
+            continue
+    return None
+
+
+def _text(completion: Any) -> str:
+    text = completion.choices[0].message.content
+    if not isinstance(text, str):
+        raise TypeError("no text")
+    return text
+
+
+def _tokens(completion: Any) -> tuple[int, int]:
+    usage = completion.usage
+    return (int(usage.prompt_tokens), int(usage.completion_tokens)) if usage else (0, 0)
+
+
+def _short(exc: Exception) -> str:
+    return " ".join(str(exc).split())[:160]
+
+
+def _check_address(spec: EndpointSpec) -> None:
+    parts = urlsplit(spec.base_url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UserError(
+            f"takes an http(s) address such as https://host/v1, got {spec.base_url!r}", key="judge.base_url"
+        )
+    if parts.username or parts.password:
+        raise UserError("holds a password; keys come from the environment or a file", key="judge.base_url")
+    if parts.scheme == "http" and parts.hostname not in _LOOPBACK and not spec.allow_http:
+        raise UserError(
+            f"{parts.hostname} would be asked without encryption; use https, or judge.allow_http = true",
+            key="judge.base_url",
+        )
+
+
+def _secret(spec: EndpointSpec) -> str:
+    """The key: from a file if one is named, else from the environment. Servers on this machine need none."""
+    if spec.api_key_file:
+        try:
+            return Path(spec.api_key_file).expanduser().read_text("utf-8").strip()
+        except (OSError, ValueError) as exc:
+            raise UserError(f"the judge's key can't be read: {type(exc).__name__}", key="judge.api_key_file") from None
+    key = os.environ.get(spec.api_key_env, "")
+    if not key and urlsplit(spec.base_url).hostname not in _LOOPBACK:
+        raise UserError(f"the environment has no {spec.api_key_env}", key="judge.api_key_env")
+    return key or "none"
