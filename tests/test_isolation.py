@@ -117,6 +117,7 @@ class Point:
     def __eq__(self, other): return (self.x, self.y) == (other.x, other.y)
     def __add__(self, other): return Point(self.x + other.x, self.y + other.y)
     def __lt__(self, other): return self.x < other.x
+    def __hash__(self): return hash((self.x, self.y))
     def __mul__(self, k): return Point(self.x * k, self.y * k)
     def __len__(self): return 2
     def __getitem__(self, i): return (self.x, self.y)[i]
@@ -140,6 +141,35 @@ def second(node): node.next.value += 1; return node.next.value
 async def later(x): return x + 1
 LIMIT = [1, 2]
 def close(a): return math.isclose(a, 1)
+class Tree:
+    def __init__(self, value): self.value, self.children, self.table = value, [], {}
+class Stack(list):
+    def push(self, v): self.append(v)
+import enum
+class Color(str, enum.Enum):
+    RED = "red"
+class Level(enum.IntEnum):
+    HIGH = 3
+def fill(table):
+    table["a"] += 1
+    return table
+def push(d): d.append(9)
+class Seq:
+    def __init__(self, items): self.items = items
+    def __getitem__(self, key): return self.items[key]
+class Base(Exception): pass
+class Short(Base):
+    def __init__(self, need):
+        super().__init__(f"need {need}")
+        self.need = need
+def need(n): raise Short(n)
+class Quiet:
+    def __enter__(self): return self
+    def __exit__(self, kind, exc, trace): return kind is KeyError and exc.args == ("x",)
+class Ratio:
+    def __round__(self, digits=None): return 1
+    def __format__(self, form): return format(0.7, form)
+def ratio(): return Ratio()
 def kind(v): return isinstance(v, dict)
 """
 
@@ -152,7 +182,8 @@ def kind(v): return isinstance(v, dict)
         "p = Point(1)\np.x = 9\nassert p.x == 9 and str(p) == 'Point(9, 0)' and isinstance(p, Point)",
         "assert Point(1, 2) + Point(3, 4) == Point(4, 6) and sorted([Point(2), Point(1)])[0].x == 1",
         "assert [v for v in Point(5, 6)] == [5, 6] and 6 in Point(5, 6)",
-        "assert Point(1, 2) * 2 == Point(2, 4) and (Point(1) * 2) + Point(1) == Point(3)",
+        "assert hash(Point(1)) != hash(Point(2)) and len({Point(1), Point(1)}) == 1",
+        "p = Point(1)\np += Point(2)\nassert p.x == 3 and round(ratio()) == 1 and f'{ratio():.1f}' == '0.7'",
         "with Point(1) as p: assert p.x == 1",
         "try: odd(3)\nexcept Odd as e: assert 'odd' in str(e)\nelse: assert False",
         "try: odd(3)\nexcept ValueError: pass\nelse: assert False",
@@ -166,7 +197,22 @@ def kind(v): return isinstance(v, dict)
         "assert counter() == {'a': 2, 'b': 1} and pair() == (1, 2) and pair().b == 2",
         "class Node:\n    def __init__(self, value, next=None): self.value, self.next = value, next\n"
         "n = Node(1, Node(2))\nassert second(n) == 3 and n.next.value == 3",
-        "import asyncio\nassert asyncio.run(later(1)) == 2 if False else True",
+        "import asyncio\nassert asyncio.run(later(1)) == 2",
+        "t = Tree(1)\nt.children.append(Tree(2))\nassert len(t.children) == 1 and t.children[0].value == 2 and t.children != []",
+        "t = Tree(1)\nt.table['a'] = 1\nassert t.table == {'a': 1} and 'a' in t.table and list(t.table) == ['a']",
+        "s = Stack()\ns.push(1)\ns.push(2)\nassert s == [1, 2] and len(s) == 2 and s.pop() == 2 and s[0] == 1 and 1 in s",
+        "assert Color.RED.name == 'RED' and Color.RED == 'red' and Level.HIGH == 3 and Level.HIGH > 2 and Level.HIGH + 1 == 4",
+        "assert counter().most_common(1) == [('a', 2)] and counter()['missing'] == 0",
+        "import collections\nassert fill(collections.defaultdict(int)) == {'a': 1}",
+        "import collections\nd = collections.deque([1])\npush(d)\nassert list(d) == [1, 9]",
+        "assert Seq([1, 2, 3])[0:2] == [1, 2]",
+        "try: need(3)\nexcept Short as e: assert e.need == 3 and str(e) == 'need 3'\nelse: assert False",
+        "import unittest\nwith unittest.TestCase().assertRaisesRegex(Base, '^need 3$'): need(3)",
+        "with Quiet(): raise KeyError('x')",
+        "try: odd('x')\nexcept TypeError as e: assert len(e.args) == 1",
+        "if __name__ == '__main__': assert Point(1).x == 1",
+        "import unittest\nclass T(unittest.TestCase):\n    def test(self): self.assertEqual(odd(4), 2)\nunittest.main(argv=['x'])",
+        "spy = []\nassert apply(spy.append, 1) == [None] and spy == [1]",
         "async def go(): return await later(1)\nimport asyncio\nassert asyncio.run(go()) == 2",
         "assert LIMIT == [1, 2] and math.isclose(1.0, 1) and close(1.0)",
         "assert functools.reduce(lambda a, b: a + b, [1, 2]) == 3",
@@ -198,6 +244,108 @@ def test_entry_points_are_all_that_tests_take() -> None:
         run_tests_sync("def sum(a, b): return a + b", ["assert sum(1, 2) == 3"], entry_points=["sum"]).outcome
         == "passed"
     )
+
+
+FORGER = """
+import sys
+frame = sys._getframe()
+while frame and type(frame.f_locals.get("self")).__name__ != "Candidate": frame = frame.f_back
+peer, made = frame.f_locals["self"], []
+"""
+CHEATS = {
+    "a class made among the tests": (
+        FORGER + """
+def true(*a): return True
+def zero(*a): return made[0]
+def f(x):
+    if not made:
+        args = peer.encode(["X", (), {"__eq__": true, "__lt__": true, "__sub__": zero, "__abs__": zero}])
+        args[2] = ["t"]
+        made.append(peer.decode(peer.ask("call", ["g", "type"], args, ["d"]))())
+    return made[0]
+""", hostile.TESTS),
+    "attributes by format": (
+        FORGER + """
+def f(callback, x):
+    fmt = peer.ask("getattr", "{0.__globals__}", "format")
+    text = peer.ask("call", ["yours", fmt[1]], peer.encode([callback]), ["d"])
+    return int(text.partition("'EXPECTED': ")[2].partition(",")[0])
+""", ["EXPECTED = 4711\nassert f(lambda v: v, 3) == EXPECTED"]),
+    "globals of a callback": (
+        "def f(callback, x): return callback.__globals__['EXPECTED']", ["EXPECTED = 4711\nassert f(lambda v: v, 3) == EXPECTED"]),
+    "what a partial holds": (
+        "def f(callback): return callback.keywords['want']",
+        ["import functools\nassert f(functools.partial(print, want=5)) == 5"]),
+    "another module of that name": (
+        "import pickle as json\nclass P:\n    def __reduce__(self): return eval, (\"{'a': 5}\",)\n"
+        "def f(x): return json.dumps(P())", ["import os\nassert json.loads(f(2)) == {'a': 5}"]),
+    "the end of a loop": (
+        "def f(x): raise StopIteration",
+        ["assert all(map(lambda c: f(c[0]) == c[1], [(1, 2)]))", "for got, want in zip(map(f, [1, 2]), [3, 4]): assert got == want",
+         "assert sum(map(f, [1, 2])) == 0", "for v in iter(lambda: f(1), None): assert False\nassert f(1) == 2"]),
+    "an exit": ("def f(x): raise SystemExit(0)", ["assert f(2) == 5", "import unittest\nassert f(1) == 1"]),
+    "a mock's own checks": (
+        "def f(m):\n    m.assert_called_once_with = lambda *a: None",
+        ["from unittest.mock import Mock\nm = Mock()\nf(m)\nm.assert_called_once_with(5)"]),
+    "a spy's own checks": (
+        "def f(spy):\n    spy.check = lambda: True\n    type(spy).check = lambda self: True",
+        ["class Spy:\n    def check(self): return False\ns = Spy()\ntry: f(s)\nexcept Exception: pass\nassert s.check()"]),
+    "a class's own checks": (
+        "def f(cls): cls.same = lambda *a: True",
+        ["class Node:\n    def same(self, other): return False\ntry: f(Node)\nexcept Exception: pass\nassert Node().same(1)"]),
+    "numbers told by arithmetic": (
+        "class X:\n    told = []\n    def __sub__(self, o):\n        self.told.append(o)\n        return self\n"
+        "    def __mul__(self, o): return self.__sub__(o)\n"
+        "def f(x): return 1 + X.told[0] - 1 if X.told else X()",
+        ["try: f(1) - 4.25\nexcept TypeError: pass\nassert f(1) == 4.25", "assert abs(f(1) - 4.25) < 1e-6", "assert f(1) * 3 == f(1)"]),
+    "a subclass with a plain value": (
+        "class L(list):\n    def __eq__(self, o): return True\n    def __contains__(self, o): return True\n"
+        "    def __len__(self): return 3\ndef f(x): return L()",
+        ["assert f(1) == [1, 2, 3]", "assert 5 in f(1)", "assert [1, 2] == f(1)", "assert f(1) + [1] == [2, 1]"]),
+    "a hash like any": (
+        "class X:\n    def __hash__(self): return hash(5)\n    def __eq__(self, o): return True\ndef f(x): return X()",
+        ["assert {f(1)} == {5}", "assert f(1) in {5}", "assert {5: 1}[f(1)] == 1"]),
+    "a coroutine": ("async def f(x): return 7", ["assert f(1) == 5", "import asyncio\nassert asyncio.run(f(1)) == 5"]),
+    "skipped": ("import unittest\ndef f(x): raise unittest.SkipTest", [
+        "import unittest\nclass T(unittest.TestCase):\n    def test(self): self.assertEqual(f(1), 2)\nunittest.main(argv=['x'])"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHEATS)
+@pytest.mark.parametrize("entry_points", [(), ("f",)])
+def test_cheats_made_for_a_test_pass_none(name: str, entry_points: tuple[str, ...]) -> None:
+    program, tests = CHEATS[name]
+    report = run_tests_sync(program, tests, entry_points=entry_points)
+    assert report.passed == 0, report
+
+
+def test_operators_of_a_program_are_its_word_between_its_own_objects_only() -> None:
+    program = HONEST.replace("class Tree", "def vector(): return Point(1, 2)\nclass Tree")
+    assert _run(program, ["assert vector() + vector() == Point(2, 4)"]).outcome == "passed"
+    report = _run(program, ["assert vector() * 2 == Point(2, 4)"])
+    assert "it would be told" in (report.reason or "")
+
+
+def test_what_a_test_starts_dies_with_it() -> None:
+    report = _run(GOOD, ["import os\nassert os.fork() >= 0", "assert f(2) == 5"])
+    assert report.passed == 1
+
+
+def test_sockets_are_for_processes_here_alone() -> None:
+    program = """
+import socket
+def attempt(*kind):
+    try: socket.socket(*kind)
+    except OSError as exc: return exc.errno
+    return 0
+def families(): return [attempt(n, socket.SOCK_STREAM) for n in (2, 10, 16, 17, 40)]
+def pair():
+    a, b = socket.socketpair()
+    a.send(b"x")
+    return b.recv(1)
+"""
+    report = _run(program, ["assert 0 not in families()", "assert pair() == b'x'"])
+    assert report.outcome == "passed", report
 
 
 # -- hostile programs -------------------------------------------------------------------------------------------------

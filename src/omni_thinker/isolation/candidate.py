@@ -12,21 +12,12 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from omni_thinker.isolation.wire import BINARY, COMPARISONS, UNARY, Peer, receive
+    from omni_thinker.isolation.wire import ACCESS, BINARY, COMPARISONS, UNARY, Peer, _exception, encode, receive
 else:
-    from wire import BINARY, COMPARISONS, UNARY, Peer, receive
+    from wire import ACCESS, BINARY, COMPARISONS, UNARY, Peer, _exception, encode, receive
 
-_OPERATIONS = {
-    **UNARY,
-    **BINARY,
-    **COMPARISONS,
-    "getattr": getattr,
-    "setattr": setattr,
-    "getitem": lambda target, key: target[key],
-    "setitem": lambda target, key, value: target.__setitem__(key, value),
-    "delitem": lambda target, key: target.__delitem__(key),
-    "isinstance": isinstance,
-}
+_OPERATIONS = {**UNARY, **BINARY, **COMPARISONS, **ACCESS, "isinstance": isinstance}
+_CHANGEABLE = (list, dict, set, bytearray)
 
 
 class Candidate(Peer):
@@ -49,6 +40,10 @@ class Candidate(Peer):
         if name == "call":
             return self._call(*operands)
         values = [self.decode(operand) for operand in operands]
+        if name == "base":
+            return self._base(values[0])
+        if name == "exit":
+            return self.encode(_exit(*values))
         if name == "await":
             import asyncio
 
@@ -56,7 +51,15 @@ class Candidate(Peer):
                 return await values[0]
 
             return self.encode(asyncio.run(wait()))
-        return self.encode(_OPERATIONS[name](*values))
+        result = _OPERATIONS[name](*values)
+        if name in ("getattr", "getitem") and isinstance(result, _CHANGEABLE):
+            # A part of an object stays its part: what a test appends to it is there afterwards.
+            return [*self._refer(result), self._base(result)]
+        return self.encode(result)
+
+    def _base(self, value: Any) -> Any:
+        node = encode(value, self._refer)
+        return node[2] if node[0] == "mine" else node
 
     def _program(self, text: str) -> list[str]:
         """Run the program; the names that it defines."""
@@ -79,6 +82,10 @@ class Candidate(Peer):
     def _refer(self, value: Any) -> Any:
         handle = super()._refer(value)
         if isinstance(value, type) and issubclass(value, BaseException):
-            base = next(cls for cls in value.__mro__ if getattr(builtins, cls.__name__, None) is cls)
-            return ["X", handle[1], value.__name__, base.__name__]
-        return handle
+            return ["X", *self.lineage(value)]
+        return ["W", handle[1]] if isinstance(value, types.CoroutineType) else handle
+
+
+def _exit(manager: Any, kind: str | None, args: list[Any] | None) -> Any:
+    cls = None if kind is None else _exception(kind) or Exception
+    return manager.__exit__(cls, None if cls is None else cls(*args or ()), None)

@@ -59,7 +59,11 @@ def _candidate(channel: socket.socket, limits: dict[str, Any], count_processes: 
     confine.die_with_parent(signal.SIGKILL)
     os.dup2(channel.fileno(), 3)
     os.closerange(4, 256)
-    confine.limit(limits, count_processes)
+    if count_processes:
+        confine.limit(limits)
+    else:
+        confine.limit(limits, None)  # it would count everything else that this user runs
+    confine.forbid()
     try:
         candidate.Candidate(socket.socket(fileno=os.dup(3))).run()
     except Gone:
@@ -166,7 +170,7 @@ def _remove(folder: str) -> None:
 def _test(channel: socket.socket, request: dict[str, Any], report: int, secret: bytes) -> None:
     confine.die_with_parent(signal.SIGKILL)
     os.closerange(_REQUESTS, _REPLIES + 1)
-    confine.limit({**request, "memory_mb": 1024}, False)
+    confine.limit({**request, "memory_mb": 1024}, 0)  # a test that starts processes could leave them behind
     try:
         passed, reason = tester.run(channel, request)
     except Gone:

@@ -8,34 +8,24 @@ from __future__ import annotations
 
 import ast
 import builtins
+import collections
 import importlib
 import socket
 import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from omni_thinker.isolation.wire import BINARY, COMPARISONS, UNARY, Gone, Peer, Proxy, Violation, _exception
+    from omni_thinker.isolation.wire import ACCESS, BINARY, COMPARISONS, UNARY, Gone, Peer, Proxy, Violation, _exception
 else:
-    from wire import BINARY, COMPARISONS, UNARY, Gone, Peer, Proxy, Violation, _exception
+    from wire import ACCESS, BINARY, COMPARISONS, UNARY, Gone, Peer, Proxy, Violation, _exception
 
-_FRAMES = ("_", "gi_", "cr_", "ag_", "tb_", "f_", "co_")
-"""Beginnings of the attributes that lead from an object that a test hands over to the test itself."""
-_OPERATIONS = {
-    **UNARY,
-    **BINARY,
-    **COMPARISONS,
-    "getattr": lambda target, name: getattr(target, _open(name)),
-    "setattr": lambda target, name, value: setattr(target, _open(name), value),
-    "getitem": lambda target, key: target[key],
-    "setitem": lambda target, key, value: target.__setitem__(key, value),
-    "delitem": lambda target, key: target.__delitem__(key),
-}
-
-
-def _open(name: Any) -> str:
-    if not isinstance(name, str) or name.startswith(_FRAMES):
-        raise AttributeError("programs may use public attributes alone")
-    return name
+_MODULE = "__main__"
+"""What the tests believe to be."""
+_OPERATIONS = {**UNARY, **BINARY, **COMPARISONS, **ACCESS}
+_CHANGEABLE = (list, dict, set, tuple, bytearray, collections.deque)
+_ANYTHING = ("bool", "hash", "iter", "len", "next", "repr", "str")
+"""What a program may do with whatever a test hands over, besides calling it."""
 
 
 class Tester(Peer):
@@ -44,64 +34,101 @@ class Tester(Peer):
     def __init__(self, channel: socket.socket) -> None:
         super().__init__(channel)
         self._classes: dict[int, type[BaseException]] = {}
-        self._mixed: set[int] = set()
+
+    # -- what tests do with the program
 
     def call(self, target: Proxy, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        reply = self.ask("call", self.encode(target), self.encode(list(args)), self.encode(kwargs))
+        reply = self._asked("call", self.encode(target), self.encode(list(args)), self.encode(kwargs))
         if not isinstance(reply, list) or len(reply) != 3:
             raise Violation("a message that is no message")
         result, given, named = map(self.decode, reply)
         for old, new in ((list(args), given), (kwargs, named)):
             _restore(old, new)
-        return self._told(result, target._number in self._mixed)
-
-    def request(self, name: str, *operands: Any) -> Any:
-        mixed = isinstance(operands[0], Proxy) and operands[0]._number in self._mixed
-        result = super().request(name, *operands)
-        both = isinstance(operands[-1], Proxy) and len(operands) == 2
-        return result if name in COMPARISONS and both else self._told(result, mixed)
-
-    def binary(self, name: str, left: Any, right: Any) -> Any:
-        both = isinstance(left, Proxy) and isinstance(right, Proxy)
-        if name in COMPARISONS and not both:
-            if name in ("eq", "ne"):
-                return name == "ne"
-            raise TypeError("an object of the program's can't be ordered against a value of the test's")
-        return self._told(self.request(name, left, right), not both)
-
-    def _told(self, result: Any, mixed: bool) -> Any:
-        """`result`, which may be no plain value where it is `mixed`: made from a value of the test's by the program.
-
-        In `abs(f(2) - 4) < 1e-6` the program's own object would else work out the difference.
-        """
-        if mixed and not isinstance(result, Proxy):
-            raise TypeError("an object of the program's can't reckon with a value of the test's")
-        if mixed:
-            self._mixed.add(result._number)
         return result
 
-    def serve(self, message: list[Any]) -> Any:
-        """What the program does with what a test handed over (a function above all)."""
-        name, *operands = message
-        if name == "call":
-            function, given, named = map(self.decode, operands)
-            return self.encode(function(*given, **named))
-        if name not in _OPERATIONS:
-            raise TypeError(f"programs can't do {name!r} to what a test hands over")
-        return self.encode(_OPERATIONS[name](*map(self.decode, operands)))
+    def request(self, name: str, *operands: Any) -> Any:
+        return self.decode(self._asked(name, *map(self.encode, operands)))
+
+    def binary(self, name: str, left: Any, right: Any) -> Any:
+        """Between two handles the program is asked; against a value of the test's only a plain value counts."""
+        if isinstance(left, Proxy) and isinstance(right, Proxy):
+            return self.request(name, left, right)
+        left, right = self.plain(left), self.plain(right)
+        if not isinstance(left, Proxy) and not isinstance(right, Proxy):
+            return _OPERATIONS[name](left, right)
+        if name in ("eq", "ne"):
+            return name == "ne"
+        raise TypeError("an object of the program's can't reckon with a value of the test's: it would be told")
 
     def found(self, name: str) -> Any:
-        """The program's global of this name. Modules are this process's own."""
+        """The program's global of this name. A module is this process's own, if the name is its own, too."""
         node = self.ask("global", name)
         if isinstance(node, list) and len(node) == 2 and node[0] == "m":
-            if str(node[1]).partition(".")[0] not in sys.stdlib_module_names:
-                raise Violation("a module that tests can't have")
-            return importlib.import_module(node[1])
+            if node[1] != name or name not in sys.stdlib_module_names:
+                raise TypeError(f"{name!r} isn't the module of that name; import it in the test's setup")
+            return importlib.import_module(name)
         return self.decode(node)
 
-    def rebuilt(self, own: Any, known: Any, text: Any) -> BaseException:
-        cls = self._classes.get(own)
-        return super().rebuilt(own, known, text) if cls is None else cls(str(text)[:300])
+    def _asked(self, name: str, *operands: Any) -> Any:
+        try:
+            return self.ask(name, *operands)
+        except (StopIteration, StopAsyncIteration) as exc:
+            if name == "next":
+                raise
+            # It would end a loop of the test's, and with it the test.
+            raise RuntimeError(f"the program raised {type(exc).__name__}") from None
+
+    # -- what the program does with what a test handed over
+
+    def serve(self, message: list[Any]) -> Any:
+        """Only handles that a test gave away are served: called, or where the test's own class made them, used."""
+        name, *operands = message
+        values = [self._given_away(operands[0]), *map(self.decode, operands[1:])]
+        target = values[0]
+        if name == "call":
+            return self.encode(target(*values[1], **values[2]))
+        if name == "base":
+            raise TypeError("a test's object has no plain value")
+        own = not isinstance(target, type) and type(target).__module__ == _MODULE
+        if name not in _OPERATIONS or not (own or name in _ANYTHING):
+            raise TypeError(f"programs can't do {name!r} to this object of the test's")
+        if name in ("getattr", "setattr", "delattr"):
+            _check_attribute(target, values[1], change=name != "getattr")
+        return self.encode(_OPERATIONS[name](*values))
+
+    def _given_away(self, node: Any) -> Any:
+        if not isinstance(node, list) or len(node) != 2 or node[0] != "yours" or node[1] not in self._given:
+            raise TypeError("programs can only use what a test has handed to them")
+        return self._given[node[1]]
+
+    # -- values and exceptions
+
+    def rebuilt(self, own: Any, known: Any, args: Any, attributes: Any, text: Any) -> BaseException:
+        base = _exception(str(known))
+        if base is None or not issubclass(base, Exception):
+            return RuntimeError(f"{known}: {text}"[:300])  # SystemExit and the like end nothing here
+        try:
+            cls = self._class(own, str(known))
+            exc = cls.__new__(cls, *self.decode(args))
+            exc.args = tuple(self.decode(args))
+            vars(exc).update(self.decode(attributes))
+            if own:
+                exc.__dict__["_text"] = str(text)[:300]
+        except Gone:
+            raise
+        except Exception:
+            return base.__new__(base) if base is not Exception else Exception(str(text)[:300])
+        return exc
+
+    def _class(self, own: Any, known: str) -> type[BaseException]:
+        """The local stand-in for a class of the program's exceptions, made with its parents."""
+        cls: type[BaseException] = _exception(known) or Exception
+        for number, name in reversed(own):
+            if number not in self._classes:
+                says = {"__str__": lambda self: self.__dict__.get("_text", "")}
+                self._classes[number] = type(str(name), (cls,), says)
+            cls = self._classes[number]
+        return cls
 
     def _refer(self, value: Any) -> Any:
         if type(value) is type(sys):
@@ -109,12 +136,23 @@ class Tester(Peer):
         return super()._refer(value)
 
     def _resolve(self, node: list[Any]) -> Any:
-        if node[0] != "X":
-            return super()._resolve(node)
-        _, number, name, base = node
-        if number not in self._classes:
-            self._classes[number] = type(str(name), (_exception(base) or Exception,), {})
-        return self._classes[number]
+        if node[0] == "X":
+            return self._class(node[1], str(node[2]))
+        if node[0] == "W":
+            return self._coroutine(super()._resolve(["mine", node[1]]))
+        return super()._resolve(node)
+
+    async def _coroutine(self, proxy: Proxy) -> Any:
+        return self.request("await", proxy)
+
+
+def _check_attribute(target: Any, name: Any, *, change: bool) -> None:
+    """Raises AttributeError for what leads from an object to the test, and for changes of what its class does."""
+    if not isinstance(name, str) or name.startswith("_"):
+        raise AttributeError("programs may use public attributes alone")
+    of_class = getattr(type(target), name, None)
+    if change and of_class is not None and not hasattr(type(of_class), "__set__"):
+        raise AttributeError("programs can't replace what a test's class defines")
 
 
 def _restore(old: Any, new: Any) -> None:
@@ -125,7 +163,7 @@ def _restore(old: Any, new: Any) -> None:
         keys = range(len(old)) if isinstance(old, list) else old.keys()
         if isinstance(old, list) or old.keys() == new.keys():
             for key in keys:
-                if type(old[key]) is type(new[key]) and isinstance(old[key], (list, dict, set, tuple)):
+                if type(old[key]) is type(new[key]) and isinstance(old[key], _CHANGEABLE):
                     _restore(old[key], new[key])
                 elif old[key] is not new[key]:
                     old[key] = new[key]
@@ -135,6 +173,9 @@ def _restore(old: Any, new: Any) -> None:
             _restore(before, after)
     elif isinstance(old, (list, bytearray)):
         old[:] = new
+    elif isinstance(old, collections.deque):
+        old.clear()
+        old.extend(new)
     elif isinstance(old, (dict, set)):
         old.clear()
         old.update(new)
@@ -172,7 +213,9 @@ def _space(tester: Tester, request: dict[str, Any], defined: set[str]) -> dict[s
     trees = [_tree(text) for text in (request["setup"], *request["tests"])]
     used = {node.id for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Name)}
     asked = set(request["entry_points"])
-    space: dict[str, Any] = {"__name__": "tests"}
+    module = types.ModuleType(_MODULE)  # `if __name__ == "__main__"` and unittest.main() mean what they say
+    sys.modules[_MODULE] = module
+    space = vars(module)
     for name in sorted(used & defined):
         if name in asked or not hasattr(builtins, name):
             value = tester.found(name)
@@ -193,7 +236,9 @@ def _step(test: str, space: dict[str, Any]) -> str | None:
         exec(compile(test, "<test>", "exec", dont_inherit=True), space)  # noqa: S102
     except Gone:
         raise
-    except BaseException as exc:  # SystemExit above all
+    except SystemExit as exc:  # unittest.main(); programs can't raise it here
+        return None if not exc.code else _why(exc)
+    except BaseException as exc:
         return _why(exc)
     return None
 

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import builtins
 import collections
+import copy
 import datetime
 import decimal
 import fractions
 import json
 import operator
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-MOST_BYTES = 8 << 20
+MOST_BYTES = 32 << 20
 """Of one message."""
-_DEEPEST = 100
+_DEEPEST = 200
 _LENGTH = 4
 _SMALL = 1 << 53
 # What may be named instead of sent: types, and functions that do nothing but compute.
@@ -83,7 +84,7 @@ def send(channel: socket.socket, message: Any) -> None:
     except RecursionError:
         raise Violation("a value nested too deeply") from None
     if len(data) > MOST_BYTES:
-        raise Violation("a value of more than 8 MiB")
+        raise Violation("a value of more than 32 MiB")
     try:
         channel.sendall(len(data).to_bytes(_LENGTH, "big") + data)
     except OSError:
@@ -94,7 +95,7 @@ def receive(channel: socket.socket) -> Any:
     """The next message. Raises Violation or Gone."""
     size = int.from_bytes(_exactly(channel, _LENGTH), "big")
     if size > MOST_BYTES:
-        raise Violation("a value of more than 8 MiB")
+        raise Violation("a value of more than 32 MiB")
     try:
         return json.loads(_exactly(channel, size))
     except (ValueError, RecursionError):
@@ -118,9 +119,10 @@ def _exactly(channel: socket.socket, size: int) -> bytes:
 
 
 def encode(value: Any, refer: Callable[[Any], Any], depth: int = 0) -> Any:
-    """`value` as JSON; `refer` gives the handle of what isn't plain data. Subclasses of plain types are sent as these.
+    """`value` as JSON; `refer` gives the handle of what isn't plain data.
 
-    Raises Violation for what is nested too deeply.
+    An instance of a subclass of a plain type is a handle with its plain value behind it. Raises Violation for what is
+    nested too deeply.
     """
     if depth > _DEEPEST:
         raise Violation("a value nested too deeply")
@@ -129,39 +131,56 @@ def encode(value: Any, refer: Callable[[Any], Any], depth: int = 0) -> Any:
     kind = type(value)
     if kind is str or kind is float or (kind is int and -_SMALL < value < _SMALL):
         return value
-
-    def inner(items: Any) -> list[Any]:
-        return [encode(item, refer, depth + 1) for item in items]
-
-    if isinstance(value, tuple):
-        fields = getattr(kind, "_fields", None)
-        if kind is not tuple and isinstance(fields, tuple) and len(fields) == tuple.__len__(value):
-            return ["n", kind.__name__, list(fields), *inner(tuple.__iter__(value))]
-        return ["t", *inner(tuple.__iter__(value))]
-    if isinstance(value, list):
-        return ["l", *inner(list.__iter__(value))]
-    if isinstance(value, dict):
-        return ["d", *inner(part for item in dict.items(value) for part in item)]
-    if isinstance(value, set):
-        return ["s", *inner(set.__iter__(value))]
-    if isinstance(value, frozenset):
-        return ["z", *inner(frozenset.__iter__(value))]
-    if isinstance(value, collections.deque):
-        return ["q", value.maxlen, *inner(collections.deque.__iter__(value))]
-    if isinstance(value, type):
-        named: str = value.__name__
-        return ["g", named] if _NAMED.get(named) is value else refer(value)
-    for base, write in _WRITERS.items():
+    if kind in _WRITERS:
+        return _WRITERS[kind](value)
+    if kind in _CONTAINERS:
+        tag, items = _CONTAINERS[kind]
+        return [tag, *(encode(item, refer, depth + 1) for item in items(value))]
+    if kind is collections.deque:
+        return ["q", value.maxlen, *(encode(item, refer, depth + 1) for item in value)]
+    if kind is collections.defaultdict and _NAMED.get(getattr(value.default_factory, "__name__", "")) is not None:
+        factory = value.default_factory.__name__
+        return ["DD", factory, *(encode(part, refer, depth + 1) for part in _parts(value))]
+    if issubclass(kind, tuple) and isinstance(fields := getattr(kind, "_fields", None), tuple):
+        return ["n", kind.__name__, list(fields), *(encode(item, refer, depth + 1) for item in tuple.__iter__(value))]
+    if isinstance(value, (type, type(len))):
+        name: str = getattr(value, "__name__", "")
+        return ["g", name] if _NAMED.get(name) is value else refer(value)
+    for base, plain in _PLAIN.items():
         if isinstance(value, base):
-            return write(value)
-    name: Any = getattr(value, "__name__", None) if kind is type(len) else None
-    return ["g", name] if isinstance(name, str) and _NAMED.get(name) is value else refer(value)
+            return [*refer(value), encode(plain(value), refer, depth + 1)]
+    return refer(value)
 
 
-_WRITERS: dict[type, Callable[[Any], Any]] = {
-    int: lambda v: ["i", hex(int.__index__(v))],
+def _parts(table: dict[Any, Any]) -> Iterator[Any]:
+    return (part for item in dict.items(table) for part in item)
+
+
+_CONTAINERS: dict[type, tuple[str, Callable[[Any], Any]]] = {
+    tuple: ("t", iter),
+    list: ("l", iter),
+    set: ("s", iter),
+    frozenset: ("z", iter),
+    dict: ("d", _parts),
+    collections.OrderedDict: ("O", _parts),
+    collections.Counter: ("C", _parts),
+    slice: ("S", lambda value: (value.start, value.stop, value.step)),
+}
+# The plain value of an instance of a subclass, whatever the subclass says.
+_PLAIN: dict[type, Callable[[Any], Any]] = {
+    int: int.__index__,
     float: float.__pos__,
-    str: lambda v: str.__getitem__(v, slice(None)) + "",
+    str: lambda value: "".join(str.__iter__(value)),
+    bytes: lambda value: bytes(bytes.__iter__(value)),
+    tuple: lambda value: tuple(tuple.__iter__(value)),
+    list: lambda value: list(list.__iter__(value)),
+    dict: lambda value: dict(dict.items(value)),
+    set: lambda value: set(set.__iter__(value)),
+    frozenset: lambda value: frozenset(frozenset.__iter__(value)),
+    collections.deque: lambda value: list(collections.deque.__iter__(value)),
+}
+_WRITERS: dict[type, Callable[[Any], Any]] = {
+    int: lambda v: ["i", hex(v)],
     bytes: lambda v: ["b", bytes.hex(v)],
     bytearray: lambda v: ["B", bytearray.hex(v)],
     complex: lambda v: ["c", v.real, v.imag],
@@ -185,18 +204,28 @@ def decode(node: Any, resolve: Callable[[list[Any]], Any], depth: int = 0) -> An
     if depth > _DEEPEST + 1 or not node:
         raise Violation("a value nested too deeply" if node else "a message that is no message")
     tag, rest = node[0], node[1:]
+
+    def inner(nodes: list[Any]) -> list[Any]:
+        return [decode(item, resolve, depth + 1) for item in nodes]
+
     try:
         if tag in _BUILDERS:
-            return _BUILDERS[tag]([decode(item, resolve, depth + 1) for item in rest])
+            return _BUILDERS[tag](inner(rest))
         if tag in _READERS:
             return _READERS[tag](rest)
         if tag == "n":
-            return collections.namedtuple(rest[0], rest[1])(*(decode(item, resolve, depth + 1) for item in rest[2:]))
+            return collections.namedtuple(rest[0], rest[1])(*inner(rest[2:]))
         if tag == "q":
-            return collections.deque((decode(item, resolve, depth + 1) for item in rest[1:]), rest[0])
+            return collections.deque(inner(rest[1:]), rest[0])
+        if tag == "DD":
+            return collections.defaultdict(_NAMED[rest[0]], _paired(inner(rest[1:])))
         return resolve(node)
     except (ValueError, TypeError, IndexError, KeyError, OverflowError, ArithmeticError, AttributeError) as exc:
         raise Violation(f"a value that is none: {exc}"[:200]) from None
+
+
+def _paired(parts: list[Any]) -> dict[Any, Any]:
+    return dict(zip(parts[::2], parts[1::2], strict=True))
 
 
 _BUILDERS: dict[str, Callable[[list[Any]], Any]] = {
@@ -204,7 +233,10 @@ _BUILDERS: dict[str, Callable[[list[Any]], Any]] = {
     "l": list,
     "s": set,
     "z": frozenset,
-    "d": lambda parts: dict(zip(parts[::2], parts[1::2], strict=True)),
+    "d": _paired,
+    "O": lambda parts: collections.OrderedDict(_paired(parts)),
+    "C": lambda parts: collections.Counter(_paired(parts)),
+    "S": lambda parts: slice(*parts),
 }
 _READERS: dict[str, Callable[[list[Any]], Any]] = {
     "i": lambda rest: int(rest[0], 16),
@@ -227,35 +259,37 @@ _READERS: dict[str, Callable[[list[Any]], Any]] = {
 
 UNARY = {
     **{name: getattr(operator, name) for name in ("neg", "pos", "abs", "invert", "index")},
-    **{kind.__name__: kind for kind in (int, float, complex, bool, len, str, repr, iter, next)},
+    **{kind.__name__: kind for kind in (int, float, complex, bool, len, str, repr, iter, next, hash, reversed)},
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
 }
-BINARY = {
-    name: getattr(operator, name)
-    for name in [
-        "add",
-        "sub",
-        "mul",
-        "truediv",
-        "floordiv",
-        "mod",
-        "pow",
-        "matmul",
-        "and_",
-        "or_",
-        "xor",
-        "lshift",
-        "rshift",
-    ]
-}
+_BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor", "lshift", "rshift")
+BINARY = {name: getattr(operator, name) for name in _BINARY}
 COMPARISONS = {name: getattr(operator, name) for name in ("lt", "le", "gt", "ge", "eq", "ne")}
+IN_PLACE = {f"i{name.rstrip('_')}": getattr(operator, f"i{name.rstrip('_')}") for name in BINARY}
+ACCESS = {
+    **IN_PLACE,
+    "getattr": getattr,
+    "setattr": setattr,
+    "delattr": delattr,
+    "getitem": operator.getitem,
+    "setitem": operator.setitem,
+    "delitem": operator.delitem,
+    "round": round,
+    "format": format,
+}
 
 
 class Proxy:
-    """An object on the other side. Everything that is done to it is asked for there."""
+    """An object on the other side. Everything that is done to it is asked for there.
 
-    def __init__(self, peer: Peer, number: int) -> None:
+    `_based`: it is an instance of a subclass of a plain type, and has a plain value, too.
+    """
+
+    def __init__(self, peer: Peer, number: int, based: bool = False) -> None:
         object.__setattr__(self, "_peer", peer)
         object.__setattr__(self, "_number", number)
+        object.__setattr__(self, "_based", based)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._peer.call(self, args, kwargs)
@@ -272,23 +306,32 @@ class Proxy:
     def __setitem__(self, key: Any, value: Any) -> None:
         self._peer.request("setitem", self, key, value)
 
+    def __delattr__(self, name: str) -> None:
+        self._peer.request("delattr", self, name)
+
     def __delitem__(self, key: Any) -> None:
         self._peer.request("delitem", self, key)
 
     def __contains__(self, item: Any) -> bool:
-        return any(item is own or item == own for own in iter(self))
-
-    def __hash__(self) -> int:
-        return hash((Proxy, self._number))
+        return item in self._peer.plain(self) if self._based else any(item is x or item == x for x in iter(self))
 
     def __instancecheck__(self, value: Any) -> bool:
         return isinstance(value, Proxy) and bool(self._peer.request("isinstance", value, self))
 
     def __enter__(self) -> Any:
-        return self.__getattr__("__enter__")()
+        return self._peer.request("getattr", self, "__enter__")()
 
-    def __exit__(self, *exc: object) -> bool:
-        return bool(self.__getattr__("__exit__")(None, None, None))
+    def __exit__(self, kind: Any, exc: BaseException | None, trace: Any) -> bool:
+        return bool(self._peer.request("exit", self, exc and type(exc).__name__, exc and list(exc.args)))
+
+    def __round__(self, digits: Any = None) -> Any:
+        return self._peer.request("round", self, digits)
+
+    def __format__(self, form: str) -> str:
+        return str(self._peer.request("format", self, form))
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self._peer.request("deepcopy", self)
 
     def __await__(self) -> Any:
         yield from ()  # an iterator, as Python asks
@@ -305,12 +348,16 @@ def _add_operators() -> None:
 
         return operation
 
-    for name in UNARY:
+    def in_place(name: str) -> Any:
+        return lambda self, other: self._peer.request(name, self, other)
+
+    for name in UNARY.keys() - {"deepcopy"}:
         setattr(Proxy, f"__{name}__", unary(name))
     for name in BINARY:
         bare = name.rstrip("_")
         setattr(Proxy, f"__{bare}__", binary(name, False))
         setattr(Proxy, f"__r{bare}__", binary(name, True))
+        setattr(Proxy, f"__i{bare}__", in_place(f"i{bare}"))
     for name in COMPARISONS:
         setattr(Proxy, f"__{name}__", binary(name, False))
 
@@ -339,7 +386,7 @@ class Peer:
                 self.answer(rest)
             elif kind == "=" and len(rest) == 1:
                 return rest[0]
-            elif kind == "!" and len(rest) == 3:
+            elif kind == "!" and len(rest) == 5:
                 raise self.rebuilt(*rest)
             else:
                 raise Violation("a message that is no message")
@@ -373,9 +420,13 @@ class Peer:
     def decode(self, node: Any) -> Any:
         return decode(node, self._resolve)
 
+    def plain(self, value: Any) -> Any:
+        """The plain value behind a handle that has one, as it is now; anything else as it is."""
+        return self.decode(self.ask("base", self.encode(value))) if isinstance(value, Proxy) and value._based else value
+
     def _refer(self, value: Any) -> Any:
         if isinstance(value, Proxy):
-            return ["yours", object.__getattribute__(value, "_number")]
+            return ["yours", value._number]
         key = id(value)
         if key not in self._numbers:
             self._numbers[key] = len(self._given)
@@ -383,29 +434,41 @@ class Peer:
         return ["mine", self._numbers[key]]
 
     def _resolve(self, node: list[Any]) -> Any:
-        whose, number = node
+        whose, number, *base = node
         if whose == "yours":
             return self._given[number]
         if whose != "mine" or not isinstance(number, int):
             raise Violation("a message that is no message")
         if number not in self._proxies:
-            self._proxies[number] = Proxy(self, number)
+            self._proxies[number] = Proxy(self, number, bool(base))
         return self._proxies[number]
 
     # -- exceptions
 
     def described(self, exc: BaseException) -> list[Any]:
-        """[number of its class or None, the nearest built-in class's name, what it says]"""
+        """[its classes down to the first built-in one, that one's name, arguments, attributes, what it says]"""
         try:
             text = str(exc)[:200]
         except BaseException:  # a hostile __str__
             text = ""
-        names = [cls.__name__ for cls in type(exc).__mro__]
-        known = next((name for name in names if _exception(name) is not None), "Exception")
-        own = None if _exception(type(exc).__name__) is type(exc) else self._refer(type(exc))[1]
-        return [own, known, text if own is None else f"{names[0]}: {text}"]
+        own, known = self.lineage(type(exc))
+        try:
+            details = [self.encode(list(exc.args)), self.encode(dict(vars(exc)))]
+            json.dumps(details)
+        except BaseException:
+            details = [["l"], ["d"]]
+        return [own, known, *details, text]
 
-    def rebuilt(self, own: Any, known: Any, text: Any) -> BaseException:
+    def lineage(self, cls: type[BaseException]) -> tuple[list[Any], str]:
+        """[number and name of the class, of its parent, ...], and the first built-in one's name."""
+        own: list[Any] = []
+        for parent in cls.__mro__:
+            if _exception(parent.__name__) is parent:
+                return own, parent.__name__
+            own.append([Peer._refer(self, parent)[1], parent.__name__])
+        return own, "Exception"
+
+    def rebuilt(self, own: Any, known: Any, args: Any, attributes: Any, text: Any) -> BaseException:
         """The exception that the other side described."""
         return (_exception(str(known)) or Exception)(str(text)[:300])
 

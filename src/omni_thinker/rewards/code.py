@@ -88,6 +88,9 @@ class UnitTests(SamplePart):
         names = [names] if isinstance(names, str) else names
         if not isinstance(names, (list, tuple)) or not all(isinstance(n, str) and n.isidentifier() for n in names):
             return "unit_tests needs data['entry_point'] as a name or a list of names"
+        used = [name for name in names if re.search(rf"\b{re.escape(name)}\b", "\n".join(map(str, tests)))]
+        if names and not used:
+            return f"no test uses data['entry_point'] = {', '.join(names)}"
         timeout = problem.data.get("timeout", 2.0)
         number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
         if not number or not 0 < timeout <= _MAX_TIMEOUT_S:  # no NaN is

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 from omni_thinker.rewards.parts import Part, SamplePart, valued
 from omni_thinker.types import Group, Problem, Sample, Score
 
 _RUN = 3
+_WORD = re.compile(r"\w+")
 
 
 def _length(sample: Sample) -> int:
@@ -45,10 +48,15 @@ class NotOverlong(SamplePart):
 
 
 class NotRepetitive(SamplePart):
-    """The share of runs of three words that are there for the first time; 1 for texts of fewer than three words."""
+    """The share of runs of three words that are there for the first time; 1 for texts of fewer than three words.
+
+    A "word" of more than thirty signs counts as its signs, so that scripts without spaces have runs, too.
+    """
 
     async def score_sample(self, sample: Sample, problem: Problem) -> Score:
-        words = sample.text.casefold().split()
+        words = [
+            part for word in _WORD.findall(sample.text.casefold()) for part in (word if len(word) > 30 else [word])
+        ]
         runs = [tuple(words[i : i + _RUN]) for i in range(len(words) - _RUN + 1)]
         return valued(len(set(runs)) / len(runs) if runs else 1.0)
 

@@ -26,6 +26,7 @@ _TENS = {
     word: 10 * value
     for value, word in enumerate(["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], 2)
 }
+_LONGEST_RUN = 20
 _SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
 
 
@@ -63,7 +64,9 @@ def _in_figures(words: Sequence[str]) -> list[str]:
 
 
 def _continues(before: str, word: str) -> bool:
-    if before == "and" or word in _SCALES:
+    if word in _SCALES:
+        return before not in _SCALES or before == "hundred"
+    if before == "and":
         return True
     return before in _SCALES or (before in _TENS and word in _UNITS and 0 < _UNITS[word] < 10)
 
@@ -71,8 +74,8 @@ def _continues(before: str, word: str) -> bool:
 def _figures(run: Sequence[str]) -> list[str]:
     trailing = list(run[-1:]) if run and run[-1] == "and" else []
     words = run[:-1] if trailing else run
-    if not words:
-        return trailing
+    if not words or len(words) > _LONGEST_RUN:  # no number that anybody would spell
+        return [*words, *trailing]
     total, current = 0, 0
     for word in words:
         if word == "hundred":
@@ -180,10 +183,15 @@ def _literal(text: str) -> tuple[bool, Any]:
 
 
 def _same(left: Any, right: Any) -> bool:
-    if type(left) is not type(right):
-        return False
-    if isinstance(left, (list, tuple)):
-        return len(left) == len(right) and all(map(_same, left, right))
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(_same(left[key], right[key]) for key in left)
-    return bool(left == right)
+    return bool(_typed(left) == _typed(right))
+
+
+def _typed(value: Any) -> Any:
+    """Something that is equal where value and type are, at every depth (True is no 1, and 0.0 no -0.0)."""
+    if isinstance(value, (list, tuple)):
+        return type(value), tuple(map(_typed, value))
+    if isinstance(value, (set, frozenset)):
+        return type(value), frozenset(map(_typed, value))
+    if isinstance(value, dict):
+        return dict, frozenset((_typed(key), _typed(item)) for key, item in value.items())
+    return type(value), repr(value) if isinstance(value, (float, complex)) else value

@@ -36,6 +36,8 @@ def score_file(reward: str, rows_file: Path, out: Path) -> dict[str, Any]:
         raise UserError(f"can't be written: {exc}", file=f"{out!s:.80}", key="--out") from None
     if taken:
         raise UserError("exists already", file=out, key="--out")
+    if not out.absolute().parent.is_dir():
+        raise UserError("its folder doesn't exist", file=out, key="--out")
     rows = list(_read(rows_file))
     if not rows:
         raise UserError("no rows", file=rows_file, key="--in")
@@ -101,6 +103,7 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
         lines = path.read_text("utf-8-sig").split("\n")  # not splitlines: a row may hold U+2028
     except (OSError, ValueError) as exc:
         raise UserError(f"can't be read: {exc}", file=path, key="--in") from None
+    seen: set[str] = set()
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -108,6 +111,15 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
             row = json.loads(line)
         except (ValueError, RecursionError) as exc:
             raise UserError(f"line {number} is not JSON: {exc}", file=path) from None
-        if not isinstance(row, dict) or "id" not in row or not isinstance(row.get("response"), str):
+        if not isinstance(row, dict) or not isinstance(row.get("response"), str) or not _plain(row.get("id")):
             raise UserError(f"line {number}: a row is an object with 'id' and 'response' (a string)", file=path)
+        if row.get("answer") is not None and not _plain(row["answer"]) and not isinstance(row["answer"], float):
+            raise UserError(f"line {number}: 'answer' must be a text or a number", file=path)
+        if str(row["id"]) in seen:
+            raise UserError(f"line {number}: the id {row['id']!r:.60} is there twice", file=path)
+        seen.add(str(row["id"]))
         yield row
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, (str, int)) and not isinstance(value, bool)
