@@ -314,3 +314,43 @@ def test_reasoning_gym_says_when_it_is_missing(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "not installed" in (check("reasoning_gym", problem("2")) or "")
     assert "gym" in (check("reasoning_gym", problem("2", gym=1)) or "")
+
+
+WRONG = {
+    "3": r"\boxed{3x} | \boxed{3!} | \boxed{3\sqrt{2}} | \boxed{3i} | \boxed{3\pi} | \boxed{3+x} | \boxed{3(4)} | \boxed{3:4}"
+    r" | \boxed{3 < x < 5} | \boxed{>3} | \boxed{\neq 3} | \boxed{3 \pm 1} | \boxed{3\\4} | \boxed{3 \quad 4} | \boxed{3~4}"
+    r" | \boxed{3 vs 4} | \boxed{3\text{ or possibly }4} | #### 3 maybe 4 maybe 5 | #### 3...7 | The answer is not 3."
+    r" | The answer is 3 million. | The answer is 3^2 | The answer is 3x + 1",
+    "7": r"\boxed{7²} | #### 7²",
+    "12": r"\boxed{12_{8}} | #### 12 or thirteen",
+    "4": r"\boxed{x=3, y=4}",
+}
+RIGHT = {
+    "3": r"\boxed{3} | \boxed{3 km} | \boxed{3\text{ km}} | \boxed{x = 3} | #### 3 apples | The answer is 3, because 4 - 1 = 3"
+    r" | \boxed{3^\circ} | \boxed{3\%} | \boxed{\$3} | The answer is 3. | answer: 3 m | \boxed{2+1=3} | A: 3 eggs a day",
+    "3000000": r"The answer is 3 million. | \boxed{3,000,000}",
+    "24": r"#### 2 dozen | #### $24",
+}
+
+
+def _cases(table: dict[str, str]) -> list[tuple[str, str]]:
+    return [(gold, text) for gold, texts in table.items() for text in texts.split(" | ")]
+
+
+@pytest.mark.parametrize(("gold", "text"), _cases(WRONG))
+def test_a_number_within_something_else_is_no_answer(gold: str, text: str) -> None:
+    assert scores("math", [(text, problem(gold))])[0].value == 0.0
+
+
+@pytest.mark.parametrize(("gold", "text"), _cases(RIGHT))
+def test_a_number_with_its_unit_is_an_answer(gold: str, text: str) -> None:
+    assert scores("math", [(text, problem(gold))])[0].value == 1.0
+
+
+@pytest.mark.parametrize(
+    ("gold", "text"),
+    [("{1}", "{True}"), ("{1: 2}", "{True: 2}"), ("0.0", "-0.0"), ("{1.0}", "{1}"), ("((1,),)", "((True,),)")],
+)
+def test_exact_tells_types_apart_at_every_depth(gold: str, text: str) -> None:
+    assert scores("exact", [(text, problem(gold)), (gold, problem(gold))])[0].value == 0.0
+    assert scores("exact", [(gold, problem(gold))])[0].value == 1.0

@@ -52,13 +52,18 @@ def boxed(text: str) -> str | None:
 
 def announced(text: str) -> str | None:
     """What the text itself calls its answer: the last \\boxed{}, else after the last ####, else after "answer is"."""
+    return _announced(text)[0]
+
+
+def _announced(text: str) -> tuple[str | None, bool]:
+    """(the answer, whether it stands where nothing else should: in a box, or on a line of its own after ####)."""
     found = boxed(text)
     if found is not None:
-        return found
+        return found, True
     if "####" in text:
-        return _line(text.rpartition("####")[2])
+        return _line(text.rpartition("####")[2]), True
     matches = list(_ANSWER_IS.finditer(text))
-    return _line(text[matches[-1].end() :]) if matches else None
+    return (_line(text[matches[-1].end() :]) if matches else None), False
 
 
 def _line(text: str) -> str:
@@ -92,9 +97,9 @@ class Math(SamplePart):
         text = sample.text[-_LONGEST:]
         gold = _plain_gold(problem.answer)
         if gold is not None:
-            segment = announced(text)
+            segment, whole = _announced(text)
             fractions = gold.denominator != 1
-            found = last_number(text, fractions) if segment is None else leading_number(segment, fractions)
+            found = last_number(text, fractions) if segment is None else leading_number(segment, fractions, whole=whole)
             return valued(1.0) if found == gold else valued(0.0, "no final number" if found is None else "wrong number")
         return await self._verified(text, problem.answer)
 

@@ -14,7 +14,27 @@ _FRACTION = re.compile(r"\s*([-+]?)\s*([0-9]{1,30})\s*/\s*([0-9]{1,30})\s*\.?\s*
 _LATEX_FRACTION = re.compile(r"\\[dtc]?frac\s*\{\s*(-?[0-9]{1,30})\s*\}\s*\{\s*(-?[0-9]{1,30})\s*\}")
 _JOINS = {"", ",", ";", "|", "/", "\\", "&", "or", "and", "to", ", or", ", and", ",or", ",and", "and/or"}
 _OPERATORS = {"+", "-", "*", "/", "^", "×", "·", "÷", "\\times", "\\cdot"}
+_SCALES = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_SCALE = re.compile(rf"\s*({'|'.join(_SCALES)})\b", re.IGNORECASE)
+_ASSIGNED = re.compile(r"(?<![\w\\])[A-Za-z]\s*=(?!=)")
+_DENIED = re.compile(
+    r"(?:\bnot|n't|\bnever|\bno|[<>≤≥≠±~^_]|\\(?:neq?|[lg]eq?|[lg]t|pm|mp|sim|approx))\s*\$?\s*$", re.IGNORECASE
+)
+# What makes a number part of something else: an operator, a bracket, a power, a variable, a function of LaTeX.
+_PART = re.compile(
+    r"""\s*(?:
+        [-+*/^!<>≤≥≠±~_:×÷·(\[²³¹⁰-⁹½¼¾](?![-\s]*$)
+      | [!²³¹⁰-⁹]
+      | \\(?!circ|degree|%|text|mathrm|,|;|\ |\)|\]|quad\s*$)
+      | \.\.
+    )
+    | [xyznkabcpqrije](?![A-Za-z])""",
+    re.VERBOSE,
+)
+_QUOTIENT = re.compile(r"\s*/\s*\D")
+_HEDGED = re.compile(r"\b(?:or|maybe|perhaps|possibly|either)\b", re.IGNORECASE)
 _MARKUP = re.compile(r"\\(?:text|mathrm|mbox|textbf|mathbf)\s*\{([^{}]*)\}")
+_DEGREES = re.compile(r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|°")
 _SPACES = re.compile(r"\\[,!;: ]|\{,\}|\\left|\\right|\\\(|\\\)|\\\[|\\\]")
 LONGEST_NUMBER = 400
 """Digits. Longer ones are no number here (Python refuses to convert them)."""
@@ -24,6 +44,7 @@ def plain(text: str) -> str:
     """`text` without the LaTeX that people wrap numbers in."""
     text = _MARKUP.sub(r" \1 ", text)
     text = _SPACES.sub(lambda match: "," if match.group() == "{,}" else " " if match.group() == "\\ " else "", text)
+    text = _DEGREES.sub("", text)
     text = _LATEX_FRACTION.sub(r" \1/\2 ", text)
     return text.replace("\\$", "$").replace("\\%", "%").replace("−", "-").replace("**", "").replace("`", "")
 
@@ -61,25 +82,35 @@ def has_words(text: str) -> bool:
     return any(word.casefold() not in ("or", "and", "to") for word in re.findall(r"[^\W\d_]{2,}", text))
 
 
-def leading_number(segment: str, fractions: bool = False) -> Fraction | None:
+def leading_number(segment: str, fractions: bool = False, *, whole: bool = False) -> Fraction | None:
     """The number that an announced answer ("the answer is ...") begins with.
 
-    After the last "=" where there is one. None where no number is there, or where others are offered beside it
-    ("3 or 4", "3, 4", "3 4"), or where it is the beginning of a sum ("3 + 4").
+    After the last "=" where there is one. "3 million" is 3000000. None where no number is there, where it is denied or
+    only a bound ("not 3", "> 3"), where others are offered beside it ("3 or 4", "3, 4", "3 4"), and where it is part of
+    an expression ("3 + 4", "3x", "3!", 3 times a root). With `whole` (a box, a "####" line) no other number may follow.
     """
-    segment = plain(segment).rpartition("=")[2]
+    segment = plain(segment)
+    if len(_ASSIGNED.findall(segment)) > 1:
+        return None  # "x = 3, y = 4" is several answers
+    segment = segment.rpartition("=")[2]
     alone = to_number(segment.replace("$", " ").strip(" .*\n"), fractions)
     if alone is not None:
         return alone
     found = _found(segment)
     if not found:
         return None
-    first = _value(found[0].group())
+    first, before, rest = _value(found[0].group()), segment[: found[0].start()], segment[found[0].end() :]
+    if first is None or _DENIED.search(before) or _PART.match(rest) or (fractions and _QUOTIENT.match(rest)):
+        return None
     if len(found) > 1:
         between = segment[found[0].end() : found[1].start()]
-        if between.strip().casefold() in _JOINS | _OPERATORS and _value(found[1].group()) != first:
+        other = _value(found[1].group()) != first
+        if other and (between.strip().casefold() in _JOINS | _OPERATORS or whole):
             return None
-    return first
+    if whole and _HEDGED.search(rest):
+        return None
+    scale = _SCALE.match(rest)
+    return first * _SCALES[scale[1].casefold()] if scale else first
 
 
 def last_number(text: str, fractions: bool = False) -> Fraction | None:
