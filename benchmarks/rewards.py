@@ -15,6 +15,7 @@ import gzip
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ from omni_thinker.types import Problem, Sample, Score
 INTEGERS = 20_000
 LATEX = 600
 PROGRAMS = 600
+ENDURANCE = 10_000
 STARTS = 40
 AT_ONCE = 64
 
@@ -222,6 +224,34 @@ def start(wall: Sequence[str], problem: Problem) -> None:
     subprocess.run(command, capture_output=True, check=False)
 
 
+def endurance(data: Path, limit: int | None) -> dict[str, Any]:
+    """Ten thousand items through the same workers: are the last as fast as the first, and what is left behind?"""
+    count = min(limit or ENDURANCE, ENDURANCE)
+    rows = [
+        {"reference": f"\\frac{{{i % 97}}}{{101}}", "candidate": f"$\\frac{{{i % 97}}}{{101}}$"} for i in range(count)
+    ]
+    rates = []
+    before = (descriptors(), leftovers())
+    part = count // 10
+    for begin in range(0, count, part):
+        rates.append(timed(lambda begin=begin: verdicts(Math(), rows[begin : begin + part]), range(part)))
+    return {
+        "items": count,
+        "first tenth": rates[0],
+        "last tenth": rates[-1],
+        "descriptors, before and after": (before[0], descriptors()),
+        "folders, before and after": (before[1], leftovers()),
+    }
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def leftovers() -> int:
+    return len(list(Path(tempfile.gettempdir()).glob("omni-thinker-*")))
+
+
 def timed(action: Callable[[], Any], items: Sequence[Any]) -> dict[str, float]:
     LATENCIES.clear()
     began = time.perf_counter()
@@ -278,6 +308,7 @@ MEASURES: dict[str, Callable[[Path, int | None], dict[str, Any]]] = {
     "reference programs": references,
     "speed of math": speed_math,
     "speed of programs": speed_programs,
+    "endurance": endurance,
 }
 
 if __name__ == "__main__":

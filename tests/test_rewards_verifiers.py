@@ -6,8 +6,10 @@ import asyncio
 import gzip
 import importlib.util
 import json
+import re
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -236,7 +238,12 @@ def test_partial_credit_is_the_share_of_tests() -> None:
 def test_entry_points_are_what_tests_take_from_a_program() -> None:
     cheat = "def same(a, b): return True\ndef f(x): return 0"
     tests = ["assert same(f(1), 4)"]
-    assert scores("unit_tests", [(cheat, problem(DEF, tests=tests))])[0].value == 1.0, "tests that trust the program"
+    assert scores("unit_tests", [(cheat, problem(None, tests=tests))])[0].value == 1.0, "tests that trust the program"
+    assert scores("unit_tests", [(cheat, problem(DEF, tests=tests))])[0].value == 0.0, (
+        "the gold program knows no `same`"
+    )
+    own = problem("def sum(a, b):\n    return a - b", tests=["assert sum(5, 2) == 3"])
+    assert [s.value for s in scores("unit_tests", [(str(own.answer), own), ("x = 1", own)])] == [1.0, 0.0]
     for names in ("f", ["f"]):
         assert scores("unit_tests", [(cheat, problem(DEF, tests=tests, entry_point=names))])[0].value == 0.0
     for bad in ("f g", 5, ["f", 1]):
@@ -354,3 +361,36 @@ def test_a_number_with_its_unit_is_an_answer(gold: str, text: str) -> None:
 def test_exact_tells_types_apart_at_every_depth(gold: str, text: str) -> None:
     assert scores("exact", [(text, problem(gold)), (gold, problem(gold))])[0].value == 0.0
     assert scores("exact", [(gold, problem(gold))])[0].value == 1.0
+
+
+# --- published programs ----------------------------------------------------------------------------------------------
+
+
+def _published(folder: Path, name: str) -> list[Problem]:
+    text = gzip.decompress((folder / "coding" / f"{name}.jsonl.gz").read_bytes()).decode()
+    rows = [json.loads(line) for line in text.splitlines()]
+    whole = [row["reference"] if name == "mbpp" else row["prompt"] + row["reference"] for row in rows]
+    return [
+        Problem(
+            row["id"], "t", "", program, {"tests": row["tests"], "setup": row["meta"].get("setup", ""), "timeout": 10.0}
+        )
+        for row, program in zip(rows, whole, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("name", ["mbpp", "humaneval"])
+def test_published_references_pass_their_tests_and_no_changed_ones(shared_data: Path, name: str) -> None:
+    problems = _published(shared_data, name)
+    pairs = [(f"```python\n{p.answer}\n```", p) for p in problems]
+    assert {score.value for score in scores("unit_tests", pairs)} == {1.0}
+    # A number that no test expects, where one is compared with.
+    changed = []
+    for found in problems:
+        for test in found.data["tests"]:
+            text, count = re.subn(r"(==\s*)(-?\d+)(?=\s*(?:$|\n))", r"\g<1>987654321", test)
+            if count:
+                changed.append(
+                    (f"```python\n{found.answer}\n```", replace(found, data={**found.data, "tests": [text]}))
+                )
+    assert len(changed) > (800 if name == "mbpp" else 30)
+    assert {score.value for score in scores("unit_tests", changed)} == {0.0}

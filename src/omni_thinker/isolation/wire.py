@@ -13,6 +13,7 @@ import copy
 import datetime
 import decimal
 import fractions
+import functools
 import json
 import operator
 import socket
@@ -214,7 +215,7 @@ def decode(node: Any, resolve: Callable[[list[Any]], Any], depth: int = 0) -> An
         if tag in _READERS:
             return _READERS[tag](rest)
         if tag == "n":
-            return collections.namedtuple(rest[0], rest[1])(*inner(rest[2:]))
+            return _named_tuple(rest[0], tuple(rest[1]))(*inner(rest[2:]))
         if tag == "q":
             return collections.deque(inner(rest[1:]), rest[0])
         if tag == "DD":
@@ -222,6 +223,11 @@ def decode(node: Any, resolve: Callable[[list[Any]], Any], depth: int = 0) -> An
         return resolve(node)
     except (ValueError, TypeError, IndexError, KeyError, OverflowError, ArithmeticError, AttributeError) as exc:
         raise Violation(f"a value that is none: {exc}"[:200]) from None
+
+
+@functools.cache
+def _named_tuple(name: str, fields: tuple[str, ...]) -> Any:
+    return collections.namedtuple(name, fields)
 
 
 def _paired(parts: list[Any]) -> dict[Any, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import lru_cache
 from typing import Any
 
 from omni_thinker.errors import UserError
@@ -52,8 +53,9 @@ class UnitTests(SamplePart):
     """1 where the extracted program passes all of data["tests"], else 0; with `partial` the share that it passes.
 
     The tests run in another process than the program and call it from there. data["setup"] runs before them, on their
-    side. data["entry_point"] (a name or a list) says what they take from the program; without it they may use all that
-    it defines, and a program can then cheat a test that counts on what the program itself imports.
+    side. data["entry_point"] (a name or a list) says what they take from the program, by default what the gold program
+    defines; where neither is there they may use all that it defines, and a program can then cheat a test that counts on
+    what the program itself imports.
     data["timeout"] (seconds, default 2, at most 60) bounds all of it.
     A time-out or a crash of the candidate is 0; only a sandbox that can't be had is an error.
 
@@ -110,8 +112,24 @@ def _tests(problem: Problem) -> list[str]:
 
 
 def _entry_points(problem: Problem) -> list[str]:
+    """The names that tests take from a program: given, or else what the gold program defines and the tests use."""
     names = problem.data.get("entry_point") or []
-    return [names] if isinstance(names, str) else [str(name) for name in names]
+    if names:
+        return [names] if isinstance(names, str) else [str(name) for name in names]
+    return list(_defined(problem.answer or "", "\n".join([data_text(problem, "setup") or "", *_tests(problem)])))
+
+
+@lru_cache(maxsize=4096)
+def _defined(gold: str, tests: str) -> tuple[str, ...]:
+    try:
+        tree = ast.parse(extract_code(gold))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return ()
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    names = [node.name for node in tree.body if isinstance(node, kinds)]
+    targets = [target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
+    names += [target.id for target in targets if isinstance(target, ast.Name)]
+    return tuple(dict.fromkeys(name for name in names if re.search(rf"\b{re.escape(name)}\b", tests)))
 
 
 def _syntax(text: Any) -> str | None:
