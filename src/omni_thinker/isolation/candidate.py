@@ -12,9 +12,9 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from omni_thinker.isolation.wire import ACCESS, BINARY, COMPARISONS, UNARY, Peer, _exception, encode, receive
+    from omni_thinker.isolation.wire import ACCESS, BINARY, COMPARISONS, UNARY, Peer, encode, exception_named, receive
 else:
-    from wire import ACCESS, BINARY, COMPARISONS, UNARY, Peer, _exception, encode, receive
+    from wire import ACCESS, BINARY, COMPARISONS, UNARY, Peer, encode, exception_named, receive
 
 _OPERATIONS = {**UNARY, **BINARY, **COMPARISONS, **ACCESS, "isinstance": isinstance}
 _CHANGEABLE = (list, dict, set, bytearray)
@@ -87,5 +87,5 @@ class Candidate(Peer):
 
 
 def _exit(manager: Any, kind: str | None, args: list[Any] | None) -> Any:
-    cls = None if kind is None else _exception(kind) or Exception
+    cls = None if kind is None else exception_named(kind) or Exception
     return manager.__exit__(cls, None if cls is None else cls(*args or ()), None)

@@ -16,9 +16,19 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from omni_thinker.isolation.wire import ACCESS, BINARY, COMPARISONS, UNARY, Gone, Peer, Proxy, Violation, _exception
+    from omni_thinker.isolation.wire import (
+        ACCESS,
+        BINARY,
+        COMPARISONS,
+        UNARY,
+        Gone,
+        Peer,
+        Proxy,
+        Violation,
+        exception_named,
+    )
 else:
-    from wire import ACCESS, BINARY, COMPARISONS, UNARY, Gone, Peer, Proxy, Violation, _exception
+    from wire import ACCESS, BINARY, COMPARISONS, UNARY, Gone, Peer, Proxy, Violation, exception_named
 
 _MODULE = "__main__"
 """What the tests believe to be."""
@@ -104,13 +114,14 @@ class Tester(Peer):
     # -- values and exceptions
 
     def rebuilt(self, own: Any, known: Any, args: Any, attributes: Any, text: Any) -> BaseException:
-        base = _exception(str(known))
+        base = exception_named(str(known))
         if base is None or not issubclass(base, Exception):
             return RuntimeError(f"{known}: {text}"[:300])  # SystemExit and the like end nothing here
         try:
             cls = self._class(own, str(known))
-            exc = cls.__new__(cls, *self.decode(args))
-            exc.args = tuple(self.decode(args))
+            given = tuple(self.decode(args))
+            exc = cls.__new__(cls, *given)
+            exc.args = given
             vars(exc).update(self.decode(attributes))
             if own:
                 exc.__dict__["_text"] = str(text)[:300]
@@ -122,7 +133,7 @@ class Tester(Peer):
 
     def _class(self, own: Any, known: str) -> type[BaseException]:
         """The local stand-in for a class of the program's exceptions, made with its parents."""
-        cls: type[BaseException] = _exception(known) or Exception
+        cls: type[BaseException] = exception_named(known) or Exception
         for number, name in reversed(own):
             if number not in self._classes:
                 says = {"__str__": lambda self: self.__dict__.get("_text", "")}

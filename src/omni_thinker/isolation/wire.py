@@ -17,6 +17,7 @@ import functools
 import json
 import operator
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,49 +26,13 @@ MOST_BYTES = 32 << 20
 _DEEPEST = 200
 _LENGTH = 4
 _SMALL = 1 << 53
-# What may be named instead of sent: types, and functions that do nothing but compute.
-_NAMED = {
-    name: getattr(builtins, name)
-    for name in [
-        "abs",
-        "all",
-        "any",
-        "bin",
-        "bool",
-        "bytes",
-        "bytearray",
-        "chr",
-        "complex",
-        "dict",
-        "divmod",
-        "float",
-        "frozenset",
-        "hash",
-        "hex",
-        "int",
-        "len",
-        "list",
-        "map",
-        "max",
-        "min",
-        "object",
-        "oct",
-        "ord",
-        "pow",
-        "range",
-        "repr",
-        "reversed",
-        "round",
-        "set",
-        "slice",
-        "sorted",
-        "str",
-        "sum",
-        "tuple",
-        "type",
-        "zip",
-    ]
-}
+# What may be named instead of sent: types of plain data, and functions that do nothing but compute.
+_NAMES = (
+    "abs", "all", "any", "bin", "bool", "bytes", "bytearray", "chr", "complex", "dict", "divmod", "float", "frozenset",
+    "hash", "hex", "int", "len", "list", "map", "max", "min", "oct", "ord", "pow", "range", "repr", "reversed", "round",
+    "set", "slice", "sorted", "str", "sum", "tuple", "zip",
+)  # fmt: skip
+_NAMED = {name: getattr(builtins, name) for name in _NAMES}
 
 
 class Gone(Exception):
@@ -371,7 +336,7 @@ def _add_operators() -> None:
 _add_operators()
 
 
-class Peer:
+class Peer(ABC):
     """One end of the channel: asks the other for things, and answers it meanwhile."""
 
     def __init__(self, channel: socket.socket) -> None:
@@ -406,8 +371,9 @@ class Peer:
         except BaseException as exc:  # SystemExit above all: it ends nothing here
             send(self.channel, ["!", *self.described(exc)])
 
+    @abstractmethod
     def serve(self, message: list[Any]) -> Any:
-        raise NotImplementedError
+        """The encoded answer to a question of the other side; what it raises is told there."""
 
     def request(self, name: str, *operands: Any) -> Any:
         return self.decode(self.ask(name, *map(self.encode, operands)))
@@ -469,16 +435,16 @@ class Peer:
         """[number and name of the class, of its parent, ...], and the first built-in one's name."""
         own: list[Any] = []
         for parent in cls.__mro__:
-            if _exception(parent.__name__) is parent:
+            if exception_named(parent.__name__) is parent:
                 return own, parent.__name__
             own.append([Peer._refer(self, parent)[1], parent.__name__])
         return own, "Exception"
 
     def rebuilt(self, own: Any, known: Any, args: Any, attributes: Any, text: Any) -> BaseException:
         """The exception that the other side described."""
-        return (_exception(str(known)) or Exception)(str(text)[:300])
+        return (exception_named(str(known)) or Exception)(str(text)[:300])
 
 
-def _exception(name: str) -> type[BaseException] | None:
+def exception_named(name: str) -> type[BaseException] | None:
     found = getattr(builtins, name, None)
     return found if isinstance(found, type) and issubclass(found, BaseException) else None
