@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 import ssl
 import threading
@@ -17,6 +18,8 @@ FAULTS = ("429", "500", "503", "hang", "half", "schema", "choices", "utf8", "res
 _ANSWERS = re.compile(
     r"\[(\w+) answer 1\]\n(.*?)\n\[\1 end of answer 1\]\s+\[\1 answer 2\]\n(.*?)\n\[\1 end of answer 2\]", re.S
 )
+_ANSWER = re.compile(r"\[(\w+) answer (\d+)\]\n(.*?)\n\[\1 end of answer \2\]", re.S)
+_CRITERION = re.compile(r"^\d+\. (\w+)", re.M)
 Plan = Callable[[int, dict[str, Any]], str]
 
 
@@ -27,6 +30,26 @@ def verdict(text: str) -> int:
         raise ValueError("the answers can't be told apart")
     first, second = len(found[2]), len(found[3])
     return 0 if first == second else 1 if first > second else 2
+
+
+def decide(text: str) -> dict[str, Any]:
+    """The longer answer is better; a criterion gives as many points as the answer has its name's first letter."""
+    answers = [found[3] for found in _ANSWER.finditer(text)]
+    if '{"ranking"' in text:
+        return {"ranking": sorted(range(1, len(answers) + 1), key=lambda n: -len(answers[n - 1]))}
+    if '{"scores"' in text:
+        criteria = _CRITERION.findall(text[text.index("\nCriteria:") :])
+        return {"scores": [min(10, 1 + answers[0].count(name[0])) for name in criteria]}
+    return {"better": verdict(text)}
+
+
+def chances(text: str) -> list[dict[str, Any]]:
+    """Log-probs of a digit, as servers spell them: the longer answer is four times as likely to be better."""
+    better = verdict(text)
+    odds = {"1": 0.5, "2": 0.5} if better == 0 else {str(better): 0.8, str(3 - better): 0.2}
+    tokens = [("1", 0.5 * odds["1"]), (" 1", 0.25 * odds["1"]), ("2", 0.75 * odds["2"]), ("The", 0.25)]
+    top = [{"token": token, "logprob": math.log(chance), "bytes": None} for token, chance in tokens]
+    return [{**top[0], "top_logprobs": top}]
 
 
 class JudgeServer:
@@ -112,7 +135,7 @@ class JudgeServer:
         if fault == "slow":
             await asyncio.sleep(0.05)
         question = body["messages"][0]["content"]
-        content = f'The answers differ. {{"better": 2}} is what one might think.\n{{"better": {verdict(question)}}}'
+        content = f'The answers differ. {{"better": 2}} is what one might think.\n{json.dumps(decide(question))}'
         if fault == "prose":
             content = "I would rather not say."
         used = (len(question) // 4, len(content) // 4)
@@ -121,6 +144,8 @@ class JudgeServer:
             "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}],
             "usage": {"prompt_tokens": used[0], "completion_tokens": used[1], "total_tokens": sum(used)},
         }  # fmt: skip
+        if body.get("logprobs") and fault != "no logprobs":
+            table["choices"][0]["logprobs"] = {"content": chances(question), "refusal": None}
         if fault == "choices":
             table["choices"] = []
         if fault == "schema":
@@ -135,7 +160,7 @@ class JudgeServer:
             writer.write(data[: len(data) // 2])
             await writer.drain()
             return False
-        if fault in ("ok", "slow", "prose", "choices"):
+        if fault in ("ok", "slow", "prose", "choices", "no logprobs"):
             self.tokens = [a + b for a, b in zip(self.tokens, used, strict=True)]
         if fault in ("ok", "slow"):
             self.questions[question] += 1

@@ -120,7 +120,7 @@ class FakePolicy:
     def encode_answer(self, text: str) -> tuple[int, ...]:
         return (*map(len, text.split()), 99)
 
-    def sample(self, requests: Sequence[Any], params: Any) -> list[Any]:
+    def sample(self, requests: Sequence[Any], params: Any, on_group: Any = None) -> list[Any]:
         raise AssertionError("a warm-up samples nothing")
 
     def forward_backward(

@@ -355,7 +355,7 @@ def test_no_injection_changes_what_a_judge_reads(attempt: str, seat: int) -> Non
 
     other = "y" * (len(attempt) + 10)
     texts = (attempt, other) if seat == 1 else (other, attempt)
-    shown = load_prompt().fill("Write {second}.", *texts)
+    shown = load_prompt("pairwise-v1").fill("Write {answers}.", texts)
     assert verdict(shown) == 3 - seat
     quoted = f"Answer {seat} says: {attempt}\n" + json.dumps({"better": verdict(shown)})
     assert read_verdict(quoted) == 3 - seat
@@ -382,7 +382,7 @@ def test_reading_never_raises(reply: str) -> None:
 
 @given(st.text(max_size=80), st.text(max_size=80), st.text(max_size=80))
 def test_prompts_hold_their_texts_as_they_are(prompt: str, first: str, second: str) -> None:
-    shown = load_prompt().fill(prompt, first, second)
+    shown = load_prompt("pairwise-v1").fill(prompt, [first, second])
     assert all(text in shown for text in (prompt, first, second))
 
 

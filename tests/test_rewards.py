@@ -50,9 +50,13 @@ class TableJudge:
 
     name = "table"
     caveat = "For tests."
+    local = False
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, ...]] = []
+
+    def metrics(self) -> dict[str, float]:
+        return {}
 
     async def compare(self, prompt: str, responses: Sequence[str], reference: str) -> list[Verdict]:
         self.calls.append(tuple(responses))

@@ -118,6 +118,8 @@ class RlSpec(_Table):
     """How often zero-variance groups are replaced by fresh problems of the same task within a step."""
     kl_every: Count = 4
     """Measure the KL to the start every so many steps (0: never). It costs one extra forward pass."""
+    score_deadline_s: PositiveFloat = 600.0
+    """What isn't scored so long after the last sample of a step is an error."""
     max_error_rate: Share = 0.2
     """Stop when more than this share of a step's scores are errors."""
 
@@ -173,7 +175,13 @@ class EndpointSpec(_Table):
     max_tokens: Positive = 256
     structured: Literal["auto", "schema", "text"] = "auto"
     """Whether a JSON schema is asked for; `auto` gives that up where the server refuses it."""
-    prompt: str = "pairwise-v1"
+    verdict: Literal["text", "logprobs"] = "text"
+    """`text`: a sentence and a verdict. `logprobs`: one digit, weighed by the server's log-probs, where it tells them;
+    cheap, and without a word of reason."""
+    prompt: str = ""
+    """For pairs; default: pairwise-v1, or pairwise-digit-v1 with log-probs."""
+    ranking_prompt: str = "ranking-v1"
+    rubric_prompt: str = "rubric-v1"
     both_seats: bool = True
     """Ask twice, with the answers in either order; verdicts that differ are ties. Costs two requests a verdict."""
     strip_markdown: bool = False
@@ -195,6 +203,8 @@ class JudgeSpec(_Table):
     model: str = "builtin"
     margin: NonNegative = 0.1
     """Nats per token; smaller differences are ties."""
+    longest_win: Annotated[float, Field(ge=1.0)] | None = None
+    """Length-controlled preference: a win by a text more than this many times as long as the other is a tie."""
     reference_temperature: NonNegative = 1.0
     """At which the starting model writes the references that rows don't bring along. At the sampling temperature the
     start is as likely to win as to lose, so a preference above one half means better than the start."""

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from omni_thinker.judging.base import Costly, Judge, Verdict
+from omni_thinker.judging.base import Costly, Criterion, Judge, Ranker, Rater, Verdict
 
-__all__ = ["Costly", "Judge", "Verdict"]
+__all__ = ["Costly", "Criterion", "Judge", "Ranker", "Rater", "Verdict"]

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
+from omni_thinker.types import Score
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -21,18 +23,13 @@ class Verdict:
     reason: str | None = None
 
 
-@runtime_checkable
-class Costly(Protocol):
-    """What a judge that is paid for can tell."""
+@dataclass(frozen=True, slots=True)
+class Criterion:
+    """One line of a rubric: what is looked at, and what earns how many points ("1-2": "...")."""
 
-    @property
-    def exhausted(self) -> bool:
-        """Whether its budget is spent and the run is to end."""
-        ...
-
-    def metrics(self) -> Mapping[str, float]:
-        """Since the start, under names that begin with `judge/`."""
-        ...
+    name: str
+    description: str
+    bands: Mapping[str, str]
 
 
 @runtime_checkable
@@ -47,6 +44,44 @@ class Judge(Protocol):
         """One plain sentence for the report: what this judge's verdicts are worth."""
         ...
 
+    @property
+    def local(self) -> bool:
+        """Whether it computes on this machine, and so can't work while the policy samples."""
+        ...
+
     async def compare(self, prompt: str, responses: Sequence[str], reference: str) -> list[Verdict]:
         """One verdict per response, in order. Swapping a response with the reference must swap win and lose."""
+        ...
+
+    def metrics(self) -> Mapping[str, float]:
+        """What verdicts were like since the start (ties, consistency, correlation with length), and what they cost;
+        under names that begin with `judge/`."""
+        ...
+
+
+@runtime_checkable
+class Costly(Judge, Protocol):
+    """A judge that is paid for."""
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether its budget is spent and the run is to end."""
+        ...
+
+
+@runtime_checkable
+class Ranker(Judge, Protocol):
+    """A judge that can rank several responses at once."""
+
+    async def rank(self, prompt: str, responses: Sequence[str]) -> list[Score]:
+        """For each response the share of the others that it beats, a tie counting half."""
+        ...
+
+
+@runtime_checkable
+class Rater(Judge, Protocol):
+    """A judge that can rate a response by criteria."""
+
+    async def rate(self, prompt: str, responses: Sequence[str], rubric: Sequence[Criterion]) -> list[Score]:
+        """For each response its mean points, scaled to [0, 1]."""
         ...

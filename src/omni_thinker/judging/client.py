@@ -7,6 +7,8 @@ don't outlive a loop.
 from __future__ import annotations
 
 import asyncio
+import json
+import math
 import os
 import threading
 from collections.abc import Coroutine, Mapping
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _RETRIED = (408, 409, 425, 429)
 _LONGEST_WAIT_S = 60.0
+_TOP = 20
+"""Likeliest tokens asked for; the most that hosted servers tell."""
+_DIGIT_TOKENS = 4
 _BYTES_PER_TOKEN = 2
 """A low guess, so that an estimate of tokens is a high one."""
 
@@ -99,6 +104,7 @@ class ChatClient:
             temperature=spec.temperature,
             max_tokens=spec.max_tokens,
             structured=spec.structured,
+            verdict=spec.verdict,
         )
         known = self.cache.get(key) if self.cache is not None else None
         if known is not None:
@@ -149,7 +155,7 @@ class ChatClient:
             used = _tokens(completion)
             self.meter.settle(number, *used)  # also what is of no use was paid for
             number = 0
-            return Reply(_text(completion), *used)
+            return Reply(_chances(completion) or _text(completion), *used)
         except APITimeoutError:
             raise _TryAgain("timed out") from None
         except APIStatusError as exc:
@@ -173,13 +179,15 @@ class ChatClient:
     async def _send(self, text: str, schema: Mapping[str, Any] | None) -> ChatCompletion:
         spec = self.spec
         extra: dict[str, Any] = {}
-        if schema is not None:
+        if spec.verdict == "logprobs":
+            extra |= {"logprobs": True, "top_logprobs": _TOP}
+        elif schema is not None:
             extra["response_format"] = {"type": "json_schema", "json_schema": schema}
         completion: ChatCompletion = await self._client.chat.completions.create(
             model=spec.model,
             messages=[{"role": "user", "content": text}],
             temperature=spec.temperature,
-            max_tokens=spec.max_tokens,
+            max_tokens=min(spec.max_tokens, _DIGIT_TOKENS) if spec.verdict == "logprobs" else spec.max_tokens,
             **extra,
         )
         return completion
@@ -216,6 +224,21 @@ def _retry_after(exc: Any) -> float | None:
         except (KeyError, ValueError):
             continue
     return None
+
+
+def _chances(completion: Any) -> str | None:
+    """{"chances": {token: probability}} of the first token, as JSON; None where the server tells no log-probs.
+
+    Written as text, so that a cache holds it like any reply. Spellings that differ in white space are one token.
+    """
+    content = getattr(getattr(completion.choices[0], "logprobs", None), "content", None)
+    if not content:
+        return None
+    chances: dict[str, float] = {}
+    for option in content[0].top_logprobs or []:
+        token = option.token.strip()
+        chances[token] = chances.get(token, 0.0) + math.exp(min(0.0, option.logprob))
+    return json.dumps({"chances": chances}) if chances else None
 
 
 def _text(completion: Any) -> str:

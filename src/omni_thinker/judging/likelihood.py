@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from omni_thinker.judging.base import Verdict
+from omni_thinker.judging.tally import Tally
 
 _MAX_LOGITS = 1 << 26
 """Logits computed at once (positions x vocabulary): 256 MB in fp32."""
@@ -21,6 +22,8 @@ class LikelihoodJudge:
     There are no seats, so the verdict is symmetric by construction. A difference of at most `margin` nats per token
     is a tie; an empty response loses against any other text.
     """
+
+    local = True
 
     def __init__(
         self, model: Any, tokenizer: Any, margin: float = 0.1, *, system: str | None = None, name: str = "likelihood"
@@ -39,10 +42,17 @@ class LikelihoodJudge:
         self._system = system
         self._references: dict[tuple[str, str], float | None] = {}
         self._lock = threading.Lock()
+        self._tally = Tally()
 
     async def compare(self, prompt: str, responses: Sequence[str], reference: str) -> list[Verdict]:
         """One verdict per response; `margin` in nats per token. An error where a text outgrows the model."""
-        return await asyncio.to_thread(self._compare, prompt, tuple(responses), reference)
+        verdicts = await asyncio.to_thread(self._compare, prompt, tuple(responses), reference)
+        for verdict, response in zip(verdicts, responses, strict=True):
+            self._tally.verdict(verdict, response, reference)
+        return verdicts
+
+    def metrics(self) -> Mapping[str, float]:
+        return self._tally.metrics()
 
     def mean_logprobs(self, prompt: str, texts: Sequence[str]) -> list[float | None]:
         """Mean log-likelihood per token of each text, <= 0; None where it is empty or too long for the model."""

@@ -1,17 +1,32 @@
-"""A judge behind an API: each response against the reference, in both seats."""
+"""A judge behind an API: a response against the reference, a group against itself, or an answer by a rubric."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import re
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Any, TypeVar
 
-from omni_thinker.judging.base import Verdict
+from omni_thinker.judging.base import Criterion, Verdict
 from omni_thinker.judging.client import ChatClient, NoReply
 from omni_thinker.judging.limits import BudgetReached
-from omni_thinker.judging.prompts import PAIRWISE_SCHEMA, load_prompt, read_verdict
+from omni_thinker.judging.listwise import agreed_points, both_orders
+from omni_thinker.judging.prompts import (
+    PAIRWISE_SCHEMA,
+    RANKING_SCHEMA,
+    RUBRIC_SCHEMA,
+    load_prompt,
+    read_points,
+    read_ranking,
+    read_verdict,
+)
+from omni_thinker.judging.rubric import agreed_rating, describe
+from omni_thinker.judging.tally import Tally, log_ratio
+from omni_thinker.types import Score
 
+_T = TypeVar("_T")
+_PAIRWISE = {"text": "pairwise-v1", "logprobs": "pairwise-digit-v1"}
 _MARKUP = re.compile(
     r"""
       ^\s{0,3}(?:\#{1,6}\s+|>\s?|[-*+]\s+|\d+[.)]\s+|```.*$|\|?\s*:?-{3,}.*$)   # headings, quotes, lists, fences, rules
@@ -23,11 +38,13 @@ _MARKUP = re.compile(
 
 
 class EndpointJudge:
-    """Asks whether a response or the reference answers better; never takes a missing or unreadable verdict for one.
+    """Never takes a missing or unreadable verdict for one: it is an error, or an abstention where a budget is spent.
 
     Where both seats are asked a response wins only if it does in both; verdicts that differ are a tie (margin None,
     reason "depends on the seat").
     """
+
+    local = False
 
     def __init__(self, client: ChatClient) -> None:
         self.client = client
@@ -37,9 +54,11 @@ class EndpointJudge:
             f"Preferences are those of {spec.model}, a language model. How often it agrees with people on texts like "
             "these is not known here; `omni-thinker judge agree` measures it on pairs of your own."
         )
-        self._prompt = load_prompt(spec.prompt)
-        self._lock = threading.Lock()
-        self._counts = {"verdicts": 0, "ties": 0, "consistent": 0, "errors": 0}
+        self._pairwise = load_prompt(spec.prompt or _PAIRWISE[spec.verdict])
+        self._ranking, self._rubric = load_prompt(spec.ranking_prompt), load_prompt(spec.rubric_prompt)
+        self._tally = Tally()
+
+    # -- a response against the reference ---------------------------------------------------------------------
 
     async def compare(self, prompt: str, responses: Sequence[str], reference: str) -> list[Verdict]:
         """One verdict per response, all asked for at once. Distinct texts are asked about once."""
@@ -48,22 +67,110 @@ class EndpointJudge:
         known = dict(zip(distinct, found, strict=True))
         return [known.get(text, Verdict("tie", None, "the reference's own words")) for text in responses]
 
+    async def _verdict(self, prompt: str, response: str, reference: str) -> Verdict:
+        verdict = await self._asked(prompt, response, reference)
+        steady = verdict.outcome in ("win", "lose") or verdict.margin == 0.0
+        self._tally.verdict(verdict, response, reference, steady=steady)
+        return verdict
+
+    async def _asked(self, prompt: str, response: str, reference: str) -> Verdict:
+        if not response.strip():
+            return Verdict("lose" if reference.strip() else "tie", None, "empty text")
+        seats = [(response, reference), (reference, response)][: 2 if self.client.spec.both_seats else 1]
+        leads = await _settled(asyncio.gather(*(self._lead(prompt, *pair) for pair in seats)))
+        if isinstance(leads, Score):
+            return Verdict("abstain" if leads.status == "abstain" else "error", None, leads.reason)
+        # The second seat speaks of the reference.
+        ours = [lead if place == 0 else -lead for place, lead in enumerate(leads)]
+        if min(ours) < 0 < max(ours) or (min(ours) != max(ours) and 0 in ours):
+            return Verdict("tie", None, "depends on the seat")
+        margin = sum(ours) / len(ours)
+        return Verdict("win" if margin > 0 else "lose" if margin < 0 else "tie", margin)
+
+    async def _lead(self, prompt: str, first: str, second: str) -> float:
+        """By how much the first answer leads, in [-1, 1]. Raises NoReply where the reply doesn't say."""
+        text = self._pairwise.fill(prompt, self._shown([first, second]))
+        reply = await self._ask(text, PAIRWISE_SCHEMA, self._pairwise.version)
+        better = _digit(reply) if self.client.spec.verdict == "logprobs" else read_verdict(reply)
+        if better is None:
+            raise NoReply("a reply without a verdict")
+        return better if isinstance(better, float) else {0: 0.0, 1: 1.0, 2: -1.0}[better]
+
+    # -- a group against itself -------------------------------------------------------------------------------
+
+    async def rank(self, prompt: str, responses: Sequence[str]) -> list[Score]:
+        """For each response the share of the others that it beats, asked in two orders; where these differ over a
+        pair it is a tie. The same text has the same rank; one text alone has 0.5."""
+        distinct = [text for text in dict.fromkeys(responses) if text.strip()]
+        points: dict[str, Score] = {text: Score.of(0.0) for text in responses if not text.strip()}
+        if len(distinct) < 2:
+            points |= {text: Score.of(0.5 if not points else 1.0) for text in distinct}
+            return [points[text] for text in responses] if distinct else [Score.of(0.5)] * len(responses)
+        orders = both_orders(distinct, prompt)[: 2 if self.client.spec.both_seats else 1]
+        rankings = await _settled(asyncio.gather(*(self._ranked(prompt, distinct, order) for order in orders)))
+        if isinstance(rankings, Score):
+            self._tally.failure()
+            return [points.get(text, rankings) for text in responses]
+        shares, pairs = agreed_points(rankings, weight=[list(responses).count(text) for text in distinct])
+        for i, j, lead in pairs:
+            self._tally.points((lead + 1) / 2, log_ratio(distinct[i], distinct[j]), steady=lead != 0)
+        points |= {text: Score.of(share) for text, share in zip(distinct, shares, strict=True)}
+        return [points[text] for text in responses]
+
+    async def _ranked(self, prompt: str, texts: Sequence[str], order: Sequence[int]) -> list[int]:
+        """Places in `texts`, best first. Raises NoReply where the reply ranks anything else."""
+        shown = self._ranking.fill(prompt, self._shown([texts[place] for place in order]))
+        ranking = read_ranking(await self._ask(shown, RANKING_SCHEMA, self._ranking.version), len(texts))
+        if ranking is None:
+            raise NoReply("a reply without a ranking")
+        return [order[number - 1] for number in ranking]
+
+    # -- an answer by a rubric --------------------------------------------------------------------------------
+
+    async def rate(self, prompt: str, responses: Sequence[str], rubric: Sequence[Criterion]) -> list[Score]:
+        """For each response its mean points, scaled to [0, 1], with a part for each criterion. Asked with the criteria
+        in two orders; points are the mean of the two."""
+        distinct = list(dict.fromkeys(responses))
+        found = await asyncio.gather(*(self._rated(prompt, text, rubric) for text in distinct))
+        known = dict(zip(distinct, found, strict=True))
+        return [known[text] for text in responses]
+
+    async def _rated(self, prompt: str, response: str, rubric: Sequence[Criterion]) -> Score:
+        if not response.strip():
+            return Score.of(0.0)
+        orders = [list(range(len(rubric))), list(reversed(range(len(rubric))))]
+        orders = orders[: 2 if self.client.spec.both_seats and len(rubric) > 1 else 1]
+        asked = (self._points(prompt, response, [rubric[place] for place in order]) for order in orders)
+        replies = await _settled(asyncio.gather(*asked))
+        if isinstance(replies, Score):
+            self._tally.failure()
+            return replies
+        sorted_back = [
+            [points[order.index(place)] for place in range(len(rubric))]
+            for points, order in zip(replies, orders, strict=True)
+        ]
+        value, parts, steady = agreed_rating(rubric, sorted_back)
+        self._tally.points(value, log_ratio(response, prompt), steady=steady)
+        return Score("value", value, parts)
+
+    async def _points(self, prompt: str, response: str, rubric: Sequence[Criterion]) -> tuple[int, ...]:
+        text = self._rubric.fill(prompt, self._shown([response]), describe(rubric))
+        points = read_points(await self._ask(text, RUBRIC_SCHEMA, self._rubric.version), len(rubric))
+        if points is None:
+            raise NoReply("a reply without points for all criteria")
+        return points
+
+    # -- common -----------------------------------------------------------------------------------------------
+
     @property
     def exhausted(self) -> bool:
         """Whether the budget is spent and the run is to end."""
         return self.client.meter.reached and self.client.spec.budget.when_reached == "stop"
 
     def metrics(self) -> Mapping[str, float]:
-        """Since the start: shares of ties, errors and verdicts that don't depend on the seat; cost; cache hits."""
-        with self._lock:
-            counts = dict(self._counts)
-        decided = max(1, counts["verdicts"])
+        """Since the start: what verdicts were like, cost, and the share of replies that came from the cache."""
         usage, cache = self.client.meter.usage, self.client.cache
-        found = {
-            "judge/verdicts": float(counts["verdicts"]),
-            "judge/tie_rate": counts["ties"] / decided,
-            "judge/consistent": counts["consistent"] / decided,
-            "judge/error_rate": counts["errors"] / max(1, counts["verdicts"] + counts["errors"]),
+        found = self._tally.metrics() | {
             "judge/requests": float(usage.requests),
             "judge/tokens": float(usage.input_tokens + usage.output_tokens),
             "judge/money": usage.money,
@@ -72,42 +179,37 @@ class EndpointJudge:
             found["judge/cache_hits"] = cache.hits / max(1, cache.hits + cache.misses)
         return found
 
-    async def _verdict(self, prompt: str, response: str, reference: str) -> Verdict:
-        verdict = await self._asked(prompt, response, reference)
-        with self._lock:
-            self._counts["errors"] += verdict.outcome in ("error", "abstain")
-            self._counts["verdicts"] += verdict.outcome not in ("error", "abstain")
-            self._counts["ties"] += verdict.outcome == "tie"
-            self._counts["consistent"] += verdict.outcome in ("win", "lose") or verdict.margin == 0.0
-        return verdict
-
-    async def _asked(self, prompt: str, response: str, reference: str) -> Verdict:
-        if not response.strip():
-            return Verdict("lose" if reference.strip() else "tie", None, "empty text")
-        seats = [(response, reference), (reference, response)][: 2 if self.client.spec.both_seats else 1]
-        try:
-            better = await asyncio.gather(*(self._better(prompt, *pair) for pair in seats))
-        except BudgetReached as exc:
-            return Verdict("abstain", None, str(exc))
-        except NoReply as exc:
-            return Verdict("error", None, str(exc))
-        if None in better:
-            return Verdict("error", None, "a reply without a verdict")
-        points = [0 if seat == 0 else 1 if (seat == 1) == (place == 0) else -1 for place, seat in enumerate(better)]
-        if len(set(points)) > 1:
-            return Verdict("tie", None, "depends on the seat")
-        outcome = {1: "win", 0: "tie", -1: "lose"}[points[0]]
-        return Verdict(outcome, float(points[0]))  # type: ignore[arg-type]
-
-    async def _better(self, prompt: str, first: str, second: str) -> int | None:
-        if self.client.spec.strip_markdown:
-            first, second = strip_markdown(first), strip_markdown(second)
-        text = self._prompt.fill(prompt, first, second)
-        reply = await self.client.ask(text, PAIRWISE_SCHEMA, prompt_version=self._prompt.version)
-        return read_verdict(reply.text)
-
     def close(self) -> None:
         self.client.close()
+
+    def _shown(self, texts: Sequence[str]) -> list[str]:
+        return [strip_markdown(text) for text in texts] if self.client.spec.strip_markdown else list(texts)
+
+    async def _ask(self, text: str, schema: Mapping[str, Any], version: str) -> str:
+        return (await self.client.ask(text, schema, prompt_version=version)).text
+
+
+async def _settled(replies: Awaitable[_T]) -> _T | Score:
+    """The replies, or the score that stands for their failure."""
+    try:
+        return await replies
+    except BudgetReached as exc:
+        return Score.abstain(str(exc))
+    except NoReply as exc:
+        return Score.error(str(exc))
+
+
+def _digit(reply: str) -> float | int | None:
+    """P(first) - P(second) where the server told log-probs (see client), else the digit of the text."""
+    try:
+        table = json.loads(reply)
+    except (ValueError, RecursionError):
+        table = None
+    if isinstance(table, dict) and isinstance(table.get("chances"), dict):
+        first, second = (float(table["chances"].get(digit, 0.0)) for digit in ("1", "2"))
+        return (first - second) / (first + second) if first + second > 0 else None
+    found = re.fullmatch(r"\W*([12])\W*", reply)
+    return int(found[1]) if found else read_verdict(reply)
 
 
 def strip_markdown(text: str) -> str:

@@ -32,6 +32,8 @@ class TrainGroup:
 
 
 TrainBatch = Sequence[TrainGroup]
+OnGroup = Callable[[int, Group], None]
+"""Told the place of a request and its finished group, on the thread that samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,11 @@ class Policy(Protocol):
         """Tokens of an answer and the stop token."""
         ...
 
-    def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[Group]: ...
+    def sample(
+        self, requests: Sequence[SampleRequest], params: SamplingParams, on_group: OnGroup | None = None
+    ) -> list[Group]:
+        """One group per request, in order. `on_group` is told each group as soon as it is finished, in any order."""
+        ...
 
     def forward_backward(
         self, batch: TrainBatch, loss: Loss, *, temperature: float = 1.0, reference: bool = False

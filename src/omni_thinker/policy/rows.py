@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from omni_thinker.policy.protocol import OnGroup
 from omni_thinker.policy.sampling import Decode
 from omni_thinker.types import Group, Sample, SampleRequest, SamplingParams
 
@@ -22,10 +23,16 @@ def sample_rows(
     params: SamplingParams,
     stop_ids: frozenset[int],
     decode: Decode,
+    on_group: OnGroup | None = None,
 ) -> list[Group]:
     """Draw one group per request, in order; one prompt at a time, since such models mind padding."""
+    groups = []
     with torch.random.fork_rng():
-        return [_one(model, request, params, stop_ids, decode) for request in requests]
+        for place, request in enumerate(requests):
+            groups.append(_one(model, request, params, stop_ids, decode))
+            if on_group is not None:
+                on_group(place, groups[-1])
+    return groups
 
 
 def _one(

@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from omni_thinker.policy.protocol import OnGroup
 from omni_thinker.types import Group, Sample, SampleRequest, SamplingParams
 
 Decode = Callable[[Sequence[int]], str]
@@ -89,9 +90,13 @@ def sample_groups(
     params: SamplingParams,
     stop_ids: frozenset[int],
     decode: Decode,
+    on_group: OnGroup | None = None,
     max_sequences: int = 128,
 ) -> list[Group]:
-    """Draw one group per request, in order. At most `max_sequences` sequences are in flight at once."""
+    """Draw one group per request, in order; `on_group` is told each as soon as its last sample ends.
+
+    At most `max_sequences` sequences are in flight at once.
+    """
     if not requests:
         return []
     # Requests of like length go together: less padding, and a batch ends when its longest answer does.
@@ -100,8 +105,13 @@ def sample_groups(
     drawn: dict[int, Group] = {}
     for begin in range(0, len(order), width):
         chunk = order[begin : begin + width]
-        groups = _sample_chunk(model, [requests[i] for i in chunk], params, stop_ids, decode)
-        drawn.update(zip(chunk, groups, strict=True))
+
+        def finished(place: int, group: Group, chunk: Sequence[int] = chunk) -> None:
+            drawn[chunk[place]] = group
+            if on_group is not None:
+                on_group(chunk[place], group)
+
+        _sample_chunk(model, [requests[i] for i in chunk], params, stop_ids, decode, finished)
     return [drawn[i] for i in range(len(requests))]
 
 
@@ -111,7 +121,8 @@ def _sample_chunk(
     params: SamplingParams,
     stop_ids: frozenset[int],
     decode: Decode,
-) -> list[Group]:
+    finished: OnGroup,
+) -> None:
     count, group_size = len(requests), params.group_size
     limit_P = np.array([request.max_tokens for request in requests])
     steps = int(limit_P.max())
@@ -123,6 +134,7 @@ def _sample_chunk(
 
     batch, logits_P_V = _prefill(model, requests, group_size, steps)
     logits_P_G_V = logits_P_V[:, None, :].expand(-1, group_size, -1)
+    done = np.zeros(count, dtype=bool)
     for step in range(steps):
         group_P, sample_P_G = batch.group_P.numpy(), batch.sample_P_G.numpy()
         live = sample_P_G >= 0
@@ -137,13 +149,16 @@ def _sample_chunk(
         length[rows, columns] = step + 1
         stopped[rows, columns] = np.isin(token_np[live], list(stop_ids))
         ended = stopped[group_P[:, None], column] | (step + 1 >= limit_P[group_P])[:, None] | ~live
+        # What fills up a batch is a finished group that goes on; it is told once.
+        for p in sorted({int(p) for p in group_P[ended.all(1)]} - {int(p) for p in np.flatnonzero(done)}):
+            done[p] = True
+            finished(p, _group(requests[p], tokens[p], logprobs[p], length[p], stopped[p], decode, stop_ids))
         if ended.all():
             break
         batch.sample_P_G = torch.from_numpy(np.where(ended, -1, sample_P_G))
         batch.next_P_G = token
         _compact(batch)
         logits_P_G_V = _decode_step(model, batch)
-    return [_group(requests[p], tokens[p], logprobs[p], length[p], stopped[p], decode, stop_ids) for p in range(count)]
 
 
 def _uniforms(seed: int, group_size: int, steps: int) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -28,6 +28,7 @@ from omni_thinker.policy.packing import micro_batches
 from omni_thinker.policy.protocol import (
     Loss,
     LossReport,
+    OnGroup,
     OptimParams,
     OptimReport,
     TokenBatch,
@@ -91,12 +92,14 @@ class TorchPolicy:
 
     # -- the four primitives --------------------------------------------------------------------------------
 
-    def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[Group]:
+    def sample(
+        self, requests: Sequence[SampleRequest], params: SamplingParams, on_group: OnGroup | None = None
+    ) -> list[Group]:
         if not requests:
             return []
         longest = max(len(request.prompt) + request.max_tokens for request in requests)
         draw = sample_groups if supports_group_rows(self.model, longest) else sample_rows
-        groups = draw(self.model, requests, params, self.stop_ids, self.decode)
+        groups = draw(self.model, requests, params, self.stop_ids, self.decode, on_group)
         return_free_memory()
         return groups
 

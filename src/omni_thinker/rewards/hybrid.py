@@ -27,6 +27,16 @@ class HybridReward:
         """Whether a judge has a say: then a gold answer need not score 1."""
         return any(part.judged for part in self._parts.values())
 
+    @property
+    def compares(self) -> bool:
+        """Whether problems need a reference."""
+        return any(part.compares for part in self._parts.values())
+
+    @property
+    def local(self) -> bool:
+        """Whether a part competes with the policy for cores or device."""
+        return any(part.local for part in (*self._gates.values(), *self._parts.values()))
+
     async def score(self, group: Group, problem: Problem) -> list[Score]:
         gated = await self.score_gates(group, problem)
         passed = [place for place, score in enumerate(gated) if score.status == "value" and score.value == 1.0]

@@ -9,9 +9,14 @@ from omni_thinker.types import Group, Problem, Sample, Score
 
 
 class Part(ABC):
-    """One way to score. `judged` parts compare with a reference instead of knowing what is right."""
+    """One way to score."""
 
     judged = False
+    """It asks a judge instead of knowing what is right."""
+    compares = False
+    """It needs a reference, which the start writes where a row has none."""
+    local = False
+    """It computes with the same cores or device as the policy, and so waits until sampling is done."""
 
     @abstractmethod
     async def score(self, group: Group, problem: Problem) -> list[Score]:

@@ -13,7 +13,7 @@ from omni_thinker.policy.protocol import Policy
 from omni_thinker.rewards.base import Reward
 from omni_thinker.rl.batch import ScoredGroup
 from omni_thinker.rl.metrics import Metrics, group_metrics, sampled_entropy
-from omni_thinker.rl.score import score_groups
+from omni_thinker.rl.score import Scoring
 from omni_thinker.rl.stream import stable_seed
 from omni_thinker.types import Problem, SampleRequest, SamplingParams, TaskName
 
@@ -85,8 +85,10 @@ def evaluate(
         )
         for problem in flat
     ]
-    groups = policy.sample(requests, SamplingParams(group_size=samples, temperature=temperature))
-    scored = score_groups(flat, groups, rewards)
+    with Scoring(rewards) as scoring:
+        params = SamplingParams(group_size=samples, temperature=temperature)
+        policy.sample(requests, params, lambda place, group: scoring.submit(place, flat[place], group))
+        scored = scoring.results()
     values: dict[TaskName, dict[str, float]] = {task: {} for task in problems}
     for group in scored:
         if group.values:

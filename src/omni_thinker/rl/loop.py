@@ -17,7 +17,7 @@ from omni_thinker.rewards.base import Reward
 from omni_thinker.rl.batch import ScoredGroup, build_batches
 from omni_thinker.rl.losses import make_loss
 from omni_thinker.rl.metrics import Metrics, group_metrics, token_metrics
-from omni_thinker.rl.score import score_groups
+from omni_thinker.rl.score import Scoring
 from omni_thinker.rl.stream import ProblemStream
 from omni_thinker.types import SampleRequest, SamplingParams, TaskName
 
@@ -89,10 +89,12 @@ class Learner:
             SampleRequest(self.policy.encode_prompt(problem.prompt), self.max_tokens[problem.task], seed)
             for problem, seed in drawn
         ]
-        with clock("sample"):
-            sampled = self.policy.sample(requests, SamplingParams(self.spec.group_size, self.spec.temperature))
-        with clock("score"):
-            return score_groups([problem for problem, _ in drawn], sampled, self.rewards)
+        params = SamplingParams(self.spec.group_size, self.spec.temperature)
+        with Scoring(self.rewards) as scoring:
+            with clock("sample"):
+                self.policy.sample(requests, params, lambda place, group: scoring.submit(place, drawn[place][0], group))
+            with clock("score"):  # what is left of it
+                return scoring.results(self.spec.score_deadline_s)
 
     def _update(self, batches: list[list[TrainGroup]], number: int, clock: _Clock) -> Metrics:
         spec = self.spec

@@ -1,25 +1,88 @@
-"""Scoring many groups at once, each by its own task's reward."""
+"""Scoring groups, each by its own task's reward, while others are still being sampled."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future
+from types import TracebackType
 
 from omni_thinker.rewards.base import Reward
 from omni_thinker.rl.batch import ScoredGroup
-from omni_thinker.types import Group, Problem, TaskName
+from omni_thinker.types import Group, Problem, Score, TaskName
 
 
-def score_groups(
-    problems: Sequence[Problem], groups: Sequence[Group], rewards: Mapping[TaskName, Reward]
-) -> list[ScoredGroup]:
-    """Score `groups` concurrently; results in order."""
+class Scoring:
+    """Takes groups as they are finished and scores them in a thread of its own; a context manager.
 
-    async def one(problem: Problem, group: Group) -> ScoredGroup:
-        scores = await rewards[problem.task].score(group, problem)
+    A reward that computes with the policy's cores or device (`local`) waits for `results`. One slow call delays its
+    own group alone.
+    """
+
+    def __init__(self, rewards: Mapping[TaskName, Reward]) -> None:
+        self._rewards = rewards
+        self._taken: list[tuple[Problem, Group]] = []
+        self._futures: dict[int, Future[list[Score]]] = {}
+        self._places: dict[int, int] = {}
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="omni-scoring", daemon=True)
+
+    def __enter__(self) -> Scoring:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        async def give_up() -> None:
+            late = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+        asyncio.run_coroutine_threadsafe(give_up(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def submit(self, place: int, problem: Problem, group: Group) -> None:
+        """Take a group; `place` is where its scores stand in `results`."""
+        self._places[place] = len(self._taken)
+        self._taken.append((problem, group))
+        if not getattr(self._rewards[problem.task], "local", False):
+            self._start(place)
+
+    def results(self, deadline_s: float | None = None) -> list[ScoredGroup]:
+        """All groups in the order of their places. Scores that take longer than `deadline_s` from now are errors.
+
+        Raises what a reward raises (none may, for what a model wrote).
+        """
+        for place in self._places:
+            if place not in self._futures:
+                self._start(place)
+        until = None if deadline_s is None else time.monotonic() + deadline_s
+        return [self._result(place, until, deadline_s) for place in sorted(self._places)]
+
+    def _start(self, place: int) -> None:
+        problem, group = self._taken[self._places[place]]
+        work = self._score(self._rewards[problem.task], group, problem)
+        self._futures[place] = asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    @staticmethod
+    async def _score(reward: Reward, group: Group, problem: Problem) -> list[Score]:
+        return list(await reward.score(group, problem))
+
+    def _result(self, place: int, until: float | None, deadline_s: float | None) -> ScoredGroup:
+        problem, group = self._taken[self._places[place]]
+        try:
+            left = None if until is None else max(0.0, until - time.monotonic())
+            scores = self._futures[place].result(left)
+        except TimeoutError:
+            if not self._futures[place].cancel():  # done in this very moment, or raised a TimeoutError of its own
+                scores = self._futures[place].result()
+            else:
+                late = Score.error(f"not scored within {deadline_s:g} s of the last sample")
+                scores = [late] * len(group.samples)
         return ScoredGroup(problem, group, tuple(scores))
-
-    async def everything() -> list[ScoredGroup]:
-        return list(await asyncio.gather(*map(one, problems, groups)))
-
-    return asyncio.run(everything())

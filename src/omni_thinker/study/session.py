@@ -105,10 +105,10 @@ class Session:
         return report
 
     def write_references(self) -> None:
-        """Let the start answer every judged problem that has no reference yet; kept for the whole study."""
+        """Let the start answer every problem that is compared and has no reference yet; kept for the whole study."""
         for split, pools in self.pools.items():
             filled = dict(pools)
-            for task in self.bench.judged:
+            for task in self.bench.compared:
                 filled[task] = self._with_references(list(pools[task]))
             self.pools[split] = filled
 
@@ -164,10 +164,9 @@ class Session:
             spent.add(result, seconds)
             scheduler.observe(step, result.metrics)
             stage = scheduler.stage(step)
-            judge = self.bench.costly
-            metrics = {**result.metrics, **judge.metrics()} if judge else result.metrics
+            metrics = {**result.metrics, **(self.bench.judge.metrics() if self.bench.judge else {})}
             self._log(arm, "train", step + 1, seconds, metrics, stage)
-            if judge and judge.exhausted:
+            if self.bench.costly and self.bench.costly.exhausted:
                 raise UserError(f"spent after step {step + 1} of {arm}", key="judge.endpoint.budget")
             self.progress.unit("step", seconds)
             self._show(arm, step + 1, steps, result, seconds)
@@ -194,7 +193,7 @@ class Session:
         result = evaluate(
             self.policy,
             self.pools[split],
-            self.bench.rewards,
+            self.bench.measures,
             self.bench.max_tokens,
             samples=spec.samples,
             temperature=spec.temperature,

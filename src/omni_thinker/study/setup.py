@@ -8,9 +8,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from omni_thinker.errors import UserError
-from omni_thinker.judging.base import Costly, Judge, Verdict
+from omni_thinker.judging.base import Costly, Criterion, Judge, Verdict
 from omni_thinker.judging.cache import JudgeCache
 from omni_thinker.judging.client import ChatClient
+from omni_thinker.judging.guards import LengthGuard
 from omni_thinker.judging.likelihood import LikelihoodJudge
 from omni_thinker.judging.limits import Meter
 from omni_thinker.judging.pairwise import EndpointJudge
@@ -19,11 +20,11 @@ from omni_thinker.models.load import chat_prompt_ids, compute_dtype, load_model,
 from omni_thinker.recipe import EndpointSpec, JudgeSpec, ModelSpec, Recipe, TaskSpec
 from omni_thinker.rewards.base import Reward
 from omni_thinker.rewards.hybrid import GatesOnly
-from omni_thinker.rewards.registry import make_reward
+from omni_thinker.rewards.registry import make_reward, measuring
 from omni_thinker.rl.stream import stable_seed
 from omni_thinker.tasks.base import Task
 from omni_thinker.tasks.registry import check_splits, make_task
-from omni_thinker.types import SPLITS, Problem, Split, TaskName
+from omni_thinker.types import SPLITS, Problem, Score, Split, TaskName
 
 Pools = Mapping[TaskName, Sequence[Problem]]
 
@@ -35,6 +36,8 @@ class Bench:
     recipe: Recipe
     tasks: Mapping[TaskName, Task]
     rewards: Mapping[TaskName, Reward]
+    measures: Mapping[TaskName, Reward]
+    """Rewards as evaluations use them: against a reference where training ranks within a group."""
     forms: Mapping[TaskName, Reward]
     """Rewards that ask only what needs no judge: the gates of judged tasks, the reward itself elsewhere."""
     pools: Mapping[Split, Pools]
@@ -54,6 +57,11 @@ class Bench:
     def judged(self) -> list[TaskName]:
         return [name for name, task in self.tasks.items() if not task.verifiable]
 
+    @property
+    def compared(self) -> list[TaskName]:
+        """Tasks whose problems need a reference."""
+        return [name for name, reward in self.measures.items() if getattr(reward, "compares", False)]
+
 
 def make_tasks(recipe: Recipe) -> dict[TaskName, Task]:
     """The tasks of a recipe. Raises UserError for the first that can't be made."""
@@ -67,16 +75,20 @@ def prepare(recipe: Recipe, *, with_judge: bool = True) -> Bench:
     judged = any(not task.verifiable for task in tasks.values())
     judge = make_judge(recipe.judge, recipe.model.system) if judged and with_judge else None
     rewards: dict[TaskName, Reward] = {}
+    measures: dict[TaskName, Reward] = {}
     forms: dict[TaskName, Reward] = {}
     for name, task in tasks.items():
         reward = make_reward(task.reward, judge=judge or _NoJudge())
         forms[name] = GatesOnly(reward) if reward.judged else reward
         rewards[name] = reward if judge is not None or not reward.judged else forms[name]
+        measures[name] = rewards[name]
+        if judge is not None and measuring(task.reward) is not task.reward:
+            measures[name] = make_reward(measuring(task.reward), judge=judge)
     for name, task in tasks.items():
         check_splits(task)
         check_rows(task, rewards[name])
         _check_lengths(task, recipe.model)
-    return Bench(recipe, tasks, rewards, forms, _pools(recipe, tasks), judge)
+    return Bench(recipe, tasks, rewards, measures, forms, _pools(recipe, tasks), judge)
 
 
 class _NoJudge:
@@ -84,9 +96,16 @@ class _NoJudge:
 
     name = "none"
     caveat = "No judge."
+    local = False
 
     async def compare(self, prompt: str, responses: Sequence[str], reference: str) -> list[Verdict]:
         return [Verdict("error", None, "no judge") for _ in responses]
+
+    async def rate(self, prompt: str, responses: Sequence[str], rubric: Sequence[Criterion]) -> list[Score]:
+        return [Score.error("no judge") for _ in responses]
+
+    def metrics(self) -> Mapping[str, float]:
+        return {}
 
 
 def _check_model(recipe: Recipe) -> None:
@@ -100,7 +119,12 @@ def _check_model(recipe: Recipe) -> None:
 
 
 def make_judge(spec: JudgeSpec, system: str) -> Judge:
-    """The judge that a recipe asks for."""
+    """The judge that a recipe asks for, with its guards."""
+    judge = _bare_judge(spec, system)
+    return judge if spec.longest_win is None else LengthGuard(judge, spec.longest_win)
+
+
+def _bare_judge(spec: JudgeSpec, system: str) -> Judge:
     if spec.endpoint is not None and spec.kind == "endpoint":
         return make_endpoint_judge(spec.endpoint)
     tokenizer = load_tokenizer(spec.model)

@@ -30,12 +30,12 @@ def evaluate_model(model: str, recipe: Recipe, split: str, references: Path | No
         task: [_with_reference(problem, known) for problem in problems]
         for task, problems in bench.pools[wanted].items()
     }
-    unreferenced = [task for task in bench.judged if any("reference" not in p.data for p in pools[task])]
+    unreferenced = [task for task in bench.compared if any("reference" not in p.data for p in pools[task])]
     unjudged = bench.judged if bench.judge is None else unreferenced
     result = evaluate(
         policy,
         pools,
-        {task: bench.forms[task] if task in unjudged else reward for task, reward in bench.rewards.items()},
+        {task: bench.forms[task] if task in unjudged else reward for task, reward in bench.measures.items()},
         bench.max_tokens,
         samples=recipe.evaluation.samples,
         temperature=recipe.evaluation.temperature,

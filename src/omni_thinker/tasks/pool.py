@@ -44,8 +44,8 @@ def level(rng: random.Random, difficulty: float) -> int:
 
 
 def is_verifiable(reward: RewardSpec) -> bool:
-    """False where a part of the reward is a judge's preference."""
-    return "preference" not in reward.sum and "preference" not in reward.gate
+    """False where a part of the reward asks a judge."""
+    return not {"preference", "ranking", "tournament", "rubric"} & {*reward.sum, *reward.gate}
 
 
 def refuse_keys(name: TaskName, spec: TaskSpec, keys: Iterable[str]) -> None:

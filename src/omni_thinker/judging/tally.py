@@ -1,0 +1,65 @@
+"""What a run's verdicts are like: ties, failures, steadiness, and how far they follow length."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Mapping
+
+from omni_thinker.judging.base import Verdict
+
+POINTS: Mapping[str, float] = {"win": 1.0, "tie": 0.5, "lose": 0.0}
+
+
+class Tally:
+    """Counts since the start; may be fed from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._verdicts = self._ties = self._steady = self._failures = 0
+        self._sums = [0.0] * 6
+
+    def verdict(self, verdict: Verdict, response: str, reference: str, *, steady: bool = True) -> None:
+        """Count one verdict. `steady`: both seats said the same."""
+        points = POINTS.get(verdict.outcome)
+        if points is None:
+            self.failure()
+        else:
+            self.points(points, log_ratio(response, reference), steady=steady)
+
+    def points(self, points: float, length: float | None, *, steady: bool = True) -> None:
+        """Count points in [0, 1] for a text; `length`: its log-length against what it was compared with."""
+        with self._lock:
+            self._verdicts += 1
+            self._ties += points == 0.5
+            self._steady += steady
+            if length is not None:
+                own = (1.0, length, points, length * length, points * points, length * points)
+                self._sums = [a + b for a, b in zip(self._sums, own, strict=True)]
+
+    def failure(self) -> None:
+        """Count a question without an answer."""
+        with self._lock:
+            self._failures += 1
+
+    def metrics(self) -> dict[str, float]:
+        """Under names that begin with `judge/`. The correlation (Pearson's, of points and log-length ratio) is absent
+        until both have varied."""
+        with self._lock:
+            decided = max(1, self._verdicts)
+            found = {
+                "judge/verdicts": float(self._verdicts),
+                "judge/tie_rate": self._ties / decided,
+                "judge/consistent": self._steady / decided,
+                "judge/error_rate": self._failures / max(1, self._verdicts + self._failures),
+            }
+            n, x, y, xx, yy, xy = self._sums
+        spread = (n * xx - x * x) * (n * yy - y * y)
+        if n > 1 and spread > 1e-9 * max(1.0, n * n * xx * yy):
+            found["judge/length_correlation"] = (n * xy - x * y) / math.sqrt(spread)
+        return found
+
+
+def log_ratio(text: str, other: str) -> float | None:
+    """log(length / other length) in characters; None where either is empty."""
+    return math.log(len(text) / len(other)) if text and other else None
