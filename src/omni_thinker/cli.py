@@ -273,14 +273,36 @@ def tasks_validate(
         raise typer.Exit(2)
 
 
+@judge_app.command("info")
+def judge_info(json_: Json = False) -> None:
+    """What the built-in judge is, what it learned from, and how often it agrees with people."""
+    from omni_thinker.judging.trained import caveat, load_card
+
+    card = load_card()
+    typer.echo(f"{card['version']}: {card['what']}")
+    for name, row in card["agreement"].items():
+        low, high = row["balanced_interval_95"]
+        typer.echo(
+            f"  {name:22} agrees on {row['agreement']:.1%} of {row['pairs']} decided pairs; length balanced "
+            f"{row['balanced']:.1%} [{low:.1%}, {high:.1%}]; the same in both seats {row['consistent']:.1%}"
+        )
+    typer.echo(caveat(card))
+    _finish(card, json_)
+
+
 CacheFile = Annotated[Path | None, typer.Option("--cache", help="The file; default: judge.sqlite in the cache folder.")]
 
 
 @judge_app.command("agree")
 def judge_agree(
     pairs: Annotated[Path, typer.Option(help="Rows id, prompt, response_1, response_2, label (1, 2, 0 = tie), votes.")],
-    base_url: Annotated[str, typer.Option(help="An OpenAI-compatible address; without it the likelihood judge.")] = "",
-    model: Annotated[str, typer.Option(help="The model there; or builtin, a folder or a hub name.")] = "builtin",
+    base_url: Annotated[str, typer.Option(help="An OpenAI-compatible address; without it a local judge.")] = "",
+    model: Annotated[
+        str,
+        typer.Option(
+            help="The model there; or a folder or hub name whose likelihood decides; default: the built-in judge."
+        ),
+    ] = "",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="A key of judge.endpoint, or judge.margin: key=value. Repeatable.")

@@ -195,14 +195,15 @@ class EndpointSpec(_Table):
 class JudgeSpec(_Table):
     """Who compares a response with the reference.
 
-    `likelihood`: the more likely text under a frozen model wins. `endpoint`: a model behind an API is asked.
+    `builtin`: the built-in model, trained to judge. `likelihood`: the more likely text under a frozen `model` wins.
+    `endpoint`: a model behind an API is asked.
     """
 
-    kind: Literal["likelihood", "endpoint"] = "likelihood"
+    kind: Literal["builtin", "likelihood", "endpoint"] = "builtin"
     endpoint: EndpointSpec | None = None
     model: str = "builtin"
     margin: NonNegative = 0.1
-    """Nats per token; smaller differences are ties."""
+    """Log-odds of being the better one (builtin) or nats per token (likelihood); smaller differences are ties."""
     longest_win: Annotated[float, Field(ge=1.0)] | None = None
     """Length-controlled preference: a win by a text more than this many times as long as the other is a tie."""
     reference_temperature: NonNegative = 1.0

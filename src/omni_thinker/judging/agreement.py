@@ -10,12 +10,13 @@ import time
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
+from statistics import fmean, variance
 from typing import Any
 
 from omni_thinker.errors import UserError
-from omni_thinker.judging.base import Costly, Judge, Verdict
+from omni_thinker.judging.base import Judge, Verdict
+from omni_thinker.judging.tally import POINTS as _POINTS
 
-_POINTS = {"win": 1.0, "tie": 0.5, "lose": 0.0}
 _TEXTS = ("prompt", "response_1", "response_2")
 _AT_ONCE = 64
 Row = Mapping[str, Any]
@@ -55,7 +56,7 @@ def _row(line: str, number: int, path: Path) -> Row:
 
 
 async def measure(judge: Judge, rows: Sequence[Row]) -> dict[str, Any]:
-    """Agreement, seconds, and where the judge counts it its cost."""
+    """Agreement, seconds, how often verdicts keep when the answers swap seats, and what the judge counts of itself."""
     began = time.perf_counter()
     limit = asyncio.Semaphore(_AT_ONCE)
 
@@ -64,10 +65,19 @@ async def measure(judge: Judge, rows: Sequence[Row]) -> dict[str, Any]:
             return (await judge.compare(row["prompt"], [row["response_1"]], row["response_2"]))[0]
 
     verdicts = await asyncio.gather(*map(one, rows))
-    found = {"judge": judge.name, **summarise(rows, verdicts), "seconds": round(time.perf_counter() - began, 1)}
-    if isinstance(judge, Costly):
-        found |= {name.removeprefix("judge/"): value for name, value in judge.metrics().items()}
-    return found
+    found = {"judge": judge.name, **summarise(rows, verdicts)}
+    own = {name.removeprefix("judge/"): value for name, value in judge.metrics().items()}
+    if judge.local:  # a judge behind an API has been asked in both seats already
+        swapped = [{**row, "response_1": row["response_2"], "response_2": row["response_1"]} for row in rows]
+        mirrored = await asyncio.gather(*map(one, swapped))
+        same = [
+            _POINTS[a.outcome] + _POINTS[b.outcome] == 1.0
+            for a, b in zip(verdicts, mirrored, strict=True)
+            if a.outcome in _POINTS and b.outcome in _POINTS
+        ]
+        own["consistent"] = sum(same) / max(1, len(same))
+    seconds = round(time.perf_counter() - began, 1)
+    return {**found, **{name: value for name, value in own.items() if name not in found}, "seconds": seconds}
 
 
 def summarise(rows: Sequence[Row], verdicts: Sequence[Verdict]) -> dict[str, Any]:
@@ -85,7 +95,7 @@ def summarise(rows: Sequence[Row], verdicts: Sequence[Verdict]) -> dict[str, Any
     points = [point for point, _ in scored]
     longer = [point for point, long in scored if long is True]
     shorter = [point for point, long in scored if long is False]
-    share = _mean(points)
+    share, balanced = _mean(points), _balanced(longer, shorter)
     pairs = [a == b for row in rows for a, b in combinations(row.get("votes", ()), 2)]
     halves = [_mean(longer), _mean(shorter)]
     return {
@@ -96,7 +106,8 @@ def summarise(rows: Sequence[Row], verdicts: Sequence[Verdict]) -> dict[str, Any
         "interval_95": wilson(share, len(points)) if share is not None else None,
         "longer_preferred": halves[0],
         "shorter_preferred": halves[1],
-        "balanced": None if None in halves else sum(half or 0.0 for half in halves) / 2,
+        "balanced": balanced[0] if balanced else None,
+        "balanced_interval_95": balanced[1:] if balanced else None,
         "tie_rate": _mean([float(point == 0.5) for point in points]),
         "ceiling": _mean([float(same) for same in pairs]),
     }
@@ -110,6 +121,15 @@ def wilson(share: float, count: int) -> tuple[float, float]:
     centre = (share + z2 / (2 * count)) / (1 + z2 / count)
     half = math.sqrt(z2 * (share * (1 - share) / count + z2 / (4 * count * count))) / (1 + z2 / count)
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _balanced(longer: Sequence[float], shorter: Sequence[float]) -> tuple[float, float, float] | None:
+    """The mean of two means and its 95 % interval (normal; the halves are independent)."""
+    if len(longer) < 2 or len(shorter) < 2:
+        return None
+    mean = (fmean(longer) + fmean(shorter)) / 2
+    half = 1.959964 * math.sqrt(variance(longer) / len(longer) + variance(shorter) / len(shorter)) / 2
+    return mean, max(0.0, mean - half), min(1.0, mean + half)
 
 
 def _longer_preferred(row: Row) -> bool | None:

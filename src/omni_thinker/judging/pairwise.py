@@ -208,7 +208,7 @@ def _digit(reply: str) -> float | int | None:
     if isinstance(table, dict) and isinstance(table.get("chances"), dict):
         first, second = (float(table["chances"].get(digit, 0.0)) for digit in ("1", "2"))
         return (first - second) / (first + second) if first + second > 0 else None
-    found = re.fullmatch(r"\W*([12])\W*", reply)
+    found = re.match(r"\W*([12])(?![\w.])", reply)  # small models go on after the digit that was asked for
     return int(found[1]) if found else read_verdict(reply)
 
 

@@ -7,19 +7,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from omni_thinker.errors import UserError
 from omni_thinker.judging.agreement import measure, read_pairs
 from omni_thinker.recipe import builtin_recipe
 from omni_thinker.study.setup import make_judge
 
 
 def agreement(pairs: Path, *, base_url: str, model: str, limit: int | None, settings: Sequence[str]) -> dict[str, Any]:
-    """Agreement of the judge at `base_url`, or of the likelihood judge on `model`, with the labels of `pairs`.
+    """Agreement with the labels of `pairs`: of the judge at `base_url`, of the likelihood judge on `model`, or where
+    neither is given of the built-in judge. No difference is too small to decide, unless `settings` say so.
 
     `settings`: keys of `judge.endpoint`, or of `judge` without an address. Raises UserError for bad rows and keys.
     """
+    if base_url and not model:
+        raise UserError("a judge at an address needs the name of its model", key="--model")
     rows = read_pairs(pairs, limit)
     table = "judge.endpoint" if base_url else "judge"
-    chosen = [f'judge.kind="{"endpoint" if base_url else "likelihood"}"', f"{table}.model={_quoted(model)}"]
+    chosen = [f'judge.kind="{"endpoint" if base_url else "likelihood" if model else "builtin"}"']
+    chosen += [f"{table}.model={_quoted(model)}"] if model else []
     chosen += [f"judge.endpoint.base_url={_quoted(base_url)}"] if base_url else ["judge.margin=0.0"]
     recipe = builtin_recipe([*chosen, *(f"{table}.{setting}" for setting in settings)])
     return asyncio.run(measure(make_judge(recipe.judge, recipe.model.system), rows))

@@ -15,6 +15,7 @@ from omni_thinker.judging.guards import LengthGuard
 from omni_thinker.judging.likelihood import LikelihoodJudge
 from omni_thinker.judging.limits import Meter
 from omni_thinker.judging.pairwise import EndpointJudge
+from omni_thinker.judging.trained import TrainedJudge
 from omni_thinker.models.home import home
 from omni_thinker.models.load import chat_prompt_ids, compute_dtype, load_model, load_tokenizer, model_info
 from omni_thinker.recipe import EndpointSpec, JudgeSpec, ModelSpec, Recipe, TaskSpec
@@ -127,6 +128,8 @@ def make_judge(spec: JudgeSpec, system: str) -> Judge:
 def _bare_judge(spec: JudgeSpec, system: str) -> Judge:
     if spec.endpoint is not None and spec.kind == "endpoint":
         return make_endpoint_judge(spec.endpoint)
+    if spec.kind == "builtin":
+        return TrainedJudge(load_model("builtin", compute_dtype("auto")), load_tokenizer("builtin"), spec.margin)
     tokenizer = load_tokenizer(spec.model)
     model = load_model(spec.model, compute_dtype("auto"))
     return LikelihoodJudge(model, tokenizer, spec.margin, system=system, name=f"likelihood:{spec.model}")

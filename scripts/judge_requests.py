@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 
+# fmt: off
 SLOTS: dict[str, tuple[str, ...]] = {
     "topic": (
         "recycling",
@@ -304,6 +305,8 @@ SLOTS: dict[str, tuple[str, ...]] = {
         "guacamole",
     ),
 }
+
+# fmt: on
 
 FRAMES: tuple[str, ...] = (
     "Write a short poem about {topic}.",

@@ -1,0 +1,164 @@
+"""The built-in judge: the built-in model with a small adapter and a head that says how good an answer is.
+
+Trained by `scripts/train_judge.py` from pairs that need no human label (Bradley-Terry loss, arXiv 2203.02155). An
+answer is scored by itself, so there are no seats, and one forward pass per distinct text is all it costs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from omni_thinker.errors import UserError
+from omni_thinker.judging.base import Verdict
+from omni_thinker.judging.tally import Tally
+
+MAX_PROMPT, MAX_ANSWER = 320, 320
+"""Tokens that are read: of a longer request its beginning and its end, of a longer answer its beginning."""
+MULTIPLE = 32
+"""Widths are filled up, so that matrix products come in few shapes."""
+_BATCH = 16
+_REMEMBERED = 4096
+
+
+def encode(tokenizer: Any, prompt: str, answer: str) -> list[int]:
+    """A chat turn and its answer, as the judge reads them; its end is where the head looks."""
+    asked = tokenizer(prompt.strip(), add_special_tokens=False)["input_ids"]
+    if len(asked) > MAX_PROMPT:
+        asked = asked[: MAX_PROMPT // 2] + asked[-MAX_PROMPT // 2 :]
+    said = tokenizer(answer.strip(), add_special_tokens=False)["input_ids"][:MAX_ANSWER]
+    begin, middle, end = (
+        tokenizer(text, add_special_tokens=False)["input_ids"]
+        for text in ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>")
+    )
+    return [*begin, *asked, *middle, *said, *end]
+
+
+def last_hidden(model: Any, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    """What `model` (a causal LM) has at the last token of each row; [N, hidden], fp32."""
+    width = -(-max(map(len, rows)) // MULTIPLE) * MULTIPLE
+    ids_N_T = torch.zeros(len(rows), width, dtype=torch.long)
+    mask_N_T = torch.zeros_like(ids_N_T)
+    for n, row in enumerate(rows):
+        ids_N_T[n, : len(row)] = torch.tensor(row)
+        mask_N_T[n, : len(row)] = 1
+    device = next(model.parameters()).device
+    ids_N_T, mask_N_T = ids_N_T.to(device), mask_N_T.to(device)
+    hidden = model.model(input_ids=ids_N_T, attention_mask=mask_N_T, use_cache=False).last_hidden_state
+    ends = torch.tensor([len(row) - 1 for row in rows], device=device)
+    found: torch.Tensor = hidden[torch.arange(len(rows), device=device), ends].float()
+    return found
+
+
+def load_card() -> dict[str, Any]:
+    """What is known of the shipped adapter: what it was trained on, and how often it agrees with people."""
+    card: dict[str, Any] = json.loads(files("omni_thinker.judging").joinpath("adapter", "card.json").read_text("utf-8"))
+    return card
+
+
+def merge_adapter(model: Any, factors: Mapping[str, torch.Tensor], scale: float) -> None:
+    """Add scale x B A to the weights that the factors are named after, in place.
+
+    Raises UserError where the model has no such weights: the adapter belongs to another model.
+    """
+    weights = dict(model.named_parameters())
+    with torch.no_grad():
+        for name in sorted(key.removesuffix(".lora_A") for key in factors if key.endswith(".lora_A")):
+            down, up = factors[f"{name}.lora_A"].float(), factors[f"{name}.lora_B"].float()
+            weight = weights.get(f"{name}.weight")
+            if weight is None or weight.shape != (up.shape[0], down.shape[1]):
+                raise UserError(f"the judge's adapter doesn't fit the model: {name}", key="judge.kind")
+            weight += (scale * (up @ down)).to(weight)
+
+
+class TrainedJudge:
+    """Scores each answer by itself; the difference of two scores is the log-odds that the first is the better one.
+
+    A difference of at most `margin` is a tie; an empty answer loses against any other.
+    """
+
+    local = True
+
+    def __init__(self, model: Any, tokenizer: Any, margin: float = 0.1, *, adapter: Path | None = None) -> None:
+        """`model` is the built-in model and is changed for good; `adapter`: a folder other than the shipped one.
+
+        Raises ValueError for a negative margin and UserError for an adapter of another model.
+        """
+        if not margin >= 0.0:
+            raise ValueError(f"margin must be >= 0, got {margin}")
+        with as_file(files("omni_thinker.judging") / "adapter") as shipped:
+            folder = adapter or shipped
+            try:
+                tensors = load_file(folder / "adapter.safetensors")
+                card = json.loads((folder / "card.json").read_text("utf-8"))
+            except (OSError, ValueError) as exc:
+                raise UserError(f"the judge's adapter can't be read: {exc}", file=folder) from None
+        self._head_H, self._bias = tensors.pop("head.weight").float(), float(tensors.pop("head.bias"))
+        merge_adapter(model, tensors, float(card["scale"]))
+        self._model, self._tokenizer, self._margin = model.eval(), tokenizer, margin
+        self.name = f"builtin:{card['version']}"
+        self.caveat = caveat(card)
+        self._scores: dict[tuple[str, str], float] = {}
+        self._lock = threading.Lock()
+        self._tally = Tally()
+
+    async def compare(self, prompt: str, responses: Sequence[str], reference: str) -> list[Verdict]:
+        """One verdict per response; `margin` in log-odds."""
+        scores = await asyncio.to_thread(self.scores, prompt, [*responses, reference])
+        verdicts = [
+            self._verdict(text, reference, own - scores[-1]) for text, own in zip(responses, scores[:-1], strict=True)
+        ]
+        for verdict, response in zip(verdicts, responses, strict=True):
+            self._tally.verdict(verdict, response, reference)
+        return verdicts
+
+    def metrics(self) -> Mapping[str, float]:
+        return self._tally.metrics()
+
+    def scores(self, prompt: str, texts: Sequence[str]) -> list[float]:
+        """How good each text is as an answer; only differences under the same prompt mean something."""
+        with self._lock:
+            new = [text for text in dict.fromkeys(texts) if (prompt, text) not in self._scores]
+            rows = {text: encode(self._tokenizer, prompt, text) for text in new}
+            # By length, so that a long text doesn't pad all others.
+            order = sorted(new, key=lambda text: (len(rows[text]), text))
+            for begin in range(0, len(order), _BATCH):
+                part = order[begin : begin + _BATCH]
+                with torch.inference_mode():
+                    hidden_N_H = last_hidden(self._model, [rows[text] for text in part]).cpu()
+                    found = hidden_N_H @ self._head_H + self._bias
+                self._scores |= {(prompt, text): float(score) for text, score in zip(part, found, strict=True)}
+            known = [self._scores[prompt, text] for text in texts]
+            while len(self._scores) > _REMEMBERED:  # the oldest first
+                del self._scores[next(iter(self._scores))]
+            return known
+
+    def _verdict(self, text: str, reference: str, lead: float) -> Verdict:
+        if text == reference:
+            return Verdict("tie", 0.0)
+        if not text.strip() or not reference.strip():
+            empty = not text.strip()
+            both = empty and not reference.strip()
+            return Verdict("tie" if both else "lose" if empty else "win", None, "empty text")
+        if lead != lead:
+            return Verdict("error", None, "the judge's score is not a number")
+        return Verdict("tie" if abs(lead) <= self._margin else "win" if lead > 0 else "lose", lead)
+
+
+def caveat(card: Mapping[str, Any]) -> str:
+    """One sentence for reports, from the card's figures."""
+    found = card["agreement"]["pandalm_human_pairs"]
+    low, high = found["balanced_interval_95"]
+    return (
+        f"The built-in judge ({card['version']}, 135M parameters) agrees with people on {found['agreement']:.0%} of "
+        f"decided PandaLM pairs, {found['balanced']:.0%} [{low:.0%}, {high:.0%}] with length balanced (chance is 50 %, "
+        f"another person {found['ceiling']:.0%}); on harder pairs it does worse (`omni-thinker judge info`)."
+    )
