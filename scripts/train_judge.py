@@ -161,40 +161,49 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for adapter.safetensors and card.json")
     parser.add_argument("--work", type=Path, default=Path("runs/judge"), help="keeps the samples")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only-measure", action="store_true", help="measure what --out holds; train nothing")
     chosen = parser.parse_args()
     began = time.monotonic()
     drawn = _drawn(chosen.work / f"drawn-{chosen.seed}.json", chosen.seed)
     pairs = make_pairs(drawn, chosen.seed)
     tested, trained = pairs[:HELD_OUT], pairs[HELD_OUT : HELD_OUT + PAIRS]
-    print(f"{len(trained)} pairs to train on, {len(tested)} held out", flush=True)
-    tensors, scale = train(trained, chosen.seed)
-    minutes = (time.monotonic() - began) / 60
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, chosen.out / "adapter.safetensors")
-    card: dict[str, Any] = {
-        "version": VERSION,
-        "what": "SmolLM2-135M-Instruct with a LoRA adapter and a scalar head; scores each answer by itself",
-        "trained_on": f"{len(trained)} pairs of the model's own texts, lengths matched, no human label",
-        "kinds": list(KINDS),
-        "licence": "Apache-2.0",
-        "scale": scale,
-        "minutes_to_make": round(minutes, 1),
-        "held_out_pairs": {},
-        "agreement": {},
-    }
-    (chosen.out / "card.json").write_text(json.dumps(card, indent=2) + "\n", "utf-8")
-    judge = TrainedJudge(
-        load_model("builtin", compute_dtype("auto")), load_tokenizer("builtin"), 0.0, adapter=chosen.out
-    )
+    if not chosen.only_measure:
+        print(f"{len(trained)} pairs to train on, {len(tested)} held out", flush=True)
+        tensors, scale = train(trained, chosen.seed)
+        chosen.out.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, chosen.out / "adapter.safetensors")
+        card = {
+            "version": VERSION,
+            "what": "SmolLM2-135M-Instruct with a LoRA adapter and a scalar head; scores each answer by itself",
+            "trained_on": f"{len(trained)} pairs of the model's own texts, lengths matched, no human label",
+            "kinds": list(KINDS),
+            "licence": "Apache-2.0",
+            "scale": scale,
+            "minutes_to_make": round((time.monotonic() - began) / 60, 1),
+            "held_out_pairs": {},
+            "agreement": {},
+        }
+        _write(chosen.out, card)
+    _measure(chosen.out, chosen.people, tested)
+
+
+def _measure(out: Path, people: Path, tested: Sequence[Pair]) -> None:
+    """Fill in the card's figures."""
+    card: dict[str, Any] = json.loads((out / "card.json").read_text("utf-8"))
+    judge = TrainedJudge(load_model("builtin", compute_dtype("auto")), load_tokenizer("builtin"), 0.0, adapter=out)
     card["held_out_pairs"] = held_out(judge, tested)
-    for file in sorted(chosen.people.glob("*.jsonl.gz")):
+    for file in sorted(people.glob("*.jsonl.gz")):
         found = asyncio.run(measure(judge, read_pairs(file)))
         card["agreement"][file.name.removesuffix(".jsonl.gz")] = {
             key: round(value, 4) if isinstance(value, float) else value for key, value in found.items()
         }
         print(file.name, json.dumps(found), flush=True)
-    (chosen.out / "card.json").write_text(json.dumps(card, indent=2) + "\n", "utf-8")
+        _write(out, card)
     print(caveat(card))
+
+
+def _write(out: Path, card: dict[str, Any]) -> None:
+    (out / "card.json").write_text(json.dumps(card, indent=2) + "\n", "utf-8")
 
 
 def _drawn(path: Path, seed: int) -> list[Drawn]:

@@ -54,6 +54,9 @@ Weak = Annotated[
         help="Where bubblewrap is missing, run the model's programs in a process with limits alone.",
     ),
 ]
+Forecasts = Annotated[str, typer.Option("--forecaster", help="hierarchical, naive, additive, relative or logit.")]
+Goal = Annotated[str, typer.Option("--objective", help="mean, worst, or weights: task=2,task=1.")]
+Level = Annotated[float, typer.Option("--level", min=0.01, max=0.999, help="Of the intervals.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 
 
@@ -127,26 +130,81 @@ def probe(recipe: RecipeFile, out: Out = None, overrides: Set = None, weak: Weak
 @app.command()
 def plan(
     matrix: Annotated[Path, typer.Option(help="transfer.json of a study or probe.")],
-    forecaster: Annotated[str, typer.Option(help="naive, additive, relative or logit.")] = "logit",
+    forecaster: Forecasts = "hierarchical",
     strategy: Annotated[
-        str, typer.Option(help="exact, back_greedy, least_to_most_forgettable or front_greedy.")
+        str,
+        typer.Option(help="exact, back_greedy, least_to_most_forgettable, front_greedy, reversed or random."),
     ] = "exact",
     order: Annotated[str, typer.Option(help="Forecast this order (task,task,...) instead of choosing one.")] = "",
+    objective: Goal = "mean",
+    fix: Annotated[str, typer.Option(help="Places that tasks must have, 1 is first: task=1,task=4.")] = "",
+    refresh_cost: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Put in short refresh stages that gain more than this for each pass they take."),
+    ] = None,
+    level: Level = 0.8,
     json_: Json = False,
 ) -> None:
-    """Forecast what orders would end at, and choose one."""
-    from omni_thinker.transfer.matrix import load_matrix
-    from omni_thinker.transfer.plan import make_plan
+    """Forecast what orders and joint training would end at, and choose."""
+    from omni_thinker.study.planning import plan_file
 
-    made = make_plan(load_matrix(matrix), forecaster=forecaster, strategy=strategy, order=_names(order))
+    made = plan_file(
+        matrix,
+        forecaster=forecaster,
+        strategy=strategy,
+        order=_names(order),
+        objective=objective,
+        fixed=fix,
+        refresh_cost=refresh_cost,
+        level=level,
+    )
     for row in made.orders:
         chance = "" if row.probability_best is None else f"  best with probability {row.probability_best:.2f}"
         mark = "*" if row.order == made.chosen.order else " "
         span = f"[{row.interval.low:.3f}, {row.interval.high:.3f}]"
         typer.echo(f"{mark} {' -> '.join(row.order)}  {row.score:.3f} {span}{chance}")
+    together = made.joint
+    mark = "*" if made.chosen.kind == "joint" else " "
+    typer.echo(f"{mark} jointly  {together.score:.3f} [{together.interval.low:.3f}, {together.interval.high:.3f}]")
     for name, (named, score, regret) in made.strategies.items():
         typer.echo(f"{name}: {' -> '.join(named)}  {score:.3f}, regret {regret:.3f}")
+    for task, interval in made.chosen.tasks.items():
+        typer.echo(f"{task}: {interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]")
+    typer.echo(made.words)
     _finish(made.to_json(), json_)
+
+
+@app.command()
+def forecast(
+    matrix: Annotated[Path, typer.Option(help="transfer.json of a study or probe.")],
+    joint: Annotated[str, typer.Option(help="Shares of a joint run, adding up to 1: task=0.5,task=0.5.")] = "",
+    order: Annotated[str, typer.Option(help="Stages in order (task,task,...); task:0.5 is half a pass.")] = "",
+    merge: Annotated[float | None, typer.Option(help="Scale at which single-task experts are added up.")] = None,
+    passes: Annotated[
+        float | None, typer.Option(min=0.0, help="Length of the joint run in passes; default: one for each task.")
+    ] = None,
+    forecaster: Forecasts = "hierarchical",
+    objective: Goal = "mean",
+    level: Level = 0.8,
+    json_: Json = False,
+) -> None:
+    """Forecast one plan: stages (a task may come again), a joint run, or a merge."""
+    from omni_thinker.study.planning import forecast_file
+
+    found = forecast_file(
+        matrix,
+        joint=joint,
+        order=order,
+        merge=merge,
+        passes=passes,
+        forecaster=forecaster,
+        objective=objective,
+        level=level,
+    )
+    for task, row in found["forecast"].items():
+        typer.echo(f"{task}: {row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]")
+    typer.echo(f"{objective}: {found['score']:.3f} [{found['interval']['low']:.3f}, {found['interval']['high']:.3f}]")
+    _finish(found, json_)
 
 
 @app.command("eval")

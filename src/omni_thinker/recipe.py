@@ -217,7 +217,7 @@ class JudgeSpec(_Table):
         return self
 
 
-ArmName = Literal["start", "single", "curriculum", "joint", "merge"]
+ArmName = Literal["start", "single", "curriculum", "reverse", "joint", "merge"]
 
 
 class StudySpec(_Table):
@@ -228,10 +228,15 @@ class StudySpec(_Table):
     arms: tuple[ArmName, ...] = ("start", "single", "curriculum", "joint", "merge")
     single_budget: Literal["full", "stage"] = "full"
     """`full`: a single-task arm trains as long as the others. `stage`: it is the probe (steps / tasks)."""
-    forecaster: Literal["additive", "relative", "logit", "naive"] = "logit"
-    strategy: Literal["exact", "back_greedy", "least_to_most_forgettable", "front_greedy"] = "exact"
+    forecaster: Literal["hierarchical", "additive", "relative", "logit", "naive"] = "hierarchical"
+    strategy: Literal["exact", "back_greedy", "least_to_most_forgettable", "front_greedy", "reversed", "random"] = (
+        "exact"
+    )
+    objective: Literal["mean", "worst"] = "mean"
     order: tuple[str, ...] = ()
     """Fixes the curriculum's order, instead of planning it."""
+    replan: bool = False
+    """After each stage of the curriculum, plan the rest anew with what was seen (hierarchical forecaster)."""
     single_tasks: tuple[str, ...] = ()
     """Which tasks get a single-task arm; empty: all."""
     merge_scale: PositiveFloat = 1.0
@@ -276,7 +281,7 @@ class Recipe(_Table):
         for key, values in (("seeds", study.seeds), ("arms", study.arms), ("single_tasks", study.single_tasks)):
             if len(set(values)) < len(values):
                 raise UserError("names one twice, which would count it twice", key=f"study.{key}")
-        if study.steps < len(self.tasks) and {"single", "curriculum", "merge"} & set(study.arms):
+        if study.steps < len(self.tasks) and {"single", "curriculum", "reverse", "merge"} & set(study.arms):
             raise UserError(f"{study.steps} steps can't be shared by {len(self.tasks)} tasks", key="study.steps")
         return self
 

@@ -155,7 +155,9 @@ class TrainedJudge:
 
 def caveat(card: Mapping[str, Any]) -> str:
     """One sentence for reports, from the card's figures."""
-    found = card["agreement"]["pandalm_human_pairs"]
+    found = card["agreement"].get("pandalm_human_pairs")
+    if found is None:
+        return f"How often the built-in judge ({card['version']}) agrees with people has not been measured."
     low, high = found["balanced_interval_95"]
     return (
         f"The built-in judge ({card['version']}, 135M parameters) agrees with people on {found['agreement']:.0%} of "

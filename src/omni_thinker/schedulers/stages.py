@@ -19,6 +19,20 @@ class Stages(Stateless):
     def steps(self) -> int:
         return sum(steps for _, steps in self.stages)
 
+    def left(self, done: int) -> tuple[TaskName, ...]:
+        """The tasks of the stages after the first `done`."""
+        return tuple(task for task, _ in self.stages[done:])
+
+    def reorder(self, done: int, tasks: Sequence[TaskName]) -> None:
+        """Put the stages after the first `done` in the order of `tasks`; each keeps its steps.
+
+        Raises ValueError unless `tasks` are just these.
+        """
+        if sorted(tasks) != sorted(self.left(done)) or len(set(tasks)) < len(tasks):
+            raise ValueError(f"{list(tasks)} is no order of the stages left, {list(self.left(done))}")
+        steps = dict(self.stages[done:])
+        self.stages = (*self.stages[:done], *((task, steps[task]) for task in tasks))
+
     def quotas(self, step: int) -> dict[TaskName, int]:
         return {self.stage(step): self.problems_per_step}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -142,8 +142,10 @@ class Session:
         *,
         at_step: Callable[[Spent], None] | None = None,
         stage_ends: bool = False,
+        on_stage: Callable[[Sequence[Stage]], None] | None = None,
     ) -> tuple[Spent, list[Stage]]:
-        """Train from the weights at hand. Evaluates where a stage ends if asked; `at_step` runs after each step."""
+        """Train from the weights at hand. Evaluates where a stage ends if asked, and tells `on_stage` all that have;
+        `at_step` runs after each step."""
         learner = Learner(
             self.policy,
             self.recipe.rl,
@@ -172,6 +174,8 @@ class Session:
             self._show(arm, step + 1, steps, result, seconds)
             if stage_ends and stage is not None and (step + 1 == steps or scheduler.stage(step + 1) != stage):
                 stages.append(Stage(stage, self.evaluate(arm, "validation", step + 1, stage)))
+                if on_stage is not None:
+                    on_stage(stages)
             if at_step is not None:
                 at_step(spent)
         return spent, stages

@@ -26,12 +26,18 @@ from omni_thinker.runs.progress import Progress
 from omni_thinker.runs.rundir import RunDir, check_free
 from omni_thinker.schedulers.mixture import Mixture
 from omni_thinker.schedulers.stages import Stages, even_stages
-from omni_thinker.study.session import ArmResult, Session, Spent
+from omni_thinker.study.session import ArmResult, Session, Spent, Stage
 from omni_thinker.study.setup import Bench, prepare
 from omni_thinker.study.statistics import Values, compare_arms
 from omni_thinker.study.verdict import verdict
+from omni_thinker.transfer.assumptions import StageSeen, check_assumptions
+from omni_thinker.transfer.forecast import Interval, Joint, Merge, in_order, measured
+from omni_thinker.transfer.forecast import Stages as StagePlan
+from omni_thinker.transfer.forecasters import make_forecaster
+from omni_thinker.transfer.hierarchical import Evidence
 from omni_thinker.transfer.matrix import Row, TransferMatrix, pool
 from omni_thinker.transfer.plan import Plan, make_plan
+from omni_thinker.transfer.search import Objective
 from omni_thinker.types import TaskName
 
 
@@ -89,7 +95,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
 def expected_work(recipe: Recipe) -> tuple[dict[str, int], dict[str, float]]:
     """Units of work by kind, and rough seconds of each until they have been measured."""
     study, tasks, seeds = recipe.study, len(recipe.tasks), len(recipe.study.seeds)
-    trained = {"curriculum", "joint"} & set(study.arms)
+    trained = {"curriculum", "reverse", "joint"} & set(study.arms)
     steps = study.steps * len(trained)
     arms = 1 + len(trained) + ("merge" in study.arms)
     validations = 1 + len(trained)
@@ -99,7 +105,7 @@ def expected_work(recipe: Recipe) -> tuple[dict[str, int], dict[str, float]]:
         steps += probed * (study.steps if full else study.steps // tasks)
         validations += probed * (2 if full else 1)
         arms += probed if "single" in study.arms else 0
-    validations += (tasks - 1 if "curriculum" in study.arms else 0) + ("merge" in study.arms)
+    validations += (tasks - 1) * len({"curriculum", "reverse"} & set(study.arms)) + ("merge" in study.arms)
     expected = {
         "warmup": recipe.warmup.steps,
         "check": 1 + recipe.warmup.steps // recipe.warmup.check_every,
@@ -112,15 +118,17 @@ def expected_work(recipe: Recipe) -> tuple[dict[str, int], dict[str, float]]:
 
 
 def _needs_probes(study: StudySpec) -> bool:
-    planned = "curriculum" in study.arms and not study.order
-    return planned or bool({"single", "merge"} & set(study.arms))
+    return _is_planned(study) or bool({"single", "merge"} & set(study.arms))
+
+
+def _is_planned(study: StudySpec) -> bool:
+    return bool({"curriculum", "reverse"} & set(study.arms)) and not study.order
 
 
 def _probed(recipe: Recipe) -> list[TaskName]:
     """Tasks that are trained alone: all of them, unless only some single-task arms are asked for."""
     study = recipe.study
-    planned = "curriculum" in study.arms and not study.order
-    if study.single_tasks and not planned and "merge" not in study.arms:
+    if study.single_tasks and not _is_planned(study) and "merge" not in study.arms:
         return [task for task in recipe.tasks if task in study.single_tasks]
     return list(recipe.tasks)
 
@@ -143,11 +151,19 @@ def _run_seed(bench: Bench, run: RunDir, progress: Progress, seed: int) -> SeedO
             arms |= singles
         if len(bench.tasks) > 1 and len(rows) == len(bench.tasks):
             matrix = TransferMatrix(tuple(bench.tasks), start, rows)
-            plan = make_plan(matrix, forecaster=study.forecaster, strategy=study.strategy, order=study.order)
-            progress.say(f"plan: {' -> '.join(plan.chosen.order)}, forecast {plan.chosen.score:.3f}")
+            plan = make_plan(
+                matrix,
+                forecaster=study.forecaster,
+                strategy=study.strategy,
+                order=study.order,
+                objective=Objective(study.objective),
+            )
+            progress.say(f"plan: {plan.words}")
+    order = study.order or (plan.sequence.order if plan else tuple(bench.tasks))
     if "curriculum" in study.arms:
-        order = study.order or (plan.chosen.order if plan else tuple(bench.tasks))
-        arms["curriculum"] = _curriculum(session, start_path, order)
+        arms["curriculum"] = _sequence(session, start_path, "curriculum", order, matrix)
+    if "reverse" in study.arms:
+        arms["reverse"] = _sequence(session, start_path, "reverse", order[::-1], None)
     if "joint" in study.arms:
         arms["joint"] = _joint(session, start_path)
     if "merge" in study.arms:
@@ -192,11 +208,41 @@ def _singles(
     return rows, experts, singles
 
 
-def _curriculum(session: Session, start: Path, order: Sequence[TaskName]) -> ArmResult:
+def _sequence(
+    session: Session, start: Path, name: str, order: Sequence[TaskName], matrix: TransferMatrix | None
+) -> ArmResult:
+    """One task after another. With a `matrix`, and if the recipe says so, the rest is planned anew after each stage."""
     session.load(start)
     scheduler = Stages(even_stages(order, session.recipe.study.steps), session.recipe.rl.problems_per_step)
-    spent, ended = session.train("curriculum", scheduler, scheduler.steps, stage_ends=True)
-    return ArmResult("curriculum", session.save("curriculum"), spent, ended[-1].evaluation.estimates(), ended)
+    replan = _Replanner(session, matrix, scheduler) if matrix and session.recipe.study.replan else None
+    spent, ended = session.train(name, scheduler, scheduler.steps, stage_ends=True, on_stage=replan)
+    return ArmResult(name, session.save(name), spent, ended[-1].evaluation.estimates(), ended)
+
+
+class _Replanner:
+    """After a stage: what was seen sharpens the forecast, and the stages to come are put in the order it prefers."""
+
+    def __init__(self, session: Session, matrix: TransferMatrix, scheduler: Stages) -> None:
+        self._session, self._matrix, self._scheduler = session, matrix, scheduler
+        self._evidence: list[Evidence] = []
+
+    def __call__(self, ended: Sequence[Stage]) -> None:
+        done = tuple(stage.task for stage in ended)
+        self._evidence.append(Evidence(in_order(done), ended[-1].evaluation.estimates()))
+        rest = self._scheduler.left(len(done))
+        if len(rest) < 2:
+            return
+        study = self._session.recipe.study
+        plan = make_plan(
+            self._matrix,
+            forecaster=study.forecaster,
+            objective=Objective(study.objective, fixed={task: n for n, task in enumerate(done, 1)}),
+            evidence=self._evidence,
+        )
+        new = plan.sequence.order[len(done) :]
+        if new != rest:
+            self._session.progress.say(f"planned anew after {done[-1]}: {' -> '.join(new)}")
+            self._scheduler.reorder(len(done), new)
 
 
 def _joint(session: Session, start: Path) -> ArmResult:
@@ -245,7 +291,8 @@ def _result(bench: Bench, outcomes: Sequence[SeedOutcome], seconds: float) -> di
         "verdict": verdict(comparisons, study.confidence, len(outcomes)),
         "arms": arms,
         "comparisons": [c.to_json() for c in comparisons],
-        "forecasts": [row for o in outcomes for row in _forecast_rows(o)],
+        "forecasts": [row for o in outcomes for row in _forecast_rows(o, bench.recipe)],
+        "assumptions": _assumptions(outcomes),
         "warmup": [_warmup_json(o) for o in outcomes],
         "notes": _notes(bench, outcomes),
         "seconds": seconds,
@@ -278,24 +325,54 @@ def _row_json(row: Mapping[TaskName, Estimate]) -> dict[str, Any]:
     return {task: estimate.to_json() for task, estimate in row.items()}
 
 
-def _forecast_rows(outcome: SeedOutcome) -> list[dict[str, Any]]:
-    """What the plan promised for each task, and what the curriculum reached on validation."""
-    if outcome.plan is None or "curriculum" not in outcome.arms:
+def _forecast_rows(outcome: SeedOutcome, recipe: Recipe) -> list[dict[str, Any]]:
+    """What was forecast for each arm and task before it was trained, and what it reached on validation."""
+    if outcome.plan is None or outcome.matrix is None:
         return []
-    reached = outcome.arms["curriculum"].validation
-    return [
-        {
-            "seed": outcome.seed,
-            "arm": "curriculum",
-            "task": task,
-            "forecast": interval.mean,
-            "low": interval.low,
-            "high": interval.high,
-            "outcome": reached[task].mean,
-            "inside": interval.low <= reached[task].mean <= interval.high,
-        }
-        for task, interval in outcome.plan.chosen.tasks.items()
-    ]
+    predict = make_forecaster(outcome.plan.forecaster, outcome.matrix)
+    planned = recipe.study.order or outcome.plan.sequence.order
+    weights = {task: spec.weight for task, spec in recipe.tasks.items()}
+    shares = {task: weight / sum(weights.values()) for task, weight in weights.items()}
+    plans: dict[str, StagePlan | Joint | Merge] = {
+        "curriculum": in_order(planned),
+        "reverse": in_order(planned[::-1]),
+        "joint": Joint(shares),
+        "merge": Merge(recipe.study.merge_scale),
+    }
+    rows = []
+    for arm, plan in plans.items():
+        if arm not in outcome.arms:
+            continue
+        shown = predict.by_task(measured(predict, predict.by_column(plan)))
+        for task, draws in shown.items():
+            interval, reached = Interval.of(draws), outcome.arms[arm].validation[task].mean
+            rows.append(
+                {
+                    "seed": outcome.seed,
+                    "arm": arm,
+                    "task": task,
+                    "forecast": interval.mean,
+                    "low": interval.low,
+                    "high": interval.high,
+                    "outcome": reached,
+                    "inside": interval.low <= reached <= interval.high,
+                }
+            )
+    return rows
+
+
+def _assumptions(outcomes: Sequence[SeedOutcome]) -> list[dict[str, Any]]:
+    """A1 and A2, tested on the stages of every seed's sequences."""
+    rows = []
+    for outcome in outcomes:
+        runs = [
+            [StageSeen(stage.task, stage.evaluation.estimates()) for stage in arm.stages]
+            for arm in outcome.arms.values()
+            if arm.stages
+        ]
+        if outcome.matrix is not None and runs:
+            rows += [{"seed": outcome.seed, **v.to_json()} for v in check_assumptions(outcome.matrix, runs)]
+    return rows
 
 
 def _warmup_json(outcome: SeedOutcome) -> dict[str, Any]:

@@ -1,11 +1,16 @@
-"""The transfer matrix: what RL on each task did to every task, measured on the validation split."""
+"""The transfer matrix: what RL on each task did to every task, measured on the validation split.
+
+JSON, version 1: {"version": 1, "tasks": [...], "start": {task: cell}, "after": {trained: {task: cell}}} with cells
+{"mean", "n", "stderr"}; null is a cell that was not measured. Where a task has several test sets, "evaluations":
+{name: {"task", "start": cell, "after": {trained: cell}}} holds each; its task may be one that nothing was trained on.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +23,57 @@ VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
+class Column:
+    """One evaluation: of which task it is, and accuracy at the start and after RL on each task alone.
+
+    What was not measured is missing from `after`.
+    """
+
+    name: str
+    task: TaskName
+    start: Estimate
+    after: Row
+
+
+@dataclass(frozen=True, slots=True)
 class TransferMatrix:
-    """`start[j]` and `after[i][j]`: accuracy on j at the start, and after RL on i alone."""
+    """`start[j]` and `after[i][j]`: accuracy on j at the start, and after RL on i alone; missing where not measured."""
 
     tasks: tuple[TaskName, ...]
     start: Row
     after: Mapping[TaskName, Row]
+    evaluations: tuple[Column, ...] = field(default=())
+
+    def columns(self) -> tuple[Column, ...]:
+        """The single evaluations where a task has them, its own row elsewhere."""
+        held = {column.task for column in self.evaluations}
+        own = [
+            Column(j, j, self.start[j], {i: row[j] for i, row in self.after.items() if j in row})
+            for j in self.tasks
+            if j not in held
+        ]
+        return (*own, *self.evaluations)
 
     def effect(self, trained: TaskName, on: TaskName) -> float:
-        """transfer[trained -> on]: change of accuracy, in [-1, 1]."""
-        return self.after[trained][on].mean - self.start[on].mean
+        """transfer[trained -> on]: change of accuracy, in [-1, 1]. 0 where it wasn't measured."""
+        cell = self.after[trained].get(on)
+        return 0.0 if cell is None else cell.mean - self.start[on].mean
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        table: dict[str, Any] = {
             "version": VERSION,
             "tasks": list(self.tasks),
             "start": _row_to_json(self.start),
-            "after": {trained: _row_to_json(row) for trained, row in self.after.items()},
+            "after": {
+                i: {j: row[j].to_json() if j in row else None for j in self.tasks} for i, row in self.after.items()
+            },
         }
+        if self.evaluations:
+            table["evaluations"] = {
+                c.name: {"task": c.task, "start": c.start.to_json(), "after": _row_to_json(c.after)}
+                for c in self.evaluations
+            }
+        return table
 
 
 def pool(matrices: Sequence[TransferMatrix]) -> TransferMatrix:
@@ -50,10 +88,17 @@ def pool(matrices: Sequence[TransferMatrix]) -> TransferMatrix:
         # The spread between seeds already holds the evaluation noise; the larger of the two is the honest one.
         return Estimate(mean, sum(e.n for e in estimates), math.sqrt(max(within, between)))
 
+    def cells(rows: Sequence[Row]) -> Row:
+        return {j: cell([row[j] for row in rows]) for j in rows[0] if all(j in row for row in rows)}
+
     return TransferMatrix(
         first.tasks,
-        {j: cell([m.start[j] for m in matrices]) for j in first.tasks},
-        {i: {j: cell([m.after[i][j] for m in matrices]) for j in first.tasks} for i in first.tasks},
+        cells([m.start for m in matrices]),
+        {i: cells([m.after[i] for m in matrices]) for i in first.tasks},
+        tuple(
+            Column(c.name, c.task, cell([o.start for o in own]), cells([o.after for o in own]))
+            for c, own in zip(first.evaluations, zip(*(m.evaluations for m in matrices), strict=True), strict=True)
+        ),
     )
 
 
@@ -87,16 +132,33 @@ def parse_matrix(table: Any, source: object) -> TransferMatrix:
         if unknown := set(table[key]) - set(tasks):
             raise UserError(f"{sorted(unknown)[0]!r} is not among the tasks", file=source, key=key)
     start = _row(table["start"], tasks, source, "start")
-    after = {i: _row(table["after"].get(i), tasks, source, f"after.{i}") for i in tasks}
-    return TransferMatrix(tuple(tasks), start, after)
+    after = {i: _row(table["after"].get(i), tasks, source, f"after.{i}", may_lack=True) for i in tasks}
+    return TransferMatrix(tuple(tasks), start, after, _evaluations(table.get("evaluations", {}), tasks, source))
 
 
-def _row(row: Any, tasks: Sequence[str], source: object, key: str) -> dict[str, Estimate]:
+def _evaluations(table: Any, tasks: Sequence[str], source: object) -> tuple[Column, ...]:
+    if not isinstance(table, dict):
+        raise UserError("not a table", file=source, key="evaluations")
+    columns = []
+    for name, row in table.items():
+        key = f"evaluations.{name}"
+        if not isinstance(row, dict) or not isinstance(row.get("task"), str) or not isinstance(row.get("after"), dict):
+            raise UserError('an evaluation is {"task", "start", "after"}', file=source, key=key)
+        if unknown := set(row["after"]) - set(tasks):
+            raise UserError(f"{min(unknown)!r} is not among the tasks", file=source, key=f"{key}.after")
+        after = {i: _cell(cell, source, f"{key}.after.{i}") for i, cell in row["after"].items() if cell is not None}
+        columns.append(Column(name, row["task"], _cell(row.get("start"), source, f"{key}.start"), after))
+    return tuple(columns)
+
+
+def _row(row: Any, tasks: Sequence[str], source: object, key: str, *, may_lack: bool = False) -> dict[str, Estimate]:
+    """`may_lack`: null is a cell that was not measured. One that isn't there at all was forgotten."""
     if not isinstance(row, dict):
         raise UserError("missing or not a table", file=source, key=key)
     if unknown := set(row) - set(tasks):
         raise UserError(f"{sorted(unknown)[0]!r} is not among the tasks", file=source, key=key)
-    return {task: _cell(row.get(task), source, f"{key}.{task}") for task in tasks}
+    lacking = {task for task in tasks if may_lack and task in row and row[task] is None}
+    return {task: _cell(row.get(task), source, f"{key}.{task}") for task in tasks if task not in lacking}
 
 
 def _cell(cell: Any, source: object, key: str) -> Estimate:

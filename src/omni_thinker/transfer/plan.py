@@ -1,51 +1,83 @@
-"""The order that is forecast to end best, and what the named rules would have chosen.
-
-The sources of the method can be read as three different rules; each is a strategy with its own name. All maximise the
-unweighted mean of the final accuracies.
-"""
+"""The plan that is forecast to end best, what the named rules would have chosen, and how sure any of it is."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import permutations
 from typing import Any
 
 import numpy as np
 
 from omni_thinker.errors import UserError
+from omni_thinker.transfer.decide import Decision, decide
 from omni_thinker.transfer.forecast import (
-    FORECASTERS,
+    LEVEL,
     Array,
     Forecaster,
     Interval,
-    MatrixDraws,
+    Joint,
+    Merge,
+    Stage,
+    Stages,
     check_order,
-    forecast_order,
+    evenly,
+    in_order,
+    measured,
+    to_intervals,
 )
+from omni_thinker.transfer.forecasters import make_forecaster
+from omni_thinker.transfer.hierarchical import Evidence, Hierarchical
 from omni_thinker.transfer.matrix import TransferMatrix
+from omni_thinker.transfer.search import (
+    Found,
+    Objective,
+    Order,
+    back_greedy,
+    best_order,
+    front_greedy,
+    least_to_most_forgettable,
+    score_order,
+)
 from omni_thinker.types import TaskName
 
-Order = tuple[TaskName, ...]
 ENUMERATED = 5
 """Up to this many tasks every order is listed, with the probability that it is the best."""
-EXACT = 12
-"""Up to this many tasks the best order is found, exactly, in O(2^K K^2): two seconds for 12."""
+REFRESH_PASSES = 0.25
+_FEWER_DRAWS = 400
+
+STRATEGIES: Mapping[str, Callable[[Array], list[int]] | None] = {
+    "exact": None,  # found by search, see `best_order`
+    "back_greedy": back_greedy,
+    "least_to_most_forgettable": least_to_most_forgettable,
+    "front_greedy": front_greedy,
+    "reversed": None,  # the exact one, backwards: the control of a study
+    "random": None,
+}
 
 
 @dataclass(frozen=True, slots=True)
-class OrderForecast:
-    """`score` is the mean of the tasks' forecasts as measured; `interval` holds evaluation noise."""
+class PlanForecast:
+    """One plan. `score` is the objective at the means; `interval` is of the truth, the tasks' are of what an evaluation
+    would measure."""
 
-    order: Order
+    kind: str
+    stages: Stages
     score: float
     interval: Interval
     tasks: Mapping[TaskName, Interval]
-    probability_best: float | None
+    probability_best: float | None = None
+
+    @property
+    def order(self) -> Order:
+        return tuple(stage.task for stage in self.stages)
 
     def to_json(self) -> dict[str, Any]:
         return {
+            "kind": self.kind,
             "order": list(self.order),
+            "passes": [stage.passes for stage in self.stages],
             "score": self.score,
             "low": self.interval.low,
             "high": self.interval.high,
@@ -56,141 +88,203 @@ class OrderForecast:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`chosen` by the asked strategy (or given), among `orders` (best first)."""
+    """`chosen` (a sequence, or joint training) and the best `sequence`; `orders` are sorted, the best first."""
 
-    chosen: OrderForecast
-    orders: tuple[OrderForecast, ...]
+    chosen: PlanForecast
+    sequence: PlanForecast
+    joint: PlanForecast
+    orders: tuple[PlanForecast, ...]
     strategies: Mapping[str, tuple[Order, float, float]]
     """name -> (order, score, regret: how much of the best score it gives away)."""
-    best_score: float
+    found: Found
+    decision: Decision
     forecaster: str
+    objective: str
+    level: float
+    words: str = field(default="")
 
     def to_json(self) -> dict[str, Any]:
-        chosen = self.chosen.to_json()
         return {
-            "plan": {"kind": "sequence", **chosen},
+            "plan": self.chosen.to_json(),
+            "sequence": self.sequence.to_json(),
+            "joint": self.joint.to_json(),
             "orders": [order.to_json() for order in self.orders],
             "strategies": {
                 name: {"order": list(order), "score": score, "regret": regret}
                 for name, (order, score, regret) in self.strategies.items()
             },
-            "exact": True,
-            "upper_bound": self.best_score,
+            "exact": self.found.exact,
+            "upper_bound": self.found.bound,
             "forecaster": self.forecaster,
+            "objective": self.objective,
+            "level": self.level,
+            "decision": self.decision.to_json(),
+            "words": self.words,
         }
 
 
 def make_plan(
-    matrix: TransferMatrix, *, forecaster: str = "logit", strategy: str = "exact", order: Sequence[TaskName] = ()
+    matrix: TransferMatrix,
+    *,
+    forecaster: str = "hierarchical",
+    strategy: str = "exact",
+    order: Sequence[TaskName] = (),
+    objective: Objective | None = None,
+    level: float = LEVEL,
+    refresh_cost: float | None = None,
+    evidence: Sequence[Evidence] = (),
+    seed: int = 0,
 ) -> Plan:
-    """Forecast the orders of `matrix` and choose one; `order` fixes the choice instead.
+    """Forecast the orders of `matrix` and joint training, and choose; `order` or a named `strategy` fixes the choice.
 
-    Raises UserError for unknown names or too many tasks.
+    `refresh_cost`: what one more pass must gain in the objective for a short refresh stage to be put in (None: none
+    is). Joint training is chosen only by the hierarchical forecaster: the literal ones add up all effects there.
+    Raises UserError for unknown names, and where a task's own run wasn't measured.
     """
-    if forecaster not in FORECASTERS:
-        raise UserError(f"unknown forecaster {forecaster!r}; known: {', '.join(FORECASTERS)}", key="--forecaster")
     if strategy not in STRATEGIES:
         raise UserError(f"unknown strategy {strategy!r}; known: {', '.join(STRATEGIES)}", key="--strategy")
-    if len(matrix.tasks) > EXACT:
-        raise UserError(f"{len(matrix.tasks)} tasks; orders are planned for at most {EXACT}", key="tasks")
-    if order:
-        check_order(order, matrix.tasks)
-    predict, draws = FORECASTERS[forecaster], MatrixDraws.of(matrix)
-    named = {name: choose(matrix, predict, draws) for name, choose in STRATEGIES.items()}
-    wanted = tuple(order) or named[strategy]
-    every = len(matrix.tasks) <= ENUMERATED
-    listed = list(permutations(matrix.tasks)) if every else list(dict.fromkeys([*named.values(), wanted]))
-    scores = {o: _macro(forecast_order(predict, draws, o)) for o in listed}
-    chances = _probability_best(scores) if every else {}
-    forecasts = {o: _describe(o, forecast_order(predict, draws, o), chances.get(o)) for o in listed}
-    best = float(scores[named["exact"]][0])
-    return Plan(
-        chosen=forecasts[wanted],
-        orders=tuple(sorted(forecasts.values(), key=lambda f: (-round(f.score, 12), f.order))),
-        strategies={name: (o, forecasts[o].score, best - forecasts[o].score) for name, o in named.items()},
-        best_score=best,
-        forecaster=forecaster,
-    )
-
-
-def exact(matrix: TransferMatrix, predict: Forecaster, draws: MatrixDraws) -> Order:
-    """Subset dynamic programming: task j's forecast depends only on which tasks come after it, so the best end of
-    an order depends only on the set it is made of. Ties go to the order of the matrix's tasks."""
+    _check_measured(matrix)
+    wanted = objective or Objective()
     tasks = matrix.tasks
-    full = (1 << len(tasks)) - 1
-    best = np.full(full + 1, -np.inf)
-    best[0] = 0.0
-    first = np.zeros(full + 1, dtype=np.int64)
-    measured = _only_measured(draws)
-    for subset in range(1, full + 1):
-        for j, task in enumerate(tasks):
-            if not subset >> j & 1:
-                continue
-            rest = subset & ~(1 << j)
-            later = [tasks[i] for i in range(len(tasks)) if rest >> i & 1]
-            score = best[rest] + float(predict(measured, task, later)[0])
-            if score > best[subset] + 1e-12:
-                best[subset], first[subset] = score, j
-    order: list[TaskName] = []
-    left = full
-    while left:
-        order.append(tasks[first[left]])
-        left &= ~(1 << int(first[left]))
-    return tuple(order)
+    every = len(tasks) <= ENUMERATED
+    predict = make_forecaster(forecaster, matrix, seed=seed, evidence=evidence, draws=2000 if every else _FEWER_DRAWS)
+    form = predict.set_form()
+    found = best_order(form, wanted, seed=seed)
+    effects = np.array([[matrix.effect(i, j) for j in tasks] for i in tasks])
+    named = _named(found.order, effects, tasks, seed)
+    if order:
+        check_order(order, tasks)
+    picked = tuple(order) or named[strategy]
+
+    listed: list[Order] = list(permutations(tasks)) if every else list(dict.fromkeys([*named.values(), picked]))
+    truth = {own: wanted.of(predict(in_order(own))) for own in listed}
+    together = wanted.of(predict(evenly(tasks)))
+    literal = not isinstance(predict, Hierarchical)
+    chances = _probability_best({**truth, **({} if literal else {("joint",): together})}) if every else {}
+    scores = {own: score_order(form, wanted, own) for own in listed}
+    orders = {
+        own: _describe(predict, in_order(own), scores[own], truth[own], level, chances.get(own)) for own in listed
+    }
+    joint = _describe(predict, evenly(tasks), float(_center(together)), together, level, chances.get(("joint",)))
+
+    sequence = orders[picked]
+    if refresh_cost is not None and not order:
+        sequence = _refreshed(predict, wanted, sequence, refresh_cost, level)
+    decision = decide(matrix, predict, wanted, sequence.stages, evidence=evidence, seed=seed)
+    free = not order and strategy == "exact" and not literal
+    chosen = joint if free and decision.gain < 0 else sequence
+    best = max(found.score, *scores.values())
+    plan = Plan(
+        chosen=chosen,
+        sequence=sequence,
+        joint=joint,
+        orders=tuple(sorted(orders.values(), key=lambda own: (-round(own.score, 12), own.order))),
+        strategies={name: (own, score_order(form, wanted, own), best - score_order(form, wanted, own))
+                    for name, own in named.items()},
+        found=found,
+        decision=decision,
+        forecaster=forecaster,
+        objective=wanted.kind if not wanted.weights else "weights",
+        level=level,
+    )  # fmt: skip
+    return Plan(**{**_fields(plan), "words": _words(plan, free)})
 
 
-def least_to_most_forgettable(matrix: TransferMatrix, predict: Forecaster, draws: MatrixDraws) -> Order:
-    """Sort by what the other tasks do to a task in all: the most damaged goes last."""
-    incoming = {j: sum(matrix.effect(i, j) for i in matrix.tasks if i != j) for j in matrix.tasks}
-    return tuple(sorted(matrix.tasks, key=lambda j: -incoming[j]))
+def forecast_json(
+    predict: Forecaster, plan: Stages | Joint | Merge, objective: Objective | None = None, level: float = LEVEL
+) -> dict[str, Any]:
+    """What `omni-thinker forecast --json` prints."""
+    accuracy = predict.by_column(plan)
+    shown = predict.by_task(measured(predict, accuracy))
+    goal = (objective or Objective()).of(predict.by_task(accuracy))
+    table: dict[str, Any] = {
+        "forecaster": predict.name,
+        "level": level,
+        "kind": "joint" if isinstance(plan, Joint) else "merge" if isinstance(plan, Merge) else "sequence",
+        "score": float(goal.mean()),
+        "interval": Interval.of(goal, level).to_json(),
+        "forecast": to_intervals(shown, level),
+    }
+    if len(predict.columns) > len(predict.tasks):
+        every = measured(predict, accuracy)
+        table["evaluations"] = {c.name: Interval.of(every[n], level).to_json() for n, c in enumerate(predict.columns)}
+    return table
 
 
-def back_greedy(matrix: TransferMatrix, predict: Forecaster, draws: MatrixDraws) -> Order:
-    """Fill places from the last one: each time the remaining task that harms the other remaining ones least.
-    Ties keep the order of the matrix's tasks."""
-    left, order = list(matrix.tasks), list[TaskName]()
-    while left:
-        last = max(reversed(left), key=lambda i: sum(matrix.effect(i, j) for j in left if j != i))
-        order.insert(0, last)
-        left.remove(last)
-    return tuple(order)
+def _check_measured(matrix: TransferMatrix) -> None:
+    for column in matrix.columns():
+        if column.task in matrix.tasks and column.task not in column.after:
+            raise UserError(f"{column.name!r} was not measured after training on its own task", key="after")
 
 
-def front_greedy(matrix: TransferMatrix, predict: Forecaster, draws: MatrixDraws) -> Order:
-    """Fill places from the first one: each time the task that helps the other remaining ones most."""
-    left, order = list(matrix.tasks), list[TaskName]()
-    while left:
-        chosen = max(left, key=lambda i: sum(matrix.effect(i, j) for j in left if j != i))
-        order.append(chosen)
-        left.remove(chosen)
-    return tuple(order)
+def _named(best: Order, effects: Array, tasks: Sequence[TaskName], seed: int) -> dict[str, Order]:
+    shuffled = list(tasks)
+    random.Random(seed).shuffle(shuffled)
+    fixed = {"exact": best, "reversed": best[::-1], "random": tuple(shuffled)}
+    return {
+        name: fixed[name] if rule is None else tuple(tasks[k] for k in rule(effects))
+        for name, rule in STRATEGIES.items()
+    }
 
 
-STRATEGIES: Mapping[str, Callable[[TransferMatrix, Forecaster, MatrixDraws], Order]] = {
-    "exact": exact,
-    "back_greedy": back_greedy,
-    "least_to_most_forgettable": least_to_most_forgettable,
-    "front_greedy": front_greedy,
-}
+def _center(draws: Array) -> float:
+    return float(draws.mean())
 
 
-def _only_measured(draws: MatrixDraws) -> MatrixDraws:
-    return MatrixDraws({k: v[:1] for k, v in draws.start.items()}, {k: v[:1] for k, v in draws.after.items()})
-
-
-def _macro(forecast: Mapping[TaskName, Array]) -> Array:
-    return np.asarray(np.mean(np.stack(list(forecast.values())), axis=0))
+def _describe(
+    predict: Forecaster, plan: Stages | Joint, score: float, truth: Array, level: float, chance: float | None
+) -> PlanForecast:
+    shown = predict.by_task(measured(predict, predict.by_column(plan)))
+    tasks = {task: Interval.of(draws, level) for task, draws in shown.items()}
+    joint = isinstance(plan, Joint)
+    stages: Stages = () if isinstance(plan, Joint) else plan
+    return PlanForecast("joint" if joint else "sequence", stages, score, Interval.of(truth, level), tasks, chance)
 
 
 def _probability_best(scores: Mapping[Order, Array]) -> dict[Order, float]:
-    """Share of the draws in which an order scores highest; ties are shared out."""
+    """Share of the draws in which a plan scores highest; ties are shared out."""
     stacked = np.stack(list(scores.values()))
     top = stacked >= stacked.max(axis=0) - 1e-12
     share = (top / top.sum(axis=0)).mean(axis=1)
     return {order: float(value) for order, value in zip(scores, share, strict=True)}
 
 
-def _describe(order: Order, forecast: Mapping[TaskName, Array], chance: float | None) -> OrderForecast:
-    macro = _macro(forecast)
-    tasks = {task: Interval.of(values) for task, values in forecast.items()}
-    return OrderForecast(order, float(macro[0]), Interval.of(macro), tasks, chance)
+def _refreshed(
+    predict: Forecaster, objective: Objective, plan: PlanForecast, cost: float, level: float
+) -> PlanForecast:
+    """Put in short stages, one at a time where it helps most, while one gains more than it costs."""
+    best = plan
+    for _ in predict.tasks:
+        now = objective.of(predict(best.stages)).mean()
+        options = []
+        for task in predict.tasks:
+            for place in range(1, len(best.stages) + 1):
+                stages = (*best.stages[:place], Stage(task, REFRESH_PASSES), *best.stages[place:])
+                options.append((float(objective.of(predict(stages)).mean() - now), stages))
+        gain, stages = max(options, key=lambda option: option[0])
+        if gain <= cost * REFRESH_PASSES:
+            break
+        truth = objective.of(predict(stages))
+        best = _describe(predict, stages, float(truth.mean()), truth, level, None)
+    return best
+
+
+def _fields(plan: Plan) -> dict[str, Any]:
+    return {name: getattr(plan, name) for name in Plan.__dataclass_fields__}
+
+
+def _words(plan: Plan, free: bool) -> str:
+    """One paragraph in plain words."""
+    order = " -> ".join(plan.sequence.order)
+    goal = {"mean": "mean accuracy", "worst": "the worst task's accuracy"}.get(plan.objective, "weighted mean accuracy")
+    said = [
+        f"By the {plan.forecaster} forecast the order {order} ends at a {goal} of {plan.sequence.score:.3f} "
+        f"[{plan.sequence.interval.low:.3f}, {plan.sequence.interval.high:.3f}] ({plan.level:.0%} interval)."
+    ]
+    if not plan.found.exact:
+        said.append(f"The search was local; no order can exceed {plan.found.bound:.3f}.")
+    if plan.forecaster == "hierarchical":
+        said.append(plan.decision.words)
+    if free and plan.chosen.kind == "joint":
+        said.append("Train jointly.")
+    return " ".join(said)

@@ -1,0 +1,28 @@
+"""Forecasters by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from omni_thinker.errors import UserError
+from omni_thinker.transfer.forecast import DRAWS, Additive, Forecaster, Logit, Naive, Relative
+from omni_thinker.transfer.hierarchical import Evidence, Hierarchical
+from omni_thinker.transfer.matrix import TransferMatrix
+
+FORECASTERS: Mapping[str, type[Forecaster]] = {
+    own.name: own for own in (Naive, Additive, Relative, Logit, Hierarchical)
+}
+
+
+def make_forecaster(
+    name: str, matrix: TransferMatrix, *, draws: int = DRAWS, seed: int = 0, evidence: Sequence[Evidence] = ()
+) -> Forecaster:
+    """The forecaster called `name` for `matrix`. `evidence` is used by `hierarchical` alone; the others are formulas.
+
+    Raises UserError for an unknown name.
+    """
+    if name not in FORECASTERS:
+        raise UserError(f"unknown forecaster {name!r}; known: {', '.join(FORECASTERS)}", key="--forecaster")
+    if name == Hierarchical.name:
+        return Hierarchical(matrix, draws, seed, evidence)
+    return FORECASTERS[name](matrix, draws, seed)

@@ -1,0 +1,288 @@
+"""The default forecaster: a small hierarchical model in log-odds, drawn from what was measured.
+
+Each run lifts an evaluation by a *shared* component (form, elicitation: any RL brings it, once) plus something
+*specific*: the task's own gain, and what training on i does to j beyond the shared part. Mixing dilutes the own gain,
+later stages wear it off; both by shares with priors, which evidence from a run sharpens. Where other runs say nothing
+of the shared part, dilution and wear are not applied and the forecast is the naive one: each task at its own
+single-task level.
+
+    d[i, c] = shared[c] + specific[i, c]        shared ~ N(m, s), specific ~ N(0, t)      i not c's own task
+    d[own, c] = shared[c] + own[c]              own ~ N(mo, so)
+
+Hyper-parameters by maximum a posteriori over all evaluations (SciPy's L-BFGS; five numbers, so no sampler is needed);
+given them everything is Gaussian and drawn exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+
+from omni_thinker.rl.evaluate import Estimate
+from omni_thinker.transfer.forecast import DRAWS, Array, Forecaster, Joint, LogOdds, Merge, SetForm, Stage, gain_share
+from omni_thinker.transfer.matrix import Column, TransferMatrix
+from omni_thinker.types import TaskName
+
+_START_SPREAD = 3.0
+_FLAT = 30.0
+_HYPER_MEAN = np.array([0.2, np.log(0.35), 0.6, np.log(0.6), np.log(0.25)])
+"""Mean of the shared part and log of its spread, the same of the own gain, log of the spread of specific effects."""
+_HYPER_SPREAD = np.array([0.4, 0.5, 0.6, 0.5, 0.5])
+_LEAST_NOISE = 0.05
+"""Log-odds; an evaluation without a standard error isn't exact."""
+DILUTION = (8.0, 2.0)
+"""Beta prior of the share of its own gain that a task keeps when trained in a mixture."""
+RETENTION = (9.0, 1.0)
+"""Beta prior of the share of its own gain that a task keeps over a later stage."""
+MERGED = (6.0, 3.0)
+"""Beta prior of the share of its own gain that a task keeps when experts are added up."""
+_PROCESS = (0.15, 0.6)
+"""Log-odds by which a run misses its forecast for no reason of ours: at least, and per spread of specific effects."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """An evaluation of every task after some stages of a run."""
+
+    stages: tuple[Stage, ...]
+    accuracy: Mapping[TaskName, Estimate]
+
+
+class Hierarchical(Forecaster):
+    """Shared and specific effects in log-odds, with dilution, wear and saturation."""
+
+    name = "hierarchical"
+    scale = LogOdds()
+
+    def __init__(
+        self, matrix: TransferMatrix, draws: int = DRAWS, seed: int = 0, evidence: Sequence[Evidence] = ()
+    ) -> None:
+        super().__init__(matrix, draws, seed)
+        self._seed = seed
+        rows = [_Observed.of(column, self.tasks) for column in self.columns]
+        hyper = _fit_hyper(rows)
+        rng = np.random.default_rng([seed, 11])
+        parts = [row.posterior(hyper, rng, draws) for row in rows]
+        self.start_C_N = np.stack([part.start_N for part in parts])
+        self.shared_C_N = np.stack([part.shared_N for part in parts])
+        self.gain_C_N = np.stack([part.own_N for part in parts])
+        self.specific_K_C_N = np.stack([part.specific_K_N for part in parts], axis=1)
+        self.known_C = np.array([part.known for part in parts])[:, None]
+        """How surely the own gain is more than the shared part: 0 where other runs say nothing, 1 where they tell the
+        shared part exactly."""
+        self.spread = float(np.exp(hyper[4]))
+        self.diluted_N = _beta(rng, DILUTION, draws)
+        self.retained_N = _beta(rng, RETENTION, draws)
+        self.merged_N = _beta(rng, MERGED, draws)
+        if evidence:
+            self._learn(evidence)
+
+    # -- plans --------------------------------------------------------------------------------------------------
+
+    def sequence(self, stages: Sequence[Stage]) -> Array:
+        return self.scale.back(
+            self._sequence(stages) + self._process("sequence", *((s.task, s.passes) for s in stages))
+        )
+
+    def _sequence(self, stages: Sequence[Stage]) -> Array:
+        value = self.start_C_N.copy()
+        if not stages:
+            return value
+        value = value + self.shared_C_N * min(1.0, gain_share(sum(stage.passes for stage in stages)))
+        gained = np.zeros_like(value)
+        others = np.zeros_like(value)
+        keep = self._kept(self.retained_N)
+        for stage in stages:
+            k, share = self.tasks.index(stage.task), gain_share(stage.passes)
+            own = self.draws.own_C == k
+            # A short later stage wears off less.
+            gained[~own] = gained[~own] * (1 - (1 - keep[~own]) * min(1.0, share))
+            others = others + share * self.specific_K_C_N[k]
+            gained[own] = np.where(
+                share >= 1, share * self.gain_C_N[own], _topped(gained[own], share, self.gain_C_N[own])
+            )
+            others[own] = 0.0
+        return value + gained + others
+
+    def joint(self, plan: Joint) -> Array:
+        total = len(self.tasks) if plan.passes is None else plan.passes
+        weights = np.array([plan.weights.get(task, 0.0) for task in self.tasks])
+        shares = np.array([gain_share(weight * total) for weight in weights])
+        own = np.where(self.draws.own_C >= 0, shares[self.draws.own_C], 0.0)[:, None]
+        pure = np.where(self.draws.own_C >= 0, weights[self.draws.own_C], 0.0)[:, None]
+        # Trained alone nothing is diluted; the prior is for a task among others.
+        keep = 1 - (1 - self._kept(self.diluted_N)) * np.minimum(1.0, 2 * (1 - pure))
+        others = np.einsum("k,kcn->cn", weights, self.specific_K_C_N)
+        value = self.start_C_N + self.shared_C_N * min(1.0, gain_share(total)) + own * keep * self.gain_C_N + others
+        return self.scale.back(value + self._process("joint", *sorted(plan.weights.items())))
+
+    def merge(self, plan: Merge) -> Array:
+        shared = 1 - (1 - min(1.0, plan.scale)) ** len(self.tasks)
+        value = self.start_C_N + shared * self.shared_C_N + plan.scale * self._kept(self.merged_N) * self.gain_C_N
+        value = value + plan.scale * self.specific_K_C_N.sum(axis=0)
+        return self.scale.back(value + self._process("merge", plan.scale))
+
+    def set_form(self) -> SetForm:
+        """At the means of the draws."""
+        return SetForm(
+            self.tasks,
+            self.draws.own_C,
+            (self.start_C_N + self.shared_C_N).mean(axis=1),
+            self.specific_K_C_N.mean(axis=2),
+            self.gain_C_N.mean(axis=1),
+            self._kept(self.retained_N).mean(axis=1),
+            self.scale,
+        )
+
+    # -- parts --------------------------------------------------------------------------------------------------
+
+    def _kept(self, share_N: Array) -> Array:
+        return np.asarray(1 - (1 - share_N)[None] * self.known_C)
+
+    def _process(self, *plan: object) -> Array:
+        """What no measuring of the matrix tells: independent for each plan, shared by no two evaluations."""
+        key = [self._seed, *np.frombuffer(repr(plan).encode(), dtype=np.uint8).tolist()]
+        sigma = np.hypot(_PROCESS[0], _PROCESS[1] * self.spread)
+        return np.random.default_rng(key).normal(0.0, sigma, self.start_C_N.shape)
+
+    def _learn(self, evidence: Sequence[Evidence]) -> None:
+        """Weigh the draws by how well they foretold what was seen, and draw again among them."""
+        loglik_N = np.zeros(self.start_C_N.shape[1])
+        sigma = np.hypot(_PROCESS[0], _PROCESS[1] * self.spread)
+        for seen in evidence:
+            value = self._sequence(seen.stages)
+            for c, column in enumerate(self.columns):
+                if column.name in seen.accuracy:
+                    x, noise = _observe(seen.accuracy[column.name])
+                    loglik_N -= 0.5 * (x - value[c]) ** 2 / (noise**2 + sigma**2)
+        weight_N = np.exp(loglik_N - loglik_N.max())
+        # A floor, so that a surprise doesn't leave a single draw.
+        weight_N = weight_N / weight_N.sum() * 0.98 + 0.02 / len(weight_N)
+        picked = np.random.default_rng([self._seed, 13]).choice(len(weight_N), len(weight_N), p=weight_N)
+        for name in ("start_C_N", "shared_C_N", "gain_C_N", "specific_K_C_N", "diluted_N", "retained_N", "merged_N"):
+            setattr(self, name, getattr(self, name)[..., picked])
+
+
+def _topped(had: Array, share: float, gain: Array) -> Array:
+    """A short stage on a task that was trained before tops it up towards its whole gain, and takes nothing away."""
+    return had + share * (gain - had)
+
+
+# -- the model of one evaluation ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    start_N: Array
+    shared_N: Array
+    own_N: Array
+    specific_K_N: Array
+    known: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Observed:
+    """One evaluation: log-odds at the start and after the runs that were measured. Latent: start, shared, own gain,
+    one specific effect for each other run."""
+
+    own: int
+    count: int
+    values: Array
+    noise: Array
+    design: Array
+
+    @classmethod
+    def of(cls, column: Column, tasks: Sequence[TaskName]) -> _Observed:
+        own = tasks.index(column.task) if column.task in tasks else -1
+        latents = 3 + len(tasks)
+        values, noise, design = [], [], []
+        for k, estimate in [(-1, column.start), *((k, column.after.get(i)) for k, i in enumerate(tasks))]:
+            if estimate is None:
+                continue
+            x, s = _observe(estimate)
+            row = np.zeros(latents)
+            row[0] = 1.0
+            if k >= 0:
+                row[1] = 1.0
+                row[2 if k == own else 3 + k] = 1.0
+            values.append(x)
+            noise.append(s)
+            design.append(row)
+        return cls(own, len(tasks), np.array(values), np.array(noise), np.array(design))
+
+    def prior(self, hyper: Array) -> tuple[Array, Array]:
+        """Means and variances of the latents."""
+        mean = np.zeros(3 + self.count)
+        spread = np.full(3 + self.count, np.exp(hyper[4]))
+        mean[1:3] = hyper[0], hyper[2]
+        spread[:3] = _START_SPREAD, np.exp(hyper[1]), np.exp(hyper[3])
+        if self.own < 0:
+            mean[2], spread[2] = 0.0, 1e-6
+        else:
+            spread[3 + self.own] = 1e-6  # a task's effect on itself is its own gain
+        return mean, spread**2
+
+    def loglik(self, hyper: Array) -> float:
+        mean, variance = self.prior(hyper)
+        residual = self.values - self.design @ mean
+        cov = (self.design * variance) @ self.design.T + np.diag(self.noise**2)
+        factor = np.linalg.cholesky(cov)
+        white = np.linalg.solve(factor, residual)
+        return float(-0.5 * white @ white - np.log(np.diag(factor)).sum())
+
+    def posterior(self, hyper: Array, rng: np.random.Generator, draws: int) -> _Parts:
+        """Exact draws; the first is the mean."""
+        mean, variance = self.prior(hyper)
+        cov = (self.design * variance) @ self.design.T + np.diag(self.noise**2)
+        gain = np.linalg.solve(cov, self.design * variance).T
+        found = mean + gain @ (self.values - self.design @ mean)
+        left = np.diag(variance) - gain @ (self.design * variance)
+        eigenvalues, vectors = np.linalg.eigh((left + left.T) / 2)
+        root = vectors * np.sqrt(np.maximum(eigenvalues, 0.0))
+        latent = found[:, None] + root @ rng.normal(size=(len(found), draws))
+        latent[:, 0] = found
+        others = [k for k in range(self.count) if k != self.own and self.design[:, 3 + k].any()]
+        known = found[2] ** 2 / (found[2] ** 2 + self._doubt(variance)) if others else 0.0
+        return _Parts(latent[0], latent[1], latent[2], latent[3:], float(known))
+
+    def _doubt(self, variance: Array) -> float:
+        """Variance of the shared part by what the other runs say alone, without its prior."""
+        rows = [0, *(n for n in range(1, len(self.values)) if self.design[n, 3:].any())]
+        design, wide = self.design[rows], variance.copy()
+        wide[1] = _FLAT**2
+        cov = (design * wide) @ design.T + np.diag(self.noise[rows] ** 2)
+        told = (design[:, 1] * wide[1]) @ np.linalg.solve(cov, design[:, 1] * wide[1])
+        return float(wide[1] - told)
+
+
+def _observe(estimate: Estimate) -> tuple[float, float]:
+    """Log-odds of an accuracy, and their standard error (delta method, away from the edges)."""
+    n = estimate.n or 200
+    p = (estimate.mean * n + 0.5) / (n + 1)
+    stderr = estimate.stderr
+    if stderr == 0 and estimate.n:
+        stderr = float(np.sqrt(p * (1 - p) / n))
+    if not np.isfinite(stderr):
+        stderr = 0.5
+    return float(np.log(p / (1 - p))), float(max(_LEAST_NOISE, min(3.0, stderr / (p * (1 - p)))))
+
+
+def _fit_hyper(rows: Sequence[_Observed]) -> NDArray[np.float64]:
+    def cost(hyper: Array) -> float:
+        prior = 0.5 * (((hyper - _HYPER_MEAN) / _HYPER_SPREAD) ** 2).sum()
+        return float(prior - sum(row.loglik(hyper) for row in rows))
+
+    bounds = [(-3, 3), (-4, 1.5), (-3, 4), (-4, 1.5), (-4, 1.5)]
+    found = minimize(cost, _HYPER_MEAN, method="L-BFGS-B", bounds=bounds)
+    return np.asarray(found.x)
+
+
+def _beta(rng: np.random.Generator, shape: tuple[float, float], draws: int) -> Array:
+    """Draws, the first the mean."""
+    found = rng.beta(*shape, draws)
+    found[0] = shape[0] / sum(shape)
+    return np.asarray(found)

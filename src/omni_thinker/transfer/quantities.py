@@ -1,0 +1,56 @@
+"""What a matrix and a run say, each quantity under its own name.
+
+transfer[i -> j] is one run's effect; forgetting and backward transfer are of a whole sequence (Lopez-Paz and Ranzato,
+arXiv 1706.08840; Chaudhry et al., arXiv 1801.10112): three different things.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+from omni_thinker.transfer.assumptions import StageSeen
+from omni_thinker.transfer.matrix import Row, TransferMatrix
+from omni_thinker.types import TaskName
+
+
+def transfer(matrix: TransferMatrix) -> dict[TaskName, dict[TaskName, float]]:
+    """transfer[i][j]: change of accuracy on j by RL on i alone. What wasn't measured is missing."""
+    return {i: {j: cell.mean - matrix.start[j].mean for j, cell in row.items()} for i, row in matrix.after.items()}
+
+
+def shared(matrix: TransferMatrix) -> dict[TaskName, float | None]:
+    """What RL on the other tasks does to a task on average: the part that any run brings. None where no other was
+    measured."""
+    table = transfer(matrix)
+    return {
+        j: fmean(own) if (own := [row[j] for i, row in table.items() if i != j and j in row]) else None
+        for j in matrix.tasks
+    }
+
+
+def specific(matrix: TransferMatrix) -> dict[TaskName, dict[TaskName, float]]:
+    """Transfer beyond the shared part."""
+    common = shared(matrix)
+    return {i: {j: value - (common[j] or 0.0) for j, value in row.items()} for i, row in transfer(matrix).items()}
+
+
+def backward_transfer(run: Sequence[StageSeen]) -> float | None:
+    """Mean over all tasks but the last of their accuracy at the end less that right after their own stage."""
+    changes = [run[-1].accuracy[stage.task].mean - stage.accuracy[stage.task].mean for stage in run[:-1]]
+    return fmean(changes) if changes else None
+
+
+def forward_transfer(start: Row, run: Sequence[StageSeen]) -> float | None:
+    """Mean over all tasks but the first of their accuracy right before their own stage less that at the start."""
+    changes = [
+        run[place - 1].accuracy[stage.task].mean - start[stage.task].mean for place, stage in enumerate(run) if place
+    ]
+    return fmean(changes) if changes else None
+
+
+def forgetting(run: Sequence[StageSeen]) -> Mapping[TaskName, float]:
+    """For each task its best accuracy after any stage less that at the end; >= 0."""
+    return {
+        task: max(stage.accuracy[task].mean for stage in run) - run[-1].accuracy[task].mean for task in run[-1].accuracy
+    }

@@ -1,0 +1,113 @@
+"""Made-up worlds in which the truth is known, to put forecasts and plans to the test.
+
+Each world is drawn at random and says what any plan ends at; what is measured of it is noisy, as in a study. Worlds
+differ in what later stages do: nothing but their own constant transfer, share what they bring, wear off what was
+learnt, or nothing at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from omni_thinker.rl.evaluate import Estimate
+from omni_thinker.transfer.forecast import Array
+from omni_thinker.transfer.matrix import TransferMatrix
+from omni_thinker.types import TaskName
+
+WorldKind = Literal["constant", "saturating", "forgetting", "order-free"]
+WORLDS: tuple[WorldKind, ...] = get_args(WorldKind)
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """In log-odds: `start_K`, `shared_K` (what any run lifts a task by, once), `own_K` (the own run, beyond that),
+    `specific_K_K[i, j]` (what i does to j beyond the shared part).
+
+    constant: specific effects add up and stay. saturating: only the last stage's specific effect stays, and the shared
+    part comes once. forgetting: each later stage leaves a share `kept` of the own gain, of which half comes back at the
+    next stage on it. order-free: every order ends at the same.
+    """
+
+    kind: WorldKind
+    tasks: tuple[TaskName, ...]
+    start_K: Array
+    shared_K: Array
+    own_K: Array
+    specific_K_K: Array
+    kept: float
+    mixed: float
+    luck: float
+    """Spread, in log-odds, of what a run ends at beside all this."""
+
+    @classmethod
+    def drawn(cls, kind: WorldKind, rng: np.random.Generator, count: int = 4) -> World:
+        """A world of `count` tasks with effects of the size that small models show."""
+        specific = rng.normal(0.0, rng.uniform(0.1, 0.3), (count, count))
+        np.fill_diagonal(specific, 0.0)
+        if kind == "order-free":
+            specific[:] = 0.0
+        return cls(
+            kind,
+            tuple(f"task_{k}" for k in range(count)),
+            rng.uniform(-1.5, 0.5, count),
+            np.maximum(0.0, rng.normal(0.25, 0.25, count)),
+            rng.uniform(0.2, 1.6, count),
+            specific,
+            float(rng.uniform(0.7, 0.95)) if kind == "forgetting" else 1.0,
+            1.0 if kind == "order-free" else float(rng.beta(8, 2)),
+            float(rng.uniform(0.05, 0.2)),
+        )
+
+    def single(self, i: int) -> Array:
+        """Log-odds of all tasks after RL on task i alone."""
+        value = self.start_K + self.shared_K + self.specific_K_K[i]
+        value[i] = self.start_K[i] + self.shared_K[i] + self.own_K[i]
+        return value
+
+    def sequence(self, order: Sequence[int]) -> Array:
+        """Accuracies that training on each of `order` in turn ends at, without luck."""
+        value = self.start_K + self.shared_K
+        for j in range(len(self.tasks)):
+            later = list(order[order.index(j) + 1 :])
+            if self.kind == "forgetting":
+                value[j] += self.own_K[j] * self.kept ** len(later)
+            else:
+                value[j] += self.own_K[j]
+            if self.kind == "constant" or self.kind == "forgetting":
+                value[j] += sum(self.specific_K_K[i, j] for i in later)
+            elif self.kind == "saturating" and later:
+                value[j] += self.specific_K_K[later[-1], j]
+        return _accuracy(value)
+
+    def joint(self) -> Array:
+        """The same for joint training in like shares."""
+        return _accuracy(self.start_K + self.shared_K + self.mixed * self.own_K)
+
+    def with_luck(self, accuracy: Array, rng: np.random.Generator) -> Array:
+        """What one run of the plan ends at."""
+        value = np.log(accuracy / (1 - accuracy)) + rng.normal(0.0, self.luck, len(accuracy))
+        return _accuracy(value)
+
+    def measured(self, problems: int, rng: np.random.Generator) -> TransferMatrix:
+        """The matrix that one run for each task, evaluated on so many problems, shows."""
+
+        def row(accuracy: Array) -> dict[TaskName, Estimate]:
+            return {task: seen(p, problems, rng) for task, p in zip(self.tasks, accuracy, strict=True)}
+
+        after = {i: row(self.with_luck(_accuracy(self.single(k)), rng)) for k, i in enumerate(self.tasks)}
+        return TransferMatrix(self.tasks, row(_accuracy(self.start_K)), after)
+
+
+def seen(accuracy: float, problems: int, rng: np.random.Generator) -> Estimate:
+    """An evaluation of a policy of this accuracy."""
+    mean = rng.binomial(problems, accuracy) / problems
+    smooth = (mean * problems + 0.5) / (problems + 1)
+    return Estimate(float(mean), problems, float(np.sqrt(smooth * (1 - smooth) / problems)))
+
+
+def _accuracy(log_odds: Array) -> Array:
+    return np.asarray(1.0 / (1.0 + np.exp(-log_odds)))
