@@ -13,6 +13,8 @@ from typing import Annotated, Any
 import typer
 
 from omni_thinker import __version__
+from omni_thinker.cli_judge import judge_app
+from omni_thinker.cli_output import Json, finish
 from omni_thinker.errors import UserError
 
 app = typer.Typer(
@@ -26,9 +28,6 @@ model_app = typer.Typer(no_args_is_help=True, help="The built-in model, and what
 tasks_app = typer.Typer(no_args_is_help=True, help="Look at tasks before spending compute on them.")
 app.add_typer(model_app, name="model")
 app.add_typer(tasks_app, name="tasks")
-judge_app = typer.Typer(no_args_is_help=True, help="Pick a judge, and look after what it was paid for.")
-cache_app = typer.Typer(no_args_is_help=True, help="Replies of judges behind an API, kept for all runs.")
-judge_app.add_typer(cache_app, name="cache")
 app.add_typer(judge_app, name="judge")
 
 RecipeFile = Annotated[Path, typer.Argument(help="A recipe file (TOML).")]
@@ -57,7 +56,6 @@ Weak = Annotated[
 Forecasts = Annotated[str, typer.Option("--forecaster", help="hierarchical, naive, additive, relative or logit.")]
 Goal = Annotated[str, typer.Option("--objective", help="mean, worst, or weights: task=2,task=1.")]
 Level = Annotated[float, typer.Option("--level", min=0.01, max=0.999, help="Of the intervals.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 
 
 def main() -> None:
@@ -171,7 +169,7 @@ def plan(
     for task, interval in made.chosen.tasks.items():
         typer.echo(f"{task}: {interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]")
     typer.echo(made.words)
-    _finish(made.to_json(), json_)
+    finish(made.to_json(), json_)
 
 
 @app.command()
@@ -204,7 +202,7 @@ def forecast(
     for task, row in found["forecast"].items():
         typer.echo(f"{task}: {row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]")
     typer.echo(f"{objective}: {found['score']:.3f} [{found['interval']['low']:.3f}, {found['interval']['high']:.3f}]")
-    _finish(found, json_)
+    finish(found, json_)
 
 
 @app.command("eval")
@@ -228,7 +226,7 @@ def evaluate(
         typer.echo(f"{name}: {row['mean']:.3f} +- {row['stderr'] or 0:.3f} ({row['n']} problems)")
     for note in result["notes"]:
         typer.echo(note)
-    _finish(result, json_)
+    finish(result, json_)
 
 
 @app.command()
@@ -238,7 +236,7 @@ def report(directory: Annotated[Path, typer.Argument(help="A run directory.")], 
 
     path = write_report(directory)
     typer.echo(f"report: {path}")
-    _finish({"report": str(path)}, json_)
+    finish({"report": str(path)}, json_)
 
 
 @app.command()
@@ -264,7 +262,7 @@ def score(
         f"{summary['rows']} rows: {summary['value']} values (mean {summary['mean']}), "
         f"{summary['abstain']} abstentions, {summary['error']} errors; {out}"
     )
-    _finish(summary, json_)
+    finish(summary, json_)
 
 
 @tasks_app.command("list")
@@ -275,7 +273,7 @@ def tasks_list(json_: Json = False) -> None:
     for name, line in BUILTIN.items():
         typer.echo(f"builtin:{name}  {line}")
     typer.echo(f"sources: {', '.join(SOURCES)}")
-    _finish({"builtin": dict(BUILTIN), "sources": list(SOURCES)}, json_)
+    finish({"builtin": dict(BUILTIN), "sources": list(SOURCES)}, json_)
 
 
 @tasks_app.command("show")
@@ -306,7 +304,7 @@ def tasks_show(
     for problem in problems:
         typer.echo(f"--- {problem.id}\n{problem.prompt}\n=> {problem.answer}")
     rows = [{"id": p.id, "prompt": p.prompt, "answer": p.answer, "data": dict(p.data)} for p in problems]
-    _finish({"task": name, "split": split, "problems": rows}, json_)
+    finish({"task": name, "split": split, "problems": rows}, json_)
 
 
 @tasks_app.command("validate")
@@ -326,7 +324,7 @@ def tasks_validate(
         typer.echo(f"{name}: {'fine' if not found else f'{len(found)} rows fail'}")
         for failure in found[:5]:
             typer.echo(f"  {failure['problem']}: {failure['reason']}")
-    _finish({"failures": failures}, json_)
+    finish({"failures": failures}, json_)
     if any(failures.values()):
         raise typer.Exit(2)
 
@@ -345,88 +343,7 @@ def judge_info(json_: Json = False) -> None:
             f"{row['balanced']:.1%} [{low:.1%}, {high:.1%}]; the same in both seats {row['consistent']:.1%}"
         )
     typer.echo(caveat(card))
-    _finish(card, json_)
-
-
-CacheFile = Annotated[Path | None, typer.Option("--cache", help="The file; default: judge.sqlite in the cache folder.")]
-
-
-@judge_app.command("agree")
-def judge_agree(
-    pairs: Annotated[Path, typer.Option(help="Rows id, prompt, response_1, response_2, label (1, 2, 0 = tie), votes.")],
-    base_url: Annotated[str, typer.Option(help="An OpenAI-compatible address; without it a local judge.")] = "",
-    model: Annotated[
-        str,
-        typer.Option(
-            help="The model there; or a folder or hub name whose likelihood decides; default: the built-in judge."
-        ),
-    ] = "",
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="A key of judge.endpoint, or judge.margin: key=value. Repeatable.")
-    ] = None,
-    json_: Json = False,
-) -> None:
-    """How often a judge agrees with people, length balanced and not."""
-    from omni_thinker.runs.progress import working
-    from omni_thinker.study.judge_agreement import agreement
-
-    with working(f"judging {pairs}"):
-        found = agreement(pairs, base_url=base_url, model=model, limit=limit, settings=settings or [])
-    for name, value in found.items():
-        typer.echo(f"{name}: {value:.3f}" if isinstance(value, float) else f"{name}: {value}")
-    _finish(found, json_)
-
-
-@cache_app.command("stats")
-def cache_stats(cache: CacheFile = None, json_: Json = False) -> None:
-    """How many replies of which models, and their tokens."""
-    stats = _judge_cache(cache).stats()
-    typer.echo(f"{stats['path']}: {stats['bytes'] / 1e6:.1f} MB")
-    for name, row in stats["models"].items():
-        typer.echo(f"{name}: {row['replies']} replies, {row['input_tokens']} + {row['output_tokens']} tokens")
-    _finish(stats, json_)
-
-
-@cache_app.command("export")
-def cache_export(
-    out: Annotated[Path, typer.Option(help="Where the replies go (JSONL); must not exist.")],
-    cache: CacheFile = None,
-    json_: Json = False,
-) -> None:
-    """Write all replies to a file."""
-    rows = [json.dumps(row) for row in _judge_cache(cache).rows()]
-    try:
-        with out.open("x", encoding="utf-8") as stream:
-            stream.writelines(row + "\n" for row in rows)
-    except FileExistsError:
-        raise UserError("exists already", file=out, key="--out") from None
-    except OSError as exc:
-        raise UserError(f"can't be written: {exc.strerror or exc}", file=out, key="--out") from None
-    typer.echo(f"{len(rows)} replies: {out}")
-    _finish({"rows": len(rows), "out": str(out)}, json_)
-
-
-@cache_app.command("clear")
-def cache_clear(
-    model: Annotated[str | None, typer.Option(help="Only the replies of this model.")] = None,
-    cache: CacheFile = None,
-    json_: Json = False,
-) -> None:
-    """Forget replies. They would have to be paid for again."""
-    done = _judge_cache(cache).clear(model)
-    typer.echo(f"{done} replies forgotten")
-    _finish({"forgotten": done}, json_)
-
-
-def _judge_cache(path: Path | None) -> Any:
-    from omni_thinker.judging.cache import JudgeCache
-    from omni_thinker.study.setup import default_cache
-
-    path = path or default_cache()
-    if not path.is_file():
-        raise UserError("no such cache", file=path, key="--cache")
-    return JudgeCache(path)
+    finish(card, json_)
 
 
 @model_app.command("fetch")
@@ -439,7 +356,7 @@ def model_fetch(
 
     folder = fetch_builtin(force=force, say=lambda line: typer.echo(line, err=True))
     typer.echo(f"built-in model: {folder}")
-    _finish({"folder": str(folder)}, json_)
+    finish({"folder": str(folder)}, json_)
 
 
 @model_app.command("info")
@@ -453,7 +370,7 @@ def model_info(
     info = look(name)
     for key, value in info.items():
         typer.echo(f"{key}: {value}")
-    _finish(info, json_)
+    finish(info, json_)
 
 
 def _run(recipe: Path, out: Path | None, overrides: list[str], json_: bool, *, dry_run: bool = False) -> None:
@@ -469,7 +386,7 @@ def _run(recipe: Path, out: Path | None, overrides: list[str], json_: bool, *, d
             summary = describe(loaded)
         for key, value in summary.items():
             typer.echo(f"{key}: {value}")
-        _finish(summary, json_)
+        finish(summary, json_)
         return
     with _in_recipe(recipe):
         result = run_study(loaded, target)
@@ -478,7 +395,7 @@ def _run(recipe: Path, out: Path | None, overrides: list[str], json_: bool, *, d
     path = write_report(target)
     typer.echo(result["verdict"])
     typer.echo(f"report: {path}")
-    _finish({"out": str(target), "report": str(path), **result}, json_)
+    finish({"out": str(target), "report": str(path), **result}, json_)
 
 
 @contextmanager
@@ -512,10 +429,3 @@ def _split(name: str) -> Any:
     if name not in SPLITS:
         raise UserError(f"takes {', '.join(SPLITS)}, got {name!r}", key="--split")
     return name
-
-
-def _finish(table: dict[str, Any], json_: bool) -> None:
-    if json_:
-        from omni_thinker.runs.rundir import to_json
-
-        typer.echo(to_json(table))

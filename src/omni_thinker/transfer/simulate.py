@@ -64,7 +64,7 @@ class World:
 
     def single(self, i: int) -> Array:
         """Log-odds of all tasks after RL on task i alone."""
-        value = self.start_K + self.shared_K + self.specific_K_K[i]
+        value: Array = self.start_K + self.shared_K + self.specific_K_K[i]
         value[i] = self.start_K[i] + self.shared_K[i] + self.own_K[i]
         return value
 

@@ -1,0 +1,327 @@
+"""Forecasts follow their formulas, fall back where they know nothing, and are calibrated where the truth is known."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from matrices import AFTER, MATRIX, START, from_effects, matrix
+from omni_thinker.errors import UserError
+from omni_thinker.rl.evaluate import Estimate
+from omni_thinker.transfer.assumptions import StageSeen, check_assumptions
+from omni_thinker.transfer.forecast import (
+    Array,
+    Draws,
+    Interval,
+    Joint,
+    Merge,
+    Stage,
+    evenly,
+    gain_share,
+    in_order,
+    measured,
+)
+from omni_thinker.transfer.forecasters import FORECASTERS, make_forecaster
+from omni_thinker.transfer.hierarchical import Evidence, Hierarchical
+from omni_thinker.transfer.matrix import Column, TransferMatrix
+from omni_thinker.transfer.quantities import backward_transfer, forgetting, forward_transfer, shared, specific, transfer
+from omni_thinker.transfer.simulate import WORLDS, World, seen
+
+LITERAL = ("naive", "additive", "relative", "logit")
+
+
+def at(name: str, order: str, task: str, own: TransferMatrix = MATRIX) -> float:
+    """The first draw (what was measured) of a task's forecast."""
+    return float(make_forecaster(name, own, draws=1)(in_order(order))[task][0])
+
+
+def odds(p: float) -> float:
+    return math.log(p / (1 - p))
+
+
+# -- the formulas ---------------------------------------------------------------------------------------------------
+
+
+def test_sequences_by_hand() -> None:
+    for name in LITERAL:
+        assert at(name, "acb", "b") == pytest.approx(0.8), "the last task ends at its own single-task accuracy"
+    assert at("naive", "bac", "b") == pytest.approx(0.8)
+    assert at("additive", "bac", "b") == pytest.approx(0.8 + 0.1 - 0.2)
+    assert at("additive", "abc", "a") == pytest.approx(0.6 - 0.1 - 0.2)
+    assert at("relative", "bac", "b") == pytest.approx(0.8 * (1 + 0.1 / 0.4) * (1 - 0.2 / 0.4))
+    assert at("relative", "cab", "a") == pytest.approx(0.6 * 0.1 / 0.2)
+    total = odds(0.8) + (odds(0.5) - odds(0.4)) + (odds(0.2) - odds(0.4))
+    assert at("logit", "bac", "b") == pytest.approx(1 / (1 + math.exp(-total)))
+
+
+def test_joint_and_merge_by_hand() -> None:
+    additive = make_forecaster("additive", MATRIX, draws=1)
+    # b: start .4, itself +.4, a +.1, c -.2.
+    assert additive(evenly("abc"))["b"][0] == pytest.approx(0.4 + 0.4 + 0.1 - 0.2)
+    assert additive(Merge(0.5))["b"][0] == pytest.approx(0.4 + 0.5 * (0.4 + 0.1 - 0.2))
+    assert make_forecaster("naive", MATRIX, draws=1)(evenly("abc"))["b"][0] == pytest.approx(0.8)
+    # All on b, for one pass: just its single-task run.
+    assert additive(Joint({"b": 1.0}, passes=1.0))["b"][0] == pytest.approx(0.8)
+    assert additive(Joint({"b": 1.0}, passes=1.0))["a"][0] == pytest.approx(0.1)
+
+
+def test_a_task_that_comes_again_is_refreshed() -> None:
+    additive = make_forecaster("additive", MATRIX, draws=1)
+    assert additive(in_order("acb"))["a"][0] == pytest.approx(0.6 - 0.2 - 0.1)
+    assert additive(in_order("acba"))["a"][0] == pytest.approx(0.6)
+    assert additive((Stage("a"), Stage("b", 0.5)))["a"][0] == pytest.approx(0.6 - 0.1 * gain_share(0.5))
+    assert additive(())["a"][0] == pytest.approx(0.2)
+    assert gain_share(0) == 0
+    assert gain_share(1) == 1
+
+
+def test_forecasts_stay_within_zero_and_one() -> None:
+    high = matrix([0.5, 0.2], [[0.9, 0.7], [0.9, 0.9]])
+    assert at("additive", "ab", "a", high) == 1.0
+    assert at("relative", "ab", "a", high) == 1.0
+    assert 0.9 < at("logit", "ab", "a", high) < 1.0
+    low = matrix([0.5, 0.9], [[0.3, 0.1], [0.1, 0.9]])
+    assert at("additive", "ab", "a", low) == 0.0
+    assert 0.0 < at("logit", "ab", "a", low) < 0.1
+
+
+accuracy = st.floats(0, 1)
+
+
+@pytest.mark.parametrize("name", FORECASTERS)
+@given(
+    start=st.lists(accuracy, min_size=3, max_size=3),
+    after=st.lists(st.lists(accuracy, min_size=3, max_size=3), min_size=3, max_size=3),
+    stderr=st.sampled_from([0.0, 0.05, math.inf]),
+)
+def test_every_forecast_is_an_accuracy(name: str, start: list[float], after: list[list[float]], stderr: float) -> None:
+    predict = make_forecaster(name, matrix(start, after, stderr), draws=20)
+    for plan in (in_order("cab"), in_order("aba"), evenly("abc"), Merge(0.7)):
+        for draws in predict(plan).values():
+            assert np.isfinite(draws).all()
+            assert ((draws >= 0) & (draws <= 1)).all()
+
+
+def test_draws_hold_the_measurement_and_its_noise() -> None:
+    draws = Draws.of(matrix([0.5, 0.5], [[0.5, 0.5], [0.5, 0.5]], stderr=0.05))
+    cell = draws.after_K_C_N[0, 1]
+    assert cell[0] == 0.5
+    assert float(cell.std()) == pytest.approx(0.05, rel=0.1)
+    assert abs(float(np.corrcoef(cell, draws.after_K_C_N[1, 0])[0, 1])) < 0.1
+    unknown = Draws.of(matrix([0.5] * 2, [[0.5] * 2] * 2, stderr=math.inf)).start_C_N[0]
+    assert unknown.min() == 0.0
+    assert unknown.max() == 1.0
+
+
+def test_interval_by_hand() -> None:
+    interval = Interval.of(np.linspace(0, 1, 1001))
+    assert (interval.mean, interval.low, interval.high) == pytest.approx((0.5, 0.1, 0.9))
+    assert Interval.of(np.linspace(0, 1, 1001), 0.95).low == pytest.approx(0.025)
+
+
+def test_what_would_be_measured_is_wider() -> None:
+    predict = make_forecaster("additive", matrix([0.5] * 2, [[0.5] * 2] * 2, stderr=0.05))
+    truth = predict.by_column(in_order("ab"))
+    shown = measured(predict, truth)
+    assert shown.std(axis=1) == pytest.approx(np.hypot(truth.std(axis=1), 0.05), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        ({"z": 1.0}, "unknown task 'z'"), ({}, "between 0 and 1"), ({"a": 0.7}, "add up to 1, not 0.7"),
+        ({"a": 1.5, "b": -0.5}, "between 0 and 1"), ({"a": math.nan}, "between 0 and 1"),
+    ],
+)  # fmt: skip
+def test_shares_that_are_none_are_refused(weights: dict[str, float], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        make_forecaster("naive", MATRIX, draws=1)(Joint(weights))
+
+
+# -- the hierarchical model ---------------------------------------------------------------------------------------
+
+
+def test_where_other_runs_say_nothing_it_is_naive() -> None:
+    sharp = matrix(START, AFTER, stderr=0.01, n=2000)
+    own = {t: {t: sharp.after[t][t]} for t in "abc"}
+    alone = Hierarchical(TransferMatrix(sharp.tasks, sharp.start, own))
+    for plan in (in_order("abc"), in_order("cba"), evenly("abc")):
+        found = {task: float(draws.mean()) for task, draws in alone(plan).items()}
+        for task in "abc":
+            assert found[task] == pytest.approx(sharp.after[task][task].mean, abs=0.02)
+
+
+def test_what_all_runs_bring_is_counted_once() -> None:
+    """Three tasks that any run lifts from .3 to .5 and their own no further: no order and no mixture adds it up."""
+    lifted = matrix([0.3] * 3, [[0.5] * 3] * 3, stderr=0.01, n=2000)
+    predict = Hierarchical(lifted)
+    for plan in (in_order("abc"), evenly("abc")):
+        for draws in predict(plan).values():
+            assert float(draws.mean()) == pytest.approx(0.5, abs=0.03)
+    assert make_forecaster("logit", lifted)(in_order("abc"))["a"].mean() > 0.65
+
+
+def test_mixing_dilutes_and_later_stages_wear_off() -> None:
+    sharp = matrix([0.2] * 3, [[0.8, 0.2, 0.2], [0.2, 0.8, 0.2], [0.2, 0.2, 0.8]], stderr=0.01, n=2000)
+    predict = Hierarchical(sharp)
+    first, middle, last = (float(predict(in_order("abc"))[task].mean()) for task in "abc")
+    assert first < middle < last
+    assert last == pytest.approx(0.8, abs=0.03)
+    assert 0.6 < float(predict(evenly("abc"))["a"].mean()) < 0.8
+    # A mixture of one is a single-task run.
+    assert float(predict(Joint({"a": 1.0}, 1.0))["a"].mean()) == pytest.approx(0.8, abs=0.03)
+
+
+def test_evidence_sharpens_what_is_kept() -> None:
+    sharp = matrix([0.2] * 3, [[0.8, 0.2, 0.2], [0.2, 0.8, 0.2], [0.2, 0.2, 0.8]], stderr=0.02, n=400)
+    before = Hierarchical(sharp)
+    forgot = Evidence(in_order("ab"), {"a": Estimate(0.35, 400, 0.024), "b": Estimate(0.8, 400, 0.02)})
+    after = Hierarchical(sharp, evidence=[forgot])
+    assert after.retained_N.mean() < before.retained_N.mean() - 0.05
+    assert after(in_order("bc"))["b"].mean() < before(in_order("bc"))["b"].mean()
+
+
+def test_the_same_seed_gives_the_same_forecast() -> None:
+    own = matrix(START, AFTER, stderr=0.05)
+    first, again = (Hierarchical(own, 200, 3)(in_order("cab"))["a"] for _ in range(2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, Hierarchical(own, 200, 4)(in_order("cab"))["a"])
+
+
+# -- known truths -------------------------------------------------------------------------------------------------
+
+
+def coverage(simulations: int) -> tuple[float, dict[str, float], float]:
+    """(share of 80 % intervals that hold what one run then showed, mean errors, false claims about orders)."""
+    inside: list[bool] = []
+    errors: dict[str, list[float]] = {name: [] for name in ("hierarchical", "naive", "logit")}
+    false_claims = 0
+    for seed in range(simulations):
+        rng = np.random.default_rng(seed)
+        world = World.drawn(WORLDS[seed % len(WORLDS)], rng)
+        own = world.measured(96, rng)
+        order = [int(k) for k in rng.permutation(len(world.tasks))]
+        stages = in_order([world.tasks[k] for k in order])
+        predict = Hierarchical(own, 400, seed)
+        for plan, truth in ((stages, world.sequence(order)), (evenly(world.tasks), world.joint())):
+            reached = world.with_luck(truth, rng)
+            shown = np.array([seen(float(p), 96, rng).mean for p in reached])
+            low, high = np.quantile(measured(predict, predict.by_column(plan), seed), [0.1, 0.9], axis=1)
+            inside += list((shown >= low) & (shown <= high))
+        ended = world.with_luck(world.sequence(order), rng)
+        for name, own_errors in errors.items():
+            found = predict if name == "hierarchical" else make_forecaster(name, own, draws=1)
+            own_errors.append(float(np.abs(found.by_column(stages).mean(axis=1) - ended).mean()))
+        false_claims += _claims_too_much(world, predict)
+    return (
+        float(np.mean(inside)),
+        {name: float(np.mean(own)) for name, own in errors.items()},
+        false_claims / simulations,
+    )
+
+
+def _claims_too_much(world: World, predict: Hierarchical) -> bool:
+    """Whether an order is said, at 95 %, to beat its reverse or joint training, and doesn't."""
+    order = list(range(len(world.tasks)))
+    plans: list[tuple[Array, float]] = [
+        (predict.by_column(in_order([world.tasks[k] for k in own])).mean(axis=0), float(world.sequence(own).mean()))
+        for own in (order, order[::-1])
+    ]
+    plans.append((predict.by_column(evenly(world.tasks)).mean(axis=0), float(world.joint().mean())))
+    return any(
+        float((a > b).mean()) > 0.95 and true_a <= true_b + 1e-9
+        for n, (a, true_a) in enumerate(plans)
+        for m, (b, true_b) in enumerate(plans)
+        if n != m
+    )
+
+
+def test_intervals_are_calibrated_where_the_truth_is_known() -> None:
+    share, errors, false_claims = coverage(500)
+    assert 0.75 <= share <= 0.85
+    assert false_claims < 0.05
+    assert errors["hierarchical"] < errors["naive"] < errors["logit"]
+
+
+# -- real runs ----------------------------------------------------------------------------------------------------
+
+
+def guru(folder: Path, key: str) -> tuple[TransferMatrix, dict[str, float]]:
+    """Five single-domain RL runs of a 7B model, and what their mix ended at; 14 evaluations, one of an untrained
+    domain."""
+    rows = [json.loads(line) for line in (folder / "transfer" / "guru_rl_matrix.jsonl").read_text("utf-8").splitlines()]
+    runs = {max(row["train_examples"], key=row["train_examples"].get): row for row in rows if "mix" not in row["run"]}
+    mix = next(row for row in rows if "mix" in row["run"])
+    begun = [row for row in runs.values() if row["first"]["step"] == 0]
+
+    def start(name: str) -> Estimate:
+        return Estimate(float(np.mean([row["first"]["scores"][name] for row in begun])), 0, 0.0)
+
+    columns = tuple(
+        Column(
+            name,
+            name.split("/")[0],
+            start(name),
+            {i: Estimate(row[key]["scores"][name], 0, 0.0) for i, row in runs.items()},
+        )
+        for name in sorted(mix[key]["scores"])
+    )
+    return TransferMatrix(tuple(runs), {}, {i: {} for i in runs}, columns), mix[key]["scores"]
+
+
+@pytest.mark.parametrize("key", ["last", "best_mean"])
+def test_the_mix_of_a_real_run_is_forecast(key: str, shared_data: Path) -> None:
+    own, reached = guru(shared_data, key)
+    truth = np.array([reached[column.name] for column in own.columns()])
+    errors = {}
+    for name in FORECASTERS:
+        predict = make_forecaster(name, own)
+        errors[name] = float(np.abs(predict.by_column(evenly(own.tasks)).mean(axis=1) - truth).mean())
+    assert errors["hierarchical"] <= 0.035
+    assert errors["hierarchical"] < errors["naive"] < errors["additive"]
+    predict = Hierarchical(own)
+    low, high = np.quantile(measured(predict, predict.by_column(evenly(own.tasks))), [0.1, 0.9], axis=1)
+    assert 0.70 <= ((truth >= low) & (truth <= high)).mean() <= 0.95
+
+
+# -- A1, A2 and the other quantities --------------------------------------------------------------------------------
+
+
+def cells(stderr: float = 0.02, **means: float) -> dict[str, Estimate]:
+    return {task: Estimate(mean, 100, stderr) for task, mean in means.items()}
+
+
+def test_assumptions_by_hand() -> None:
+    own = matrix(START, AFTER, stderr=0.02)
+    run = [StageSeen("a", cells(a=0.6, b=0.5, c=0.4)), StageSeen("b", cells(a=0.5, b=0.8, c=0.1))]
+    first, second = check_assumptions(own, [run])
+    # b on a: expected -.1, seen -.1; b on c: expected +.1, seen -.3. Four evaluations of .02 each make .04.
+    assert [cell[1:] for cell in first.cells] == [pytest.approx((-0.1, -0.1, 0.04)), pytest.approx((0.1, -0.3, 0.04))]
+    assert first.mean_difference == pytest.approx(0.2)
+    assert first.p is not None
+    assert first.p < 1e-10
+    assert "speaks against constant transfer" in first.words
+    assert second.cells == (("stage 2, b", 0.8, 0.8, pytest.approx(math.sqrt(2) * 0.02)),)
+    assert second.p == pytest.approx(1.0)
+    assert "doesn't contradict saturation" in second.words
+    nothing, _ = check_assumptions(own, [run[:1]])
+    assert "nothing to test" in nothing.words
+
+
+def test_quantities_by_hand() -> None:
+    assert transfer(MATRIX)["c"] == pytest.approx({"a": -0.2, "b": -0.2, "c": 0.4})
+    assert shared(MATRIX) == pytest.approx({"a": -0.15, "b": -0.05, "c": 0.0})
+    assert specific(MATRIX)["c"]["a"] == pytest.approx(-0.05)
+    run = [StageSeen("a", cells(a=0.6, b=0.5, c=0.4)), StageSeen("b", cells(a=0.4, b=0.8, c=0.5))]
+    run.append(StageSeen("c", cells(a=0.5, b=0.6, c=0.9)))
+    assert backward_transfer(run) == pytest.approx(((0.5 - 0.6) + (0.6 - 0.8)) / 2)
+    assert forward_transfer(MATRIX.start, run) == pytest.approx(((0.5 - 0.4) + (0.5 - 0.5)) / 2)
+    assert forgetting(run) == pytest.approx({"a": 0.1, "b": 0.2, "c": 0.0})
+    assert backward_transfer(run[:1]) is None
+    assert from_effects(np.zeros((2, 2))).effect("t0", "t1") == 0.0

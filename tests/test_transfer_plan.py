@@ -1,0 +1,327 @@
+"""Plans are the best there are, bounds hold, and what the data can't tell is said."""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from collections.abc import Sequence
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from matrices import AFTER, MATRIX, START, from_effects, matrix
+from omni_thinker.errors import UserError
+from omni_thinker.transfer.decide import Decision
+from omni_thinker.transfer.forecast import SetForm, check_order, in_order
+from omni_thinker.transfer.forecasters import FORECASTERS, make_forecaster
+from omni_thinker.transfer.matrix import TransferMatrix
+from omni_thinker.transfer.plan import STRATEGIES, make_plan
+from omni_thinker.transfer.search import (
+    Objective,
+    _local_search,
+    back_greedy,
+    best_order,
+    front_greedy,
+    least_to_most_forgettable,
+    score_order,
+    upper_bound,
+)
+
+LITERAL = ("naive", "additive", "relative", "logit")
+MEAN = Objective()
+
+
+def form_of(own: TransferMatrix, name: str = "additive") -> SetForm:
+    return make_forecaster(name, own, draws=1).set_form()
+
+
+def brute(own: TransferMatrix, name: str, objective: Objective) -> dict[tuple[str, ...], float]:
+    """Every order, scored by the forecaster itself."""
+    predict = make_forecaster(name, own, draws=1)
+    return {order: float(objective.of(predict(in_order(order)))[0]) for order in permutations(own.tasks)}
+
+
+accuracy = st.floats(0, 1)
+matrices = st.integers(2, 6).flatmap(
+    lambda k: st.builds(
+        matrix,
+        st.lists(accuracy, min_size=k, max_size=k),
+        st.lists(st.lists(accuracy, min_size=k, max_size=k), min_size=k, max_size=k),
+    )
+)
+
+
+# -- exact ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", [MEAN, Objective("worst"), Objective(weights={"a": 3.0, "b": 1.0})], ids=str)
+@pytest.mark.parametrize("name", LITERAL)
+@given(own=matrices)
+@settings(max_examples=30)
+def test_the_exact_order_is_the_best_of_all(name: str, objective: Objective, own: TransferMatrix) -> None:
+    found = best_order(form_of(own, name), objective)
+    scores = brute(own, name, objective)
+    assert found.score == pytest.approx(max(scores.values()), abs=1e-9)
+    assert scores[found.order] == pytest.approx(found.score, abs=1e-9)
+    assert found.exact
+
+
+def test_additive_plans_equal_brute_force_on_a_thousand_matrices() -> None:
+    rng = np.random.default_rng(5)
+    for number in range(1000):
+        count = 2 + number % 6 if number % 50 == 5 else 2 + number % 5  # seven tasks now and then: 5,040 orders
+        own = from_effects(rng.normal(-0.01, 0.05, (count, count)))
+        form = form_of(own)
+        effects = form.effect_K_C
+        order = best_order(form, MEAN).order
+        best = max(
+            sum(np.clip(0.6 + effects[list(p[n + 1 :]), k].sum(), 0, 1) for n, k in enumerate(p)) / count
+            for p in permutations(range(count))
+        )
+        assert score_order(form, MEAN, order) == pytest.approx(best, abs=1e-9)
+
+
+def test_the_hierarchical_search_is_exact_for_its_form() -> None:
+    form = make_forecaster("hierarchical", matrix(START, AFTER, stderr=0.02), draws=50).set_form()
+    for objective in (MEAN, Objective("worst")):
+        scores = {order: score_order(form, objective, order) for order in permutations("abc")}
+        assert best_order(form, objective).score == pytest.approx(max(scores.values()), abs=1e-9)
+
+
+def test_fixed_places_are_kept() -> None:
+    rng = np.random.default_rng(2)
+    own = from_effects(rng.normal(0, 0.1, (5, 5)))
+    objective = Objective(fixed={"t3": 1, "t0": 4})
+    found = best_order(form_of(own), objective)
+    allowed = {o: s for o, s in brute(own, "additive", MEAN).items() if o[0] == "t3" and o[3] == "t0"}
+    assert found.score == pytest.approx(max(allowed.values()))
+    large = from_effects(rng.normal(0, 0.01, (20, 20)))
+    order = best_order(form_of(large), Objective(fixed={"t7": 20, "t2": 1})).order
+    assert (order[0], order[-1]) == ("t2", "t7")
+    assert sorted(order) == sorted(large.tasks)
+
+
+def test_eighteen_tasks_are_planned_exactly_in_seconds() -> None:
+    own = from_effects(np.random.default_rng(1).normal(-0.01, 0.03, (18, 18)))
+    form = form_of(own)
+    began = time.monotonic()
+    found = best_order(form, MEAN)
+    assert time.monotonic() - began < 10
+    assert found.exact
+    assert found.score >= score_order(form, MEAN, _local_search(form, MEAN, 4, 0)) - 1e-9
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 4e6, "in KB, all tests before this one included"
+
+
+# -- local search and its bound -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LITERAL)
+@given(own=matrices, seed=st.integers(0, 5))
+@settings(max_examples=40)
+def test_a_bound_is_never_passed(name: str, own: TransferMatrix, seed: int) -> None:
+    form = form_of(own, name)
+    order = tuple(np.random.default_rng(seed).permutation(own.tasks).tolist())
+    for objective in (MEAN, Objective("worst")):
+        assert upper_bound(form, objective, order) >= best_order(form, objective).score - 1e-9
+
+
+def test_local_search_finds_the_best_of_small_ones() -> None:
+    rng = np.random.default_rng(3)
+    missed = 0.0
+    for _ in range(50):
+        form = form_of(from_effects(rng.normal(-0.01, 0.03, (7, 7))))
+        missed = max(missed, best_order(form, MEAN).score - score_order(form, MEAN, _local_search(form, MEAN, 8, 0)))
+    assert missed < 1e-6
+
+
+def test_two_hundred_tasks_are_planned_with_a_bound() -> None:
+    """Effects as large in all as those of four tasks with N(-.01, .03)."""
+    effects = np.random.default_rng(0).normal(-0.01 / 50, 0.03 / 50, (200, 200))
+    form = form_of(from_effects(effects))
+    began = time.monotonic()
+    found = best_order(form, MEAN)
+    assert time.monotonic() - began < 30
+    assert not found.exact
+    assert found.score <= found.bound
+    assert (found.bound - found.score) / found.bound < 0.05
+
+
+# -- named rules ----------------------------------------------------------------------------------------------------
+
+
+def test_named_strategies_by_hand() -> None:
+    # Outgoing effects: a: b +.1, c -.1; b: a -.1, c +.1; c: a -.2, b -.2.
+    # Incoming: a -.3, b -.1, c 0: the most damaged goes last.
+    # Last place: a harms least in all (0, tied with b, first wins); then b (c +.1) against c (b -.2).
+    # First place: a (0, tied with b), b, c (-.4).
+    orders = {name: order for name, (order, _, _) in make_plan(MATRIX, forecaster="additive").strategies.items()}
+    assert orders["least_to_most_forgettable"] == ("c", "b", "a")
+    assert orders["back_greedy"] == ("c", "b", "a")
+    assert orders["front_greedy"] == ("a", "b", "c")
+    # additive: c first costs nothing (c is helped by b, hurt by a); then a before b: -.1, b before a: +.1.
+    assert orders["exact"] == ("c", "b", "a")
+    assert orders["reversed"] == ("a", "b", "c")
+    assert sorted(orders["random"]) == ["a", "b", "c"]
+
+
+def test_the_mean_regrets_of_the_rules_are_the_known_ones() -> None:
+    rng = np.random.default_rng(0)
+    rules = {"back": back_greedy, "forgettable": least_to_most_forgettable, "front": front_greedy}
+    regrets: dict[str, list[float]] = {name: [] for name in rules}
+    every = list(permutations(range(4)))
+    for _ in range(2000):
+        effects = rng.normal(-0.01, 0.03, (4, 4))
+        np.fill_diagonal(effects, 0.0)
+        scores = {p: sum(effects[p[m], k] for n, k in enumerate(p) for m in range(n + 1, 4)) for p in every}
+        best, worst = max(scores.values()), min(scores.values())
+        for name, rule in rules.items():
+            regrets[name].append((best - scores[tuple(rule(effects))]) / (best - worst))
+    means = {name: float(np.mean(own)) for name, own in regrets.items()}
+    assert means == pytest.approx({"back": 0.10, "forgettable": 0.20, "front": 0.81}, abs=0.02)
+
+
+def test_adjacent_swap_rule() -> None:
+    """Two tasks: i before j is better exactly if D[j, i] > D[i, j]."""
+    for d_ab, d_ba, best in ((0.1, -0.1, ("b", "a")), (-0.1, 0.1, ("a", "b")), (-0.2, -0.1, ("a", "b"))):
+        own = matrix([0.5, 0.5], [[0.6, 0.5 + d_ab], [0.5 + d_ba, 0.6]])
+        assert make_plan(own, forecaster="additive").chosen.order == best
+
+
+def test_ties_go_to_the_order_of_the_tasks() -> None:
+    flat = matrix([0.5] * 4, [[0.5] * 4] * 4)
+    strategies = make_plan(flat, forecaster="logit").strategies
+    assert strategies["exact"][0] == ("a", "b", "c", "d")
+    assert all(regret == 0.0 for _, _, regret in strategies.values())
+
+
+# -- plans ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LITERAL)
+def test_a_plan_by_hand(name: str) -> None:
+    plan = make_plan(MATRIX, forecaster=name)
+    scores = brute(MATRIX, name, MEAN)
+    assert {f.order: pytest.approx(f.score) for f in plan.orders} == scores
+    assert [f.score for f in plan.orders] == pytest.approx(sorted(scores.values(), reverse=True))
+    assert plan.found.bound == pytest.approx(max(scores.values()))
+    assert plan.chosen.kind == "sequence"
+    assert plan.chosen.score == pytest.approx(max(scores.values()))
+    assert sum(f.probability_best or 0.0 for f in plan.orders) == pytest.approx(1.0)
+    for order, score, regret in plan.strategies.values():
+        assert score == pytest.approx(scores[order])
+        assert regret == pytest.approx(max(scores.values()) - score)
+    assert plan.strategies["exact"][2] == 0.0
+
+
+def test_a_given_order_or_strategy_is_chosen() -> None:
+    for name in FORECASTERS:
+        assert make_plan(MATRIX, forecaster=name, order=("b", "a", "c")).chosen.order == ("b", "a", "c")
+        assert make_plan(MATRIX, forecaster=name, strategy="front_greedy").chosen.order == ("a", "b", "c")
+    six = matrix([0.5] * 6, [[0.5] * 6] * 6)
+    worst = ("f", "e", "d", "c", "b", "a")
+    plan = make_plan(six, order=worst)
+    assert plan.chosen.order == worst
+    assert worst in [f.order for f in plan.orders]
+    assert plan.chosen.probability_best is None
+
+
+def test_noise_makes_intervals_and_doubt() -> None:
+    sure = make_plan(matrix(START, AFTER, stderr=1e-6), forecaster="logit")
+    doubtful = make_plan(matrix(START, AFTER, stderr=0.1), forecaster="logit")
+    assert sure.chosen.probability_best == pytest.approx(1.0)
+    assert sure.chosen.interval.high - sure.chosen.interval.low < 1e-4
+    assert doubtful.chosen.probability_best is not None
+    assert 0.2 < doubtful.chosen.probability_best < 0.95
+    assert doubtful.chosen.interval.high - doubtful.chosen.interval.low > 0.05
+    assert doubtful.chosen.order == sure.chosen.order, "the choice goes by what was measured"
+    assert doubtful.chosen.score == pytest.approx(sure.chosen.score)
+
+
+def _all_alike(gain: float, stderr: float, n: int) -> TransferMatrix:
+    """Four tasks that only their own run lifts."""
+    after = [[0.3 + gain * (i == j) for j in range(4)] for i in range(4)]
+    return matrix([0.3] * 4, after, stderr, n)
+
+
+def test_joint_training_is_an_answer() -> None:
+    """Ten tasks of which only their own runs lift each: what is learnt first wears off over nine later stages."""
+    after = [[0.8 if i == j else 0.2 for j in range(10)] for i in range(10)]
+    own = matrix([0.2] * 10, after, stderr=0.01, n=2000)
+    plan = make_plan(own)
+    assert plan.chosen.kind == "joint"
+    assert plan.to_json()["plan"]["order"] == []
+    assert "Train jointly." in plan.words
+    assert plan.sequence.kind == "sequence", "a study still has its order"
+    assert make_plan(own, forecaster="additive").chosen.kind == "sequence"
+
+
+def test_what_the_data_can_not_tell_is_said() -> None:
+    plan = make_plan(_all_alike(0.3, 0.05, 96))
+    assert not plan.decision.settled
+    assert "the data can't tell: the expected gain of the sequence is" in plan.words
+    assert plan.decision.stderr > 0
+    more = Decision(0.01, 0.02, 0.7, False, 120)
+    assert "about 120 more evaluation problems a task would settle it" in more.words
+    assert "only running both" in Decision(0.01, 0.02, 0.7, False, None).words
+    assert "Joint training is forecast to beat the sequence by 0.050" in Decision(-0.05, 0.01, 0.01, True, 0).words
+
+
+def test_a_refresh_is_put_in_where_it_pays() -> None:
+    own = matrix([0.2] * 3, [[0.9, 0.1, 0.1], [0.1, 0.5, 0.2], [0.1, 0.2, 0.5]], stderr=0.01, n=2000)
+    plain = make_plan(own, order=())
+    free = make_plan(own, refresh_cost=0.0)
+    dear = make_plan(own, refresh_cost=5.0)
+    assert len(plain.sequence.stages) == len(dear.sequence.stages) == 3
+    assert len(free.sequence.stages) > 3
+    assert {stage.passes for stage in free.sequence.stages} == {1.0, 0.25}
+    assert free.sequence.score > plain.sequence.score - 0.02
+
+
+def test_a_plan_is_plain_json() -> None:
+    table = json.loads(json.dumps(make_plan(matrix(START, AFTER, stderr=0.02)).to_json(), allow_nan=False))
+    assert {"plan", "orders", "strategies", "exact", "upper_bound", "forecaster"} <= set(table)
+    assert sorted(table["sequence"]["order"]) == ["a", "b", "c"]
+    assert len(table["orders"]) == 6
+    assert set(table["strategies"]) == set(STRATEGIES)
+    assert set(table["plan"]["forecast"]["a"]) == {"mean", "low", "high"}
+    assert table["forecaster"] == "hierarchical"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"forecaster": "tarot"}, "--forecaster: unknown forecaster 'tarot'; known: naive"),
+        ({"strategy": "bwt"}, "--strategy: unknown strategy 'bwt'; known: exact"),
+        ({"order": ("a", "b")}, "--order: leaves out 'c'"),
+        ({"order": ("a", "b", "b", "c")}, "--order: an order names each task once"),
+        ({"order": ("a", "b", "z")}, "--order: unknown task 'z'; the matrix has a, b, c"),
+        ({"objective": Objective(weights={"z": 1.0})}, "--objective: unknown task 'z'"),
+        ({"objective": Objective(weights={"a": 0.0})}, "--objective: weights are numbers"),
+        ({"objective": Objective(weights={"a": -1.0, "b": 2.0})}, "--objective: weights are numbers"),
+        ({"objective": Objective(fixed={"z": 1})}, "--fix: unknown task 'z'"),
+        ({"objective": Objective(fixed={"a": 4})}, "--fix: a place lies between 1 and 3"),
+        ({"objective": Objective(fixed={"a": 1, "b": 1})}, "--fix: two tasks can't have the same place"),
+    ],
+)
+def test_what_can_not_be_planned_is_said(wrong: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        make_plan(MATRIX, **wrong)
+    assert str(caught.value).startswith(words)
+
+
+def test_a_task_without_its_own_run_can_not_be_planned() -> None:
+    after = {i: {j: e for j, e in row.items() if i != "b" or j != "b"} for i, row in MATRIX.after.items()}
+    lacking = TransferMatrix(MATRIX.tasks, MATRIX.start, after)
+    with pytest.raises(UserError, match="'b' was not measured after training on its own task"):
+        make_plan(lacking)
+
+
+def test_an_order_names_every_task() -> None:
+    check_order(("c", "a", "b"), ("a", "b", "c"))
+    names: Sequence[str] = make_plan(MATRIX).sequence.order
+    check_order(names, MATRIX.tasks)
