@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from omni_thinker.errors import UserError
@@ -99,12 +100,14 @@ class TrainedJudge:
             try:
                 tensors = load_file(folder / "adapter.safetensors")
                 card = json.loads((folder / "card.json").read_text("utf-8"))
-            except (OSError, ValueError) as exc:
+                head_H, bias = tensors.pop("head.weight").float(), float(tensors.pop("head.bias"))
+                scale, version = float(card["scale"]), str(card["version"])
+            except (OSError, ValueError, TypeError, LookupError, SafetensorError) as exc:
                 raise UserError(f"the judge's adapter can't be read: {exc}", file=folder) from None
-        self._head_H, self._bias = tensors.pop("head.weight").float(), float(tensors.pop("head.bias"))
-        merge_adapter(model, tensors, float(card["scale"]))
+        merge_adapter(model, tensors, scale)
+        self._head_H, self._bias = head_H, bias
         self._model, self._tokenizer, self._margin = model.eval(), tokenizer, margin
-        self.name = f"builtin:{card['version']}"
+        self.name = f"builtin:{version}"
         self.caveat = caveat(card)
         self._scores: dict[tuple[str, str], float] = {}
         self._lock = threading.Lock()

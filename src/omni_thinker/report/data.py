@@ -87,6 +87,24 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Assumption:
+    """A1 or A2 and what the run's stages say of it."""
+
+    assumption: str
+    words: str = ""
+    seed: int = 0
+    p: float = NAN
+    mean_difference: float = NAN
+    rank_correlation: float = NAN
+
+
+@dataclass(frozen=True)
+class Entropy:
+    words: str = ""
+    by_task: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Warmup:
     seed: int = 0
     steps: int = 0
@@ -117,6 +135,8 @@ class Result:
     comparisons: list[Comparison] = field(default_factory=list)
     forecasts: list[Outcome] = field(default_factory=list)
     warmup: list[Warmup] = field(default_factory=list)
+    assumptions: list[Assumption] = field(default_factory=list)
+    entropy: Entropy | None = None
     notes: list[str] = field(default_factory=list)
     seconds: float = NAN
     machine: Machine = Machine()
@@ -169,6 +189,9 @@ class Plan:
     exact: bool = False
     upper_bound: float = NAN
     forecaster: str = ""
+    level: float = 0.95
+    words: str = ""
+    sequence: Order = Order()
 
 
 @dataclass(frozen=True)
@@ -212,8 +235,8 @@ class RunData:
 
     @property
     def arms(self) -> list[str]:
-        """start, curriculum, joint, merge, then the single-task arms in task order, then others."""
-        rank = ["start", "curriculum", "joint", "merge", *(f"single:{task}" for task in self.tasks)]
+        """start, curriculum, its reverse, joint, merge, then the single-task arms in task order, then others."""
+        rank = ["start", "curriculum", "reverse", "joint", "merge", *(f"single:{task}" for task in self.tasks)]
         return sorted(self.result.arms, key=lambda arm: (rank.index(arm) if arm in rank else len(rank), arm))
 
     @property

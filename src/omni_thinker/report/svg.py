@@ -12,7 +12,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # Okabe and Ito for arms, Tol's "muted" for tasks: both hold for colour-blind readers, and no hue serves twice.
-ARM_COLOURS = {"start": "#6e6e6e", "curriculum": "#0072B2", "joint": "#D55E00", "merge": "#009E73"}
+ARM_COLOURS = {
+    "start": "#6e6e6e",
+    "curriculum": "#0072B2",
+    "reverse": "#56B4E9",
+    "joint": "#D55E00",
+    "merge": "#009E73",
+}
 SINGLE_COLOUR = "#B0699A"
 TASK_COLOURS = ("#CC6677", "#332288", "#999933", "#44AA99", "#882255", "#5BA8C9", "#117733", "#AA4499")
 TASK_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "h")

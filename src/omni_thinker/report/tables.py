@@ -168,7 +168,7 @@ def _column(run: RunData, task: str) -> dict[str, Cell]:
 def about(run: RunData, arm: str) -> str:
     """One line on what an arm is."""
     if arm == "curriculum":
-        order = " → ".join(run.plan.plan.order) if run.plan and run.plan.plan.order else _trained_order(run)
+        order = _trained_order(run) or (" → ".join(run.plan.sequence.order) if run.plan else "")
         return "RL on one task after another, in the planned order" + (f": {order}" if order else "")
     if arm.startswith("single:"):
         return f"RL on {arm.removeprefix('single:')} alone"
@@ -176,6 +176,7 @@ def about(run: RunData, arm: str) -> str:
         "start": "the model after the supervised warm-up, before any RL"
         if run.result.warmup
         else "the model before any RL",
+        "reverse": "RL on one task after another, in the reverse of the planned order",
         "joint": "RL on all tasks mixed in every step",
         "merge": "weights of the single-task arms merged by task arithmetic; no RL of its own",
     }.get(arm, "")

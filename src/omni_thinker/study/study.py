@@ -26,6 +26,7 @@ from omni_thinker.runs.progress import Progress
 from omni_thinker.runs.rundir import RunDir, check_free
 from omni_thinker.schedulers.mixture import Mixture
 from omni_thinker.schedulers.stages import Stages, even_stages
+from omni_thinker.study.entropy import entropy_finding, stage_changes
 from omni_thinker.study.session import ArmResult, Session, Spent, Stage
 from omni_thinker.study.setup import Bench, prepare
 from omni_thinker.study.statistics import Values, compare_arms
@@ -52,6 +53,7 @@ class SeedOutcome:
     test: Mapping[str, Evaluation]
     matrix: TransferMatrix | None
     plan: Plan | None
+    start_entropy: Mapping[TaskName, float]
 
 
 def run_study(recipe: Recipe, out: Path) -> dict[str, Any]:
@@ -141,7 +143,8 @@ def _run_seed(bench: Bench, run: RunDir, progress: Progress, seed: int) -> SeedO
     warmup_seconds = time.monotonic() - began
     session.write_references()
     start_path = session.save("start")
-    start = session.evaluate("start", "validation", 0).estimates()
+    begun = session.evaluate("start", "validation", 0)
+    start = begun.estimates()
     arms = {"start": ArmResult("start", start_path, Spent(), start)}
 
     matrix, plan, experts = None, None, dict[TaskName, ArmResult]()
@@ -175,7 +178,7 @@ def _run_seed(bench: Bench, run: RunDir, progress: Progress, seed: int) -> SeedO
         test[name] = session.evaluate(name, "test", arm.spent.steps)
         session.policy.export(run.models(seed) / name.replace(":", "-"))
     shutil.rmtree(session.state)  # fp32 masters; the exported folders are what a user keeps
-    return SeedOutcome(seed, warmup, warmup_seconds, arms, test, matrix, plan)
+    return SeedOutcome(seed, warmup, warmup_seconds, arms, test, matrix, plan, begun.entropy())
 
 
 def _singles(
@@ -293,6 +296,7 @@ def _result(bench: Bench, outcomes: Sequence[SeedOutcome], seconds: float) -> di
         "comparisons": [c.to_json() for c in comparisons],
         "forecasts": [row for o in outcomes for row in _forecast_rows(o, bench.recipe)],
         "assumptions": _assumptions(outcomes),
+        "entropy": _entropy(outcomes, bench.judged),
         "warmup": [_warmup_json(o) for o in outcomes],
         "notes": _notes(bench, outcomes),
         "seconds": seconds,
@@ -373,6 +377,18 @@ def _assumptions(outcomes: Sequence[SeedOutcome]) -> list[dict[str, Any]]:
         if outcome.matrix is not None and runs:
             rows += [{"seed": outcome.seed, **v.to_json()} for v in check_assumptions(outcome.matrix, runs)]
     return rows
+
+
+def _entropy(outcomes: Sequence[SeedOutcome], judged: Sequence[TaskName]) -> dict[str, Any] | None:
+    changes = [
+        change
+        for outcome in outcomes
+        for arm in outcome.arms.values()
+        for change in stage_changes(
+            outcome.start_entropy, [(stage.task, stage.evaluation.entropy()) for stage in arm.stages]
+        )
+    ]
+    return entropy_finding(changes, judged) if changes else None
 
 
 def _warmup_json(outcome: SeedOutcome) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from omni_thinker.study.statistics import Comparison
 _QUESTIONS = (
     ("curriculum", "start", "The planned curriculum", "the start"),
     ("joint", "start", "Joint training", "the start"),
+    ("curriculum", "reverse", "The planned curriculum", "its reverse"),
     ("curriculum", "joint", "The planned curriculum", "joint training"),
     ("curriculum", "merge", "The planned curriculum", "merging the single-task experts"),
     ("joint", "merge", "Joint training", "merging the single-task experts"),

@@ -68,6 +68,7 @@ class PlanForecast:
     interval: Interval
     tasks: Mapping[TaskName, Interval]
     probability_best: float | None = None
+    """Of an order: among all orders. Of joint training: against the sequence."""
 
     @property
     def order(self) -> Order:
@@ -160,17 +161,17 @@ def make_plan(
     truth = {own: wanted.of(predict(in_order(own))) for own in listed}
     together = wanted.of(predict(evenly(tasks)))
     literal = not isinstance(predict, Hierarchical)
-    chances = _probability_best({**truth, **({} if literal else {("joint",): together})}) if every else {}
+    chances = _probability_best(truth) if every else {}
     scores = {own: score_order(form, wanted, own) for own in listed}
     orders = {
         own: _describe(predict, in_order(own), scores[own], truth[own], level, chances.get(own)) for own in listed
     }
-    joint = _describe(predict, evenly(tasks), float(_center(together)), together, level, chances.get(("joint",)))
 
     sequence = orders[picked]
     if refresh_cost is not None and not order:
         sequence = _refreshed(predict, wanted, sequence, refresh_cost, level)
     decision = decide(matrix, predict, wanted, sequence.stages, evidence=evidence, seed=seed)
+    joint = _describe(predict, evenly(tasks), float(together.mean()), together, level, 1 - decision.probability)
     free = not order and strategy == "exact" and not literal
     chosen = joint if free and decision.gain < 0 else sequence
     best = max(found.score, *scores.values())
@@ -225,10 +226,6 @@ def _named(best: Order, effects: Array, tasks: Sequence[TaskName], seed: int) ->
         name: fixed[name] if rule is None else tuple(tasks[k] for k in rule(effects))
         for name, rule in STRATEGIES.items()
     }
-
-
-def _center(draws: Array) -> float:
-    return float(draws.mean())
 
 
 def _describe(

@@ -1,0 +1,61 @@
+"""Did stages of structured tasks lower the policy's entropy, and open-ended ones raise it, as arXiv 2507.14783 says?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from omni_thinker.types import TaskName
+
+
+@dataclass(frozen=True, slots=True)
+class EntropyChange:
+    """What a stage did to the token entropy of answers to its own task, nats per token, on validation."""
+
+    task: TaskName
+    before: float
+    after: float
+
+    @property
+    def change(self) -> float:
+        return self.after - self.before
+
+
+def stage_changes(
+    start: Mapping[TaskName, float], stages: Sequence[tuple[TaskName, Mapping[TaskName, float]]]
+) -> list[EntropyChange]:
+    """One for each stage of a sequence; `stages` are (task, entropies after it)."""
+    changes, before = [], start
+    for task, after in stages:
+        if task in before and task in after:
+            changes.append(EntropyChange(task, before[task], after[task]))
+        before = after
+    return changes
+
+
+def entropy_finding(changes: Sequence[EntropyChange], judged: Sequence[TaskName]) -> dict[str, Any]:
+    """Mean changes of structured (verified) and open-ended (judged) tasks, and whether the claim holds here."""
+    groups = {
+        "structured": [own.change for own in changes if own.task not in judged],
+        "open_ended": [own.change for own in changes if own.task in judged],
+    }
+    means = {name: fmean(values) if values else None for name, values in groups.items()}
+    lowered = None if means["structured"] is None else means["structured"] < 0
+    raised = None if means["open_ended"] is None else means["open_ended"] > 0
+    said = [
+        f"{what} stages {'lowered' if (means[name] or 0) < 0 else 'raised'} the entropy of their own answers by "
+        f"{abs(means[name] or 0):.2f} nats per token on average ({len(groups[name])} stages)"
+        for name, what in (("structured", "Structured"), ("open_ended", "open-ended"))
+        if groups[name]
+    ]
+    words = "; ".join(said)
+    words = words[:1].upper() + words[1:] + "." if words else "No stage's entropy was measured."
+    if lowered is not None and raised is not None:
+        holds = "as the paper has it" if lowered and raised else "not as the paper has it"
+        words += f" That is {holds}: structured tasks lower, open-ended ones raise it."
+    by_task: dict[TaskName, float] = {}
+    for task in dict.fromkeys(own.task for own in changes):
+        by_task[task] = fmean(own.change for own in changes if own.task == task)
+    return {**means, "by_task": by_task, "words": words}

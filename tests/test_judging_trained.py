@@ -1,0 +1,125 @@
+"""The built-in judge: its adapter, its card, and what it says of texts anybody can tell apart."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from omni_thinker.errors import UserError
+from omni_thinker.judging import Judge, Verdict
+from omni_thinker.judging.agreement import measure, read_pairs
+from omni_thinker.judging.trained import MAX_ANSWER, MAX_PROMPT, TrainedJudge, encode, load_card, merge_adapter
+from omni_thinker.models.load import compute_dtype, load_model, load_tokenizer
+
+SHIPPED = Path(str(files("omni_thinker.judging"))) / "adapter"
+
+
+@pytest.fixture(scope="module")
+def judge(builtin_model: Path) -> TrainedJudge:
+    return TrainedJudge(load_model("builtin", compute_dtype("auto")), load_tokenizer("builtin"))
+
+
+def outcome(judge: TrainedJudge, prompt: str, text: str, reference: str) -> Verdict:
+    return asyncio.run(judge.compare(prompt, [text], reference))[0]
+
+
+def test_factors_are_merged_by_hand() -> None:
+    linear = torch.nn.Linear(3, 2, bias=False)
+    layer = torch.nn.Sequential(linear)
+    before = linear.weight.detach().clone()
+    down, up = torch.tensor([[1.0, 2.0, 0.0]]), torch.tensor([[0.5], [-1.0]])
+    merge_adapter(layer, {"0.lora_A": down, "0.lora_B": up}, 2.0)
+    expected = torch.tensor([[1.0, 2.0, 0.0], [-2.0, -4.0, 0.0]])
+    assert torch.allclose(linear.weight.detach() - before, expected)
+    for wrong in ({"1.lora_A": down, "1.lora_B": up}, {"0.lora_A": down[:, :2], "0.lora_B": up}):
+        with pytest.raises(UserError, match="doesn't fit the model"):
+            merge_adapter(layer, wrong, 2.0)
+
+
+def test_what_is_read_has_bounds(builtin_model: Path) -> None:
+    tokenizer = load_tokenizer("builtin")
+    row = encode(tokenizer, "beginning " + "word " * 5000 + "ending", "answer " * 5000)
+    assert len(row) <= MAX_PROMPT + MAX_ANSWER + 16
+    shown = str(tokenizer.decode(row))
+    assert "beginning" in shown
+    assert "ending" in shown
+    assert shown.endswith("<|im_end|>")
+
+
+REQUEST = "Write two sentences about the sea."
+GOOD = "The sea is calm this morning. Small waves carry a bottle to the shore."
+WORSE = {
+    "off topic": "To bake bread you need flour, water, salt and yeast. Knead the dough well.",
+    "words shuffled": "shore the bottle a calm is. morning sea Small to this carry waves The.",
+    "repeated": "The sea is calm. The sea is calm. The sea is calm. The sea is calm. The sea is.",
+    "empty words": "I am not sure what you mean. Could you please tell me more?",
+    "refusal": "I'm sorry, but I can't help with that. Let me know if you need anything else.",
+}
+
+
+@pytest.mark.parametrize("kind", WORSE)
+def test_plain_damage_is_seen_from_both_seats(judge: TrainedJudge, kind: str) -> None:
+    assert isinstance(judge, Judge)
+    there, back = outcome(judge, REQUEST, GOOD, WORSE[kind]), outcome(judge, REQUEST, WORSE[kind], GOOD)
+    assert (there.outcome, back.outcome) == ("win", "lose")
+    assert there.margin is not None
+    assert back.margin == pytest.approx(-there.margin)
+
+
+def test_empty_and_equal_texts_need_no_model(judge: TrainedJudge) -> None:
+    assert outcome(judge, REQUEST, GOOD, GOOD).outcome == "tie"
+    assert outcome(judge, REQUEST, " ", GOOD).outcome == "lose"
+    assert outcome(judge, REQUEST, GOOD, "").outcome == "win"
+    assert outcome(judge, REQUEST, "", " ").outcome == "tie"
+
+
+def test_a_group_is_told_apart_whatever_its_company(judge: TrainedJudge) -> None:
+    texts = [GOOD, *WORSE.values()]
+    together = judge.scores(REQUEST, texts)
+    fresh = TrainedJudge(load_model("builtin", compute_dtype("auto")), load_tokenizer("builtin"))
+    alone = [fresh.scores(REQUEST, [text])[0] for text in texts]
+    assert together == pytest.approx(alone, abs=0.35), "bf16 kernels of other shapes differ a little"
+    assert judge.metrics()["judge/verdicts"] > 0
+
+
+def test_its_agreement_with_people_is_what_its_card_says(judge: TrainedJudge, shared_data: Path) -> None:
+    rows = read_pairs(shared_data / "judge" / "pandalm_human_pairs.jsonl.gz", limit=200)
+    found = asyncio.run(measure(judge, rows))
+    card = load_card()["agreement"]["pandalm_human_pairs"]
+    assert found["consistent"] >= 0.85
+    assert found["agreement"] == pytest.approx(card["agreement"], abs=0.08), "200 of the 698 rows"
+
+
+def test_its_card_has_every_figure() -> None:
+    card = load_card()
+    assert set(card["agreement"]) == {"llmbar", "mtbench_human_pairs", "pandalm_human_pairs"}
+    assert all(0.0 <= share <= 1.0 for share in card["held_out_pairs"].values())
+    size = (SHIPPED / "adapter.safetensors").stat().st_size
+    assert size < 8e6
+
+
+def test_a_damaged_adapter_is_named(builtin_model: Path, tmp_path: Path) -> None:
+    model, tokenizer = load_model("builtin", compute_dtype("auto")), load_tokenizer("builtin")
+    folder = tmp_path / "adapter"
+    shutil.copytree(SHIPPED, folder)
+    (folder / "adapter.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(UserError, match="adapter can't be read"):
+        TrainedJudge(model, tokenizer, adapter=folder)
+    tensors = load_file(SHIPPED / "adapter.safetensors")
+    name = next(key for key in tensors if key.endswith("lora_A"))
+    save_file({**tensors, name: tensors[name][:, :4].contiguous()}, folder / "adapter.safetensors")
+    with pytest.raises(UserError, match="doesn't fit the model"):
+        TrainedJudge(model, tokenizer, adapter=folder)
+    shutil.copy(SHIPPED / "adapter.safetensors", folder)
+    (folder / "card.json").write_text(json.dumps({"scale": 1}), "utf-8")
+    with pytest.raises(UserError, match="adapter can't be read: 'version'"):
+        TrainedJudge(model, tokenizer, adapter=folder)
+    with pytest.raises(ValueError, match="margin"):
+        TrainedJudge(model, tokenizer, -1.0)
