@@ -222,37 +222,12 @@ def test_the_readme_task_works(run: Run, tmp_path: Path, repo: Path, monkeypatch
     assert json.loads(out.splitlines()[-1]) == {"failures": {"reversed": []}}
 
 
-def test_plan_from_a_matrix(run: Run, tmp_path: Path) -> None:
-    def cell(mean: float) -> dict[str, float]:
-        return {"mean": mean, "n": 50, "stderr": 0.02}
-
-    # Training b ruins a, training a leaves b alone: b must come first.
-    matrix = {
-        "version": 1,
-        "tasks": ["a", "b"],
-        "start": {"a": cell(0.4), "b": cell(0.4)},
-        "after": {"a": {"a": cell(0.8), "b": cell(0.4)}, "b": {"a": cell(0.1), "b": cell(0.8)}},
-    }
-    path = tmp_path / "transfer.json"
-    path.write_text(json.dumps(matrix), "utf-8")
-    code, out, _ = run("plan", "--matrix", path, "--json")
-    assert code == 0
-    plan = json.loads(out.splitlines()[-1])
-    assert plan["plan"]["order"] == ["b", "a"]
-    assert plan["plan"]["probability_best"] > 0.9
-    code, out, _ = run("plan", "--matrix", path, "--forecaster", "additive", "--json")
-    assert json.loads(out.splitlines()[-1])["plan"]["probability_best"] > 0.99
-    assert len(plan["orders"]) == 2
-    code, _, err = run("plan", "--matrix", path, "--order", "a,c")
-    assert code == 2
-    assert "'c'" in err
-
-
 @pytest.fixture
 def matrix_file(tmp_path: Path) -> Path:
     def cell(mean: float) -> dict[str, float]:
         return {"mean": mean, "n": 50, "stderr": 0.02}
 
+    # Training b ruins a, training a leaves b alone: b must come first.
     table = {
         "version": 1,
         "tasks": ["a", "b"],
@@ -262,6 +237,20 @@ def matrix_file(tmp_path: Path) -> Path:
     path = tmp_path / "transfer.json"
     path.write_text(json.dumps(table), "utf-8")
     return path
+
+
+def test_plan_from_a_matrix(run: Run, matrix_file: Path) -> None:
+    code, out, _ = run("plan", "--matrix", matrix_file, "--json")
+    assert code == 0
+    plan = json.loads(out.splitlines()[-1])
+    assert plan["plan"]["order"] == ["b", "a"]
+    assert plan["plan"]["probability_best"] > 0.9
+    code, out, _ = run("plan", "--matrix", matrix_file, "--forecaster", "additive", "--json")
+    assert json.loads(out.splitlines()[-1])["plan"]["probability_best"] > 0.99
+    assert len(plan["orders"]) == 2
+    code, _, err = run("plan", "--matrix", matrix_file, "--order", "a,c")
+    assert code == 2
+    assert "'c'" in err
 
 
 def test_a_single_plan_is_forecast(run: Run, matrix_file: Path) -> None:

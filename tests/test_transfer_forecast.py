@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from forecasting import guru
 from matrices import AFTER, MATRIX, START, from_effects, matrix
 from omni_thinker.errors import UserError
 from omni_thinker.rl.evaluate import Estimate
@@ -29,7 +29,7 @@ from omni_thinker.transfer.forecast import (
 )
 from omni_thinker.transfer.forecasters import FORECASTERS, make_forecaster
 from omni_thinker.transfer.hierarchical import Evidence, Hierarchical
-from omni_thinker.transfer.matrix import Column, TransferMatrix
+from omni_thinker.transfer.matrix import TransferMatrix
 from omni_thinker.transfer.quantities import backward_transfer, forgetting, forward_transfer, shared, specific, transfer
 from omni_thinker.transfer.simulate import WORLDS, World, seen
 
@@ -252,33 +252,9 @@ def test_intervals_are_calibrated_where_the_truth_is_known() -> None:
 # -- real runs ----------------------------------------------------------------------------------------------------
 
 
-def guru(folder: Path, key: str) -> tuple[TransferMatrix, dict[str, float]]:
-    """Five single-domain RL runs of a 7B model, and what their mix ended at; 14 evaluations, one of an untrained
-    domain."""
-    rows = [json.loads(line) for line in (folder / "transfer" / "guru_rl_matrix.jsonl").read_text("utf-8").splitlines()]
-    runs = {max(row["train_examples"], key=row["train_examples"].get): row for row in rows if "mix" not in row["run"]}
-    mix = next(row for row in rows if "mix" in row["run"])
-    begun = [row for row in runs.values() if row["first"]["step"] == 0]
-
-    def start(name: str) -> Estimate:
-        return Estimate(float(np.mean([row["first"]["scores"][name] for row in begun])), 0, 0.0)
-
-    columns = tuple(
-        Column(
-            name,
-            name.split("/")[0],
-            start(name),
-            {i: Estimate(row[key]["scores"][name], 0, 0.0) for i, row in runs.items()},
-        )
-        for name in sorted(mix[key]["scores"])
-    )
-    return TransferMatrix(tuple(runs), {}, {i: {} for i in runs}, columns), mix[key]["scores"]
-
-
 @pytest.mark.parametrize("key", ["last", "best_mean"])
 def test_the_mix_of_a_real_run_is_forecast(key: str, shared_data: Path) -> None:
-    own, reached = guru(shared_data, key)
-    truth = np.array([reached[column.name] for column in own.columns()])
+    own, truth = guru(shared_data / "transfer", key)
     errors = {}
     for name in FORECASTERS:
         predict = make_forecaster(name, own)
