@@ -34,7 +34,8 @@ class LikelihoodJudge:
         self.name = name
         self.caveat = (
             "The likelihood judge prefers text that its frozen model finds likely: fluent and expected, not good. "
-            "A bare 135M model used this way agreed with people on only 51 to 53 % of pairs (chance is 50 %)."
+            "The bare built-in model used this way agrees with people on 47 to 49 % of pairs with length balanced "
+            "(chance is 50 %)."
         )
         self._model = model.eval()
         self._tokenizer = tokenizer
