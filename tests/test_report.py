@@ -208,6 +208,18 @@ def result() -> dict[str, Any]:
         "arms": {arm: [arm_entry(arm, seed) for seed in SEEDS] for arm in ARMS},
         "comparisons": comparisons(),
         "forecasts": forecasts,
+        "probes": [
+            {
+                "seed": 0,
+                "steps": 48,
+                "tokens_sampled": 9000,
+                "tokens_trained": 8000,
+                "seconds": 200.0,
+                "share_of_training": 0.14,
+            }
+        ],
+        "assumptions": [{"assumption": "A1", "seed": 0, "p": 0.01, "words": "This run speaks against <A1>."}],
+        "entropy": {"words": "Structured stages lowered the entropy.", "by_task": {"math": -0.1}},
         "warmup": [
             {
                 "seed": seed,
@@ -282,6 +294,7 @@ def plan() -> dict[str, Any]:
         "exact": True,
         "upper_bound": 0.51,
         "forecaster": "logit",
+        "words": "Against joint training the data can't tell.",
         "seeds": {},
     }
 
@@ -465,7 +478,10 @@ def test_plan_forecast_budget_and_health_tables(page: Page) -> None:
         "98 765",
         "8 min 32 s",
     ]
-    assert budgets["probes for the plan"][0] == "48"
+    assert budgets["probes for the plan (14% of the tokens trained)"][0] == "48"
+    assert "This run speaks against <A1>." in page.text
+    assert "Structured stages lowered the entropy." in page.text
+    assert "Against joint training the data can't tell." in page.text
     assert cells(page, "table-health")["joint"] == [
         "25.0%",
         "10.0%",

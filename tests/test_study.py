@@ -194,3 +194,39 @@ def test_the_real_data_recipe_runs(repo: Path, tmp_path: Path, shared_data: Path
     assert set(result["tasks"]) == set(TASKS)
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
     assert all(row["n"] == 4 for row in result["arms"]["joint"][0]["test"].values())
+
+
+@pytest.fixture(scope="module")
+def planned(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Short probes, a plan that is made anew after each stage, and its reverse."""
+    out = tmp_path_factory.mktemp("planned") / "run"
+    settings = ['study.arms=["start", "curriculum", "reverse", "joint"]', "study.replan=true", "study.steps=16"]
+    chosen = [word for setting in settings for word in ("--set", setting)]
+    return out, study("study", repo / "recipes" / "tiny.toml", "--out", out, *chosen)
+
+
+def test_probes_for_a_plan_are_short(planned: tuple[Path, dict[str, Any]]) -> None:
+    out, _ = planned
+    result = json.loads((out / "result.json").read_text("utf-8"))
+    [probes] = result["probes"]
+    # 4 n of 3 arms x 16 steps and themselves.
+    assert probes["steps"] == 4 * 2
+    assert probes["steps"] / (3 * 16 + probes["steps"]) <= 0.15
+    assert not any(name.startswith("single:") for name in result["arms"])
+
+
+def test_forecasts_stand_beside_every_arm(planned: tuple[Path, dict[str, Any]]) -> None:
+    out, _ = planned
+    result = json.loads((out / "result.json").read_text("utf-8"))
+    assert {(row["arm"], row["task"]) for row in result["forecasts"]} == {
+        (arm, task) for arm in ("curriculum", "reverse", "joint") for task in TASKS
+    }
+    assert [row["assumption"] for row in result["assumptions"]] == ["A1", "A2"]
+    assert len(result["assumptions"][0]["cells"]) == 2 * 3 * 3
+    assert len(result["assumptions"][1]["cells"]) == 2 * 3
+    assert set(result["entropy"]["by_task"]) <= set(TASKS)
+    order = [stage["task"] for stage in result["arms"]["curriculum"][0]["stages"]]
+    assert sorted(order) == sorted(TASKS)
+    assert [stage["task"] for stage in result["arms"]["reverse"][0]["stages"]] == json.loads(
+        (out / "plan.json").read_text("utf-8")
+    )["sequence"]["order"][::-1]

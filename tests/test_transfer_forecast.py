@@ -30,6 +30,7 @@ from omni_thinker.transfer.forecast import (
 from omni_thinker.transfer.forecasters import FORECASTERS, make_forecaster
 from omni_thinker.transfer.hierarchical import Evidence, Hierarchical
 from omni_thinker.transfer.matrix import TransferMatrix
+from omni_thinker.transfer.probe import extrapolate, probe_steps
 from omni_thinker.transfer.quantities import backward_transfer, forgetting, forward_transfer, shared, specific, transfer
 from omni_thinker.transfer.simulate import WORLDS, World, seen
 
@@ -302,3 +303,32 @@ def test_quantities_by_hand() -> None:
     assert forgetting(run) == pytest.approx({"a": 0.1, "b": 0.2, "c": 0.0})
     assert backward_transfer(run[:1]) is None
     assert from_effects(np.zeros((2, 2))).effect("t0", "t1") == 0.0
+
+
+# -- short probes ---------------------------------------------------------------------------------------------------
+
+
+def test_probes_take_their_share_and_no_more() -> None:
+    # Two arms of 240 steps; four probes in 15 % of everything: 4 n <= .15 (480 + 4 n).
+    assert probe_steps(60, 2, 240, 4, 0.15) == 21
+    assert 4 * 21 / (480 + 4 * 21) <= 0.15 < 4 * 22 / (480 + 4 * 22)
+    assert probe_steps(6, 2, 24, 4, 0.15) == 2
+    assert probe_steps(6, 1, 4, 4, 0.15) == 1
+    assert probe_steps(6, 2, 24, 4, 1.0) == 6
+
+
+def test_a_short_probe_is_stretched_along_the_curve() -> None:
+    own = matrix([0.5, 0.5], [[0.6, 0.5], [0.45, 0.7]], stderr=0.02, n=10**6)
+    whole = extrapolate(own, {"a": 0.5, "b": 1.0})
+    assert whole.after["b"] == own.after["b"]
+    assert odds(whole.after["a"]["a"].mean) == pytest.approx(odds(0.6) / gain_share(0.5), abs=1e-3)
+    assert whole.after["a"]["b"].mean == pytest.approx(0.5, abs=1e-3)
+    assert whole.after["a"]["a"].stderr > 0.02
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0.05, 3), st.sampled_from([0.0, 0.05, math.inf]))
+def test_stretching_keeps_accuracies(start: float, after: float, passes: float, stderr: float) -> None:
+    own = matrix([start, 0.5], [[after, 0.5], [0.5, 0.5]], stderr=stderr)
+    cell = extrapolate(own, {"a": passes, "b": passes}).after["a"]["a"]
+    assert 0 <= cell.mean <= 1
+    assert cell.stderr >= 0

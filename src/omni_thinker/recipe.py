@@ -228,6 +228,9 @@ class StudySpec(_Table):
     arms: tuple[ArmName, ...] = ("start", "single", "curriculum", "joint", "merge")
     single_budget: Literal["full", "stage"] = "full"
     """`full`: a single-task arm trains as long as the others. `stage`: it is the probe (steps / tasks)."""
+    probe_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.15
+    """Probes take at most this share of all training steps, where they are for the plan alone; what a whole stage would
+    show is extrapolated. The arms `single` and `merge` need whole stages anyway, and then these are the probes."""
     forecaster: Literal["hierarchical", "additive", "relative", "logit", "naive"] = "hierarchical"
     strategy: Literal["exact", "back_greedy", "least_to_most_forgettable", "front_greedy", "reversed", "random"] = (
         "exact"

@@ -99,6 +99,18 @@ class Assumption:
 
 
 @dataclass(frozen=True)
+class Probes:
+    """What measuring the matrix took."""
+
+    seed: int = 0
+    steps: float = NAN
+    tokens_sampled: float = NAN
+    tokens_trained: float = NAN
+    seconds: float = NAN
+    share_of_training: float = NAN
+
+
+@dataclass(frozen=True)
 class Entropy:
     words: str = ""
     by_task: dict[str, float] = field(default_factory=dict)
@@ -135,6 +147,7 @@ class Result:
     comparisons: list[Comparison] = field(default_factory=list)
     forecasts: list[Outcome] = field(default_factory=list)
     warmup: list[Warmup] = field(default_factory=list)
+    probes: list[Probes] = field(default_factory=list)
     assumptions: list[Assumption] = field(default_factory=list)
     entropy: Entropy | None = None
     notes: list[str] = field(default_factory=list)

@@ -214,17 +214,16 @@ def _budget(arm: str, runs: list[ArmRun]) -> Budget:
 
 def _probe_budget(run: RunData) -> Budget | None:
     """The curriculum's plan is not free: all probes together, per seed."""
-    rows = [row for row in run.records if row.arm.startswith("probe:") and row.kind == "train"]
+    rows = run.result.probes
     if not rows:
         return None
-    seeds = len({row.seed for row in rows})
-
-    def total(*names: str) -> float:
-        return math.fsum(row.metrics.get(name, 0.0) for row in rows for name in names) / seeds
-
-    seconds = total(*(f"seconds/{phase}" for phase in PHASES))
-    sampled, trained = total("tokens_sampled/all"), total("tokens_trained/all")
-    return Budget("probes for the plan", len(rows) / seeds, sampled or NAN, trained or NAN, seconds or NAN, aside=True)
+    share = series.mean(row.share_of_training for row in rows)
+    label = "probes for the plan" + (f" ({share:.0%} of the tokens trained)" if math.isfinite(share) else "")
+    steps, sampled, trained, seconds = (
+        series.mean(getattr(row, name) for row in rows)
+        for name in ("steps", "tokens_sampled", "tokens_trained", "seconds")
+    )
+    return Budget(label, steps, sampled, trained, seconds, aside=True)
 
 
 def orders(run: RunData) -> list[Order]:

@@ -38,6 +38,7 @@ from omni_thinker.transfer.forecasters import make_forecaster
 from omni_thinker.transfer.hierarchical import Evidence
 from omni_thinker.transfer.matrix import Row, TransferMatrix, pool
 from omni_thinker.transfer.plan import Plan, make_plan
+from omni_thinker.transfer.probe import extrapolate, probe_steps
 from omni_thinker.transfer.search import Objective
 from omni_thinker.types import TaskName
 
@@ -54,6 +55,7 @@ class SeedOutcome:
     matrix: TransferMatrix | None
     plan: Plan | None
     start_entropy: Mapping[TaskName, float]
+    probes: Mapping[TaskName, Spent]
 
 
 def run_study(recipe: Recipe, out: Path) -> dict[str, Any]:
@@ -104,7 +106,7 @@ def expected_work(recipe: Recipe) -> tuple[dict[str, int], dict[str, float]]:
     if _needs_probes(study):
         probed = len(_probed(recipe))
         full = "single" in study.arms and study.single_budget == "full"
-        steps += probed * (study.steps if full else study.steps // tasks)
+        steps += probed * study.steps if full else sum(_probe_lengths(recipe).values())
         validations += probed * (2 if full else 1)
         arms += probed if "single" in study.arms else 0
     validations += (tasks - 1) * len({"curriculum", "reverse"} & set(study.arms)) + ("merge" in study.arms)
@@ -135,6 +137,20 @@ def _probed(recipe: Recipe) -> list[TaskName]:
     return list(recipe.tasks)
 
 
+def _probe_lengths(recipe: Recipe) -> dict[TaskName, int]:
+    """Steps of each task's probe: its whole stage where the single-task runs are arms or experts themselves."""
+    study = recipe.study
+    stages = dict(even_stages(list(recipe.tasks), study.steps))
+    whole = bool({"single", "merge"} & set(study.arms))
+    arms = len({"curriculum", "reverse", "joint"} & set(study.arms))
+    return {
+        task: stages[task]
+        if whole
+        else probe_steps(stages[task], arms, study.steps, len(recipe.tasks), study.probe_share)
+        for task in _probed(recipe)
+    }
+
+
 def _run_seed(bench: Bench, run: RunDir, progress: Progress, seed: int) -> SeedOutcome:
     study = bench.recipe.study
     session = Session(bench, run, progress, seed)
@@ -153,7 +169,9 @@ def _run_seed(bench: Bench, run: RunDir, progress: Progress, seed: int) -> SeedO
         if "single" in study.arms:
             arms |= singles
         if len(bench.tasks) > 1 and len(rows) == len(bench.tasks):
-            matrix = TransferMatrix(tuple(bench.tasks), start, rows)
+            stages = dict(even_stages(list(bench.tasks), study.steps))
+            passes = {task: probe.spent.steps / stages[task] for task, probe in experts.items()}
+            matrix = extrapolate(TransferMatrix(tuple(bench.tasks), start, rows), passes)
             plan = make_plan(
                 matrix,
                 forecaster=study.forecaster,
@@ -178,7 +196,8 @@ def _run_seed(bench: Bench, run: RunDir, progress: Progress, seed: int) -> SeedO
         test[name] = session.evaluate(name, "test", arm.spent.steps)
         session.policy.export(run.models(seed) / name.replace(":", "-"))
     shutil.rmtree(session.state)  # fp32 masters; the exported folders are what a user keeps
-    return SeedOutcome(seed, warmup, warmup_seconds, arms, test, matrix, plan, begun.entropy())
+    probes = {task: probe.spent for task, probe in experts.items()}
+    return SeedOutcome(seed, warmup, warmup_seconds, arms, test, matrix, plan, begun.entropy(), probes)
 
 
 def _singles(
@@ -186,17 +205,17 @@ def _singles(
 ) -> tuple[dict[TaskName, Row], dict[TaskName, ArmResult], dict[str, ArmResult]]:
     """Train each task alone. The first share of the budget is the probe and the merging expert."""
     recipe = session.recipe
-    stage_steps = dict(even_stages(list(recipe.tasks), recipe.study.steps))
+    lengths = _probe_lengths(recipe)
     full = "single" in recipe.study.arms and recipe.study.single_budget == "full"
     rows, experts, singles = dict[TaskName, Row](), dict[TaskName, ArmResult](), dict[str, ArmResult]()
     for task in _probed(recipe):
         session.load(start)
-        probe_steps = stage_steps[task]
-        steps = recipe.study.steps if full else probe_steps
+        length = lengths[task]
+        steps = recipe.study.steps if full else length
         name = f"single:{task}"
 
-        def end_probe(so_far: Spent, task: TaskName = task, probe_steps: int = probe_steps) -> None:
-            if so_far.steps == probe_steps:
+        def end_probe(so_far: Spent, task: TaskName = task, length: int = length) -> None:
+            if so_far.steps == length:
                 probe = f"probe:{task}"
                 rows[task] = session.evaluate(probe, "validation", so_far.steps).estimates()
                 experts[task] = ArmResult(probe, session.save(probe), replace(so_far), rows[task])
@@ -297,6 +316,7 @@ def _result(bench: Bench, outcomes: Sequence[SeedOutcome], seconds: float) -> di
         "forecasts": [row for o in outcomes for row in _forecast_rows(o, bench.recipe)],
         "assumptions": _assumptions(outcomes),
         "entropy": _entropy(outcomes, bench.judged),
+        "probes": [_probes_json(o) for o in outcomes if o.probes],
         "warmup": [_warmup_json(o) for o in outcomes],
         "notes": _notes(bench, outcomes),
         "seconds": seconds,
@@ -389,6 +409,23 @@ def _entropy(outcomes: Sequence[SeedOutcome], judged: Sequence[TaskName]) -> dic
         )
     ]
     return entropy_finding(changes, judged) if changes else None
+
+
+def _probes_json(outcome: SeedOutcome) -> dict[str, Any]:
+    """What the probes cost, and their share of all that was trained; a probe that is the beginning of a single-task arm
+    cost nothing extra, and is counted all the same."""
+    probes = sum(outcome.probes.values(), Spent())
+    singles = any(name.startswith("single:") for name in outcome.arms)
+    others = sum((arm.spent for name, arm in outcome.arms.items() if name not in ("start", "merge")), Spent())
+    total = others.tokens_trained + (0 if singles else probes.tokens_trained)
+    return {
+        "seed": outcome.seed,
+        "steps": probes.steps,
+        "tokens_sampled": probes.tokens_sampled,
+        "tokens_trained": probes.tokens_trained,
+        "seconds": probes.seconds,
+        "share_of_training": probes.tokens_trained / total if total else None,
+    }
 
 
 def _warmup_json(outcome: SeedOutcome) -> dict[str, Any]:
