@@ -124,6 +124,10 @@ class JudgeServer:
             return await self._send(writer, json.dumps({"error": {"message": fault}}).encode(), int(fault), extra)
         if fault == "no schema":
             return await self._send(writer, b'{"error": {"message": "response_format is not supported"}}', 400)
+        if fault == "echo key":
+            said = re.search(r"(?i)authorization: (.*)", self.headers[-1])
+            words = f"Incorrect key: {said[1].strip() if said else ''}"
+            return await self._send(writer, json.dumps({"error": {"message": words}}).encode(), 401)
         if fault == "401":
             return await self._send(writer, b'{"error": {"message": "no such key"}}', 401)
         if fault == "hang":
@@ -136,6 +140,8 @@ class JudgeServer:
             await asyncio.sleep(0.05)
         question = body["messages"][0]["content"]
         content = f'The answers differ. {{"better": 2}} is what one might think.\n{json.dumps(decide(question))}'
+        if fault == "surrogate":
+            content = f"half \ud800\n{json.dumps(decide(question))}"
         if fault == "prose":
             content = "I would rather not say."
         used = (len(question) // 4, len(content) // 4)
@@ -146,6 +152,8 @@ class JudgeServer:
         }  # fmt: skip
         if body.get("logprobs") and fault != "no logprobs":
             table["choices"][0]["logprobs"] = {"content": chances(question), "refusal": None}
+        if fault == "no usage":
+            del table["usage"]
         if fault == "choices":
             table["choices"] = []
         if fault == "schema":

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from omni_thinker.errors import UserError
 from omni_thinker.judging import Criterion, Judge, Ranker, Rater, Verdict
 from omni_thinker.judging.guards import LengthGuard
 from omni_thinker.judging.listwise import agreed_points, both_orders, tournament
-from omni_thinker.judging.pairwise import EndpointJudge
+from omni_thinker.judging.pairwise import EndpointJudge, _digit, strip_markdown
 from omni_thinker.judging.prompts import known_prompts, load_prompt, read_points, read_ranking
 from omni_thinker.judging.rubric import agreed_rating, describe, read_rubric
 from omni_thinker.judging.tally import Tally
@@ -108,8 +109,8 @@ def test_a_group_is_ranked_in_two_calls(make: Make) -> None:
     assert isinstance(judge, Ranker)
     texts = ["bb", "a", "cccc", "", "bb", "ccc"]
     scores = asyncio.run(judge.rank("Write.", texts))
-    # Distinct, best first: cccc, ccc, bb (twice), a; the empty text is worth nothing and not shown.
-    assert [score.value for score in scores] == pytest.approx([1.5 / 4, 0.0, 1.0, 0.0, 1.5 / 4, 3 / 4])
+    # Best first: cccc, ccc, bb (twice), a, and the empty text, which loses to all and isn't shown; five others each.
+    assert [score.value for score in scores] == pytest.approx([2.5 / 5, 1 / 5, 1.0, 0.0, 2.5 / 5, 4 / 5])
     assert judge.metrics()["judge/requests"] == 2
     assert judge.metrics()["judge/consistent"] == 1.0
     assert judge.metrics()["judge/length_correlation"] > 0.8
@@ -144,15 +145,16 @@ def test_a_tournament_with_every_pair_equals_the_ranking() -> None:
     texts = ["bb", "a", "cccc", "bb", "ccc"]
     judge = Longer()
     scores = asyncio.run(tournament(judge, "p", texts, rounds=4))
-    assert [score.value for score in scores] == pytest.approx([1 / 3, 0.0, 1.0, 1 / 3, 2 / 3])
+    assert [score.value for score in scores] == pytest.approx([1.5 / 4, 0.0, 1.0, 1.5 / 4, 3 / 4])
     assert judge.asked == 6, "every pair of the four distinct texts once"
 
 
-def test_a_tournament_costs_its_rounds() -> None:
+@pytest.mark.parametrize(("rounds", "played"), [(1, 2), (2, 2), (3, 4), (4, 4)])
+def test_a_tournament_costs_its_rounds(rounds: int, played: int) -> None:
     judge = Longer()
     texts = ["x" * n for n in range(1, 17)]
-    scores = asyncio.run(tournament(judge, "p", texts, rounds=4))
-    assert judge.asked == 16 * 4 // 2
+    scores = asyncio.run(tournament(judge, "p", texts, rounds))
+    assert judge.asked == 16 * played // 2
     assert scores[0].value == 0.0
     assert scores[-1].value == 1.0
 
@@ -165,6 +167,17 @@ def test_a_failed_pair_leaves_the_rest_of_a_tournament() -> None:
     assert [score.value for score in scores] == [0.0, 0.0, 1.0]
     every = {(a, b): Verdict("abstain", None, "spent") for a in texts for b in texts}
     assert [s.status for s in asyncio.run(tournament(Longer(every), "p", texts, rounds=2))] == ["abstain"] * 3
+
+
+@pytest.mark.parametrize(
+    "texts", [["aaa", "b", "", ""], ["a", "a", ""], ["", "a", "bb", "ccc"], ["", ""], ["a", "a", "bb"]]
+)
+def test_shares_of_a_group_are_half_on_average(make: Make, texts: list[str]) -> None:
+    ranked = asyncio.run(make().rank("p", texts))
+    played = asyncio.run(tournament(Longer(), "p", texts, rounds=8))
+    for scores in (ranked, played):
+        assert sum(score.value or 0.0 for score in scores) / len(texts) == pytest.approx(0.5)
+    assert [score.value for score in ranked] == pytest.approx([score.value for score in played])
 
 
 # -- rubrics ------------------------------------------------------------------------------------------------------
@@ -199,7 +212,7 @@ def test_points_that_are_none_are_an_error(make: Make, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    "bad", [None, [], "be nice", [{}], [{"name": ""}], [{"name": 1}], [[]], [{"name": "a", "1-2": 3}],
+    "bad", [None, [], "be nice", [{}], [{"name": ""}], [{"name": 1}], [[]], [{"name": "a", "1-2": 3}], ["a", "a"],
      [{"name": "a", "description": 5}]],
 )  # fmt: skip
 def test_a_rubric_that_is_none_is_refused_before_step_0(make: Make, bad: Any) -> None:
@@ -244,6 +257,57 @@ def test_without_log_probs_the_digit_counts(make: Make, monkeypatch: pytest.Monk
     assert (verdict.outcome, verdict.margin) == ("win", 1.0)
 
 
+@pytest.mark.parametrize(
+    ("reply", "found"),
+    [
+        ("1", 1), (" 2\n\nThe second", 2), ("**1**", 1), ("(2)", 2), ("1.", 1), ('"2"', 2), ("1, 2", None), ("1/2", None),
+        ("1 or 2", None), ("-1", None), ("12", None), ("", None), ("(1) and (2) are equal", None), ('{"better": 2}', 2),
+        ('{"chances": {"1": 9}}', None),
+    ],
+)  # fmt: skip
+def test_a_digit_is_all_of_the_first_line(reply: str, found: int | None) -> None:
+    assert _digit(reply) == found
+
+
+def test_rankings_are_asked_in_words_beside_log_probs(make: Make) -> None:
+    judge = make(verdict="logprobs")
+    assert [score.value for score in asyncio.run(judge.rank("p", ["a", "bb"]))] == [0.0, 1.0]
+
+
+def test_what_a_server_does_not_count_is_not_free(make: Make) -> None:
+    judge = make(
+        lambda number, body: "no usage", budget={"money": 0.002}, price={"input": 1.0, "output": 1.0}, max_tokens=100
+    )
+    outcomes = [asyncio.run(judge.compare("p", [f"text {n} is longer"], "short"))[0].outcome for n in range(20)]
+    assert outcomes[0] == "win"
+    assert outcomes[-1] == "abstain"
+    assert 0 < judge.metrics()["judge/money"] <= 0.002
+
+
+def test_a_key_that_a_server_repeats_is_not_passed_on(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-canary-4711")
+    judge = make(lambda number, body: "echo key")
+    [verdict] = asyncio.run(judge.compare("p", ["text"], "other"))
+    assert verdict.outcome == "error"
+    assert "sk-canary-4711" not in (verdict.reason or "")
+    assert "***" in (verdict.reason or "")
+
+
+def test_half_a_surrogate_pair_is_no_reason_to_fail(make: Make) -> None:
+    judge = make(lambda number, body: "surrogate")
+    assert asyncio.run(judge.compare("p\ud800", ["a longer text \ud800"], "short"))[0].outcome == "win"
+
+
+def test_failures_of_both_seats_leave_no_trace(make: Make, capfd: pytest.CaptureFixture[str]) -> None:
+    import gc
+
+    judge = make(lambda number, body: "401")
+    for n in range(5):
+        assert asyncio.run(judge.compare("p", [f"text {n}"], "other"))[0].outcome == "error"
+    gc.collect()
+    assert "never retrieved" not in capfd.readouterr().err
+
+
 # -- guards and tallies -------------------------------------------------------------------------------------------
 
 
@@ -282,6 +346,15 @@ def test_the_correlation_with_length_is_pearsons() -> None:
     assert found["judge/tie_rate"] == 0.25
     assert found["judge/error_rate"] == pytest.approx(1 / 5)
     assert "judge/length_correlation" not in Tally().metrics()
+
+
+def test_stripping_keeps_words_and_takes_no_time() -> None:
+    assert strip_markdown("use my_var_name and 2*3*4 = 24") == "use my_var_name and 2*3*4 = 24"
+    assert strip_markdown("**bold** _it_ `code` [link](http://x)").split() == ["bold", "it", "code", "link"]
+    began = time.perf_counter()
+    for text in ("\n" * 50_000, "[" * 60_000, "*" * 60_000, "[a](" * 20_000, "- " * 40_000):
+        strip_markdown(text)
+    assert time.perf_counter() - began < 5
 
 
 # -- prompts ------------------------------------------------------------------------------------------------------

@@ -98,6 +98,48 @@ def test_leaving_early_gives_up_what_is_under_way() -> None:
     assert not [thread for thread in threading.enumerate() if thread.name == "omni-scoring"]
 
 
+def test_a_place_is_taken_once() -> None:
+    with Scoring({"t": Slow()}) as scoring:
+        scoring.submit(0, problems(0.0)[0], group())
+        with pytest.raises(ValueError, match="place 0 is taken"):
+            scoring.submit(0, problems(0.0)[0], group())
+        assert len(scoring.results()) == 1
+
+
+class Odd(Slow):
+    """Exits, or gives too few scores."""
+
+    async def score(self, group: Group, problem: Problem) -> list[Score]:
+        if problem.data["seconds"] < 0:
+            raise SystemExit(3)
+        return [Score.of(1.0)]
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(-1.0, "raised SystemExit"), (0.0, "gave 1 scores for 2 samples")])
+def test_an_odd_reward_is_told(seconds: float, words: str) -> None:
+    def scored() -> None:
+        with Scoring({"t": Odd()}) as scoring:
+            scoring.submit(0, problems(seconds)[0], group())
+            scoring.results(5)
+
+    with pytest.raises((RuntimeError, ValueError), match=words):
+        scored()
+
+
+class Blocking(Slow):
+    async def score(self, group: Group, problem: Problem) -> list[Score]:
+        time.sleep(problem.data["seconds"])  # noqa: ASYNC251 - that is what is wrong with it
+        return [Score.of(1.0)] * len(group.samples)
+
+
+def test_a_reward_that_blocks_does_not_hold_the_step_for_good() -> None:
+    began = time.monotonic()
+    with Scoring({"t": Blocking()}) as scoring:
+        scoring.submit(0, problems(15.0)[0], group())
+        assert scoring.results(deadline_s=0.3)[0].scores[0].status == "error"
+    assert time.monotonic() - began < 14
+
+
 @pytest.fixture(scope="module")
 def policy() -> TorchPolicy:
     return TorchPolicy(ModelSpec(name="tiny", dtype="float32"))

@@ -280,6 +280,11 @@ def test_a_refresh_is_put_in_where_it_pays() -> None:
     assert len(free.sequence.stages) > 3
     assert {stage.passes for stage in free.sequence.stages} == {1.0, 0.25}
     assert free.sequence.score > plain.sequence.score - 0.02
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        level = float(rng.uniform(0.3, 0.6))
+        flat = matrix([level] * 6, [[level] * 6] * 6, stderr=0.0005, n=100_000)
+        assert len(make_plan(flat, refresh_cost=0.01).sequence.stages) == 6, "nothing to gain, nothing put in"
 
 
 def test_a_plan_is_plain_json() -> None:

@@ -50,9 +50,13 @@ def _row(line: str, number: int, path: Path) -> Row:
     if not isinstance(row, dict) or any(name not in row for name in _TEXTS) or row.get("label") not in (0, 1, 2):
         raise UserError(f"line {number} needs {', '.join(_TEXTS)} and a label of 1, 2 or 0", file=path)
     meta = row.get("meta")
-    votes = row.get("votes") or (meta.get("annotators") if isinstance(meta, dict) else None) or []
+    votes: Any = row.get("votes") or (meta.get("annotators") if isinstance(meta, dict) else None) or []
     # A few published rows hold a bare true instead of a text.
-    return {**row, **{name: str(row[name]) for name in _TEXTS}, "votes": [vote for vote in votes if vote in (0, 1, 2)]}
+    return {
+        **row,
+        **{name: str(row[name]) for name in _TEXTS},
+        "votes": [vote for vote in votes if vote in (0, 1, 2)] if isinstance(votes, list) else [],
+    }
 
 
 async def measure(judge: Judge, rows: Sequence[Row]) -> dict[str, Any]:
@@ -102,6 +106,7 @@ def summarise(rows: Sequence[Row], verdicts: Sequence[Verdict]) -> dict[str, Any
         "pairs": len(points),
         "people_undecided": len(rows) - len(decided),
         "errors": len(decided) - len(points),
+        "first_error": next((v.reason for _, v in decided if v.outcome not in _POINTS), None),
         "agreement": share,
         "interval_95": wilson(share, len(points)) if share is not None else None,
         "longer_preferred": halves[0],

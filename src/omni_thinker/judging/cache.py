@@ -47,12 +47,20 @@ class JudgeCache:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+            self._check(path)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute(_SCHEMA)
             self._db.execute("SELECT key, reply FROM replies LIMIT 1")
         except (sqlite3.Error, OSError) as exc:
             raise UserError(f"can't be used as the judge's cache: {exc}", file=path, key="judge.cache") from None
+
+    def _check(self, path: Path) -> None:
+        """Refuses another program's database before anything is written to it."""
+        tables = {row[0] for row in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        columns = [row[1] for row in self._db.execute("PRAGMA table_info(replies)")]
+        if (tables and "replies" not in tables) or (columns and columns != list(_COLUMNS)):
+            raise UserError("is a database of something else", file=path, key="judge.cache")
 
     @staticmethod
     def key(**parts: Any) -> str:

@@ -31,6 +31,9 @@ _LONGEST_WAIT_S = 60.0
 _TOP = 20
 """Likeliest tokens asked for; the most that hosted servers tell."""
 _DIGIT_TOKENS = 4
+_MOST_TOKENS = 1 << 40
+CHANCES = "\0chances "
+"""How the text of a reply begins that holds the first token's probabilities instead of words."""
 _BYTES_PER_TOKEN = 2
 """A low guess, so that an estimate of tokens is a high one."""
 
@@ -56,9 +59,12 @@ class ChatClient:
         self._thread.start()
         self._client = self._on_loop(self._open())
 
-    async def ask(self, text: str, schema: Mapping[str, Any], *, prompt_version: str) -> Reply:
-        """The reply to one user message. Raises NoReply or BudgetReached."""
-        work = self._ask(text, schema, prompt_version)
+    async def ask(self, text: str, schema: Mapping[str, Any], *, prompt_version: str, digit: bool = False) -> Reply:
+        """The reply to one user message. `digit`: one digit is wanted, with its log-probs where the server tells them.
+
+        Raises NoReply or BudgetReached.
+        """
+        work = self._ask(text.encode("utf-8", "replace").decode(), schema, prompt_version, digit)
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
     def close(self) -> None:
@@ -94,7 +100,7 @@ class ChatClient:
         await asyncio.gather(*self._pending.values(), return_exceptions=True)
         await self._client.close()
 
-    async def _ask(self, text: str, schema: Mapping[str, Any], prompt_version: str) -> Reply:
+    async def _ask(self, text: str, schema: Mapping[str, Any], prompt_version: str, digit: bool) -> Reply:
         spec = self.spec
         key = JudgeCache.key(
             base_url=spec.base_url,
@@ -104,28 +110,33 @@ class ChatClient:
             temperature=spec.temperature,
             max_tokens=spec.max_tokens,
             structured=spec.structured,
-            verdict=spec.verdict,
+            digit=digit,
         )
         known = self.cache.get(key) if self.cache is not None else None
         if known is not None:
             return known
         if key not in self._pending:  # the same question, asked twice at a time, is asked once
-            task = asyncio.ensure_future(self._fresh(key, text, schema, prompt_version))
+            task = asyncio.ensure_future(self._fresh(key, text, schema, prompt_version, digit))
             self._pending[key] = task
-            task.add_done_callback(lambda _: self._pending.pop(key, None))
+            task.add_done_callback(lambda done: self._forget(key, done))
         return await asyncio.shield(self._pending[key])
 
-    async def _fresh(self, key: str, text: str, schema: Mapping[str, Any], prompt_version: str) -> Reply:
+    def _forget(self, key: str, done: asyncio.Task[Reply]) -> None:
+        self._pending.pop(key, None)
+        if not done.cancelled():
+            done.exception()  # who asked has it, or has gone
+
+    async def _fresh(self, key: str, text: str, schema: Mapping[str, Any], prompt_version: str, digit: bool) -> Reply:
         async with self._at_once:
             try:
-                reply = await asyncio.wait_for(self._retried(text, schema), self.spec.deadline_s)
+                reply = await asyncio.wait_for(self._retried(text, schema, digit), self.spec.deadline_s)
             except TimeoutError:
                 raise NoReply(f"no reply within {self.spec.deadline_s:g} s") from None
         if self.cache is not None:
             self.cache.put(key, reply, model=self.spec.model, prompt_version=prompt_version)
         return reply
 
-    async def _retried(self, text: str, schema: Mapping[str, Any]) -> Reply:
+    async def _retried(self, text: str, schema: Mapping[str, Any], digit: bool) -> Reply:
         from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_after_attempt
 
         attempts = AsyncRetrying(
@@ -134,28 +145,29 @@ class ChatClient:
         try:
             async for attempt in attempts:
                 with attempt:
-                    return await self._once(text, schema)
+                    return await self._once(text, schema, digit)
         except RetryError as exc:
             cause = exc.last_attempt.exception()
             raise NoReply(f"{cause}, {self.spec.attempts} times") from None
         raise NoReply("no attempt was made")
 
-    async def _once(self, text: str, schema: Mapping[str, Any]) -> Reply:
+    async def _once(self, text: str, schema: Mapping[str, Any], digit: bool) -> Reply:
         from openai import APIConnectionError, APIError, APIStatusError, APITimeoutError
 
-        estimate = len(text.encode("utf-8", "replace")) // _BYTES_PER_TOKEN + 16
+        most = len(text.encode()) + 16  # a token is at least one byte
+        estimate = most // _BYTES_PER_TOKEN
         if self._requests:
             await self._requests.acquire()
         if self._tokens:
             await self._tokens.acquire(min(estimate + self.spec.max_tokens, self._tokens.max_rate))
-        number = self.meter.reserve(estimate, self.spec.max_tokens)
+        number = self.meter.reserve(most, self.spec.max_tokens)
         lost, structured = True, self._structured
         try:
-            completion = await self._send(text, schema if structured else None)
-            used = _tokens(completion)
+            completion = await self._send(text, schema if structured else None, digit)
+            used = _tokens(completion, estimate, self.spec.max_tokens)
             self.meter.settle(number, *used)  # also what is of no use was paid for
             number = 0
-            return Reply(_chances(completion) or _text(completion), *used)
+            return Reply((_chances(completion) if digit else None) or _text(completion), *used)
         except APITimeoutError:
             raise _TryAgain("timed out") from None
         except APIStatusError as exc:
@@ -166,7 +178,7 @@ class ChatClient:
                 raise _TryAgain(f"status {status} for a JSON schema", wait=0.0) from None
             if status in _RETRIED or status >= 500:
                 raise _TryAgain(f"status {status}", wait=_retry_after(exc)) from None
-            raise NoReply(f"status {status}: {_short(exc)}") from None
+            raise NoReply(f"status {status}: {self._short(exc)}") from None
         except APIConnectionError as exc:
             raise _TryAgain(f"connection failed ({type(exc.__cause__ or exc).__name__})") from None
         except (APIError, ValueError, TypeError, AttributeError, LookupError) as exc:
@@ -176,10 +188,14 @@ class ChatClient:
             if number:
                 self.meter.release(number, lost=lost)
 
-    async def _send(self, text: str, schema: Mapping[str, Any] | None) -> ChatCompletion:
+    def _short(self, exc: Exception) -> str:
+        """What the server said, without the key, should it have repeated it."""
+        return " ".join(str(exc).replace(self._key, "***").split())[:160]
+
+    async def _send(self, text: str, schema: Mapping[str, Any] | None, digit: bool) -> ChatCompletion:
         spec = self.spec
         extra: dict[str, Any] = {}
-        if spec.verdict == "logprobs":
+        if digit:
             extra |= {"logprobs": True, "top_logprobs": _TOP}
         elif schema is not None:
             extra["response_format"] = {"type": "json_schema", "json_schema": schema}
@@ -187,7 +203,7 @@ class ChatClient:
             model=spec.model,
             messages=[{"role": "user", "content": text}],
             temperature=spec.temperature,
-            max_tokens=min(spec.max_tokens, _DIGIT_TOKENS) if spec.verdict == "logprobs" else spec.max_tokens,
+            max_tokens=min(spec.max_tokens, _DIGIT_TOKENS) if digit else spec.max_tokens,
             **extra,
         )
         return completion
@@ -227,7 +243,7 @@ def _retry_after(exc: Any) -> float | None:
 
 
 def _chances(completion: Any) -> str | None:
-    """{"chances": {token: probability}} of the first token, as JSON; None where the server tells no log-probs.
+    """CHANCES and {token: probability} of the first token, as JSON; None where the server tells no log-probs.
 
     Written as text, so that a cache holds it like any reply. Spellings that differ in white space are one token.
     """
@@ -237,28 +253,33 @@ def _chances(completion: Any) -> str | None:
     chances: dict[str, float] = {}
     for option in content[0].top_logprobs or []:
         token = option.token.strip()
-        chances[token] = chances.get(token, 0.0) + math.exp(min(0.0, option.logprob))
-    return json.dumps({"chances": chances}) if chances else None
+        chances[token] = chances.get(token, 0.0) + math.exp(min(0.0, float(option.logprob)))
+    told = {token: chance for token, chance in chances.items() if math.isfinite(chance)}
+    return CHANCES + json.dumps(told) if told else None
 
 
 def _text(completion: Any) -> str:
     text = completion.choices[0].message.content
     if not isinstance(text, str):
         raise TypeError("no text")
-    return text
+    # Half a surrogate pair is no text, and a reply never passes for log-probs.
+    return text.lstrip("\0").encode("utf-8", "replace").decode()
 
 
-def _tokens(completion: Any) -> tuple[int, int]:
+def _tokens(completion: Any, estimate: int, most: int) -> tuple[int, int]:
+    """As the server counted, else as estimated: what isn't counted isn't free."""
     usage = completion.usage
-    return (int(usage.prompt_tokens), int(usage.completion_tokens)) if usage else (0, 0)
-
-
-def _short(exc: Exception) -> str:
-    return " ".join(str(exc).split())[:160]
+    if not usage:
+        return estimate, most
+    return tuple(min(_MOST_TOKENS, max(0, int(n))) for n in (usage.prompt_tokens, usage.completion_tokens))  # type: ignore[return-value]
 
 
 def _check_address(spec: EndpointSpec) -> None:
-    parts = urlsplit(spec.base_url)
+    try:
+        parts = urlsplit(spec.base_url)
+        parts.port  # noqa: B018 - raises for what is no port
+    except ValueError as exc:
+        raise UserError(f"is no address: {exc}", key="judge.base_url") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UserError(
             f"takes an http(s) address such as https://host/v1, got {spec.base_url!r}", key="judge.base_url"
@@ -279,7 +300,9 @@ def _secret(spec: EndpointSpec) -> str:
             return Path(spec.api_key_file).expanduser().read_text("utf-8").strip()
         except (OSError, ValueError) as exc:
             raise UserError(f"the judge's key can't be read: {type(exc).__name__}", key="judge.api_key_file") from None
-    key = os.environ.get(spec.api_key_env, "")
+    key = os.environ.get(spec.api_key_env, "").strip()
+    if not key.isascii():
+        raise UserError("the judge's key holds other characters than a key may", key="judge.api_key_env")
     if not key and urlsplit(spec.base_url).hostname not in _LOOPBACK:
         raise UserError(f"the environment has no {spec.api_key_env}", key="judge.api_key_env")
     return key or "none"

@@ -44,34 +44,40 @@ def agreed_points(
 async def tournament(judge: Judge, prompt: str, responses: Sequence[str], rounds: int) -> list[Score]:
     """For each response its mean result against `rounds` others, by pairs; works with any judge.
 
-    Opponents are neighbours in a ring that follows from the texts, so each distinct text plays equally often, and as
-    many rounds as there are others make every pair meet. Texts that occur more than once tie with each other.
+    Opponents are neighbours on both sides in a ring that follows from the texts, so each distinct text plays equally
+    often (an even number of times, rounded up), and as many rounds as there are others make every pair meet. A text
+    that occurs more than once ties with itself, and counts as often where it is an opponent.
     """
     distinct = list(dict.fromkeys(responses))
     count = len(distinct)
     if count == 1:
         return [Score.of(0.5)] * len(responses)
     ring = both_orders(distinct, prompt)[0]
-    ahead = range(1, max(1, min(rounds, count - 1) // 2) + 1)
+    ahead = range(1, (rounds + 1) // 2 + 1)
     pairs = sorted({(min(a, b), max(a, b)) for k in ahead for a, b in _ring_pairs(ring, k)})
-    if rounds >= count - 1:
+    if 2 * len(ahead) >= count - 1:
         pairs = list(combinations(range(count), 2))
     verdicts = await asyncio.gather(*(judge.compare(prompt, [distinct[a]], distinct[b]) for a, b in pairs))
-    results: list[list[float]] = [[] for _ in distinct]
+    copies = [list(responses).count(text) for text in distinct]
+    results: list[list[tuple[float, int]]] = [[] for _ in distinct]
     failures: list[Score | None] = [None] * count
     for (a, b), [verdict] in zip(pairs, verdicts, strict=True):
         if verdict.outcome in POINTS:
-            results[a].append(POINTS[verdict.outcome])
-            results[b].append(1.0 - POINTS[verdict.outcome])
+            results[a].append((POINTS[verdict.outcome], copies[b]))
+            results[b].append((1.0 - POINTS[verdict.outcome], copies[a]))
         else:
             failed = Score.abstain if verdict.outcome == "abstain" else Score.error
             failures[a] = failures[b] = failed(verdict.reason or "no verdict")
     # One failed pair doesn't make a text unknown that others were compared with.
     scores = {
-        text: Score.of(sum(own) / len(own)) if own else failures[place] or Score.error("no verdict")
+        text: _mean_result([*own, (0.5, copies[place] - 1)]) if own else failures[place] or Score.error("no verdict")
         for place, (text, own) in enumerate(zip(distinct, results, strict=True))
     }
     return [scores[text] for text in responses]
+
+
+def _mean_result(results: Sequence[tuple[float, int]]) -> Score:
+    return Score.of(sum(points * weight for points, weight in results) / sum(weight for _, weight in results))
 
 
 def _ring_pairs(ring: Sequence[int], step: int) -> list[tuple[int, int]]:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from omni_thinker.judging.base import Criterion, Verdict
-from omni_thinker.judging.client import ChatClient, NoReply
+from omni_thinker.judging.client import CHANCES, ChatClient, NoReply
 from omni_thinker.judging.limits import BudgetReached
 from omni_thinker.judging.listwise import agreed_points, both_orders
 from omni_thinker.judging.prompts import (
@@ -26,12 +26,13 @@ from omni_thinker.judging.tally import Tally, log_ratio
 from omni_thinker.types import Score
 
 _T = TypeVar("_T")
+_ONE_DIGIT = re.compile(r"""["'(\[*`]{0,3}([12])["')\]*`.:]{0,3}""")
 _PAIRWISE = {"text": "pairwise-v1", "logprobs": "pairwise-digit-v1"}
 _MARKUP = re.compile(
     r"""
-      ^\s{0,3}(?:\#{1,6}\s+|>\s?|[-*+]\s+|\d+[.)]\s+|```.*$|\|?\s*:?-{3,}.*$)   # headings, quotes, lists, fences, rules
-    | [*_`~]{1,3}                                                              # emphasis, code
-    | \[([^\]]*)\]\([^)]*\)                                                   # links
+      ^[ ]{0,3}(?:\#{1,6}[ ]+|>[ ]?|[-*+][ ]+|\d{1,4}[.)][ ]+|```.*$|\|?[ ]?:?-{3,}.*$)  # headings, lists, fences
+    | (?<![\w*_`~])[*_`~]{1,3}(?=\S) | (?<=\S)[*_`~]{1,3}(?![\w*_`~])           # emphasis, code: at the edges of words
+    | \[([^\[\]\n]{0,300})\]\([^()\n]{0,500}\)                                # links
     """,
     re.MULTILINE | re.VERBOSE,
 )
@@ -90,8 +91,9 @@ class EndpointJudge:
     async def _lead(self, prompt: str, first: str, second: str) -> float:
         """By how much the first answer leads, in [-1, 1]. Raises NoReply where the reply doesn't say."""
         text = self._pairwise.fill(prompt, self._shown([first, second]))
-        reply = await self._ask(text, PAIRWISE_SCHEMA, self._pairwise.version)
-        better = _digit(reply) if self.client.spec.verdict == "logprobs" else read_verdict(reply)
+        digit = self.client.spec.verdict == "logprobs"
+        reply = await self._ask(text, PAIRWISE_SCHEMA, self._pairwise.version, digit=digit)
+        better = _digit(reply) if digit else read_verdict(reply)
         if better is None:
             raise NoReply("a reply without a verdict")
         return better if isinstance(better, float) else {0: 0.0, 1: 1.0, 2: -1.0}[better]
@@ -101,20 +103,28 @@ class EndpointJudge:
     async def rank(self, prompt: str, responses: Sequence[str]) -> list[Score]:
         """For each response the share of the others that it beats, asked in two orders; where these differ over a
         pair it is a tie. The same text has the same rank; one text alone has 0.5."""
-        distinct = [text for text in dict.fromkeys(responses) if text.strip()]
-        points: dict[str, Score] = {text: Score.of(0.0) for text in responses if not text.strip()}
+        said = [text for text in responses if text.strip()]
+        distinct = list(dict.fromkeys(said))
+        others, empty = len(responses) - 1, len(responses) - len(said)
+        if others < 1:
+            return [Score.of(0.5)] * len(responses)
+        # What says nothing loses to all that says something, and isn't shown.
+        points = {text: Score.of(0.5 * (empty - 1) / others) for text in responses if not text.strip()}
         if len(distinct) < 2:
-            points |= {text: Score.of(0.5 if not points else 1.0) for text in distinct}
-            return [points[text] for text in responses] if distinct else [Score.of(0.5)] * len(responses)
+            points |= {text: Score.of((0.5 * (len(said) - 1) + empty) / others) for text in distinct}
+            return [points[text] for text in responses]
         orders = both_orders(distinct, prompt)[: 2 if self.client.spec.both_seats else 1]
         rankings = await _settled(asyncio.gather(*(self._ranked(prompt, distinct, order) for order in orders)))
         if isinstance(rankings, Score):
             self._tally.failure()
             return [points.get(text, rankings) for text in responses]
-        shares, pairs = agreed_points(rankings, weight=[list(responses).count(text) for text in distinct])
+        shares, pairs = agreed_points(rankings, weight=[said.count(text) for text in distinct])
         for i, j, lead in pairs:
             self._tally.points((lead + 1) / 2, log_ratio(distinct[i], distinct[j]), steady=lead != 0)
-        points |= {text: Score.of(share) for text, share in zip(distinct, shares, strict=True)}
+        points |= {
+            text: Score.of((share * (len(said) - 1) + empty) / others)
+            for text, share in zip(distinct, shares, strict=True)
+        }
         return [points[text] for text in responses]
 
     async def _ranked(self, prompt: str, texts: Sequence[str], order: Sequence[int]) -> list[int]:
@@ -185,8 +195,8 @@ class EndpointJudge:
     def _shown(self, texts: Sequence[str]) -> list[str]:
         return [strip_markdown(text) for text in texts] if self.client.spec.strip_markdown else list(texts)
 
-    async def _ask(self, text: str, schema: Mapping[str, Any], version: str) -> str:
-        return (await self.client.ask(text, schema, prompt_version=version)).text
+    async def _ask(self, text: str, schema: Mapping[str, Any], version: str, *, digit: bool = False) -> str:
+        return (await self.client.ask(text, schema, prompt_version=version, digit=digit)).text
 
 
 async def _settled(replies: Awaitable[_T]) -> _T | Score:
@@ -200,15 +210,13 @@ async def _settled(replies: Awaitable[_T]) -> _T | Score:
 
 
 def _digit(reply: str) -> float | int | None:
-    """P(first) - P(second) where the server told log-probs (see client), else the digit of the text."""
-    try:
-        table = json.loads(reply)
-    except (ValueError, RecursionError):
-        table = None
-    if isinstance(table, dict) and isinstance(table.get("chances"), dict):
-        first, second = (float(table["chances"].get(digit, 0.0)) for digit in ("1", "2"))
+    """P(first) - P(second) where the server told log-probs (see client), else the digit of the text's first line."""
+    if reply.startswith(CHANCES):
+        table = json.loads(reply.removeprefix(CHANCES))
+        first, second = (float(table.get(digit, 0.0)) for digit in ("1", "2"))
         return (first - second) / (first + second) if first + second > 0 else None
-    found = re.match(r"\W*([12])(?![\w.])", reply)  # small models go on after the digit that was asked for
+    # Small models go on after the digit that was asked for.
+    found = _ONE_DIGIT.fullmatch(reply.strip().partition("\n")[0].strip())
     return int(found[1]) if found else read_verdict(reply)
 
 

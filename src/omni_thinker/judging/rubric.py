@@ -20,7 +20,11 @@ def read_rubric(value: Any) -> list[Criterion]:
     """
     if not isinstance(value, list) or not value:
         raise ValueError("a rubric is a list of criteria, at least one")
-    return [_criterion(item, number) for number, item in enumerate(value, 1)]
+    rubric = [_criterion(item, number) for number, item in enumerate(value, 1)]
+    names = [criterion.name for criterion in rubric]
+    if len(set(names)) < len(names):
+        raise ValueError("a rubric names each criterion once")
+    return rubric
 
 
 def _criterion(item: Any, number: int) -> Criterion:

@@ -32,10 +32,16 @@ _REMEMBERED = 4096
 
 def encode(tokenizer: Any, prompt: str, answer: str) -> list[int]:
     """A chat turn and its answer, as the judge reads them; its end is where the head looks."""
-    asked = tokenizer(prompt.strip(), add_special_tokens=False)["input_ids"]
+
+    def plain(text: str) -> list[int]:
+        """What a text writes in angle brackets stays text: no answer ends itself or begins another turn."""
+        words = text.strip().encode("utf-8", "replace").decode()
+        return list(tokenizer(words, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+    asked = plain(prompt)
     if len(asked) > MAX_PROMPT:
         asked = asked[: MAX_PROMPT // 2] + asked[-MAX_PROMPT // 2 :]
-    said = tokenizer(answer.strip(), add_special_tokens=False)["input_ids"][:MAX_ANSWER]
+    said = plain(answer)[:MAX_ANSWER]
     begin, middle, end = (
         tokenizer(text, add_special_tokens=False)["input_ids"]
         for text in ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>")

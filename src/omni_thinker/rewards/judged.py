@@ -66,7 +66,7 @@ class Ranking(JudgedPart):
     compares = True
 
     def __init__(self, judge: Judge, rounds: int | None = None) -> None:
-        """`rounds`: always a tournament of so many; None: one where the judge can't rank, of three."""
+        """`rounds`: always a tournament of so many; None: one where the judge can't rank, of four."""
         super().__init__(judge, "ranking")
         self._rounds = rounds
 
@@ -74,7 +74,7 @@ class Ranking(JudgedPart):
         if self._rounds is None and isinstance(self._judge, Ranker):
             scores = await self._judge.rank(problem.prompt, texts)
         else:
-            scores = await tournament(self._judge, problem.prompt, texts, self._rounds or 3)
+            scores = await tournament(self._judge, problem.prompt, texts, self._rounds or 4)
         return [_named("ranking", score) for score in scores]
 
 

@@ -48,7 +48,7 @@ _parts: dict[str, PartFactory] = {
     "constraints": lambda judge: Constraints(),
     "preference": lambda judge: Preference(_judge(judge, "preference")),
     "ranking": lambda judge: Ranking(_judge(judge, "ranking")),
-    "tournament": lambda judge: Ranking(_judge(judge, "tournament"), rounds=3),
+    "tournament": lambda judge: Ranking(_judge(judge, "tournament"), rounds=4),
     "rubric": _rubric,
     "reasoning_gym": lambda judge: ReasoningGym(),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Mapping
@@ -13,12 +14,15 @@ from omni_thinker.rewards.base import Reward
 from omni_thinker.rl.batch import ScoredGroup
 from omni_thinker.types import Group, Problem, Score, TaskName
 
+_PATIENCE_S = 5.0
+"""For a reward that won't be cancelled, when the others are done."""
+
 
 class Scoring:
     """Takes groups as they are finished and scores them in a thread of its own; a context manager.
 
     A reward that computes with the policy's cores or device (`local`) waits for `results`. One slow call delays its
-    own group alone.
+    own group alone, as long as it awaits: a reward that blocks its thread blocks all.
     """
 
     def __init__(self, rewards: Mapping[TaskName, Reward]) -> None:
@@ -42,13 +46,17 @@ class Scoring:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
 
-        asyncio.run_coroutine_threadsafe(give_up(), self._loop).result()
+        with contextlib.suppress(TimeoutError):
+            asyncio.run_coroutine_threadsafe(give_up(), self._loop).result(_PATIENCE_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        self._thread.join(_PATIENCE_S)
+        if not self._thread.is_alive():  # else a reward blocks it; the thread ends with the process
+            self._loop.close()
 
     def submit(self, place: int, problem: Problem, group: Group) -> None:
-        """Take a group; `place` is where its scores stand in `results`."""
+        """Take a group; `place` is where its scores stand in `results`. Raises ValueError for a place that is taken."""
+        if place in self._places:
+            raise ValueError(f"place {place} is taken")
         self._places[place] = len(self._taken)
         self._taken.append((problem, group))
         if not getattr(self._rewards[problem.task], "local", False):
@@ -72,7 +80,13 @@ class Scoring:
 
     @staticmethod
     async def _score(reward: Reward, group: Group, problem: Problem) -> list[Score]:
-        return list(await reward.score(group, problem))
+        try:
+            scores = list(await reward.score(group, problem))
+        except (SystemExit, KeyboardInterrupt) as exc:  # these would end the loop that all others wait for
+            raise RuntimeError(f"a reward raised {type(exc).__name__}") from exc
+        if len(scores) != len(group.samples):
+            raise ValueError(f"a reward gave {len(scores)} scores for {len(group.samples)} samples of {problem.id!r}")
+        return scores
 
     def _result(self, place: int, until: float | None, deadline_s: float | None) -> ScoredGroup:
         problem, group = self._taken[self._places[place]]

@@ -10,9 +10,12 @@ from omni_thinker.errors import UserError
 from omni_thinker.transfer.forecast import Joint, Merge, Stage
 from omni_thinker.transfer.forecasters import make_forecaster
 from omni_thinker.transfer.matrix import load_matrix
-from omni_thinker.transfer.plan import Plan, forecast_json, make_plan
+from omni_thinker.transfer.plan import Plan, check_measured, forecast_json, make_plan
 from omni_thinker.transfer.search import Objective
 from omni_thinker.types import TaskName
+
+_MOST_PASSES = 1000
+_MOST_SCALE = 10
 
 
 def plan_file(
@@ -56,7 +59,15 @@ def forecast_file(
     """The forecast of one plan for the matrix at `path`. Raises UserError as `plan_file` does."""
     if sum((bool(joint), bool(order), merge is not None)) != 1:
         raise UserError("give one of --joint, --order and --merge", key="--joint")
-    predict = make_forecaster(forecaster, load_matrix(path))
+    if passes is not None and not joint:
+        raise UserError("is for a joint run; a stage's passes are given as task:passes", key="--passes")
+    if passes is not None and not 0 < passes <= _MOST_PASSES:
+        raise UserError(f"takes more than 0 and at most {_MOST_PASSES}, got {passes:g}", key="--passes")
+    if merge is not None and not 0 <= merge <= _MOST_SCALE:
+        raise UserError(f"takes a scale from 0 to {_MOST_SCALE}, got {merge:g}", key="--merge")
+    matrix = load_matrix(path)
+    check_measured(matrix)
+    predict = make_forecaster(forecaster, matrix)
     plan: tuple[Stage, ...] | Joint | Merge
     if joint:
         plan = Joint(_numbers(joint, "--joint"), passes)
@@ -83,8 +94,8 @@ def _stage(word: str) -> Stage:
         length = float(passes)
     except ValueError:
         raise UserError(f"{passes!r} is no number of passes", key="--order") from None
-    if not 0 < length <= 1000:
-        raise UserError(f"a stage takes more than 0 and at most 1000 passes, got {passes}", key="--order")
+    if not 0 < length <= _MOST_PASSES:
+        raise UserError(f"a stage takes more than 0 and at most {_MOST_PASSES} passes, got {passes}", key="--order")
     return Stage(task, length)
 
 

@@ -89,6 +89,9 @@ class Hierarchical(Forecaster):
             self._sequence(stages) + self._process("sequence", *((s.task, s.passes) for s in stages))
         )
 
+    def expected(self, stages: Sequence[Stage]) -> Array:
+        return self.scale.back(self._sequence(stages))
+
     def _sequence(self, stages: Sequence[Stage]) -> Array:
         value = self.start_C_N.copy()
         if not stages:

@@ -20,6 +20,7 @@ from omni_thinker.types import TaskName
 
 Row = Mapping[TaskName, Estimate]
 VERSION = 1
+_MOST_PROBLEMS = 10**12
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,8 @@ def parse_matrix(table: Any, source: object) -> TransferMatrix:
     tasks = table.get("tasks")
     if not isinstance(tasks, list) or not tasks or not all(isinstance(task, str) for task in tasks):
         raise UserError("must be a list of task names", file=source, key="tasks")
+    if bad := [task for task in tasks if not _is_name(task)]:
+        raise UserError(f"{bad[0]!a} is no name: it takes text without ',', '=', ':'", file=source, key="tasks")
     if len(set(tasks)) != len(tasks):
         raise UserError("names a task twice", file=source, key="tasks")
     if len(tasks) < 2:
@@ -144,6 +147,8 @@ def _evaluations(table: Any, tasks: Sequence[str], source: object) -> tuple[Colu
         key = f"evaluations.{name}"
         if not isinstance(row, dict) or not isinstance(row.get("task"), str) or not isinstance(row.get("after"), dict):
             raise UserError('an evaluation is {"task", "start", "after"}', file=source, key=key)
+        if name in tasks:
+            raise UserError("has the name of a task", file=source, key=key)
         if unknown := set(row["after"]) - set(tasks):
             raise UserError(f"{min(unknown)!r} is not among the tasks", file=source, key=f"{key}.after")
         after = {i: _cell(cell, source, f"{key}.after.{i}") for i, cell in row["after"].items() if cell is not None}
@@ -171,9 +176,14 @@ def _cell(cell: Any, source: object, key: str) -> Estimate:
         stderr = math.inf  # one problem: its error is not known
     elif not _is_number(stderr) or stderr < 0:
         raise UserError(f"a standard error is a number >= 0, got {stderr!r}", file=source, key=f"{key}.stderr")
-    if isinstance(n, bool) or not isinstance(n, int) or n < 0:
-        raise UserError(f"n is a whole number >= 0, got {n!r}", file=source, key=f"{key}.n")
+    if isinstance(n, bool) or not isinstance(n, int) or not 0 <= n <= _MOST_PROBLEMS:
+        raise UserError(f"n is a whole number from 0 to {_MOST_PROBLEMS}, got {n!r:.40}", file=source, key=f"{key}.n")
     return Estimate(float(mean), n, float(stderr))
+
+
+def _is_name(text: str) -> bool:
+    """Printable, and free of what separates names on the command line."""
+    return text == text.strip() != "" and text.isprintable() and not set(text) & set(",=:")
 
 
 def _is_number(value: Any) -> bool:

@@ -144,8 +144,10 @@ def make_plan(
     """
     if strategy not in STRATEGIES:
         raise UserError(f"unknown strategy {strategy!r}; known: {', '.join(STRATEGIES)}", key="--strategy")
-    _check_measured(matrix)
+    check_measured(matrix)
     wanted = objective or Objective()
+    if wanted.fixed and (order or strategy != "exact"):
+        raise UserError("places can be fixed for the strategy 'exact' alone", key="--fix")
     tasks = matrix.tasks
     every = len(tasks) <= ENUMERATED
     predict = make_forecaster(forecaster, matrix, seed=seed, evidence=evidence, draws=2000 if every else _FEWER_DRAWS)
@@ -212,7 +214,8 @@ def forecast_json(
     return table
 
 
-def _check_measured(matrix: TransferMatrix) -> None:
+def check_measured(matrix: TransferMatrix) -> None:
+    """Raises UserError where a task's own run is missing: without it nothing can be said of the task."""
     for column in matrix.columns():
         if column.task in matrix.tasks and column.task not in column.after:
             raise UserError(f"{column.name!r} was not measured after training on its own task", key="after")
@@ -251,15 +254,19 @@ def _refreshed(
 ) -> PlanForecast:
     """Put in short stages, one at a time where it helps most, while one gains more than it costs."""
     best = plan
+
+    def expected(stages: Stages) -> float:
+        return float(objective.of(predict.by_task(predict.expected(stages))).mean())
+
     for _ in predict.tasks:
-        now = objective.of(predict(best.stages)).mean()
+        now = expected(best.stages)
         options = []
         for task in predict.tasks:
             for place in range(1, len(best.stages) + 1):
                 stages = (*best.stages[:place], Stage(task, REFRESH_PASSES), *best.stages[place:])
-                options.append((float(objective.of(predict(stages)).mean() - now), stages))
+                options.append((expected(stages) - now, stages))
         gain, stages = max(options, key=lambda option: option[0])
-        if gain <= cost * REFRESH_PASSES:
+        if gain <= cost * REFRESH_PASSES + 1e-6:
             break
         truth = objective.of(predict(stages))
         best = _describe(predict, stages, float(truth.mean()), truth, level, None)
