@@ -260,7 +260,8 @@ def test_without_log_probs_the_digit_counts(make: Make, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("reply", "found"),
     [
-        ("1", 1), (" 2\n\nThe second", 2), ("**1**", 1), ("(2)", 2), ("1.", 1), ('"2"', 2), ("1, 2", None), ("1/2", None),
+        ("1", 1), (" 2\n\nThe second", 2), ("**1**", 1), ("(2)", 2), ("1.", 1), ('"2"', 2), ("1, 2", None),
+        ("1/2", None),
         ("1 or 2", None), ("-1", None), ("12", None), ("", None), ("(1) and (2) are equal", None), ('{"better": 2}', 2),
         ('{"chances": {"1": 9}}', None),
     ],
