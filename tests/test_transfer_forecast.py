@@ -31,7 +31,15 @@ from omni_thinker.transfer.forecasters import FORECASTERS, make_forecaster
 from omni_thinker.transfer.hierarchical import Evidence, Hierarchical
 from omni_thinker.transfer.matrix import TransferMatrix
 from omni_thinker.transfer.probe import extrapolate, probe_steps
-from omni_thinker.transfer.quantities import backward_transfer, forgetting, forward_transfer, shared, specific, transfer
+from omni_thinker.transfer.quantities import (
+    backward_transfer,
+    forgetting,
+    forward_transfer,
+    shared,
+    specific,
+    to_csv,
+    transfer,
+)
 from omni_thinker.transfer.simulate import WORLDS, World, seen
 
 LITERAL = ("naive", "additive", "relative", "logit")
@@ -302,6 +310,11 @@ def test_quantities_by_hand() -> None:
     assert forward_transfer(MATRIX.start, run) == pytest.approx(((0.5 - 0.4) + (0.5 - 0.5)) / 2)
     assert forgetting(run) == pytest.approx({"a": 0.1, "b": 0.2, "c": 0.0})
     assert backward_transfer(run[:1]) is None
+    lines = to_csv(MATRIX).splitlines()
+    assert lines[0] == "evaluation,task,trained,transfer,mean,n,stderr"
+    assert len(lines) == 1 + 3 * 4
+    assert lines[1] == "a,a,,,0.2,50,0.0"
+    assert lines[3].startswith("a,a,b,-0.1,0.1,50")
     assert from_effects(np.zeros((2, 2))).effect("t0", "t1") == 0.0
 
 

@@ -39,6 +39,7 @@ from omni_thinker.transfer.hierarchical import Evidence
 from omni_thinker.transfer.matrix import Row, TransferMatrix, pool
 from omni_thinker.transfer.plan import Plan, make_plan
 from omni_thinker.transfer.probe import extrapolate, probe_steps
+from omni_thinker.transfer.quantities import to_csv
 from omni_thinker.transfer.search import Objective
 from omni_thinker.types import TaskName
 
@@ -295,6 +296,7 @@ def _write_transfer(run: RunDir, outcomes: Sequence[SeedOutcome]) -> None:
     own = {str(seed): matrix.to_json() for seed, matrix in matrices.items()}
     pooled = pool(list(matrices.values()))
     run.write_json("transfer.json", {**pooled.to_json(), "seeds": own})
+    run.write_text("transfer.csv", to_csv(pooled))
     first = next(iter(plans.values()))
     plan = make_plan(pooled, forecaster=first.forecaster) if len(plans) > 1 else first
     run.write_json("plan.json", {**plan.to_json(), "seeds": {str(s): p.to_json() for s, p in plans.items()}})

@@ -6,6 +6,8 @@ arXiv 1706.08840; Chaudhry et al., arXiv 1801.10112): three different things.
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
@@ -17,6 +19,28 @@ from omni_thinker.types import TaskName
 def transfer(matrix: TransferMatrix) -> dict[TaskName, dict[TaskName, float]]:
     """transfer[i][j]: change of accuracy on j by RL on i alone. What wasn't measured is missing."""
     return {i: {j: cell.mean - matrix.start[j].mean for j, cell in row.items()} for i, row in matrix.after.items()}
+
+
+def to_rows(matrix: TransferMatrix) -> list[dict[str, str | int | float | None]]:
+    """One row for each evaluation and run (`trained` None: the start), as `pandas.DataFrame` takes them. `transfer` is
+    the change from the start."""
+    rows: list[dict[str, str | int | float | None]] = []
+    for column in matrix.columns():
+        for trained, cell in ((None, column.start), *column.after.items()):
+            change = None if trained is None else cell.mean - column.start.mean
+            row = {"evaluation": column.name, "task": column.task, "trained": trained, "transfer": change}
+            rows.append({**row, "mean": cell.mean, "n": cell.n, "stderr": cell.stderr})
+    return rows
+
+
+def to_csv(matrix: TransferMatrix) -> str:
+    """`to_rows` as a table with a head."""
+    stream = io.StringIO()
+    rows = to_rows(matrix)
+    writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
 
 
 def shared(matrix: TransferMatrix) -> dict[TaskName, float | None]:
