@@ -38,7 +38,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
 
 def write_recipe(folder: Path, tasks: str, extra: str = "") -> Path:
     path = folder / "recipe.toml"
-    path.write_text(f'{extra}\n[model]\nname = "tiny"\n[judge]\nmodel = "tiny"\n{tasks}', "utf-8")
+    path.write_text(f'{extra}\n[model]\nname = "tiny"\n[judge]\nkind = "likelihood"\nmodel = "tiny"\n{tasks}', "utf-8")
     return path
 
 

@@ -171,6 +171,7 @@ def test_a_short_study_with_the_built_in_model(repo: Path, tmp_path: Path, built
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.timeout(700)  # two minutes on two free cores, several where they are shared
 def test_the_real_data_recipe_runs(repo: Path, tmp_path: Path, shared_data: Path, builtin_model: Path) -> None:
     small = [
         "study.steps=4",
@@ -190,7 +191,9 @@ def test_the_real_data_recipe_runs(repo: Path, tmp_path: Path, shared_data: Path
     ]
     options = [part for key in small for part in ("--set", key)]
     data = ["--set", f"data_root={shared_data}"]
-    result = study("study", repo / "recipes" / "real-data.toml", "--out", tmp_path / "run", *data, *options)
+    result = study(
+        "study", repo / "recipes" / "real-data.toml", "--out", tmp_path / "run", *data, *options, timeout=650
+    )
     assert set(result["tasks"]) == set(TASKS)
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
     assert all(row["n"] == 4 for row in result["arms"]["joint"][0]["test"].values())

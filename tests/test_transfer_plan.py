@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from matrices import AFTER, MATRIX, START, from_effects, matrix
 from omni_thinker.errors import UserError
 from omni_thinker.transfer.decide import Decision
-from omni_thinker.transfer.forecast import SetForm, check_order, in_order
+from omni_thinker.transfer.forecast import SetForm, check_order, evenly, in_order
 from omni_thinker.transfer.forecasters import FORECASTERS, make_forecaster
 from omni_thinker.transfer.matrix import TransferMatrix
-from omni_thinker.transfer.plan import STRATEGIES, make_plan
+from omni_thinker.transfer.plan import STRATEGIES, forecast_json, make_plan
 from omni_thinker.transfer.search import (
     Objective,
     _local_search,
@@ -216,6 +216,21 @@ def test_a_plan_by_hand(name: str) -> None:
         assert score == pytest.approx(scores[order])
         assert regret == pytest.approx(max(scores.values()) - score)
     assert plan.strategies["exact"][2] == 0.0
+
+
+@pytest.mark.parametrize("name", FORECASTERS)
+@pytest.mark.parametrize("objective", [MEAN, Objective("worst")], ids=str)
+def test_plans_and_single_forecasts_agree(name: str, objective: Objective) -> None:
+    own = matrix(START, AFTER, stderr=0.03)
+    plan = make_plan(own, forecaster=name, objective=objective)
+    predict = make_forecaster(name, own)
+    for row in (*plan.orders, plan.joint):
+        stages = row.stages or evenly(own.tasks)
+        assert forecast_json(predict, stages, objective)["score"] == pytest.approx(row.score, abs=1e-9)
+        if name == "hierarchical":
+            assert row.interval.low < row.score < row.interval.high
+    if name == "hierarchical":
+        assert plan.decision.gain == pytest.approx(plan.sequence.score - plan.joint.score, abs=1e-9)
 
 
 def test_a_given_order_or_strategy_is_chosen() -> None:

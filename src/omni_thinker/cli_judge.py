@@ -43,6 +43,25 @@ def judge_agree(
     for name, value in found.items():
         typer.echo(f"{name}: {value:.3f}" if isinstance(value, float) else f"{name}: {value}")
     finish(found, json_)
+    if found["errors"] > found["pairs"]:
+        raise UserError(f"most pairs got no verdict; the first: {found['first_error']}", key="judge agree")
+
+
+@judge_app.command("info")
+def judge_info(json_: Json = False) -> None:
+    """What the built-in judge is, what it learned from, and how often it agrees with people."""
+    from omni_thinker.judging.trained import caveat, load_card
+
+    card = load_card()
+    typer.echo(f"{card['version']}: {card['what']}")
+    for name, row in card["agreement"].items():
+        low, high = row["balanced_interval_95"]
+        typer.echo(
+            f"  {name:22} agrees on {row['agreement']:.1%} of {row['pairs']} decided pairs; length balanced "
+            f"{row['balanced']:.1%} [{low:.1%}, {high:.1%}]; the same in both seats {row['consistent']:.1%}"
+        )
+    typer.echo(caveat(card))
+    finish(card, json_)
 
 
 @cache_app.command("stats")

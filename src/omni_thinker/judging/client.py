@@ -164,10 +164,13 @@ class ChatClient:
         lost, structured = True, self._structured
         try:
             completion = await self._send(text, schema if structured else None, digit)
-            used = _tokens(completion, estimate, self.spec.max_tokens)
+            used = _counted(completion)
+            if used is None:  # an answer that isn't counted isn't free; what is no answer raises here
+                self._answer(completion, digit)
+                used = estimate, self.spec.max_tokens
             self.meter.settle(number, *used)  # also what is of no use was paid for
             number = 0
-            return Reply((_chances(completion) if digit else None) or _text(completion), *used)
+            return Reply(self._answer(completion, digit), *used)
         except APITimeoutError:
             raise _TryAgain("timed out") from None
         except APIStatusError as exc:
@@ -187,6 +190,10 @@ class ChatClient:
         finally:
             if number:
                 self.meter.release(number, lost=lost)
+
+    @staticmethod
+    def _answer(completion: Any, digit: bool) -> str:
+        return (_chances(completion) if digit else None) or _text(completion)
 
     def _short(self, exc: Exception) -> str:
         """What the server said, without the key, should it have repeated it."""
@@ -266,12 +273,13 @@ def _text(completion: Any) -> str:
     return text.lstrip("\0").encode("utf-8", "replace").decode()
 
 
-def _tokens(completion: Any, estimate: int, most: int) -> tuple[int, int]:
-    """As the server counted, else as estimated: what isn't counted isn't free."""
+def _counted(completion: Any) -> tuple[int, int] | None:
+    """Tokens in and out as the server counted them, None where it doesn't."""
     usage = completion.usage
     if not usage:
-        return estimate, most
-    return tuple(min(_MOST_TOKENS, max(0, int(n))) for n in (usage.prompt_tokens, usage.completion_tokens))  # type: ignore[return-value]
+        return None
+    sent, answered = (min(_MOST_TOKENS, max(0, int(n))) for n in (usage.prompt_tokens, usage.completion_tokens))
+    return sent, answered
 
 
 def _check_address(spec: EndpointSpec) -> None:
@@ -279,17 +287,17 @@ def _check_address(spec: EndpointSpec) -> None:
         parts = urlsplit(spec.base_url)
         parts.port  # noqa: B018 - raises for what is no port
     except ValueError as exc:
-        raise UserError(f"is no address: {exc}", key="judge.base_url") from None
+        raise UserError(f"is no address: {exc}", key="judge.endpoint.base_url") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UserError(
-            f"takes an http(s) address such as https://host/v1, got {spec.base_url!r}", key="judge.base_url"
+            f"takes an http(s) address such as https://host/v1, got {spec.base_url!r}", key="judge.endpoint.base_url"
         )
     if parts.username or parts.password:
-        raise UserError("holds a password; keys come from the environment or a file", key="judge.base_url")
+        raise UserError("holds a password; keys come from the environment or a file", key="judge.endpoint.base_url")
     if parts.scheme == "http" and parts.hostname not in _LOOPBACK and not spec.allow_http:
         raise UserError(
-            f"{parts.hostname} would be asked without encryption; use https, or judge.allow_http = true",
-            key="judge.base_url",
+            f"{parts.hostname} would be asked without encryption; use https, or judge.endpoint.allow_http = true",
+            key="judge.endpoint.base_url",
         )
 
 
@@ -299,10 +307,12 @@ def _secret(spec: EndpointSpec) -> str:
         try:
             return Path(spec.api_key_file).expanduser().read_text("utf-8").strip()
         except (OSError, ValueError) as exc:
-            raise UserError(f"the judge's key can't be read: {type(exc).__name__}", key="judge.api_key_file") from None
+            raise UserError(
+                f"the judge's key can't be read: {type(exc).__name__}", key="judge.endpoint.api_key_file"
+            ) from None
     key = os.environ.get(spec.api_key_env, "").strip()
     if not key.isascii():
-        raise UserError("the judge's key holds other characters than a key may", key="judge.api_key_env")
+        raise UserError("the judge's key holds other characters than a key may", key="judge.endpoint.api_key_env")
     if not key and urlsplit(spec.base_url).hostname not in _LOOPBACK:
-        raise UserError(f"the environment has no {spec.api_key_env}", key="judge.api_key_env")
+        raise UserError(f"the environment has no {spec.api_key_env}", key="judge.endpoint.api_key_env")
     return key or "none"

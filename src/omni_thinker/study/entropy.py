@@ -23,6 +23,16 @@ class EntropyChange:
         return self.after - self.before
 
 
+_LEAST = 0.005
+"""Nats per token; less is no change."""
+
+
+def _moved(change: float) -> str:
+    if abs(change) < _LEAST:
+        return "left the entropy of their own answers where it was: less than 0.01 nats"
+    return f"{'lowered' if change < 0 else 'raised'} the entropy of their own answers by {abs(change):.2f} nats"
+
+
 def stage_changes(
     start: Mapping[TaskName, float], stages: Sequence[tuple[TaskName, Mapping[TaskName, float]]]
 ) -> list[EntropyChange]:
@@ -42,11 +52,10 @@ def entropy_finding(changes: Sequence[EntropyChange], judged: Sequence[TaskName]
         "open_ended": [own.change for own in changes if own.task in judged],
     }
     means = {name: fmean(values) if values else None for name, values in groups.items()}
-    lowered = None if means["structured"] is None else means["structured"] < 0
-    raised = None if means["open_ended"] is None else means["open_ended"] > 0
+    lowered = None if means["structured"] is None else means["structured"] < -_LEAST
+    raised = None if means["open_ended"] is None else means["open_ended"] > _LEAST
     said = [
-        f"{what} stages {'lowered' if (means[name] or 0) < 0 else 'raised'} the entropy of their own answers by "
-        f"{abs(means[name] or 0):.2f} nats per token on average ({len(groups[name])} stages)"
+        f"{what} stages {_moved(means[name] or 0.0)} per token on average ({len(groups[name])} stages)"
         for name, what in (("structured", "Structured"), ("open_ended", "open-ended"))
         if groups[name]
     ]

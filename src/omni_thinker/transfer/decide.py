@@ -67,7 +67,10 @@ def decide(
 ) -> Decision:
     """Compare a sequence with joint training in like shares, draw by draw."""
     gain_N = objective.of(predict(stages)) - objective.of(predict(evenly(predict.tasks)))
-    gain, stderr = float(gain_N.mean()), float(gain_N.std())
+    means = [
+        float(objective.of(predict.by_task(predict.expected(own))).mean()) for own in (stages, evenly(predict.tasks))
+    ]
+    gain, stderr = means[0] - means[1], float(gain_N.std())
     probability = float((gain_N > 0).mean() + 0.5 * (gain_N == 0).mean())
     settled = max(probability, 1 - probability) >= SURE
     more: int | None = 0 if settled else None

@@ -206,9 +206,9 @@ class Forecaster(ABC):
     @abstractmethod
     def set_form(self) -> SetForm: ...
 
-    def expected(self, stages: Sequence[Stage]) -> Array:
-        """A sequence without the luck of a single run, so that two plans differ by what they are alone; [C, N]."""
-        return self.sequence(stages)
+    def expected(self, plan: Sequence[Stage] | Joint | Merge) -> Array:
+        """`by_column` with the same luck for every plan, so that two of them differ by what they are alone; [C, N]."""
+        return self.by_column(plan)
 
     def __call__(self, plan: Sequence[Stage] | Joint | Merge) -> dict[TaskName, Array]:
         """Final accuracy of every task (the mean of its evaluations), [N] each.

@@ -63,7 +63,7 @@ class Hierarchical(Forecaster):
         self, matrix: TransferMatrix, draws: int = DRAWS, seed: int = 0, evidence: Sequence[Evidence] = ()
     ) -> None:
         super().__init__(matrix, draws, seed)
-        self._seed = seed
+        self._seed, self._same_luck = seed, False
         rows = [_Observed.of(column, self.tasks) for column in self.columns]
         hyper = _fit_hyper(rows)
         rng = np.random.default_rng([seed, 11])
@@ -89,8 +89,12 @@ class Hierarchical(Forecaster):
             self._sequence(stages) + self._process("sequence", *((s.task, s.passes) for s in stages))
         )
 
-    def expected(self, stages: Sequence[Stage]) -> Array:
-        return self.scale.back(self._sequence(stages))
+    def expected(self, plan: Sequence[Stage] | Joint | Merge) -> Array:
+        self._same_luck = True
+        try:
+            return self.by_column(plan)
+        finally:
+            self._same_luck = False
 
     def _sequence(self, stages: Sequence[Stage]) -> Array:
         value = self.start_C_N.copy()
@@ -149,7 +153,8 @@ class Hierarchical(Forecaster):
 
     def _process(self, *plan: object) -> Array:
         """What no measuring of the matrix tells: independent for each plan, shared by no two evaluations."""
-        key = [self._seed, *np.frombuffer(repr(plan).encode(), dtype=np.uint8).tolist()]
+        words = "" if self._same_luck else repr(plan)
+        key = [self._seed, 17, *np.frombuffer(words.encode(), dtype=np.uint8).tolist()]
         sigma = np.hypot(_PROCESS[0], _PROCESS[1] * self.spread)
         return np.random.default_rng(key).normal(0.0, sigma, self.start_C_N.shape)
 

@@ -38,7 +38,6 @@ from omni_thinker.transfer.search import (
     best_order,
     front_greedy,
     least_to_most_forgettable,
-    score_order,
 )
 from omni_thinker.types import TaskName
 
@@ -59,8 +58,8 @@ STRATEGIES: Mapping[str, Callable[[Array], list[int]] | None] = {
 
 @dataclass(frozen=True, slots=True)
 class PlanForecast:
-    """One plan. `score` is the objective at the means; `interval` is of the truth, the tasks' are of what an evaluation
-    would measure."""
+    """One plan. `score` is the objective as forecast; draws of different plans share their luck in it. `interval` is of
+    the truth, the tasks' are of what an evaluation would measure."""
 
     kind: str
     stages: Stages
@@ -149,47 +148,60 @@ def make_plan(
     if wanted.fixed and (order or strategy != "exact"):
         raise UserError("places can be fixed for the strategy 'exact' alone", key="--fix")
     tasks = matrix.tasks
+    wanted.shares(tasks)
+    wanted.places(tasks)
     every = len(tasks) <= ENUMERATED
     predict = make_forecaster(forecaster, matrix, seed=seed, evidence=evidence, draws=2000 if every else _FEWER_DRAWS)
+    literal = not isinstance(predict, Hierarchical)
     form = predict.set_form()
+
+    def score(plan: Stages | Joint) -> float:
+        return _score(predict, wanted, plan)
+
+    listed: list[Order] = [own for own in permutations(tasks) if _keeps(own, wanted)] if every else []
     found = best_order(form, wanted, seed=seed)
+    scores = {own: score(in_order(own)) for own in listed}
+    if scores and not literal:  # the search goes by the means of the draws, the score by the mean of its outcomes
+        top = max(listed, key=lambda own: scores[own])
+        found = Found(top, scores[top], scores[top], True)
     effects = np.array([[matrix.effect(i, j) for j in tasks] for i in tasks])
     named = _named(found.order, effects, tasks, seed)
+    if wanted.fixed:
+        named = {name: own for name, own in named.items() if _keeps(own, wanted)}
     if order:
         check_order(order, tasks)
     picked = tuple(order) or named[strategy]
-
-    listed: list[Order] = list(permutations(tasks)) if every else list(dict.fromkeys([*named.values(), picked]))
-    truth = {own: wanted.of(predict(in_order(own))) for own in listed}
+    for own in [*named.values(), picked]:
+        scores.setdefault(own, score(in_order(own)))
+    if not found.exact or not every:
+        found = Found(found.order, scores[found.order], found.bound + scores[found.order] - found.score, found.exact)
+    truth = {own: wanted.of(predict(in_order(own))) for own in scores}
     together = wanted.of(predict(evenly(tasks)))
-    literal = not isinstance(predict, Hierarchical)
-    chances = _probability_best(truth) if every else {}
-    scores = {own: score_order(form, wanted, own) for own in listed}
+    chances = _probability_best({own: truth[own] for own in listed}) if every else {}
     orders = {
-        own: _describe(predict, in_order(own), scores[own], truth[own], level, chances.get(own)) for own in listed
+        own: _describe(predict, in_order(own), scores[own], truth[own], level, chances.get(own)) for own in scores
     }
 
     sequence = orders[picked]
     if refresh_cost is not None and not order:
         sequence = _refreshed(predict, wanted, sequence, refresh_cost, level)
     decision = decide(matrix, predict, wanted, sequence.stages, evidence=evidence, seed=seed)
-    joint = _describe(predict, evenly(tasks), float(together.mean()), together, level, 1 - decision.probability)
-    free = not order and strategy == "exact" and not literal
+    joint = _describe(predict, evenly(tasks), score(evenly(tasks)), together, level, 1 - decision.probability)
+    free = not order and strategy == "exact" and not literal and not wanted.fixed
     chosen = joint if free and decision.gain < 0 else sequence
-    best = max(found.score, *scores.values())
+    best = max(scores.values())
     plan = Plan(
         chosen=chosen,
         sequence=sequence,
         joint=joint,
         orders=tuple(sorted(orders.values(), key=lambda own: (-round(own.score, 12), own.order))),
-        strategies={name: (own, score_order(form, wanted, own), best - score_order(form, wanted, own))
-                    for name, own in named.items()},
+        strategies={name: (own, scores[own], best - scores[own]) for name, own in named.items()},
         found=found,
         decision=decision,
         forecaster=forecaster,
         objective=wanted.kind if not wanted.weights else "weights",
         level=level,
-    )  # fmt: skip
+    )
     return Plan(**{**_fields(plan), "words": _words(plan, free)})
 
 
@@ -199,12 +211,13 @@ def forecast_json(
     """What `omni-thinker forecast --json` prints."""
     accuracy = predict.by_column(plan)
     shown = predict.by_task(measured(predict, accuracy))
-    goal = (objective or Objective()).of(predict.by_task(accuracy))
+    wanted = objective or Objective()
+    goal = wanted.of(predict.by_task(accuracy))
     table: dict[str, Any] = {
         "forecaster": predict.name,
         "level": level,
         "kind": "joint" if isinstance(plan, Joint) else "merge" if isinstance(plan, Merge) else "sequence",
-        "score": float(goal.mean()),
+        "score": _score(predict, wanted, plan),
         "interval": Interval.of(goal, level).to_json(),
         "forecast": to_intervals(shown, level),
     }
@@ -212,6 +225,16 @@ def forecast_json(
         every = measured(predict, accuracy)
         table["evaluations"] = {c.name: Interval.of(every[n], level).to_json() for n, c in enumerate(predict.columns)}
     return table
+
+
+def _score(predict: Forecaster, objective: Objective, plan: Stages | Joint | Merge) -> float:
+    """The objective of the formulas as measured; where a forecast is a distribution, its mean."""
+    goal = objective.of(predict.by_task(predict.expected(plan)))
+    return float(goal.mean() if isinstance(predict, Hierarchical) else goal[0])
+
+
+def _keeps(order: Order, objective: Objective) -> bool:
+    return all(order[place - 1] == task for task, place in objective.fixed.items())
 
 
 def check_measured(matrix: TransferMatrix) -> None:
@@ -269,7 +292,7 @@ def _refreshed(
         if gain <= cost * REFRESH_PASSES + 1e-6:
             break
         truth = objective.of(predict(stages))
-        best = _describe(predict, stages, float(truth.mean()), truth, level, None)
+        best = _describe(predict, stages, now + gain, truth, level, None)
     return best
 
 
@@ -280,9 +303,9 @@ def _fields(plan: Plan) -> dict[str, Any]:
 def _words(plan: Plan, free: bool) -> str:
     """One paragraph in plain words."""
     order = " -> ".join(plan.sequence.order)
-    goal = {"mean": "mean accuracy", "worst": "the worst task's accuracy"}.get(plan.objective, "weighted mean accuracy")
+    goal = {"mean": "a mean accuracy", "worst": "a worst task's accuracy"}.get(plan.objective, "a weighted mean")
     said = [
-        f"By the {plan.forecaster} forecast the order {order} ends at a {goal} of {plan.sequence.score:.3f} "
+        f"By the {plan.forecaster} forecast the order {order} ends at {goal} of {plan.sequence.score:.3f} "
         f"[{plan.sequence.interval.low:.3f}, {plan.sequence.interval.high:.3f}] ({plan.level:.0%} interval)."
     ]
     if not plan.found.exact:
