@@ -23,6 +23,17 @@ class Verdict:
     reason: str | None = None
 
 
+def without_asking(text: str, reference: str) -> Verdict | None:
+    """The verdict that needs no judge: the same text ties, an empty one loses against any other. None elsewhere."""
+    if text == reference:
+        return Verdict("tie", 0.0)
+    if text.strip() and reference.strip():
+        return None
+    if not text.strip() and not reference.strip():
+        return Verdict("tie", None, "empty text")
+    return Verdict("lose" if reference.strip() else "win", None, "empty text")
+
+
 @dataclass(frozen=True, slots=True)
 class Criterion:
     """One line of a rubric: what is looked at, and what earns how many points ("1-2": "...")."""

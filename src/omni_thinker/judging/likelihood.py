@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from omni_thinker.judging.base import Verdict
+from omni_thinker.judging.base import Verdict, without_asking
 from omni_thinker.judging.tally import Tally
 
 _MAX_LOGITS = 1 << 26
@@ -87,12 +87,8 @@ class LikelihoodJudge:
         return [self._verdict(text, reference, ours.get(text), theirs) for text in responses]
 
     def _verdict(self, text: str, reference: str, ours: float | None, theirs: float | None) -> Verdict:
-        if text == reference:
-            return Verdict("tie", 0.0)
-        if not text.strip() or not reference.strip():
-            empty = not text.strip()
-            both = empty and not reference.strip()
-            return Verdict("tie" if both else "lose" if empty else "win", None, "empty text")
+        if known := without_asking(text, reference):
+            return known
         if ours is None or theirs is None:
             return Verdict("error", None, "longer than the judge's context")
         difference = ours - theirs

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from omni_thinker.errors import UserError
-from omni_thinker.judging.base import Verdict
+from omni_thinker.judging.base import Verdict, without_asking
 from omni_thinker.judging.tally import Tally
 
 MAX_PROMPT, MAX_ANSWER = 320, 320
@@ -151,12 +151,8 @@ class TrainedJudge:
             return known
 
     def _verdict(self, text: str, reference: str, lead: float) -> Verdict:
-        if text == reference:
-            return Verdict("tie", 0.0)
-        if not text.strip() or not reference.strip():
-            empty = not text.strip()
-            both = empty and not reference.strip()
-            return Verdict("tie" if both else "lose" if empty else "win", None, "empty text")
+        if known := without_asking(text, reference):
+            return known
         if lead != lead:
             return Verdict("error", None, "the judge's score is not a number")
         return Verdict("tie" if abs(lead) <= self._margin else "win" if lead > 0 else "lose", lead)

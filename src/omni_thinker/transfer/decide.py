@@ -12,7 +12,7 @@ import numpy as np
 
 from omni_thinker.rl.evaluate import Estimate
 from omni_thinker.transfer.forecast import Forecaster, Stage, evenly
-from omni_thinker.transfer.hierarchical import Evidence, Hierarchical
+from omni_thinker.transfer.hierarchical import Hierarchical
 from omni_thinker.transfer.matrix import Column, Row, TransferMatrix
 from omni_thinker.transfer.search import Objective
 
@@ -62,7 +62,6 @@ def decide(
     objective: Objective,
     stages: Sequence[Stage],
     *,
-    evidence: Sequence[Evidence] = (),
     seed: int = 0,
 ) -> Decision:
     """Compare a sequence with joint training in like shares, draw by draw."""

@@ -23,7 +23,18 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from omni_thinker.rl.evaluate import Estimate
-from omni_thinker.transfer.forecast import DRAWS, Array, Forecaster, Joint, LogOdds, Merge, SetForm, Stage, gain_share
+from omni_thinker.transfer.forecast import (
+    DRAWS,
+    Array,
+    Forecaster,
+    Joint,
+    LogOdds,
+    Merge,
+    SetForm,
+    Stage,
+    gain_share,
+    smoothed,
+)
 from omni_thinker.transfer.matrix import Column, TransferMatrix
 from omni_thinker.types import TaskName
 
@@ -270,11 +281,10 @@ class _Observed:
 
 def _observe(estimate: Estimate) -> tuple[float, float]:
     """Log-odds of an accuracy, and their standard error (delta method, away from the edges)."""
-    n = estimate.n or 200
-    p = (estimate.mean * n + 0.5) / (n + 1)
+    p = smoothed(estimate)
     stderr = estimate.stderr
     if stderr == 0 and estimate.n:
-        stderr = float(np.sqrt(p * (1 - p) / n))
+        stderr = float(np.sqrt(p * (1 - p) / estimate.n))
     if not np.isfinite(stderr):
         stderr = 0.5
     return float(np.log(p / (1 - p))), float(max(_LEAST_NOISE, min(3.0, stderr / (p * (1 - p)))))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import permutations
 from typing import Any
 
@@ -185,7 +185,7 @@ def make_plan(
     sequence = orders[picked]
     if refresh_cost is not None and not order:
         sequence = _refreshed(predict, wanted, sequence, refresh_cost, level)
-    decision = decide(matrix, predict, wanted, sequence.stages, evidence=evidence, seed=seed)
+    decision = decide(matrix, predict, wanted, sequence.stages, seed=seed)
     joint = _describe(predict, evenly(tasks), score(evenly(tasks)), together, level, 1 - decision.probability)
     free = not order and strategy == "exact" and not literal and not wanted.fixed
     chosen = joint if free and decision.gain < 0 else sequence
@@ -202,7 +202,7 @@ def make_plan(
         objective=wanted.kind if not wanted.weights else "weights",
         level=level,
     )
-    return Plan(**{**_fields(plan), "words": _words(plan, free)})
+    return replace(plan, words=_words(plan, free))
 
 
 def forecast_json(
@@ -210,7 +210,7 @@ def forecast_json(
 ) -> dict[str, Any]:
     """What `omni-thinker forecast --json` prints."""
     accuracy = predict.by_column(plan)
-    shown = predict.by_task(measured(predict, accuracy))
+    seen = measured(predict, accuracy)
     wanted = objective or Objective()
     goal = wanted.of(predict.by_task(accuracy))
     table: dict[str, Any] = {
@@ -219,11 +219,10 @@ def forecast_json(
         "kind": "joint" if isinstance(plan, Joint) else "merge" if isinstance(plan, Merge) else "sequence",
         "score": _score(predict, wanted, plan),
         "interval": Interval.of(goal, level).to_json(),
-        "forecast": to_intervals(shown, level),
+        "forecast": to_intervals(predict.by_task(seen), level),
     }
     if len(predict.columns) > len(predict.tasks):
-        every = measured(predict, accuracy)
-        table["evaluations"] = {c.name: Interval.of(every[n], level).to_json() for n, c in enumerate(predict.columns)}
+        table["evaluations"] = {c.name: Interval.of(seen[n], level).to_json() for n, c in enumerate(predict.columns)}
     return table
 
 
@@ -294,10 +293,6 @@ def _refreshed(
         truth = objective.of(predict(stages))
         best = _describe(predict, stages, now + gain, truth, level, None)
     return best
-
-
-def _fields(plan: Plan) -> dict[str, Any]:
-    return {name: getattr(plan, name) for name in Plan.__dataclass_fields__}
 
 
 def _words(plan: Plan, free: bool) -> str:

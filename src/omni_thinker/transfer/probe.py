@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from omni_thinker.rl.evaluate import Estimate
-from omni_thinker.transfer.forecast import gain_share
+from omni_thinker.transfer.forecast import gain_share, smoothed
 from omni_thinker.transfer.matrix import Column, TransferMatrix
 from omni_thinker.types import TaskName
 
@@ -53,8 +53,6 @@ def _stretched(start: Estimate, after: Estimate, factor: float) -> Estimate:
 
 
 def _log_odds(estimate: Estimate) -> tuple[float, float]:
-    """Away from the edges by half an answer."""
-    n = estimate.n or 200
-    p = (estimate.mean * n + 0.5) / (n + 1)
+    p = smoothed(estimate)
     stderr = estimate.stderr if math.isfinite(estimate.stderr) else 0.5
     return math.log(p / (1 - p)), stderr / (p * (1 - p))
