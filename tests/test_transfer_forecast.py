@@ -14,7 +14,7 @@ from forecasting import guru
 from matrices import AFTER, MATRIX, START, from_effects, matrix
 from omni_thinker.errors import UserError
 from omni_thinker.rl.evaluate import Estimate
-from omni_thinker.transfer.assumptions import StageSeen, check_assumptions
+from omni_thinker.transfer.assumptions import check_assumptions
 from omni_thinker.transfer.forecast import (
     Array,
     Draws,
@@ -32,6 +32,7 @@ from omni_thinker.transfer.hierarchical import Evidence, Hierarchical
 from omni_thinker.transfer.matrix import TransferMatrix
 from omni_thinker.transfer.probe import extrapolate, probe_steps
 from omni_thinker.transfer.quantities import (
+    StageSeen,
     backward_transfer,
     forgetting,
     forward_transfer,

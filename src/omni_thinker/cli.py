@@ -119,10 +119,21 @@ def train(
 
 
 @app.command()
-def probe(recipe: RecipeFile, out: Out = None, overrides: Set = None, weak: Weak = False, json_: Json = False) -> None:
-    """Only measure transfer: a short run per task, the matrix (transfer.json) and the plan made from it."""
-    extra = ['study.arms=["start", "single"]', 'study.single_budget="stage"']
-    _run(recipe, out, [*(overrides or []), *extra], json_)
+def probe(
+    recipe: RecipeFile,
+    kinds: Annotated[
+        str,
+        typer.Option("--kinds", help="full, short, lora, gradient; several (a,b) are compared. Default: the recipe's."),
+    ] = "",
+    out: Out = None,
+    overrides: Set = None,
+    weak: Weak = False,
+    json_: Json = False,
+) -> None:
+    """Only measure transfer: the matrix (transfer.json), what it cost, and the plan made from it."""
+    extra = ['study.arms=["start"]']
+    named = _names(kinds) or list(_load(recipe, overrides).study.probes) or ["full"]
+    _run(recipe, out, [*(overrides or []), *extra, f"study.probes={json.dumps(named)}"], json_)
 
 
 @app.command()

@@ -217,6 +217,7 @@ class JudgeSpec(_Table):
         return self
 
 
+ProbeKind = Literal["full", "short", "lora", "gradient"]
 ArmName = Literal["start", "single", "curriculum", "reverse", "joint", "merge"]
 
 
@@ -228,9 +229,18 @@ class StudySpec(_Table):
     arms: tuple[ArmName, ...] = ("start", "single", "curriculum", "joint", "merge")
     single_budget: Literal["full", "stage"] = "full"
     """`full`: a single-task arm trains as long as the others. `stage`: it is the probe (steps / tasks)."""
+    probes: tuple[ProbeKind, ...] = ()
+    """How transfer is measured; the first kind makes the matrix that is planned with, others are measured beside it.
+
+    `full`: a whole stage on each task alone. `short`: the first steps of one, what a stage would show is extrapolated.
+    `lora`: the same with low-rank adapters, which are kept; whole stages where the arm `merge` is made of them.
+    `gradient`: no runs at all, a straight line along each task's policy gradient. Empty: `full` where the arms `single`
+    or `merge` need whole stages anyway, else `short`."""
     probe_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.15
-    """Probes take at most this share of all training steps, where they are for the plan alone; what a whole stage would
-    show is extrapolated. The arms `single` and `merge` need whole stages anyway, and then these are the probes."""
+    """Short, LoRA and gradient probes take at most this share of all training steps, each kind by itself."""
+    probe_lora: LoraSpec = LoraSpec()
+    probe_lora_lr: PositiveFloat = 10.0
+    """Learning rate of LoRA probes, in multiples of rl.lr: adapters want about ten times that of whole weights."""
     forecaster: Literal["hierarchical", "additive", "relative", "logit", "naive"] = "hierarchical"
     strategy: Literal["exact", "back_greedy", "least_to_most_forgettable", "front_greedy", "reversed", "random"] = (
         "exact"
@@ -281,7 +291,12 @@ class Recipe(_Table):
                 raise UserError(f"no task {unknown[0]!r}; there are {', '.join(self.tasks)}", key=f"study.{key}")
         if study.order and sorted(study.order) != sorted(self.tasks):
             raise UserError("names every task once", key="study.order")
-        for key, values in (("seeds", study.seeds), ("arms", study.arms), ("single_tasks", study.single_tasks)):
+        for key, values in (
+            ("seeds", study.seeds),
+            ("arms", study.arms),
+            ("probes", study.probes),
+            ("single_tasks", study.single_tasks),
+        ):
             if len(set(values)) < len(values):
                 raise UserError("names one twice, which would count it twice", key=f"study.{key}")
         if study.steps < len(self.tasks) and {"single", "curriculum", "reverse", "merge"} & set(study.arms):

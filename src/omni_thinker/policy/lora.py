@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from omni_thinker.errors import UserError
+from omni_thinker.models.quiet import quiet
 from omni_thinker.recipe import LoraSpec
 
 
@@ -19,6 +20,7 @@ def add_lora(model: PreTrainedModel, spec: LoraSpec) -> Any:
     targets = spec.targets if isinstance(spec.targets, str) else list(spec.targets)
     config = LoraConfig(r=spec.rank, lora_alpha=spec.alpha, target_modules=targets, task_type="CAUSAL_LM")
     try:
-        return get_peft_model(model, config, autocast_adapter_dtype=True)
+        with quiet():
+            return get_peft_model(model, config, autocast_adapter_dtype=True)
     except ValueError as exc:
         raise UserError(str(exc), key="model.lora.targets") from None

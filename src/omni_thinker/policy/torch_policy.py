@@ -38,6 +38,7 @@ from omni_thinker.policy.protocol import (
 )
 from omni_thinker.policy.rows import sample_rows
 from omni_thinker.policy.sampling import sample_groups
+from omni_thinker.policy.sketch import sketch
 from omni_thinker.recipe import ModelSpec
 from omni_thinker.types import Group, SampleRequest, SamplingParams
 
@@ -132,6 +133,13 @@ class TorchPolicy:
         return OptimReport(norm, applied)
 
     @torch.no_grad()
+    def sketch_gradient(self, seed: int) -> torch.Tensor:
+        """Clear the gradient, and return its `sketch` and that of the update it would make; [2, dimensions]."""
+        found = sketch([master.grad for master in self._masters], seed)
+        self._optimizer.zero_grad(set_to_none=True)
+        return found
+
+    @torch.no_grad()
     def logprobs(
         self, groups: Sequence[TrainGroup], *, temperature: float = 1.0, reference: bool = False
     ) -> torch.Tensor:
@@ -181,6 +189,11 @@ class TorchPolicy:
                 own = {key.partition("@")[2]: key for key in moments if key.partition("@")[0] == name}
                 if own:
                     self._optimizer.state[master] = {key: tensors.get_tensor(full) for key, full in own.items()}
+
+    def export_adapter(self, path: Path) -> None:
+        """Write the LoRA factors alone, as a folder that peft reads."""
+        with quiet():
+            self.model.save_pretrained(path)
 
     def export(self, path: Path) -> None:
         """Write a Hugging Face folder in the compute dtype. LoRA factors are merged in."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from omni_thinker.policy.protocol import TrainGroup
 from omni_thinker.recipe import RlSpec
 from omni_thinker.rl.advantages import ADVANTAGES, has_signal
 from omni_thinker.rl.losses import NORMALISERS
-from omni_thinker.types import Group, Problem, Sample, Score
+from omni_thinker.types import Group, Problem, Sample, Score, TaskName
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def build_batches(groups: Sequence[ScoredGroup], spec: RlSpec, max_tokens: int) 
     batches = []
     for part in (paired[i :: spec.minibatches] for i in range(spec.minibatches)):
         weigh = _Weigher(_normaliser(spec), [group for group, _ in part], max_tokens)
-        batches.append([_train_group(group, list(map(float, own)), weigh) for group, own in part])
+        batches.append([train_group(group, list(map(float, own)), weigh) for group, own in part])
     return [batch for batch in batches if batch]
 
 
@@ -79,7 +79,10 @@ def _valued(scored: ScoredGroup) -> list[Sample]:
     return [s for s, score in zip(scored.group.samples, scored.scores, strict=True) if score.value is not None]
 
 
-def _train_group(scored: ScoredGroup, advantages: list[float], weigh: _Weigher) -> TrainGroup:
+def train_group(
+    scored: ScoredGroup, advantages: Sequence[float], weigh: Callable[[TaskName, int], float]
+) -> TrainGroup:
+    """The samples of a group that have a score; `weigh` gives the token weight for a task and a length."""
     samples = _valued(scored)
     return TrainGroup(
         task=scored.problem.task,

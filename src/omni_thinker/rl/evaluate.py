@@ -44,6 +44,11 @@ class Evaluation:
     def estimates(self) -> dict[TaskName, Estimate]:
         return {task: self.estimate(task) for task in self.values}
 
+    @property
+    def tokens(self) -> int:
+        """Sampled for it."""
+        return sum(len(sample.tokens) for group in self.groups for sample in group.group.samples)
+
     def entropy(self) -> dict[TaskName, float]:
         prefix = "entropy/"
         return {k.removeprefix(prefix): v for k, v in self.metrics.items() if k.startswith(prefix)}

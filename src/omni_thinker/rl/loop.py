@@ -71,6 +71,10 @@ class Learner:
         sampled = sum(len(sample.tokens) for group in groups for sample in group.group.samples)
         return StepResult(metrics, tuple(groups), sampled, sum(group.tokens for group in batch))
 
+    def draw(self, quotas: Mapping[TaskName, int]) -> list[ScoredGroup]:
+        """Sample and score the next problems, and train nothing."""
+        return self._sample(quotas, _Clock())
+
     def _sample_quotas(self, quotas: Mapping[TaskName, int], clock: _Clock) -> list[ScoredGroup]:
         """Sample each task's quota, then replace groups without signal by fresh problems, a few times."""
         groups: list[ScoredGroup] = []

@@ -10,6 +10,7 @@ from pathlib import Path
 from omni_thinker.baselines.sft import WarmupReport, warm_up
 from omni_thinker.errors import UserError
 from omni_thinker.policy.torch_policy import TorchPolicy
+from omni_thinker.rewards.base import Reward
 from omni_thinker.rl.evaluate import Estimate, Evaluation, evaluate
 from omni_thinker.rl.loop import Learner, StepResult
 from omni_thinker.rl.stream import make_streams
@@ -63,10 +64,11 @@ class ArmResult:
 class Session:
     """Holds the one policy that all arms of a seed take turns in."""
 
-    def __init__(self, bench: Bench, run: RunDir, progress: Progress, seed: int) -> None:
+    def __init__(self, bench: Bench, run: RunDir, progress: Progress, seed: int, *, folder: Path | None = None) -> None:
+        """`folder`: weights to begin with, instead of the recipe's model."""
         self.bench, self.run, self.progress, self.seed = bench, run, progress, seed
         self.recipe = bench.recipe
-        self.policy = TorchPolicy(self.recipe.model)
+        self.policy = TorchPolicy(self.recipe.model, folder=folder)
         self.pools: dict[Split, Pools] = dict(bench.pools)
         self.state = run.models(seed) / "state"
 
@@ -87,7 +89,7 @@ class Session:
             took.append(seconds)
             self.progress.unit("warmup", seconds)
             self.progress.show(f"warm-up {step}/{spec.steps} | loss {loss:.3f} on {', '.join(active)}")
-            self._log("warmup", "warmup", step, seconds, {"loss/all": loss})
+            self.log("warmup", "warmup", step, seconds, {"loss/all": loss})
             mark = time.monotonic()
 
         def check(step: int) -> Mapping[TaskName, Estimate]:
@@ -146,13 +148,7 @@ class Session:
     ) -> tuple[Spent, list[Stage]]:
         """Train from the weights at hand. Evaluates where a stage ends if asked, and tells `on_stage` all that have;
         `at_step` runs after each step."""
-        learner = Learner(
-            self.policy,
-            self.recipe.rl,
-            make_streams(self.pools["train"], study_seed(self.seed, "train")),
-            self.bench.rewards,
-            self.bench.max_tokens,
-        )
+        learner = self.learner(self.bench.rewards)
         spent, stages = Spent(), list[Stage]()
         since_reset = 0
         for step in range(steps):
@@ -167,7 +163,7 @@ class Session:
             scheduler.observe(step, result.metrics)
             stage = scheduler.stage(step)
             metrics = {**result.metrics, **(self.bench.judge.metrics() if self.bench.judge else {})}
-            self._log(arm, "train", step + 1, seconds, metrics, stage)
+            self.log(arm, "train", step + 1, seconds, metrics, stage)
             if self.bench.costly and self.bench.costly.exhausted:
                 raise UserError(f"spent after step {step + 1} of {arm}", key="judge.endpoint.budget")
             self.progress.unit("step", seconds)
@@ -179,6 +175,11 @@ class Session:
             if at_step is not None:
                 at_step(spent)
         return spent, stages
+
+    def learner(self, rewards: Mapping[TaskName, Reward]) -> Learner:
+        """At the beginning of every task's stream, so that all arms see the same problems."""
+        streams = make_streams(self.pools["train"], study_seed(self.seed, "train"))
+        return Learner(self.policy, self.recipe.rl, streams, rewards, self.bench.max_tokens)
 
     def save(self, arm: str) -> Path:
         """Keep the weights at hand in fp32."""
@@ -205,7 +206,7 @@ class Session:
         )
         seconds = time.monotonic() - began
         self.progress.unit(split, seconds)
-        self._log(arm, split, step, seconds, result.metrics, stage)
+        self.log(arm, split, step, seconds, result.metrics, stage)
         self._keep_samples(arm, split, step, stage, result)
         after = f" after {stage}" if stage else ""
         self.progress.say(f"{arm}{after}: {split} " + _scores(result.estimates()))
@@ -229,11 +230,11 @@ class Session:
         )
         seconds = time.monotonic() - began
         self.progress.unit("check", seconds)
-        self._log("warmup", "validation", step, seconds, result.metrics)
+        self.log("warmup", "validation", step, seconds, result.metrics)
         self.progress.show(f"warm-up {step}/{self.recipe.warmup.steps} | " + _scores(result.estimates()), always=True)
         return result.estimates()
 
-    def _log(
+    def log(
         self,
         arm: str,
         kind: str,

@@ -112,8 +112,9 @@ class _NoJudge:
 def _check_model(recipe: Recipe) -> None:
     """Raises UserError where the model, its tokenizer or its chat template is missing. Reads no weights."""
     model_info(recipe.model.name)
-    if recipe.model.lora is not None and find_spec("peft") is None:
-        raise UserError("LoRA needs peft: pip install 'omni-thinker[lora]'", key="model.lora")
+    for key, wanted in (("model.lora", recipe.model.lora is not None), ("study.probes", "lora" in recipe.study.probes)):
+        if wanted and find_spec("peft") is None:
+            raise UserError("LoRA needs peft: pip install 'omni-thinker[lora]'", key=key)
     if recipe.model.lora is not None and "merge" in recipe.study.arms:
         # Adding up the factors of several adapters is not adding up what they do.
         raise UserError("merging needs whole weights; leave out 'merge' or model.lora", key="study.arms")

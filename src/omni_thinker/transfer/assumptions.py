@@ -11,21 +11,14 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Literal
 
-from scipy.stats import chi2, spearmanr
+from scipy.stats import chi2
 
 from omni_thinker.rl.evaluate import Estimate
-from omni_thinker.transfer.matrix import Row, TransferMatrix
+from omni_thinker.transfer.matrix import TransferMatrix
+from omni_thinker.transfer.quantities import StageSeen, rank_correlation
 from omni_thinker.types import TaskName
 
 _SURE = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class StageSeen:
-    """A stage of a run that has ended, and every task's accuracy on validation after it."""
-
-    task: TaskName
-    accuracy: Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +99,10 @@ def _verdict(name: Literal["A1", "A2"], cells: Sequence[tuple[str, float, float,
     told = [cell for cell in cells if isfinite(cell[3]) and cell[3] > 0]
     differences = [abs(seen - expected) for _, expected, seen, _ in cells]
     squares = sum(((seen - expected) / stderr) ** 2 for _, expected, seen, stderr in told)
-    rank = None
-    if len(cells) > 2 and len({c[1] for c in cells}) > 1 and len({c[2] for c in cells}) > 1:
-        rank = float(spearmanr([c[1] for c in cells], [c[2] for c in cells]).statistic)
     return Verdict(
         name,
         tuple(cells),
         sum(differences) / len(differences) if differences else 0.0,
         float(chi2.sf(squares, len(told))) if told else None,
-        rank,
+        rank_correlation([(c[1], c[2]) for c in cells]),
     )

@@ -3,6 +3,7 @@
 JSON, version 1: {"version": 1, "tasks": [...], "start": {task: cell}, "after": {trained: {task: cell}}} with cells
 {"mean", "n", "stderr"}; null is a cell that was not measured. Where a task has several test sets, "evaluations":
 {name: {"task", "start": cell, "after": {trained: cell}}} holds each; its task may be one that nothing was trained on.
+"entropy": {"start": {task: nats}, "after": {trained: {task: nats}}} is that of the answers, per token, where known.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from omni_thinker.errors import UserError
@@ -37,6 +39,22 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True)
+class Entropies:
+    """Token entropy (nats) of the answers to each task, at the start and after RL on each task alone."""
+
+    start: Mapping[TaskName, float]
+    after: Mapping[TaskName, Mapping[TaskName, float]]
+
+    def change(self, trained: TaskName, on: TaskName) -> float:
+        """What RL on one task did to the entropy of answers to another; 0 where it isn't known."""
+        after = self.after.get(trained, {}).get(on)
+        return 0.0 if after is None or on not in self.start else after - self.start[on]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"start": dict(self.start), "after": {i: dict(row) for i, row in self.after.items()}}
+
+
+@dataclass(frozen=True, slots=True)
 class TransferMatrix:
     """`start[j]` and `after[i][j]`: accuracy on j at the start, and after RL on i alone; missing where not measured."""
 
@@ -44,6 +62,7 @@ class TransferMatrix:
     start: Row
     after: Mapping[TaskName, Row]
     evaluations: tuple[Column, ...] = field(default=())
+    entropy: Entropies | None = None
 
     def columns(self) -> tuple[Column, ...]:
         """The single evaluations where a task has them, its own row elsewhere."""
@@ -74,6 +93,8 @@ class TransferMatrix:
                 c.name: {"task": c.task, "start": c.start.to_json(), "after": _row_to_json(c.after)}
                 for c in self.evaluations
             }
+        if self.entropy is not None:
+            table["entropy"] = self.entropy.to_json()
         return table
 
 
@@ -100,7 +121,19 @@ def pool(matrices: Sequence[TransferMatrix]) -> TransferMatrix:
             Column(c.name, c.task, cell([o.start for o in own]), cells([o.after for o in own]))
             for c, own in zip(first.evaluations, zip(*(m.evaluations for m in matrices), strict=True), strict=True)
         ),
+        _pooled_entropy([m.entropy for m in matrices if m.entropy is not None]),
     )
+
+
+def _pooled_entropy(parts: Sequence[Entropies]) -> Entropies | None:
+    if not parts:
+        return None
+
+    def means(rows: Sequence[Mapping[TaskName, float]]) -> dict[TaskName, float]:
+        return {task: fmean(row[task] for row in rows) for task in rows[0] if all(task in row for row in rows)}
+
+    after = {i: means([own.after[i] for own in parts]) for i in parts[0].after if all(i in own.after for own in parts)}
+    return Entropies(means([own.start for own in parts]), after)
 
 
 def load_matrix(path: Path) -> TransferMatrix:
@@ -136,7 +169,30 @@ def parse_matrix(table: Any, source: object) -> TransferMatrix:
             raise UserError(f"{sorted(unknown)[0]!r} is not among the tasks", file=source, key=key)
     start = _row(table["start"], tasks, source, "start")
     after = {i: _row(table["after"].get(i), tasks, source, f"after.{i}", may_lack=True) for i in tasks}
-    return TransferMatrix(tuple(tasks), start, after, _evaluations(table.get("evaluations", {}), tasks, source))
+    evaluations = _evaluations(table.get("evaluations", {}), tasks, source)
+    return TransferMatrix(tuple(tasks), start, after, evaluations, _entropy(table.get("entropy"), tasks, source))
+
+
+def _entropy(table: Any, tasks: Sequence[str], source: object) -> Entropies | None:
+    if table is None:
+        return None
+    if not isinstance(table, dict) or not isinstance(table.get("after"), dict):
+        raise UserError('the entropies are {"start", "after"}', file=source, key="entropy")
+    if unknown := set(table["after"]) - set(tasks):
+        raise UserError(f"{min(unknown)!r} is not among the tasks", file=source, key="entropy.after")
+    after = {i: _nats(row, tasks, source, f"entropy.after.{i}") for i, row in table["after"].items()}
+    return Entropies(_nats(table.get("start"), tasks, source, "entropy.start"), after)
+
+
+def _nats(row: Any, tasks: Sequence[str], source: object, key: str) -> dict[TaskName, float]:
+    if not isinstance(row, dict):
+        raise UserError("missing or not a table", file=source, key=key)
+    for task, value in row.items():
+        if task not in tasks:
+            raise UserError(f"{task!r} is not among the tasks", file=source, key=key)
+        if not _is_number(value) or value < 0:
+            raise UserError(f"an entropy is a number >= 0, got {value!r:.40}", file=source, key=f"{key}.{task}")
+    return {task: float(value) for task, value in row.items()}
 
 
 def _evaluations(table: Any, tasks: Sequence[str], source: object) -> tuple[Column, ...]:

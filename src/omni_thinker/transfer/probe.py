@@ -1,14 +1,17 @@
-"""Short probes: how long, and what a whole pass would have shown."""
+"""Probes that are cheaper than a whole pass: how long, what a pass would have shown, and how true they were."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
+from statistics import fmean
+from typing import Any
 
 from omni_thinker.rl.evaluate import Estimate
 from omni_thinker.transfer.forecast import gain_share, smoothed
-from omni_thinker.transfer.matrix import Column, TransferMatrix
+from omni_thinker.transfer.matrix import Column, Entropies, TransferMatrix
+from omni_thinker.transfer.quantities import rank_correlation
 from omni_thinker.types import TaskName
 
 _DOUBT = 0.25
@@ -17,10 +20,10 @@ _DOUBT = 0.25
 
 def probe_steps(stage: int, arms: int, steps: int, tasks: int, share: float) -> int:
     """Steps of one probe so that all `tasks` of them take at most `share` of all training steps, where `arms` others
-    take `steps` each; at least 1, at most the whole `stage`."""
+    (at least the one that is planned) take `steps` each; at least 1, at most the whole `stage`."""
     if share >= 1:
         return stage
-    return max(1, min(stage, math.floor(share / (1 - share) * arms * steps / tasks + 1e-9)))
+    return max(1, min(stage, math.floor(share / (1 - share) * max(1, arms) * steps / tasks + 1e-9)))
 
 
 def extrapolate(matrix: TransferMatrix, passes: Mapping[TaskName, float]) -> TransferMatrix:
@@ -40,7 +43,40 @@ def extrapolate(matrix: TransferMatrix, passes: Mapping[TaskName, float]) -> Tra
             for i, row in matrix.after.items()
         },
         evaluations=tuple(map(column, matrix.evaluations)),
+        entropy=None if matrix.entropy is None else _stretched_entropy(matrix.entropy, passes),
     )
+
+
+def _stretched_entropy(entropy: Entropies, passes: Mapping[TaskName, float]) -> Entropies:
+    def far(i: TaskName, j: TaskName) -> float:
+        return max(0.0, entropy.start[j] + entropy.change(i, j) / gain_share(passes[i]))
+
+    return Entropies(entropy.start, {i: {j: far(i, j) for j in row} for i, row in entropy.after.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Effects by one kind of probe against those of whole passes. Ranks are Spearman's, None with fewer than three
+    cells or where all are alike; `off_diagonal`: of what tasks do to others alone."""
+
+    cells: int
+    rank: float | None
+    rank_off_diagonal: float | None
+    mean_difference: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def agreement(probe: TransferMatrix, full: TransferMatrix) -> Agreement | None:
+    """Over the cells that both have; None where there is none."""
+    cells = [(i, j) for i in full.tasks for j in full.tasks if j in full.after[i] and j in probe.after.get(i, {})]
+    pairs = {cell: (probe.effect(*cell), full.effect(*cell)) for cell in cells}
+    if not pairs:
+        return None
+    others = [pair for (i, j), pair in pairs.items() if i != j]
+    away = fmean(abs(told - true) for told, true in pairs.values())
+    return Agreement(len(pairs), rank_correlation(list(pairs.values())), rank_correlation(others), away)
 
 
 def _stretched(start: Estimate, after: Estimate, factor: float) -> Estimate:
@@ -49,7 +85,9 @@ def _stretched(start: Estimate, after: Estimate, factor: float) -> Estimate:
     (x0, s0), (x1, s1) = _log_odds(start), _log_odds(after)
     p = 1 / (1 + math.exp(-(x0 + factor * (x1 - x0))))
     spread = math.hypot(factor * s1, (factor - 1) * s0, _DOUBT * (factor - 1) * (x1 - x0))
-    return Estimate(p, after.n, max(after.stderr, spread * p * (1 - p)))
+    # Smoothing is for the log-odds alone: where nothing changed, nothing is added.
+    mean = min(1.0, max(0.0, after.mean + p - smoothed(after)))
+    return Estimate(mean, after.n, max(after.stderr, spread * p * (1 - p)))
 
 
 def _log_odds(estimate: Estimate) -> tuple[float, float]:

@@ -9,11 +9,26 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean
+from typing import TYPE_CHECKING
 
-from omni_thinker.transfer.assumptions import StageSeen
+from scipy.stats import spearmanr
+
+from omni_thinker.errors import UserError
 from omni_thinker.transfer.matrix import Row, TransferMatrix
 from omni_thinker.types import TaskName
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True, slots=True)
+class StageSeen:
+    """A stage of a run that has ended, and every task's accuracy on validation after it."""
+
+    task: TaskName
+    accuracy: Row
 
 
 def transfer(matrix: TransferMatrix) -> dict[TaskName, dict[TaskName, float]]:
@@ -31,6 +46,15 @@ def to_rows(matrix: TransferMatrix) -> list[dict[str, str | int | float | None]]
             row = {"evaluation": column.name, "task": column.task, "trained": trained, "transfer": change}
             rows.append({**row, "mean": cell.mean, "n": cell.n, "stderr": cell.stderr})
     return rows
+
+
+def to_frame(matrix: TransferMatrix) -> pandas.DataFrame:
+    """`to_rows` as a pandas table. Raises UserError where pandas, an extra, is missing."""
+    try:
+        from pandas import DataFrame
+    except ImportError:
+        raise UserError("tables need pandas: pip install 'omni-thinker[pandas]'") from None
+    return DataFrame(to_rows(matrix))
 
 
 def to_csv(matrix: TransferMatrix) -> str:
@@ -78,3 +102,10 @@ def forgetting(run: Sequence[StageSeen]) -> Mapping[TaskName, float]:
     return {
         task: max(stage.accuracy[task].mean for stage in run) - run[-1].accuracy[task].mean for task in run[-1].accuracy
     }
+
+
+def rank_correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """Spearman's; None with fewer than three pairs, or where one side is all alike."""
+    if len(pairs) < 3 or any(len(set(side)) < 2 for side in zip(*pairs, strict=True)):
+        return None
+    return float(spearmanr(*zip(*pairs, strict=True)).statistic)

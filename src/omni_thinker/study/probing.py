@@ -1,0 +1,257 @@
+"""Probes: what RL on each task alone does to every task. Four ways to find out, from dear to cheap.
+
+full: a whole stage on each task (arXiv 2507.14783). short: its first steps, extrapolated. lora: low-rank adapters in
+place of the weights. gradient: no run, a straight line along each task's policy gradient at the start.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from omni_thinker.recipe import ProbeKind, Recipe
+from omni_thinker.rl.evaluate import Evaluation
+from omni_thinker.rl.gradient import add_policy_gradient
+from omni_thinker.schedulers.stages import Stages, even_stages
+from omni_thinker.study.session import ArmResult, Session, Spent
+from omni_thinker.study.setup import Bench, study_seed
+from omni_thinker.transfer.gradient import Gradients, first_order
+from omni_thinker.transfer.matrix import Entropies, TransferMatrix
+from omni_thinker.transfer.probe import extrapolate, probe_steps
+from omni_thinker.types import TaskName
+
+SEQUENTIAL = frozenset({"curriculum", "reverse"})
+TRAINED = SEQUENTIAL | {"joint"}
+_BATCHES = 2
+"""Of a gradient probe, in place of each step: products of different batches are free of their own noise."""
+
+
+@dataclass
+class Probed:
+    """One kind of probe of each task: its matrix (None unless every task was probed), its cost, and the experts."""
+
+    kind: ProbeKind
+    matrix: TransferMatrix | None = None
+    spent: dict[TaskName, Spent] = field(default_factory=dict)
+    tokens_evaluated: int = 0
+    experts: dict[TaskName, ArmResult] = field(default_factory=dict)
+
+
+# -- what is to be done -----------------------------------------------------------------------------------------------
+
+
+def is_planned(recipe: Recipe) -> bool:
+    return bool(SEQUENTIAL & set(recipe.study.arms)) and not recipe.study.order
+
+
+def probe_kinds(recipe: Recipe) -> tuple[ProbeKind, ...]:
+    """The kinds that a study measures, the one that it plans with first."""
+    study = recipe.study
+    whole = "single" in study.arms or ("merge" in study.arms and "lora" not in study.probes)
+    if study.probes:
+        return (*study.probes, "full") if whole and "full" not in study.probes else study.probes
+    if whole:
+        return ("full",)
+    return ("short",) if is_planned(recipe) else ()
+
+
+def expert_kind(recipe: Recipe) -> ProbeKind:
+    """Whose results the arm `merge` adds up."""
+    return "full" if "full" in probe_kinds(recipe) else "lora"
+
+
+def probed_tasks(recipe: Recipe) -> list[TaskName]:
+    """Tasks that are trained alone: all of them, unless only some single-task arms are asked for."""
+    study = recipe.study
+    if study.single_tasks and not study.probes and not is_planned(recipe) and "merge" not in study.arms:
+        return [task for task in recipe.tasks if task in study.single_tasks]
+    return list(recipe.tasks)
+
+
+def probe_lengths(recipe: Recipe, kind: ProbeKind) -> dict[TaskName, int]:
+    """Steps of each task's probe."""
+    study = recipe.study
+    stages = dict(even_stages(list(recipe.tasks), study.steps))
+    if kind == "full" or (kind == "lora" and "merge" in study.arms and expert_kind(recipe) == "lora"):
+        return {task: stages[task] for task in probed_tasks(recipe)}
+    arms = len(TRAINED & set(study.arms))
+    return {
+        task: probe_steps(stages[task], arms, study.steps, len(recipe.tasks), study.probe_share)
+        for task in probed_tasks(recipe)
+    }
+
+
+def probe_work(recipe: Recipe) -> tuple[int, int]:
+    """(steps, evaluations) of all probes and single-task arms of one seed."""
+    study, kinds = recipe.study, probe_kinds(recipe)
+    alone = [kind for kind in ("short", "full") if kind in kinds]
+    full = "single" in study.arms and study.single_budget == "full"
+    steps = evaluations = 0
+    for task in probed_tasks(recipe) if alone else ():
+        ends = {probe_lengths(recipe, kind)[task] for kind in alone}
+        steps += study.steps if full else max(ends)
+        evaluations += len(ends) + full
+    if "lora" in kinds:
+        steps += sum(probe_lengths(recipe, "lora").values())
+        evaluations += len(recipe.tasks)
+    if "gradient" in kinds:
+        steps += sum(probe_lengths(recipe, "gradient").values())
+    return steps, evaluations
+
+
+# -- doing it ---------------------------------------------------------------------------------------------------------
+
+
+def measure(session: Session, start: Path, begun: Evaluation) -> tuple[list[Probed], dict[str, ArmResult]]:
+    """All kinds that the recipe asks for, the one to plan with first, and the single-task arms."""
+    kinds = probe_kinds(session.recipe)
+    found: dict[ProbeKind, Probed] = {}
+    singles: dict[str, ArmResult] = {}
+    if {"short", "full"} & set(kinds):
+        found, singles = _runs(session, start, begun)
+    if "lora" in kinds:
+        found["lora"] = _adapters(session, start, begun)
+    if "gradient" in kinds:
+        found["gradient"] = _gradients(session, start, begun)
+    return [found[kind] for kind in kinds], singles
+
+
+def _runs(session: Session, start: Path, begun: Evaluation) -> tuple[dict[ProbeKind, Probed], dict[str, ArmResult]]:
+    """Train each task alone. The first steps are the short probe, the first stage the full one and merging's expert."""
+    recipe, kinds = session.recipe, probe_kinds(session.recipe)
+    wanted: list[ProbeKind] = [kind for kind in ("short", "full") if kind in kinds]
+    found = {kind: Probed(kind) for kind in wanted}
+    seen: dict[ProbeKind, dict[TaskName, Evaluation]] = {kind: {} for kind in wanted}
+    singles = dict[str, ArmResult]()
+    is_arm = "single" in recipe.study.arms
+    for task in probed_tasks(recipe):
+        session.load(start)
+        ends = {kind: probe_lengths(recipe, kind)[task] for kind in wanted}
+        whole = is_arm and recipe.study.single_budget == "full"
+        steps = recipe.study.steps if whole else max(ends.values())
+        name = f"single:{task}" if is_arm else f"probe:{task}"
+
+        def at_step(so_far: Spent, task: TaskName = task, ends: Mapping[ProbeKind, int] = ends) -> None:
+            reached = [kind for kind, end in ends.items() if end == so_far.steps]
+            if not reached:
+                return
+            evaluation = session.evaluate(f"probe:{task}", "validation", so_far.steps)
+            for kind in reached:
+                _note(found[kind], seen[kind], task, evaluation, replace(so_far))
+            if "full" in reached:
+                path = session.save(f"probe:{task}")
+                own = ArmResult(f"probe:{task}", path, replace(so_far), evaluation.estimates())
+                found["full"].experts[task] = own
+
+        spent, _ = session.train(name, Stages([(task, steps)], recipe.rl.problems_per_step), steps, at_step=at_step)
+        if whole:
+            validation = session.evaluate(name, "validation", steps).estimates()
+            singles[name] = ArmResult(name, session.save(name), spent, validation)
+        elif is_arm:
+            singles[name] = replace(found["full"].experts[task], name=name)
+    for kind in wanted:
+        found[kind].matrix = _matrix(session.bench, begun, seen[kind], probe_lengths(recipe, kind))
+    return found, singles
+
+
+def _adapters(session: Session, start: Path, begun: Evaluation) -> Probed:
+    """Train an adapter for each task on a second copy of the start, and keep them as peft folders."""
+    recipe = session.recipe
+    session.load(start)
+    folder = session.run.models(session.seed)
+    session.policy.export(folder / "start")
+    study = recipe.study
+    adapted = recipe.model_copy(
+        update={
+            "model": recipe.model.model_copy(update={"lora": study.probe_lora}),
+            "rl": recipe.rl.model_copy(update={"lr": recipe.rl.lr * study.probe_lora_lr}),
+        }
+    )
+    bench = replace(session.bench, recipe=adapted)
+    own = Session(bench, session.run, session.progress, session.seed, folder=folder / "start")
+    own.pools = session.pools
+    own.policy.mark_start()
+    fresh = own.save("lora")
+    found, seen = Probed("lora"), dict[TaskName, Evaluation]()
+    lengths = probe_lengths(recipe, "lora")
+    for task in probed_tasks(recipe):
+        own.load(fresh)
+        name, steps = f"lora:{task}", lengths[task]
+        spent, _ = own.train(name, Stages([(task, steps)], recipe.rl.problems_per_step), steps)
+        evaluation = own.evaluate(name, "validation", steps)
+        _note(found, seen, task, evaluation, spent)
+        kept = folder / f"lora-{task}"
+        own.policy.export_adapter(kept)
+        found.experts[task] = ArmResult(name, kept, spent, evaluation.estimates())
+    found.matrix = _matrix(session.bench, begun, seen, lengths)
+    del own
+    gc.collect()
+    return found
+
+
+def _gradients(session: Session, start: Path, begun: Evaluation) -> Probed:
+    """Each task's policy gradient at the start, in sketches of a few batches."""
+    recipe = session.recipe
+    session.load(start)
+    found, gradients = Probed("gradient"), dict[TaskName, Gradients]()
+    seed = study_seed(session.seed, "sketch")
+    problems = max(1, recipe.rl.problems_per_step // _BATCHES)
+    for task, steps in probe_lengths(recipe, "gradient").items():
+        learner, spent, sketches = session.learner(session.bench.measures), Spent(), []
+        for batch in range(steps * _BATCHES):
+            began = time.monotonic()
+            groups = learner.draw({task: problems})
+            trained = add_policy_gradient(session.policy, groups, recipe.rl.temperature)
+            sketches.append(session.policy.sketch_gradient(seed).numpy())
+            seconds = time.monotonic() - began
+            samples = [sample for group in groups for sample in group.group.samples]
+            sampled = sum(len(sample.tokens) for sample in samples)
+            spent += Spent(0, sampled, trained, seconds, len(samples))
+            norm = float(np.linalg.norm(sketches[-1][0]))
+            metrics = {"grad_norm": norm, "tokens_sampled/all": float(sampled)}
+            session.log(f"gradient:{task}", "train", batch + 1, seconds, metrics)
+            session.progress.show(f"gradient of {task} {batch + 1}/{steps * _BATCHES}")
+            if batch % _BATCHES == _BATCHES - 1:
+                session.progress.unit("step", seconds * _BATCHES)
+        found.spent[task] = replace(spent, steps=steps)
+        gradient, direction = np.stack(sketches, axis=1)
+        gradients[task] = Gradients(gradient, direction)
+    if len(gradients) > 1:
+        stages = dict(even_stages(list(recipe.tasks), recipe.study.steps))
+        rates = {task: sum(_rate(recipe, step) for step in range(stages[task])) for task in gradients}
+        found.matrix = first_order(begun.estimates(), gradients, rates)
+    return found
+
+
+def _rate(recipe: Recipe, step: int) -> float:
+    return recipe.rl.lr * min(1.0, (step + 1) / max(1, recipe.rl.lr_warmup_steps))
+
+
+def _note(
+    found: Probed, seen: dict[TaskName, Evaluation], task: TaskName, evaluation: Evaluation, spent: Spent
+) -> None:
+    seen[task] = evaluation
+    found.spent[task] = spent
+    found.tokens_evaluated += evaluation.tokens
+
+
+def _matrix(
+    bench: Bench, begun: Evaluation, seen: Mapping[TaskName, Evaluation], lengths: Mapping[TaskName, int]
+) -> TransferMatrix | None:
+    """What whole stages would show; None unless every task was probed."""
+    tasks: Sequence[TaskName] = list(bench.tasks)
+    if len(tasks) < 2 or set(seen) != set(tasks):
+        return None
+    stages = dict(even_stages(tasks, bench.recipe.study.steps))
+    raw = TransferMatrix(
+        tuple(tasks),
+        begun.estimates(),
+        {task: seen[task].estimates() for task in tasks},
+        entropy=Entropies(begun.entropy(), {task: seen[task].entropy() for task in tasks}),
+    )
+    return extrapolate(raw, {task: lengths[task] / stages[task] for task in tasks})

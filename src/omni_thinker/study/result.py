@@ -1,0 +1,241 @@
+"""What `result.json` holds of a study that has ended. docs/run-directory.md tells its keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from omni_thinker.baselines.sft import WarmupReport
+from omni_thinker.isolation import launch
+from omni_thinker.recipe import Recipe
+from omni_thinker.rl.evaluate import Estimate, Evaluation
+from omni_thinker.runs.machine import machine
+from omni_thinker.study.entropy import entropy_finding, stage_changes
+from omni_thinker.study.probing import Probed
+from omni_thinker.study.session import ArmResult, Spent
+from omni_thinker.study.setup import Bench
+from omni_thinker.study.statistics import Values, compare_arms
+from omni_thinker.study.verdict import verdict
+from omni_thinker.transfer.assumptions import check_assumptions
+from omni_thinker.transfer.forecast import Interval, Joint, Merge, in_order, measured
+from omni_thinker.transfer.forecast import Stages as StagePlan
+from omni_thinker.transfer.forecasters import make_forecaster
+from omni_thinker.transfer.matrix import TransferMatrix
+from omni_thinker.transfer.plan import Plan
+from omni_thinker.transfer.probe import agreement
+from omni_thinker.transfer.quantities import StageSeen, backward_transfer, forgetting, forward_transfer
+from omni_thinker.types import TaskName
+
+
+@dataclass(frozen=True)
+class SeedOutcome:
+    """Everything one seed ended with."""
+
+    seed: int
+    warmup: WarmupReport
+    warmup_seconds: float
+    arms: Mapping[str, ArmResult]
+    test: Mapping[str, Evaluation]
+    matrix: TransferMatrix | None
+    plan: Plan | None
+    start_entropy: Mapping[TaskName, float]
+    probes: Sequence[Probed]
+    """The kind that was planned with first."""
+
+
+def to_result(bench: Bench, outcomes: Sequence[SeedOutcome], seconds: float) -> dict[str, Any]:
+    study = bench.recipe.study
+    names = list(outcomes[0].test)
+    arms = {name: [_arm_json(o, name) for o in outcomes] for name in names}
+    values: dict[str, list[Values]] = {name: [o.test[name].values for o in outcomes] for name in names}
+    comparisons = compare_arms(values, resamples=study.bootstrap, confidence=study.confidence)
+    return {
+        "version": 1,
+        "name": bench.recipe.name,
+        "tasks": list(bench.tasks),
+        "verdict": verdict(comparisons, study.confidence, len(outcomes)),
+        "arms": arms,
+        "comparisons": [c.to_json() for c in comparisons],
+        "forecasts": [row for o in outcomes for row in _forecast_rows(o, bench.recipe)],
+        "assumptions": _assumptions(outcomes),
+        "entropy": _entropy(outcomes, bench.judged),
+        "probes": [row for o in outcomes for row in _probe_rows(o)],
+        "warmup": [_warmup_json(o) for o in outcomes],
+        "notes": _notes(bench, outcomes),
+        "seconds": seconds,
+        "machine": machine(),
+    }
+
+
+def _arm_json(outcome: SeedOutcome, name: str) -> dict[str, Any]:
+    arm = outcome.arms[name]
+    return {
+        "seed": outcome.seed,
+        "test": _row_json(outcome.test[name].estimates()),
+        "validation": _row_json(arm.validation),
+        "steps": arm.spent.steps,
+        "samples": arm.spent.samples,
+        "tokens_sampled": arm.spent.tokens_sampled,
+        "tokens_trained": arm.spent.tokens_trained,
+        "seconds": arm.spent.seconds,
+        "stages": [
+            {
+                "task": stage.task,
+                "validation": _row_json(stage.evaluation.estimates()),
+                "entropy": stage.evaluation.entropy(),
+            }
+            for stage in arm.stages
+        ],
+        **_quantities(arm, outcome.arms["start"].validation),
+    }
+
+
+def _quantities(arm: ArmResult, start: Mapping[TaskName, Estimate]) -> dict[str, Any]:
+    """Of a sequence, on validation; None for other arms."""
+    run = stages_seen(arm)
+    return {
+        "backward_transfer": backward_transfer(run) if run else None,
+        "forward_transfer": forward_transfer(start, run) if run else None,
+        "forgetting": dict(forgetting(run)) if run else None,
+    }
+
+
+def stages_seen(arm: ArmResult) -> list[StageSeen]:
+    return [StageSeen(stage.task, stage.evaluation.estimates()) for stage in arm.stages]
+
+
+def _row_json(row: Mapping[TaskName, Estimate]) -> dict[str, Any]:
+    return {task: estimate.to_json() for task, estimate in row.items()}
+
+
+def _forecast_rows(outcome: SeedOutcome, recipe: Recipe) -> list[dict[str, Any]]:
+    """What was forecast for each arm and task before it was trained, and what it reached on validation."""
+    if outcome.plan is None or outcome.matrix is None:
+        return []
+    predict = make_forecaster(outcome.plan.forecaster, outcome.matrix)
+    planned = recipe.study.order or outcome.plan.sequence.order
+    weights = {task: spec.weight for task, spec in recipe.tasks.items()}
+    shares = {task: weight / sum(weights.values()) for task, weight in weights.items()}
+    plans: dict[str, StagePlan | Joint | Merge] = {
+        "curriculum": in_order(planned),
+        "reverse": in_order(planned[::-1]),
+        "joint": Joint(shares),
+        "merge": Merge(recipe.study.merge_scale),
+    }
+    rows = []
+    for arm, plan in plans.items():
+        if arm not in outcome.arms:
+            continue
+        shown = predict.by_task(measured(predict, predict.by_column(plan)))
+        for task, draws in shown.items():
+            interval, reached = Interval.of(draws), outcome.arms[arm].validation[task].mean
+            rows.append(
+                {
+                    "seed": outcome.seed,
+                    "arm": arm,
+                    "task": task,
+                    "forecast": interval.mean,
+                    "low": interval.low,
+                    "high": interval.high,
+                    "outcome": reached,
+                    "inside": interval.low <= reached <= interval.high,
+                }
+            )
+    return rows
+
+
+def _assumptions(outcomes: Sequence[SeedOutcome]) -> list[dict[str, Any]]:
+    """A1 and A2, tested on the stages of every seed's sequences."""
+    rows = []
+    for outcome in outcomes:
+        runs = [stages_seen(arm) for arm in outcome.arms.values() if arm.stages]
+        if outcome.matrix is not None and runs:
+            rows += [{"seed": outcome.seed, **v.to_json()} for v in check_assumptions(outcome.matrix, runs)]
+    return rows
+
+
+def _entropy(outcomes: Sequence[SeedOutcome], judged: Sequence[TaskName]) -> dict[str, Any] | None:
+    changes = [
+        change
+        for outcome in outcomes
+        for arm in outcome.arms.values()
+        for change in stage_changes(
+            outcome.start_entropy, [(stage.task, stage.evaluation.entropy()) for stage in arm.stages]
+        )
+    ]
+    return entropy_finding(changes, judged) if changes else None
+
+
+def _probe_rows(outcome: SeedOutcome) -> list[dict[str, Any]]:
+    """What each kind of probe cost, its share of all that was trained if it were the only kind, and how well it agrees
+    with whole stages where these were run too. A probe that is the beginning of a single-task arm cost nothing extra,
+    and is counted all the same."""
+    singles = any(name.startswith("single:") for name in outcome.arms)
+    others = sum((arm.spent for name, arm in outcome.arms.items() if name not in ("start", "merge")), Spent())
+    full = next((probed.matrix for probed in outcome.probes if probed.kind == "full"), None)
+    rows = []
+    for place, probed in enumerate(outcome.probes):
+        spent = sum(probed.spent.values(), Spent())
+        inside = singles and probed.kind in ("short", "full")
+        total = others.tokens_trained + (0 if inside else spent.tokens_trained)
+        compared = None
+        if full is not None and probed.matrix is not None and probed.kind != "full":
+            compared = agreement(probed.matrix, full)
+        rows.append(
+            {
+                "seed": outcome.seed,
+                "kind": probed.kind,
+                "planned_with": place == 0 and outcome.plan is not None,
+                "steps": spent.steps,
+                "tokens_sampled": spent.tokens_sampled,
+                "tokens_trained": spent.tokens_trained,
+                "tokens_evaluated": probed.tokens_evaluated,
+                "seconds": spent.seconds,
+                "share_of_training": spent.tokens_trained / total if total else None,
+                "against_full": compared.to_json() if compared else None,
+            }
+        )
+    return rows
+
+
+def _warmup_json(outcome: SeedOutcome) -> dict[str, Any]:
+    return {
+        "seed": outcome.seed,
+        "steps": outcome.warmup.steps,
+        "tokens": outcome.warmup.tokens,
+        "seconds": outcome.warmup_seconds,
+        "reached": _row_json(outcome.warmup.reached),
+        "inside": dict(outcome.warmup.inside),
+    }
+
+
+def _notes(bench: Bench, outcomes: Sequence[SeedOutcome]) -> list[str]:
+    recipe = bench.recipe
+    notes = [
+        "Accuracy is the mean score of "
+        f"{recipe.evaluation.samples} answers per problem at temperature {recipe.evaluation.temperature:g}.",
+        f"Every trained arm had {recipe.study.steps} RL steps of {recipe.rl.problems_per_step} problems x "
+        f"{recipe.rl.group_size} samples"
+        + (
+            "; the single-task arms only their probe."
+            if recipe.study.single_budget == "stage" and "single" in recipe.study.arms
+            else "."
+        ),
+        "The start is the model after a supervised warm-up on gold answers: it is the SFT arm.",
+    ]
+    if bench.judge is not None:
+        notes.append(f"Judged tasks ({', '.join(bench.judged)}): {bench.judge.caveat}")
+    if any("unit_tests" in part for task in bench.tasks.values() for part in task.reward.sum) and (
+        launch().strength == "weak"
+    ):
+        notes.append("Programs ran in the weak sandbox: a process with limits, which sees this user's files.")
+    for outcome in outcomes:
+        outside = [task for task, inside in outcome.warmup.inside.items() if not inside]
+        if outside:
+            low, high = recipe.warmup.target
+            reached = ", ".join(f"{task} {outcome.warmup.reached[task].mean:.2f}" for task in outside)
+            notes.append(f"Seed {outcome.seed}: after the warm-up {reached}, outside the target {low:g} to {high:g}.")
+    if len(outcomes) == 1:
+        notes.append("One seed: intervals hold for new problems, not for new training runs.")
+    return notes
