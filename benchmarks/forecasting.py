@@ -11,6 +11,7 @@ import argparse
 import gzip
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from scipy.stats import spearmanr
 from omni_thinker.rl.evaluate import Estimate
 from omni_thinker.transfer.forecast import Array, Joint, evenly, in_order, measured
 from omni_thinker.transfer.forecasters import FORECASTERS, make_forecaster
-from omni_thinker.transfer.hierarchical import Hierarchical
+from omni_thinker.transfer.hierarchical import Evidence, Hierarchical
 from omni_thinker.transfer.matrix import Column, TransferMatrix
 from omni_thinker.transfer.simulate import WORLDS, World, seen
 
@@ -158,6 +159,31 @@ def simulated(simulations: int) -> dict[str, dict[str, float]]:
     return {kind: {name: float(np.mean(values)) for name, values in row.items()} for kind, row in table.items()}
 
 
+def after_a_run(simulations: int) -> dict[str, float]:
+    """In worlds where entropy matters: mean error of a second order's forecast, before a first order was run and after,
+    with its evaluations as evidence; with what is known of entropies, and without."""
+    errors: dict[str, list[float]] = {}
+    for seed in range(simulations):
+        rng = np.random.default_rng([seed, 1])
+        world = World.drawn("entropy", rng)
+        known = world.measured(96, rng)
+        orders = [[int(k) for k in rng.permutation(len(world.tasks))] for _ in range(3)]
+        evidence = []
+        for order in orders[:2]:
+            for place in range(1, len(order) + 1):
+                part = world.with_luck(world.sequence(order[:place]), rng)
+                done = in_order([world.tasks[k] for k in order[:place]])
+                accuracy = {task: seen(float(p), 96, rng) for task, p in zip(world.tasks, part, strict=True)}
+                evidence.append(Evidence(done, accuracy))
+        truth = world.sequence(orders[2])
+        stages = in_order([world.tasks[k] for k in orders[2]])
+        for label, own in (("with entropies", known), ("without", replace(known, entropy=None))):
+            for told, words in (((), "before any run"), (evidence, "after two other orders")):
+                forecast = Hierarchical(own, 2000, seed, told).by_column(stages).mean(axis=1)
+                errors.setdefault(f"{words}, {label}", []).append(float(np.abs(forecast - truth).mean()))
+    return {label: float(np.mean(own)) for label, own in errors.items()}
+
+
 def _false_claim(world: World, predict: Hierarchical) -> bool:
     """Whether the best of all orders is said, at 95 %, to beat the worst, and doesn't."""
     scores: dict[tuple[int, ...], Array] = {
@@ -194,6 +220,9 @@ def main() -> None:
     print("\n| world | " + " | ".join(names) + " |\n| --- |" + " --- |" * len(names))
     for kind, row in worlds.items():
         print(f"| {kind} | " + " | ".join(f"{row[name]:.3f}" for name in names) + " |")
+    print()
+    for label, error in after_a_run(chosen.simulations // 5).items():
+        print(f"entropy matters, {label}: error {error:.4f}")
 
 
 if __name__ == "__main__":

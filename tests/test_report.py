@@ -160,6 +160,9 @@ def arm_entry(arm: str, seed: int) -> dict[str, Any]:
         "tokens_trained": 98765 if trained else 0,
         "seconds": 512.0 if trained else 3.2,
         "stages": stages,
+        "backward_transfer": -0.02 if stages else None,
+        "forward_transfer": 0.01 if stages else None,
+        "forgetting": {"math": 0.04} if stages else None,
     }
 
 
@@ -216,7 +219,12 @@ def result() -> dict[str, Any]:
                 "tokens_trained": 8000,
                 "seconds": 200.0,
                 "share_of_training": 0.14,
-            }
+                "kind": "short",
+                "planned_with": True,
+                "tokens_evaluated": 7000,
+                "against_full": {"cells": 16, "rank": 0.71, "rank_off_diagonal": None, "mean_difference": 0.03},
+            },
+            {"seed": 0, "kind": "full", "planned_with": False, "steps": 96, "against_full": None},
         ],
         "assumptions": [{"assumption": "A1", "seed": 0, "p": 0.01, "words": "This run speaks against <A1>."}],
         "entropy": {"words": "Structured stages lowered the entropy.", "by_task": {"math": -0.1}},
@@ -478,7 +486,15 @@ def test_plan_forecast_budget_and_health_tables(page: Page) -> None:
         "98 765",
         "8 min 32 s",
     ]
-    assert budgets["probes for the plan (14% of the tokens trained)"][0] == "48"
+    assert budgets["short probes, for the plan (14% of the tokens trained)"][0] == "48"
+    assert budgets["full probes, beside it"][0] == "96"
+    probes = cells(page, "table-probes")
+    assert probes["short"][1] == "48"
+    assert probes["short"][-4:] == ["14.0%", "0.71", "–", "0.030"]
+    assert probes["full"][-3:] == ["–", "–", "–"]
+    kept = cells(page, "table-sequences")["curriculum"]
+    assert kept[1:4] == ["qa → writing → code → math", "−0.020", "+0.010"]
+    assert kept[4:].count("0.040") == 1
     assert "This run speaks against <A1>." in page.text
     assert "Structured stages lowered the entropy." in page.text
     assert "Against joint training the data can't tell." in page.text

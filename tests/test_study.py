@@ -233,3 +233,41 @@ def test_forecasts_stand_beside_every_arm(planned: tuple[Path, dict[str, Any]]) 
     assert [stage["task"] for stage in result["arms"]["reverse"][0]["stages"]] == json.loads(
         (out / "plan.json").read_text("utf-8")
     )["sequence"]["order"][::-1]
+
+
+def test_adapters_are_kept_and_merged(repo: Path, tmp_path: Path) -> None:
+    """LoRA probes are the experts where the arm `merge` is made of them; gradients are measured beside them."""
+    settings = ['study.arms=["start", "curriculum", "merge"]', 'study.probes=["lora", "gradient"]']
+    chosen = [word for setting in settings for word in ("--set", setting)]
+    out = tmp_path / "run"
+    result = study("study", repo / "recipes" / "tiny.toml", "--out", out, *chosen)
+    lora, gradient = result["probes"]
+    assert (lora["kind"], lora["planned_with"], lora["steps"]) == ("lora", True, 8), "two steps a task: a whole stage"
+    assert (gradient["kind"], gradient["planned_with"], gradient["tokens_evaluated"]) == ("gradient", False, 0)
+    assert 0 < gradient["tokens_sampled"] < lora["tokens_sampled"]
+    assert lora["tokens_evaluated"] > 0
+    assert result["arms"]["merge"][0]["tokens_sampled"] == lora["tokens_sampled"]
+    for task in TASKS:
+        assert (out / "models" / "seed-0" / f"lora-{task}" / "adapter_model.safetensors").stat().st_size > 1000
+    for name in ("transfer.json", "transfer-gradient.json"):
+        assert json.loads((out / name).read_text("utf-8"))["tasks"] == TASKS
+    assert set(json.loads((out / "transfer.json").read_text("utf-8"))["entropy"]["after"]) == set(TASKS)
+
+
+def test_probes_are_compared_and_a_run_is_evidence(repo: Path, tmp_path: Path, planned: tuple[Path, Any]) -> None:
+    out = tmp_path / "probed"
+    settings = ["--set", "study.steps=16", "--kinds", "short,full"]
+    result = study("probe", repo / "recipes" / "tiny.toml", "--out", out, *settings)
+    short, full = result["probes"]
+    assert (short["steps"], full["steps"]) == (4, 16)
+    assert (short["planned_with"], full["planned_with"]) == (True, False)
+    assert short["against_full"]["cells"] == 16
+    assert full["against_full"] is None
+    assert list(result["arms"]) == ["start"]
+    told = study("transfer", out / "transfer-full.json", "--csv", out / "cells.csv", "--plot", out / "matrix.svg")
+    assert set(told) == {"start", "transfer", "shared", "specific"}
+    assert len((out / "cells.csv").read_text("utf-8").splitlines()) == 1 + 4 * 5
+    assert "<svg" in (out / "matrix.svg").read_text("utf-8")[:1000]
+    before = study("plan", "--matrix", out / "transfer.json")
+    after = study("plan", "--matrix", out / "transfer.json", "--evidence", planned[0])
+    assert after["plan"]["forecast"] != before["plan"]["forecast"]

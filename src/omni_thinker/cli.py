@@ -151,6 +151,9 @@ def plan(
         float | None,
         typer.Option(min=0.0, help="Put in short refresh stages that gain more than this for each pass they take."),
     ] = None,
+    evidence: Annotated[
+        list[Path] | None, typer.Option(help="A run directory whose stages sharpen the forecast. May be repeated.")
+    ] = None,
     level: Level = 0.8,
     json_: Json = False,
 ) -> None:
@@ -165,6 +168,7 @@ def plan(
         objective=objective,
         fixed=fix,
         refresh_cost=refresh_cost,
+        evidence=evidence or [],
         level=level,
     )
     for row in made.orders:
@@ -181,6 +185,31 @@ def plan(
         typer.echo(f"{task}: {interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]")
     typer.echo(made.words)
     finish(made.to_json(), json_)
+
+
+@app.command()
+def transfer(
+    matrix: Annotated[Path, typer.Argument(help="transfer.json of a study or probe.")],
+    csv: Annotated[Path | None, typer.Option(help="Also write the cells as a table; must not exist.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw it (.svg, .png or .pdf); must not exist.")] = None,
+    json_: Json = False,
+) -> None:
+    """What RL on each task did to every task: the matrix, and its shared and specific parts."""
+    from omni_thinker.study.planning import describe_matrix
+
+    table, found = describe_matrix(matrix, csv)
+    if plot is not None:
+        from omni_thinker.report import plot_transfer
+
+        plot_transfer(found, plot)
+    names = list(table["start"])
+    width = max(12, *(len(name) + 1 for name in names))
+    typer.echo("after RL on".ljust(width) + "".join(name.rjust(width) for name in names))
+    for label, row in (("start", table["start"]), *table["transfer"].items(), ("shared", table["shared"])):
+        form = "{:.3f}" if label == "start" else "{:+.3f}"
+        cells = ("-" if row.get(name) is None else form.format(row[name]) for name in names)
+        typer.echo(label.ljust(width) + "".join(cell.rjust(width) for cell in cells))
+    finish(table, json_)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from omni_thinker.report.figure_file import plot_transfer
 from omni_thinker.report.html import write_report
 
-__all__ = ["write_report"]
+__all__ = ["plot_transfer", "write_report"]

@@ -53,6 +53,9 @@ class ArmRun:
     tokens_trained: float = 0.0
     seconds: float = NAN
     stages: list[Stage] = field(default_factory=list)
+    backward_transfer: float = NAN
+    forward_transfer: float = NAN
+    forgetting: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -99,15 +102,29 @@ class Assumption:
 
 
 @dataclass(frozen=True)
+class Agreement:
+    """Of a kind of probe with whole stages."""
+
+    cells: int = 0
+    rank: float = NAN
+    rank_off_diagonal: float = NAN
+    mean_difference: float = NAN
+
+
+@dataclass(frozen=True)
 class Probes:
-    """What measuring the matrix took."""
+    """What measuring the matrix in one way took."""
 
     seed: int = 0
+    kind: str = "full"
+    planned_with: bool = True
     steps: float = NAN
     tokens_sampled: float = NAN
     tokens_trained: float = NAN
     seconds: float = NAN
     share_of_training: float = NAN
+    tokens_evaluated: float = NAN
+    against_full: Agreement | None = None
 
 
 @dataclass(frozen=True)

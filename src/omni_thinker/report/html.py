@@ -64,6 +64,7 @@ def _context(run: RunData) -> dict[str, Any]:
         "arm_rows": tables.arm_rows(run),
         "budgets": tables.budgets(run),
         "orders": tables.orders(run),
+        "sequences": tables.sequences(run),
         "scale": _scale(run),
         "health_rows": tables.health_rows(run),
         "phases": tables.PHASES,

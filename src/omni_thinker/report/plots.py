@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from omni_thinker.report import series
-from omni_thinker.report.data import Comparison, RunData
+from omni_thinker.report.data import Comparison, RunData, Transfer
 from omni_thinker.report.svg import (
     FAINT,
     GRID,
@@ -169,11 +169,18 @@ def _learning_keys(run: RunData) -> list[Line2D]:
 
 
 def transfer(run: RunData) -> Markup | None:
-    """after - start on validation, trained tasks down, evaluated tasks across; the start on top."""
+    """The transfer matrix as SVG."""
     if run.transfer is None or not run.transfer.tasks:
         return None
-    tasks, size = run.transfer.tasks, len(run.transfer.tasks)
-    effects = [[run.transfer.effect(i, j) for j in tasks] for i in tasks]
+    with style():
+        figure = transfer_figure(run.transfer)
+        return to_svg(figure, "transfer", "Effect of training on one task upon every task")
+
+
+def transfer_figure(table: Transfer) -> Figure:
+    """after - start on validation, trained tasks down, evaluated tasks across; the start on top."""
+    tasks, size = table.tasks, len(table.tasks)
+    effects = [[table.effect(i, j) for j in tasks] for i in tasks]
     finite = [abs(cell.mean) for row in effects for cell in row if math.isfinite(cell.mean)]
     limit = max([0.1, *finite])
     with style():
@@ -182,7 +189,7 @@ def transfer(run: RunData) -> Markup | None:
         )
         axes = figure.add_subplot()
         for column, task in enumerate(tasks):
-            start = run.transfer.start.get(task)
+            start = table.start.get(task)
             if start is not None:
                 _cell(axes, -1.12, column, f"{start.mean:.3f}", start.stderr, "#ececec", INK)
             for row in range(size):
@@ -197,7 +204,7 @@ def transfer(run: RunData) -> Markup | None:
         axes.tick_params(length=0, labelsize=9, labelcolor=INK)
         for spine in axes.spines.values():
             spine.set_visible(False)
-        return to_svg(figure, "transfer", "Effect of training on one task upon every task")
+        return figure
 
 
 def _effect_cell(axes: Axes, row: int, column: int, mean: float, stderr: float, limit: float) -> None:

@@ -196,9 +196,7 @@ def budgets(run: RunData) -> list[Budget]:
             series.mean(getattr(item, name) for item in run.result.warmup) for name in ("steps", "seconds")
         )
         rows.append(Budget("warm-up (shared)", steps, NAN, NAN, seconds, aside=True))
-    probes = _probe_budget(run)
-    if probes is not None:
-        rows.append(probes)
+    rows += _probe_budgets(run)
     return rows + [_budget(arm, run.result.arms[arm]) for arm in run.arms]
 
 
@@ -212,18 +210,25 @@ def _budget(arm: str, runs: list[ArmRun]) -> Budget:
     )
 
 
-def _probe_budget(run: RunData) -> Budget | None:
-    """The curriculum's plan is not free: all probes together, per seed."""
-    rows = run.result.probes
-    if not rows:
-        return None
-    share = series.mean(row.share_of_training for row in rows)
-    label = "probes for the plan" + (f" ({share:.0%} of the tokens trained)" if math.isfinite(share) else "")
-    steps, sampled, trained, seconds = (
-        series.mean(getattr(row, name) for row in rows)
-        for name in ("steps", "tokens_sampled", "tokens_trained", "seconds")
-    )
-    return Budget(label, steps, sampled, trained, seconds, aside=True)
+def _probe_budgets(run: RunData) -> list[Budget]:
+    """The curriculum's plan is not free: all probes of a kind together, per seed."""
+    rows = []
+    for kind in dict.fromkeys(row.kind for row in run.result.probes):
+        own = [row for row in run.result.probes if row.kind == kind]
+        share = series.mean(row.share_of_training for row in own)
+        purpose = "for the plan" if own[0].planned_with else "beside it"
+        label = f"{kind} probes, {purpose}" + (f" ({share:.0%} of the tokens trained)" if math.isfinite(share) else "")
+        steps, sampled, trained, seconds = (
+            series.mean(getattr(row, name) for row in own)
+            for name in ("steps", "tokens_sampled", "tokens_trained", "seconds")
+        )
+        rows.append(Budget(label, steps, sampled, trained, seconds, aside=True))
+    return rows
+
+
+def sequences(run: RunData) -> list[tuple[str, ArmRun]]:
+    """Arms that were trained in stages, seed by seed."""
+    return [(arm, item) for arm in run.arms for item in run.result.arms[arm] if item.stages]
 
 
 def orders(run: RunData) -> list[Order]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from omni_thinker.errors import UserError
-from omni_thinker.transfer.forecast import Joint, Merge, Stage
+from omni_thinker.transfer.forecast import Joint, Merge, Stage, in_order
 from omni_thinker.transfer.forecasters import make_forecaster
-from omni_thinker.transfer.matrix import load_matrix
+from omni_thinker.transfer.hierarchical import Evidence, Hierarchical
+from omni_thinker.transfer.matrix import TransferMatrix, load_matrix, parse_cell
 from omni_thinker.transfer.plan import Plan, check_measured, forecast_json, make_plan
+from omni_thinker.transfer.quantities import shared, specific, to_csv, transfer
 from omni_thinker.transfer.search import Objective
 from omni_thinker.types import TaskName
 
@@ -27,22 +30,71 @@ def plan_file(
     objective: str,
     fixed: str,
     refresh_cost: float | None,
+    evidence: Sequence[Path],
     level: float,
 ) -> Plan:
-    """The plan for the matrix at `path`. Raises UserError for a bad file and for words that can't be read."""
+    """The plan for the matrix at `path`. Raises UserError for a bad file and for words that can't be read.
+
+    `evidence`: run directories whose stages are taken to have begun where the matrix was measured.
+    """
     places = _numbers(fixed, "--fix")
     if bad := [task for task, place in places.items() if place != int(place)]:
         raise UserError(f"a place is a whole number, got {bad[0]}={places[bad[0]]:g}", key="--fix")
     goal = _objective(objective)
+    if evidence and forecaster != Hierarchical.name:
+        raise UserError(f"only {Hierarchical.name} learns from runs; {forecaster} is a formula", key="--evidence")
+    matrix = load_matrix(path)
     return make_plan(
-        load_matrix(path),
+        matrix,
         forecaster=forecaster,
         strategy=strategy,
         order=order,
         objective=Objective(goal.kind, goal.weights, {task: int(place) for task, place in places.items()}),
         level=level,
         refresh_cost=refresh_cost,
+        evidence=[seen for run in evidence for seen in _evidence(run, matrix.tasks)],
     )
+
+
+def _evidence(run: Path, tasks: Sequence[TaskName]) -> list[Evidence]:
+    """Every evaluation after a stage that a run's result.json tells. Raises UserError where there is none."""
+    path = run / "result.json" if run.is_dir() else run
+    try:
+        arms = json.loads(path.read_text("utf-8"))["arms"]
+        found = []
+        for entry in (entry for entries in arms.values() for entry in entries):
+            done: tuple[TaskName, ...] = ()
+            for stage in entry["stages"]:
+                done = (*done, str(stage["task"]))
+                accuracy = {task: parse_cell(cell, path, f"arms.{task}") for task, cell in stage["validation"].items()}
+                found.append(Evidence(in_order(done), accuracy))
+    except OSError as exc:
+        raise UserError(f"can't be read: {exc.strerror or exc}", file=path, key="--evidence") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+        raise UserError(f"holds no result of a study: {exc!r:.200}", file=path, key="--evidence") from None
+    if not found:
+        raise UserError("no arm of this run was trained in stages", file=path, key="--evidence")
+    if unknown := {stage.task for seen in found for stage in seen.stages} - set(tasks):
+        raise UserError(f"trained on {min(unknown)!r}, which the matrix doesn't have", file=path, key="--evidence")
+    return found
+
+
+def describe_matrix(path: Path, csv: Path | None) -> tuple[dict[str, Any], TransferMatrix]:
+    """Start, transfer, shared and specific parts, and the matrix; cells into the new file `csv`. Raises UserError."""
+    matrix = load_matrix(path)
+    if csv is not None:
+        try:
+            with csv.open("x", encoding="utf-8") as stream:
+                stream.write(to_csv(matrix))
+        except OSError as exc:
+            raise UserError(f"can't be written: {exc.strerror or exc}", file=csv, key="--csv") from None
+    table = {
+        "start": {task: cell.mean for task, cell in matrix.start.items()},
+        "transfer": transfer(matrix),
+        "shared": shared(matrix),
+        "specific": specific(matrix),
+    }
+    return table, matrix
 
 
 def forecast_file(

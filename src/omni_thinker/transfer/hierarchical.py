@@ -9,6 +9,10 @@ single-task level.
     d[i, c] = shared[c] + specific[i, c]        shared ~ N(m, s), specific ~ N(0, t)      i not c's own task
     d[own, c] = shared[c] + own[c]              own ~ N(mo, so)
 
+Where the matrix knows entropies, a stage's own gain may depend on what earlier stages did to the entropy of its answers
+(arXiv 2507.14783 explains misses of its forecast by that): gain x (1 + response x change in nats), the response 0 but
+for what evidence says.
+
 Hyper-parameters by maximum a posteriori over all evaluations (SciPy's L-BFGS; five numbers, so no sampler is needed);
 given them everything is Gaussian and drawn exactly.
 """
@@ -52,8 +56,23 @@ RETENTION = (9.0, 1.0)
 much as dilution costs a mixture, so that without data neither is preferred."""
 MERGED = (6.0, 3.0)
 """Beta prior of the share of its own gain that a task keeps when experts are added up."""
+RESPONSE = 0.3
+"""Prior spread, around 0, of the share by which an own gain grows for each nat that earlier stages added to the entropy
+of its answers."""
 _PROCESS = (0.15, 0.6)
 """Log-odds by which a run misses its forecast for no reason of ours: at least, and per spread of specific effects."""
+
+
+_DRAWN = (
+    "start_C_N",
+    "shared_C_N",
+    "gain_C_N",
+    "specific_K_C_N",
+    "diluted_N",
+    "retained_N",
+    "merged_N",
+    "response_N",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +109,9 @@ class Hierarchical(Forecaster):
         self.diluted_N = _beta(rng, DILUTION, draws)
         self.retained_N = _beta(rng, RETENTION, draws)
         self.merged_N = _beta(rng, MERGED, draws)
+        self.entropy_K_C = self._entropies()
+        self.response_N = rng.normal(0.0, RESPONSE, draws)
+        self.response_N[0] = 0.0
         if evidence:
             self._learn(evidence)
 
@@ -115,15 +137,16 @@ class Hierarchical(Forecaster):
         gained = np.zeros_like(value)
         others = np.zeros_like(value)
         keep = self._kept(self.retained_N)
+        nats_C = np.zeros(len(self.columns))
         for stage in stages:
             k, share = self.tasks.index(stage.task), gain_share(stage.passes)
             own = self.draws.own_C == k
+            gain = self.gain_C_N[own] * (1 + self.response_N * nats_C[own, None])
+            nats_C = nats_C + share * self.entropy_K_C[k]
             # A short later stage wears off less.
             gained[~own] = gained[~own] * (1 - (1 - keep[~own]) * min(1.0, share))
             others = others + share * self.specific_K_C_N[k]
-            gained[own] = np.where(
-                share >= 1, share * self.gain_C_N[own], _topped(gained[own], share, self.gain_C_N[own])
-            )
+            gained[own] = np.where(share >= 1, share * gain, _topped(gained[own], share, gain))
             others[own] = 0.0
         return value + gained + others
 
@@ -146,18 +169,29 @@ class Hierarchical(Forecaster):
         return self.scale.back(value + self._process("merge", plan.scale))
 
     def set_form(self) -> SetForm:
-        """At the means of the draws."""
+        """At the means of the draws. What entropy adds to an own gain doesn't wear off here, which keeps the form."""
+        told_K_C = self.entropy_K_C * (self.gain_C_N * self.response_N).mean(axis=1)
         return SetForm(
             self.tasks,
             self.draws.own_C,
-            (self.start_C_N + self.shared_C_N).mean(axis=1),
-            self.specific_K_C_N.mean(axis=2),
+            (self.start_C_N + self.shared_C_N).mean(axis=1) + told_K_C.sum(axis=0),
+            self.specific_K_C_N.mean(axis=2) - told_K_C,  # a task that comes later has not come before
             self.gain_C_N.mean(axis=1),
             self._kept(self.retained_N).mean(axis=1),
             self.scale,
         )
 
     # -- parts --------------------------------------------------------------------------------------------------
+
+    def _entropies(self) -> Array:
+        """Nats that a run on one task adds to the entropy of answers to another; 0 where nothing is known, [K, C]."""
+        entropy = self.matrix.entropy
+        return np.array(
+            [
+                [0.0 if entropy is None or c.task == i else entropy.change(i, c.task) for c in self.columns]
+                for i in self.tasks
+            ]
+        )
 
     def _kept(self, share_N: Array) -> Array:
         return np.asarray(1 - (1 - share_N)[None] * self.known_C)
@@ -183,7 +217,7 @@ class Hierarchical(Forecaster):
         # A floor, so that a surprise doesn't leave a single draw.
         weight_N = weight_N / weight_N.sum() * 0.98 + 0.02 / len(weight_N)
         picked = np.random.default_rng([self._seed, 13]).choice(len(weight_N), len(weight_N), p=weight_N)
-        for name in ("start_C_N", "shared_C_N", "gain_C_N", "specific_K_C_N", "diluted_N", "retained_N", "merged_N"):
+        for name in _DRAWN:
             setattr(self, name, getattr(self, name)[..., picked])
 
 

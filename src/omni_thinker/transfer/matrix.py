@@ -207,8 +207,10 @@ def _evaluations(table: Any, tasks: Sequence[str], source: object) -> tuple[Colu
             raise UserError("has the name of a task", file=source, key=key)
         if unknown := set(row["after"]) - set(tasks):
             raise UserError(f"{min(unknown)!r} is not among the tasks", file=source, key=f"{key}.after")
-        after = {i: _cell(cell, source, f"{key}.after.{i}") for i, cell in row["after"].items() if cell is not None}
-        columns.append(Column(name, row["task"], _cell(row.get("start"), source, f"{key}.start"), after))
+        after = {
+            i: parse_cell(cell, source, f"{key}.after.{i}") for i, cell in row["after"].items() if cell is not None
+        }
+        columns.append(Column(name, row["task"], parse_cell(row.get("start"), source, f"{key}.start"), after))
     return tuple(columns)
 
 
@@ -219,10 +221,11 @@ def _row(row: Any, tasks: Sequence[str], source: object, key: str, *, may_lack: 
     if unknown := set(row) - set(tasks):
         raise UserError(f"{sorted(unknown)[0]!r} is not among the tasks", file=source, key=key)
     lacking = {task for task in tasks if may_lack and task in row and row[task] is None}
-    return {task: _cell(row.get(task), source, f"{key}.{task}") for task in tasks if task not in lacking}
+    return {task: parse_cell(row.get(task), source, f"{key}.{task}") for task in tasks if task not in lacking}
 
 
-def _cell(cell: Any, source: object, key: str) -> Estimate:
+def parse_cell(cell: Any, source: object, key: str) -> Estimate:
+    """A checked {"mean", "n", "stderr"}. Raises UserError naming `source` and `key`."""
     if not isinstance(cell, dict) or "mean" not in cell:
         raise UserError('missing; a cell is {"mean", "n", "stderr"}', file=source, key=key)
     mean, n, stderr = cell["mean"], cell.get("n", 0), cell.get("stderr", 0.0)

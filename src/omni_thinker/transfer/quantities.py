@@ -106,6 +106,8 @@ def forgetting(run: Sequence[StageSeen]) -> Mapping[TaskName, float]:
 
 def rank_correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
     """Spearman's; None with fewer than three pairs, or where one side is all alike."""
-    if len(pairs) < 3 or any(len(set(side)) < 2 for side in zip(*pairs, strict=True)):
+    # Differences of the same two shares may differ in the last bit; they are ties all the same.
+    sides = [[round(value, 9) for value in side] for side in zip(*pairs, strict=True)]
+    if len(pairs) < 3 or any(len(set(side)) < 2 for side in sides):
         return None
-    return float(spearmanr(*zip(*pairs, strict=True)).statistic)
+    return float(spearmanr(*sides).statistic)

@@ -2,7 +2,7 @@
 
 Each world is drawn at random and says what any plan ends at; what is measured of it is noisy, as in a study. Worlds
 differ in what later stages do: nothing but their own constant transfer, share what they bring, wear off what was
-learnt, or nothing at all.
+learnt, nothing at all, or gain less where earlier ones took entropy.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import numpy as np
 
 from omni_thinker.rl.evaluate import Estimate
 from omni_thinker.transfer.forecast import Array
-from omni_thinker.transfer.matrix import TransferMatrix
+from omni_thinker.transfer.matrix import Entropies, TransferMatrix
 from omni_thinker.types import TaskName
 
-WorldKind = Literal["constant", "saturating", "forgetting", "order-free"]
+WorldKind = Literal["constant", "saturating", "forgetting", "order-free", "entropy"]
 WORLDS: tuple[WorldKind, ...] = get_args(WorldKind)
 
 
@@ -29,7 +29,8 @@ class World:
 
     constant: specific effects add up and stay. saturating: only the last stage's specific effect stays, and the shared
     part comes once. forgetting: each later stage leaves a share `kept` of the own gain, of which half comes back at the
-    next stage on it. order-free: every order ends at the same.
+    next stage on it. order-free: every order ends at the same. entropy: constant, but an own gain is multiplied by
+    1 + `response` x what earlier stages did to the entropy of its answers (`nats_K_K[i, j]`).
     """
 
     kind: WorldKind
@@ -42,6 +43,8 @@ class World:
     mixed: float
     luck: float
     """Spread, in log-odds, of what a run ends at beside all this."""
+    nats_K_K: Array
+    response: float
 
     @classmethod
     def drawn(cls, kind: WorldKind, rng: np.random.Generator, count: int = 4) -> World:
@@ -60,6 +63,8 @@ class World:
             float(rng.uniform(0.7, 0.95)) if kind == "forgetting" else 1.0,
             1.0 if kind == "order-free" else float(rng.beta(8, 2)),
             float(rng.uniform(0.05, 0.2)),
+            rng.normal(-0.3, 0.3, (count, count)),
+            float(rng.uniform(0.2, 0.8)) if kind == "entropy" else 0.0,
         )
 
     def single(self, i: int) -> Array:
@@ -69,15 +74,18 @@ class World:
         return value
 
     def sequence(self, order: Sequence[int]) -> Array:
-        """Accuracies that training on each of `order` in turn ends at, without luck."""
+        """Accuracies that training on each of `order` in turn ends at, without luck. Tasks that are not named are not
+        trained; what others do to them is the same."""
+        if not order:
+            return _accuracy(self.start_K)
         value = self.start_K + self.shared_K
         for j in range(len(self.tasks)):
-            later = list(order[order.index(j) + 1 :])
-            if self.kind == "forgetting":
-                value[j] += self.own_K[j] * self.kept ** len(later)
-            else:
-                value[j] += self.own_K[j]
-            if self.kind == "constant" or self.kind == "forgetting":
+            place = order.index(j) if j in order else -1
+            before, later = list(order[: max(place, 0)]), list(order[place + 1 :])
+            if place >= 0:
+                lower = max(0.0, 1 + self.response * sum(self.nats_K_K[i, j] for i in before))
+                value[j] += self.own_K[j] * lower * (self.kept ** len(later))
+            if self.kind in ("constant", "forgetting", "entropy"):
                 value[j] += sum(self.specific_K_K[i, j] for i in later)
             elif self.kind == "saturating" and later:
                 value[j] += self.specific_K_K[later[-1], j]
@@ -99,7 +107,14 @@ class World:
             return {task: seen(p, problems, rng) for task, p in zip(self.tasks, accuracy, strict=True)}
 
         after = {i: row(self.with_luck(_accuracy(self.single(k)), rng)) for k, i in enumerate(self.tasks)}
-        return TransferMatrix(self.tasks, row(_accuracy(self.start_K)), after)
+        return TransferMatrix(self.tasks, row(_accuracy(self.start_K)), after, entropy=self._entropies())
+
+    def _entropies(self) -> Entropies:
+        begin = dict.fromkeys(self.tasks, 3.0)
+        rows = {
+            i: {j: 3.0 + float(self.nats_K_K[a, b]) for b, j in enumerate(self.tasks)} for a, i in enumerate(self.tasks)
+        }
+        return Entropies(begin, rows)
 
 
 def seen(accuracy: float, problems: int, rng: np.random.Generator) -> Estimate:
