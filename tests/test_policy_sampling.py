@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
 
+from omni_thinker.policy.decoder import MULTIPLE, MaskedDecoder, filled
+from omni_thinker.policy.draw import draw
+from omni_thinker.policy.fused import FusedDecoder
 from omni_thinker.policy.logprobs import answer_logprobs
 from omni_thinker.policy.protocol import TrainGroup
 from omni_thinker.policy.rows import sample_rows
-from omni_thinker.policy.sampling import MULTIPLE, _draw, _filled, _uniforms, sample_groups
+from omni_thinker.policy.sampling import sample_groups, uniforms
 from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.recipe import ModelSpec
 from omni_thinker.types import Group, SampleRequest, SamplingParams
@@ -22,9 +26,40 @@ PROMPTS = ("How much is 2 + 2?", "Hi", "Write a Python function that returns x t
 LIMITS = (12, 5, 9, 1)
 
 
-@pytest.fixture(scope="module")
-def policy(tiny_model: Path) -> TorchPolicy:
-    return TorchPolicy(ModelSpec(name=str(tiny_model), dtype="float32"))
+class _Policy(TorchPolicy):
+    """One that samples by the pass that a test asks for."""
+
+    fused = True
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["fused", "masked"])
+def policy(tiny_model: Path, request: pytest.FixtureRequest) -> TorchPolicy:
+    policy = _Policy(ModelSpec(name=str(tiny_model), dtype="float32"))
+    policy.fused = request.param
+    return policy
+
+
+Steps = list[tuple[tuple[int, ...], int]]
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
+    """(groups and columns, highest position) of each decoding step."""
+    seen: Steps = []
+    for kind in (FusedDecoder, MaskedDecoder):
+
+        def step(
+            self: FusedDecoder | MaskedDecoder,
+            token_P_G: torch.Tensor,
+            sample_P_G: torch.Tensor,
+            kept: Any = kind.step,
+        ) -> torch.Tensor:
+            seen.append((tuple(token_P_G.shape), int(self._position_P.max())))
+            logits: torch.Tensor = kept(self, token_P_G, sample_P_G)
+            return logits
+
+        monkeypatch.setattr(kind, "step", step)
+    return seen
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +80,8 @@ def _sample(
 ) -> list[Group]:
     params = SamplingParams(group_size, temperature)
     stops = policy.stop_ids if stop_ids is None else stop_ids
-    return sample_groups(policy.model, requests, params, stops, policy.decode, max_sequences=max_sequences)
+    fused = getattr(policy, "fused", True)
+    return sample_groups(policy.model, requests, params, stops, policy.decode, None, max_sequences, fused=fused)
 
 
 def _tokens(groups: Sequence[Group]) -> list[list[tuple[int, ...]]]:
@@ -174,48 +210,33 @@ def test_a_stop_token_ends_the_sample_and_stays_out_of_its_text(
     assert stopped >= 3
 
 
-def test_finished_samples_are_no_longer_computed(policy: TorchPolicy, requests: list[SampleRequest]) -> None:
-    fed: list[int] = []
-    hook = policy.model.register_forward_pre_hook(
-        lambda module, args, kwargs: fed.append(kwargs["input_ids"].numel()), with_kwargs=True
-    )
+def test_finished_samples_are_no_longer_computed(
+    policy: TorchPolicy, requests: list[SampleRequest], steps: Steps
+) -> None:
     limits = [SampleRequest(r.prompt, limit, r.seed) for r, limit in zip(requests, (12, 1, 2, 1), strict=True)]
-    try:
-        _sample(policy, limits, 8, stop_ids=frozenset([-1]))
-    finally:
-        hook.remove()
-    # The prompts, padded; then two groups of 8 once; then the longest alone. The last token drawn is never fed.
-    assert fed == [4 * _filled(max(len(r.prompt) for r in requests), MULTIPLE), 16, *[8] * 10]
+    _sample(policy, limits, 8, stop_ids=frozenset([-1]))
+    # Two groups of 8 once; then the longest alone. The last token drawn is never fed.
+    assert [rows * columns for (rows, columns), _ in steps] == [16, *[8] * 10]
+
+
+def test_widths_are_multiples() -> None:
+    assert [filled(n, MULTIPLE) for n in (1, 8, 9)] == [8, 8, 16]
 
 
 @pytest.mark.parametrize("group_size", [1, 2, 3, 4, 8])
-def test_sequences_come_in_few_counts_whatever_ends_when(policy: TorchPolicy, group_size: int) -> None:
-    fed: list[tuple[int, ...]] = []
-    hook = policy.model.register_forward_pre_hook(
-        lambda module, args, kwargs: fed.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
-    )
+def test_sequences_come_in_few_counts_whatever_ends_when(policy: TorchPolicy, group_size: int, steps: Steps) -> None:
     requests = [SampleRequest((5, 6, 7 + n), 2 + 3 * n, n) for n in range(16)]
-    try:
-        groups = _sample(policy, requests, group_size, stop_ids=frozenset([-1]))
-    finally:
-        hook.remove()
+    groups = _sample(policy, requests, group_size, stop_ids=frozenset([-1]))
+    counts = {rows * columns for (rows, columns), _ in steps}
     alone = [_sample(policy, [request], group_size, stop_ids=frozenset([-1]))[0] for request in requests]
     assert [s.tokens for g in groups for s in g.samples] == [s.tokens for g in alone for s in g.samples]
-    counts = {rows * columns for rows, columns in fed[1:]}
     assert len(counts) > 1
     assert group_size == 3 or all(count % MULTIPLE == 0 for count in counts)
 
 
-def test_a_finished_group_takes_no_position_beyond_its_last(policy: TorchPolicy) -> None:
-    seen: list[int] = []
-    hook = policy.model.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(int(kwargs["position_ids"].max())), with_kwargs=True
-    )
-    try:
-        _sample(policy, [SampleRequest((5,) * 60, 3, 1), SampleRequest((6, 7), 20, 2)], 2, stop_ids=frozenset([-1]))
-    finally:
-        hook.remove()
-    assert max(seen) <= 62
+def test_a_finished_group_takes_no_position_beyond_its_last(policy: TorchPolicy, steps: Steps) -> None:
+    _sample(policy, [SampleRequest((5,) * 60, 3, 1), SampleRequest((6, 7), 20, 2)], 2, stop_ids=frozenset([-1]))
+    assert 60 <= max(position for _, position in steps) <= 62
 
 
 def test_nothing_asked_nothing_drawn(policy: TorchPolicy) -> None:
@@ -244,8 +265,8 @@ def test_greedy_is_transformers_greedy(policy: TorchPolicy, requests: list[Sampl
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
 def test_draws_follow_softmax(temperature: float) -> None:
     logits = 2 * torch.randn(30, generator=torch.Generator().manual_seed(8))
-    uniform = torch.from_numpy(_uniforms(11, 20, 1000).ravel())
-    token, logprob = _draw(logits.expand(len(uniform), -1), uniform, temperature)
+    uniform = torch.from_numpy(uniforms(11, 20, 1000).ravel())
+    token, logprob = draw(logits.expand(len(uniform), -1), uniform, SamplingParams(temperature=temperature))
     expected = torch.softmax(logits.double() / temperature, -1).numpy()
     torch.testing.assert_close(logprob, torch.log_softmax(logits / temperature, -1)[token], atol=1e-5, rtol=1e-5)
     seen = np.bincount(token.numpy(), minlength=30)
@@ -277,17 +298,17 @@ def test_first_tokens_follow_the_model(policy: TorchPolicy, requests: list[Sampl
 def test_a_token_without_probability_is_never_drawn(uniform: float) -> None:
     """Not even by the largest uniform below 1, which fp32 rounds to 1."""
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 1.0, -torch.inf]])
-    token, logprob = _draw(logits, torch.tensor([uniform], dtype=torch.float64), 1.0)
+    token, logprob = draw(logits, torch.tensor([uniform], dtype=torch.float64), SamplingParams())
     assert int(token) in (1, 3)
     assert torch.isfinite(logprob).all()
 
 
 def test_streams_of_samples_are_apart() -> None:
-    streams = _uniforms(5, 6, 50)
-    assert np.array_equal(streams[:3], _uniforms(5, 3, 50))
-    assert np.array_equal(streams[:, :20], _uniforms(5, 6, 20))
+    streams = uniforms(5, 6, 50)
+    assert np.array_equal(streams[:3], uniforms(5, 3, 50))
+    assert np.array_equal(streams[:, :20], uniforms(5, 6, 20))
     assert len(np.unique(streams)) == streams.size
-    assert not np.isin(_uniforms(6, 6, 50), streams).any()
+    assert not np.isin(uniforms(6, 6, 50), streams).any()
 
 
 # -- one row per sample, for models without free masks ------------------------------------------------------

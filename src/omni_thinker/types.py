@@ -40,20 +40,25 @@ def content_hash(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How a group is drawn. Temperature 0 is greedy."""
+    """How a group is drawn. Temperature 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 filter nothing."""
 
     group_size: int = 1
     temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class SampleRequest:
     """One prompt to draw a group for. `max_tokens` counts the stop token; `seed` fixes the group's draws alone,
-    so that a result depends on neither the order nor the company of the requests."""
+    so that a result depends on neither the order nor the company of the requests. A sample ends where one of the texts
+    `stop` does, and its text before it."""
 
     prompt: TokenIds
     max_tokens: int
     seed: int
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
