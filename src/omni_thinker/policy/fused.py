@@ -18,9 +18,9 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from omni_thinker.policy.decoder import prefill
+from omni_thinker.policy.forward import knows
 from omni_thinker.types import TokenIds
 
-_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 _attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _ROWS_EXPECTED = 64
 """Rows that the layout of weights is chosen for."""
@@ -29,17 +29,12 @@ Linear = Callable[[torch.Tensor], torch.Tensor]
 
 
 def supports_fused(model: PreTrainedModel) -> bool:
-    """Whether this pass knows the model: its family, without adapters, windows or quantisation, on a CPU."""
-    config: Any = model.config
-    if config.model_type not in _FAMILIES or model.device.type != "cpu" or hasattr(model, "peft_config"):
-        return False
-    if getattr(config, "use_sliding_window", False) or (
-        config.model_type == "mistral" and getattr(config, "sliding_window", None) is not None
-    ):
+    """Whether this pass knows the model: its family, and without adapters or quantisation."""
+    if not knows(model):
         return False
     layers: Any = model.get_decoder().layers
     linears = [m for layer in layers for m in layer.modules() if "Linear" in type(m).__name__]
-    return config.hidden_act == "silu" and all(type(m) is torch.nn.Linear for m in linears)
+    return all(type(m) is torch.nn.Linear for m in linears)
 
 
 @dataclass(frozen=True, slots=True)

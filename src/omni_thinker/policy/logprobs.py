@@ -10,7 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from omni_thinker.policy.blocks import blocks
-from omni_thinker.policy.packing import pack
+from omni_thinker.policy.forward import answer_states, knows
+from omni_thinker.policy.packing import PackedRow, pack
 from omni_thinker.policy.protocol import TrainGroup
 
 
@@ -41,6 +42,9 @@ def answer_logprobs(
 def _packed(model: PreTrainedModel, groups: Sequence[TrainGroup], temperature: float) -> AnswerTokens:
     row = pack(groups)
     device = model.device
+    if knows(model):
+        head: Any = model.get_output_embeddings()
+        return _answers(head(answer_states(model, row)), row, temperature)
     with blocks(row.lengths):
         out = model(
             input_ids=row.tokens_T[None].to(device),
@@ -49,7 +53,12 @@ def _packed(model: PreTrainedModel, groups: Sequence[TrainGroup], temperature: f
             use_cache=False,
             logits_to_keep=row.source_N.to(device),
         )
-    logprobs_N, entropy_N = _select(out.logits[0], row.target_N.to(device), temperature)
+    return _answers(out.logits[0], row, temperature)
+
+
+def _answers(logits_N_V: torch.Tensor, row: PackedRow, temperature: float) -> AnswerTokens:
+    device = logits_N_V.device
+    logprobs_N, entropy_N = _select(logits_N_V, row.target_N.to(device), temperature)
     real = slice(row.answers)
     return AnswerTokens(logprobs_N[real], entropy_N[real], row.sample_N[real].to(device), len(row.tokens_T))
 

@@ -22,19 +22,30 @@ product that it has met, which comes to more than a gigabyte where no two rows a
 class PackedRow:
     """One row of T tokens holding N answer tokens, both filled up to a multiple.
 
-    `source_N` is the index in the row whose output predicts answer token n; `mask_T_T` is True where row
-    token i may attend to row token j. `lengths` are the tokens of each group, then of the filling where there is
-    any; only the first `answers` of the N are real.
+    `source_N` is the index in the row whose output predicts answer token n; a token is of group `group_T` and of
+    sample `sample_T` (-1: the prompt). `lengths` are the tokens of each group, then of the filling where there is any;
+    `shapes` those of its prompt and of each of its samples. Only the first `answers` of the N are real.
     """
 
     tokens_T: torch.Tensor
     positions_T: torch.Tensor
-    mask_T_T: torch.Tensor
+    group_T: torch.Tensor
+    sample_T: torch.Tensor
     source_N: torch.Tensor
     target_N: torch.Tensor
     sample_N: torch.Tensor
     lengths: tuple[int, ...]
+    shapes: tuple[tuple[int, tuple[int, ...]], ...]
     answers: int
+
+    @property
+    def mask_T_T(self) -> torch.Tensor:
+        """True where row token i may attend to row token j. Made where it is asked for: it is the square of the row,
+        and the fast pass does without."""
+        same_group = self.group_T[:, None] == self.group_T[None, :]
+        visible = (self.sample_T[None, :] == -1) | (self.sample_T[:, None] == self.sample_T[None, :])
+        causal = torch.ones(len(self.tokens_T), len(self.tokens_T), dtype=torch.bool).tril()
+        return same_group & visible & causal
 
 
 def pack(groups: Sequence[TrainGroup], multiple: int = MULTIPLE) -> PackedRow:
@@ -72,19 +83,17 @@ def pack(groups: Sequence[TrainGroup], multiple: int = MULTIPLE) -> PackedRow:
     source += [len(tokens) - 1] * spare
     target += [0] * spare
     sample_of += [-1] * spare
-    group_T = torch.tensor([o[0] for o in owner])
-    sample_T = torch.tensor([o[1] for o in owner])
-    same_group = group_T[:, None] == group_T[None, :]
-    visible = (sample_T[None, :] == -1) | (sample_T[:, None] == sample_T[None, :])
-    causal = torch.ones(len(tokens), len(tokens), dtype=torch.bool).tril()
+    shapes = [(len(group.prompt), tuple(len(s.tokens) - 1 for s in group.samples)) for group in groups]
     return PackedRow(
         tokens_T=torch.tensor(tokens),
         positions_T=torch.tensor(positions),
-        mask_T_T=same_group & visible & causal,
+        group_T=torch.tensor([o[0] for o in owner]),
+        sample_T=torch.tensor([o[1] for o in owner]),
         source_N=torch.tensor(source),
         target_N=torch.tensor(target),
         sample_N=torch.tensor(sample_of),
         lengths=tuple(lengths),
+        shapes=tuple(shapes),
         answers=answers,
     )
 

@@ -1,0 +1,86 @@
+"""Small functions with hand-written gradients: fewer passes over memory and less kept than autograd makes of them.
+
+The same numbers as transformers' modules for Llama and its like, in any floating-point type.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+
+class _RmsNorm(torch.autograd.Function):
+    """weight x (x / root mean square of its last dimension), the quotient in fp32 and rounded (arXiv 1910.07467)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        inverse = torch.rsqrt(length.square_().div_(x.shape[-1]).add_(eps))
+        ctx.save_for_backward(x, weight, inverse)
+        return (x.float() * inverse).to(x.dtype) * weight
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, None]:
+        x, weight, inverse = ctx.saved_tensors
+        normed = x.float() * inverse  # not in place: float() of fp32 is x itself
+        grad = grads[0].float()
+        weight_grad = None
+        if ctx.needs_input_grad[1]:
+            weight_grad = (grad * normed).flatten(0, -2).sum(0).to(weight.dtype)
+        grad = grad * weight
+        mean = (grad * normed).mean(dim=-1, keepdim=True)
+        return grad.sub_(normed.mul_(mean)).mul_(inverse).to(x.dtype), weight_grad, None
+
+
+class _Rotate(torch.autograd.Function):
+    """Rotary positions (arXiv 2104.09864); the gradient is turned back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotated(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _rotated(grads[0], cos, -sin), None, None
+
+
+class _GatedSilu(torch.autograd.Function):
+    """silu(gate) x up (arXiv 2002.05202)."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        gate, up = ctx.saved_tensors
+        gate_grad = torch.ops.aten.silu_backward(grads[0] * up, gate)
+        return gate_grad, F.silu(gate).mul_(grads[0])
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """See _RmsNorm. `x` is [..., C], `weight` [C]."""
+    out: torch.Tensor = _RmsNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
+    return out
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """See _Rotate. `x` is [T, heads, width]; `cos` and `sin` [T, 1, width], both halves of the width alike."""
+    out: torch.Tensor = _Rotate.apply(x, cos, sin)  # type: ignore[no-untyped-call]
+    return out
+
+
+def gated_silu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """See _GatedSilu."""
+    out: torch.Tensor = _GatedSilu.apply(gate, up)  # type: ignore[no-untyped-call]
+    return out
+
+
+def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    half = x.shape[-1] // 2
+    return x * cos + torch.cat([-x[..., half:], x[..., :half]], dim=-1) * sin

@@ -1,0 +1,145 @@
+"""Hand-written gradients against autograd's, and attention in parts against attention over the whole row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
+
+from omni_thinker.policy.kernels import gated_silu, rms_norm, rotate
+from omni_thinker.policy.shared_attention import SharedPrompts, shared_attention
+
+Shapes = Sequence[tuple[int, Sequence[int]]]
+TYPES = [(torch.float64, 1e-6), (torch.float32, 1e-5), (torch.bfloat16, 4e-2)]
+
+
+def _close(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], tolerance: float) -> None:
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == b.dtype
+        one, other = a.detach().double(), b.detach().double()
+        assert float((one - other).abs().max()) <= tolerance * max(float(other.abs().max()), 1.0)
+
+
+def _same(
+    ours: Callable[..., torch.Tensor],
+    theirs: Callable[..., torch.Tensor],
+    inputs: Sequence[torch.Tensor],
+    tolerance: float,
+) -> None:
+    """Values and gradients."""
+    inputs = [x.requires_grad_() for x in inputs]
+    one, other = ours(*inputs), theirs(*inputs)
+    grad = torch.randn(one.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64).to(one.dtype)
+    kept = [x.detach().clone() for x in inputs]
+    found, expected = (torch.autograd.grad(out, inputs, grad) for out in (one, other))
+    _close([one, *found], [other, *expected], tolerance)
+    assert all(torch.equal(x, before) for x, before in zip(inputs, kept, strict=True)), "inputs are left alone"
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), TYPES[1:])
+@pytest.mark.parametrize("shape", [(7, 32), (5, 3, 16)])
+def test_norm_is_transformers(dtype: torch.dtype, tolerance: float, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x, weight = (3 * torch.randn(shape)).to(dtype), (1 + 0.1 * torch.randn(shape[-1])).to(dtype)
+    module = LlamaRMSNorm(shape[-1], eps=1e-5)
+
+    def theirs(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = torch.func.functional_call(module, {"weight": weight}, (x,))
+        return out
+
+    _same(lambda x, weight: rms_norm(x, weight, 1e-5), theirs, [x, weight], tolerance)
+    assert not rms_norm(torch.zeros(2, 4), torch.ones(4), 1e-5).any()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), TYPES)
+def test_rotation_is_transformers(dtype: torch.dtype, tolerance: float) -> None:
+    torch.manual_seed(0)
+    angle = torch.rand(6, 1, 8, dtype=torch.float64)
+    cos, sin = (torch.cat([part, part], dim=-1).to(dtype) for part in (angle.cos(), angle.sin()))
+
+    def theirs(x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = apply_rotary_pos_emb(x, x, cos[:, 0], sin[:, 0], unsqueeze_dim=1)[0]
+        return out
+
+    _same(lambda x: rotate(x, cos, sin), theirs, [torch.randn(6, 3, 16, dtype=torch.float64).to(dtype)], tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), TYPES)
+def test_gate_is_autograds(dtype: torch.dtype, tolerance: float) -> None:
+    torch.manual_seed(0)
+    gate, up = (torch.randn(9, 20, dtype=torch.float64).to(dtype) for _ in range(2))
+    _same(gated_silu, lambda gate, up: F.silu(gate) * up, [gate, up], tolerance)
+
+
+def _whole(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, shapes: Shapes, scale: float) -> torch.Tensor:
+    """Softmax over a masked square, in fp64."""
+    length, per = len(query), query.shape[1] // key.shape[1]
+    mask = torch.zeros(length, length, dtype=torch.bool)
+    at = 0
+    for prompt, samples in shapes:
+        begin, end = at, at + prompt
+        mask[begin:end, begin:end] = torch.ones(prompt, prompt, dtype=torch.bool).tril()
+        at = end
+        for count in samples:
+            own = slice(at, at + count)
+            mask[own, begin:end] = True
+            mask[own, own] = torch.ones(count, count, dtype=torch.bool).tril()
+            at += count
+    q, k, v = query.double(), key.double().repeat_interleave(per, 1), value.double().repeat_interleave(per, 1)
+    scores = torch.einsum("ihd,jhd->hij", q, k) * scale
+    weights = scores.masked_fill(~mask, -1e300).softmax(-1)
+    out = torch.einsum("hij,jhd->ihd", weights, v) * mask.any(1)[:, None, None]
+    return out.to(query.dtype)
+
+
+_lengths = st.lists(
+    st.tuples(st.integers(1, 9), st.lists(st.integers(0, 7), min_size=1, max_size=4)), min_size=1, max_size=4
+)
+
+
+@settings(max_examples=60)
+@given(_lengths, st.sampled_from([(4, 4), (4, 2), (3, 1)]), st.integers(0, 5), st.integers(0, 2**31))
+def test_attention_in_parts_is_attention_over_the_row(
+    shapes: list[tuple[int, list[int]]], heads: tuple[int, int], filling: int, seed: int
+) -> None:
+    """Whatever the lengths: ragged groups, samples of one token (nothing of their own in the row), rows filled up."""
+    generator = torch.Generator().manual_seed(seed)
+    length = sum(prompt + sum(samples) for prompt, samples in shapes) + filling
+    rows = [torch.randn(length, own, 8, generator=generator) for own in (heads[0], heads[1], heads[1])]
+    where = SharedPrompts.of(shapes, length)
+
+    def ours(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return shared_attention(q, k, v, where, 0.3)
+
+    _same(ours, lambda q, k, v: _whole(q, k, v, shapes, 0.3), rows, 1e-5)
+
+
+def test_attention_in_parts_holds_in_bf16() -> None:
+    torch.manual_seed(0)
+    shapes = [(40, (30, 31, 3)), (12, (17,))]
+    length = sum(prompt + sum(samples) for prompt, samples in shapes)
+    rows = [torch.randn(length, own, 64).bfloat16() for own in (6, 2, 2)]
+    where = SharedPrompts.of(shapes, length)
+
+    def ours(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return shared_attention(q, k, v, where, 0.125)
+
+    _same(ours, lambda q, k, v: _whole(q, k, v, shapes, 0.125), rows, 2e-2)
+
+
+def test_siblings_do_not_see_each_other() -> None:
+    """Nothing of one sample reaches another, forward or backward."""
+    torch.manual_seed(0)
+    where = SharedPrompts.of([(3, (4, 4))], 11)
+    q, k, v = (torch.randn(11, 2, 8, requires_grad=True) for _ in range(3))
+    out = shared_attention(q, k, v, where, 0.3)
+    grads = torch.autograd.grad(out[3:7].sum(), (q, k, v))
+    for grad in grads:
+        assert not grad[7:].any()
+        assert grad[3:7].any()
+    assert grads[1][:3].any(), "both see the prompt"
