@@ -311,3 +311,46 @@ def test_the_built_in_judge_says_what_it_is_worth(run: Run) -> None:
     assert card["agreement"]["pandalm_human_pairs"]["consistent"] >= 0.85
     low, _ = card["agreement"]["pandalm_human_pairs"]["balanced_interval_95"]
     assert low > 0.5, "above chance, or the default would have to be another"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("transfer", "MATRIX", "--csv", "x.svg", "--plot", "x.svg"), "--csv: is asked for twice"),
+        (("transfer", "MATRIX", "--csv", "x.csv", "--plot", "x.txt"), "--plot: takes a file that ends in"),
+        (("transfer", "MATRIX", "--csv", "x.csv", "--plot", "."), "--plot: exists already"),
+        (("transfer", "MATRIX", "--csv", "x.csv", "--plot", "no/x.svg"), "--plot: is in no folder that exists"),
+        (("transfer", "MATRIX", "--plot", "n" * 300 + ".svg"), "--plot: can't be written"),
+        (("plan", "--matrix", "MATRIX", "--evidence", "n" * 300), "--evidence: can't be read"),
+        (("plan", "--matrix", "MATRIX", "--evidence", "."), "result.json: --evidence: can't be read"),
+        (("plan", "--matrix", "MATRIX", "--evidence", ".", "--forecaster", "logit"), "only hierarchical learns"),
+        (("plan", "--matrix", "MATRIX", "--evidence", ".", "--evidence", "./"), "names one run twice"),
+        (("plan", "--matrix", "MATRIX", "--level", "nan"), "--level: takes a share"),
+        (("plan", "--matrix", "MATRIX", "--refresh-cost", "-1"), "--refresh-cost: takes a number >= 0"),
+    ],
+)
+def test_bad_words_about_a_matrix_write_nothing(
+    run: Run, matrix_file: Path, tmp_path: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    before = sorted(tmp_path.iterdir())
+    code, _, err = run(*(str(matrix_file) if word == "MATRIX" else word for word in arguments))
+    assert code == 2
+    assert words in err
+    assert err.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_matrix_is_shown_tabulated_and_drawn(run: Run, matrix_file: Path, tmp_path: Path) -> None:
+    code, out, _ = run("transfer", matrix_file, "--csv", "x.csv", "--plot", "x.png", "--json")
+    assert code == 0
+    assert set(json.loads(out.splitlines()[-1])) == {"start", "transfer", "shared", "specific"}
+    assert "after RL on" in out
+    assert (tmp_path / "x.csv").read_text("utf-8").startswith("evaluation,task,trained,transfer,mean,n,stderr\n")
+    assert (tmp_path / "x.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_a_key_that_is_there_twice_is_refused(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "m.json").write_text('{"version": 1, "version": 1, "tasks": ["a", "b"]}')
+    code, _, err = run("plan", "--matrix", "m.json")
+    assert code == 2
+    assert "is there twice" in err

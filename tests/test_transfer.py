@@ -163,7 +163,12 @@ def test_a_missing_or_unreadable_file_is_refused_by_name(tmp_path: Path) -> None
 
 
 def test_what_may_be_left_out() -> None:
-    assert parse_matrix(_with("start.a", {"mean": 1}), "here").start["a"] == Estimate(1.0, 0, 0.0)
+    bare = parse_matrix(_with("start.a", {"mean": 1}), "here").start["a"]
+    assert (bare.mean, bare.n) == (1.0, 0)
+    assert bare.stderr == pytest.approx(math.sqrt(0.0025 * 0.9975 / 200), rel=0.01), "as if of 200 answers"
+    known = parse_matrix(_with("start.a", {"mean": 0.5, "n": 25}), "here").start["a"]
+    assert known.stderr == pytest.approx(0.1), "that of so many right or wrong answers"
+    assert parse_matrix(_with("start.a.stderr", 0), "here").start["a"].stderr == 0.0
     assert parse_matrix(_with("start.a.stderr", None), "here").start["a"].stderr == math.inf
     assert parse_matrix(_with("version", DELETE), "here").tasks == ("a", "b", "c")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -202,6 +203,75 @@ def test_the_same_seed_gives_the_same_forecast() -> None:
     first, again = (Hierarchical(own, 200, 3)(in_order("cab"))["a"] for _ in range(2))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, Hierarchical(own, 200, 4)(in_order("cab"))["a"])
+
+
+def test_what_is_hardly_trained_hardly_changes() -> None:
+    """Forecasts are continuous in the length of a stage or a joint run."""
+    own = matrix([0.5] * 3, [[0.8, 0.3, 0.4], [0.3, 0.8, 0.4], [0.4, 0.2, 0.8]], stderr=0.02, n=400)
+    for predict in (Hierarchical(own, 300), *(make_forecaster(name, own, draws=1) for name in ("naive", "additive"))):
+        nothing = predict.expected(())
+        for plan in (Joint(dict.fromkeys("abc", 1 / 3), 1e-9), (Stage("a", 1e-9),)):
+            assert predict.expected(plan) == pytest.approx(nothing, abs=1e-6)
+        before = predict.expected(in_order("abc"))
+        assert predict.expected((*in_order("abc"), Stage("a", 1e-9))) == pytest.approx(before, abs=1e-6)
+
+
+def test_more_of_a_task_takes_nothing_of_it_away() -> None:
+    own = matrix([0.3, 0.5], [[0.7, 0.5], [0.3, 0.6]], stderr=0.02, n=400)
+    predict = Hierarchical(own, 300)
+    once, twice = predict.expected((Stage("a"),)), predict.expected((Stage("a", 2.0),))
+    assert (twice[0] >= once[0]).all()
+    for more in (0.1, 1.0):
+        assert predict.expected((Stage("a", 2.0), Stage("a", more)))[0] == pytest.approx(twice[0], abs=1e-9)
+
+
+def test_a_short_refresh_brings_most_of_a_loss_back() -> None:
+    own = matrix([0.5, 0.5], [[0.8, 0.5], [0.3, 0.8]], stderr=0.01, n=4000)
+    predict = Hierarchical(own, 500)
+    whole, lost, back = (
+        predict.expected(plan)[0].mean()
+        for plan in (in_order("ba"), in_order("ab"), (*in_order("ab"), Stage("a", 0.25)))
+    )
+    assert lost < back < whole
+    assert back - lost > 0.6 * (whole - lost)
+
+
+def test_noise_is_that_of_the_problems_wherever_the_start_lies() -> None:
+    """A start of 0 has nearly no error of its own; a forecast of one half has, by the same problems."""
+    for mean in (0.0, 0.02, 0.3):
+        for n in (48, 400):
+            shrunk = (mean * n + 0.5) / (n + 1)
+            own = matrix([mean, 0.5], [[0.5, 0.5], [0.5, 0.5]], stderr=(shrunk * (1 - shrunk) / n) ** 0.5, n=n)
+            predict = Hierarchical(own, 4000)
+            shown = measured(predict, np.full((2, 4000), 0.5))[0]
+            assert shown.std() == pytest.approx(0.5 / n**0.5, rel=0.1), (mean, n)
+
+
+def test_evidence_narrows_without_becoming_too_sure() -> None:
+    """Worlds drawn from the forecaster itself: its 80 % intervals of a new order, after four others were seen."""
+    own = matrix([0.3, 0.4, 0.5], [[0.6, 0.45, 0.5], [0.35, 0.6, 0.55], [0.3, 0.4, 0.7]], stderr=0.06, n=60)
+    inside, widths = [], []
+    spread = float(np.hypot(0.15, 0.6 * Hierarchical(own, 10).spread))
+    for trial in range(60):
+        rng = np.random.default_rng(trial)
+        world = Hierarchical(own, 20, 1000 + trial)
+        truth = {order: world._sequence(in_order(order))[:, 7] for order in map(tuple, permutations("abc"))}
+        orders = [list(truth)[int(k)] for k in rng.permutation(6)]
+        evidence = []
+        for order in orders[:4]:
+            for length in range(1, 4):
+                value = world._sequence(in_order(order[:length]))[:, 7] + rng.normal(0, spread, 3)
+                accuracy = {
+                    task: seen(float(1 / (1 + np.exp(-x))), 96, rng) for task, x in zip("abc", value, strict=True)
+                }
+                evidence.append(Evidence(in_order(order[:length]), accuracy))
+        found = [Hierarchical(own, 1000, 0, told)._sequence(in_order(orders[5])) for told in ((), evidence)]
+        low, high = np.quantile(found[1], [0.1, 0.9], axis=1)
+        inside += list((low <= truth[orders[5]]) & (truth[orders[5]] <= high))
+        widths.append([np.diff(np.quantile(own_draws, [0.1, 0.9], axis=1), axis=0).mean() for own_draws in found])
+    before, after = np.mean(widths, axis=0)
+    assert 0.7 < np.mean(inside) < 0.9
+    assert after < 0.75 * before
 
 
 # -- known truths -------------------------------------------------------------------------------------------------

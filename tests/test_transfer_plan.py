@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from matrices import AFTER, MATRIX, START, from_effects, matrix
 from omni_thinker.errors import UserError
 from omni_thinker.transfer.decide import Decision
-from omni_thinker.transfer.forecast import SetForm, check_order, evenly, in_order
+from omni_thinker.transfer.forecast import Joint, SetForm, check_order, evenly, in_order
 from omni_thinker.transfer.forecasters import FORECASTERS, make_forecaster
+from omni_thinker.transfer.hierarchical import Hierarchical
 from omni_thinker.transfer.matrix import TransferMatrix
 from omni_thinker.transfer.plan import STRATEGIES, forecast_json, make_plan
 from omni_thinker.transfer.search import (
@@ -345,3 +346,38 @@ def test_an_order_names_every_task() -> None:
     check_order(("c", "a", "b"), ("a", "b", "c"))
     names: Sequence[str] = make_plan(MATRIX).sequence.order
     check_order(names, MATRIX.tasks)
+
+
+@pytest.mark.parametrize("kind", ["mean", "worst"])
+def test_with_six_tasks_no_order_beats_the_plan_or_its_bound(kind: str) -> None:
+    rng = np.random.default_rng(4)
+    count = 6
+    effects = rng.normal(-0.03, 0.08, (count, count))
+    start = rng.uniform(0.3, 0.6, count)
+    after = np.clip(start + np.where(np.eye(count, dtype=bool), 0.25, effects), 0.02, 0.98)
+    own = matrix(start.tolist(), after.tolist(), stderr=0.05, n=48)
+    objective = Objective(kind)
+    plan = make_plan(own, objective=objective)
+    predict = Hierarchical(own, 400)
+    best = max(
+        float(objective.of(predict.by_task(predict.expected(in_order(order)))).mean())
+        for order in permutations(own.tasks)
+    )
+    assert plan.sequence.score == pytest.approx(best, abs=2e-3)
+    assert plan.found.bound >= best - 1e-9
+    assert not plan.found.exact
+
+
+def test_joint_training_is_the_one_that_is_asked_for() -> None:
+    own = matrix(START, AFTER, stderr=0.03)
+    shares = {"a": 0.8, "b": 0.1, "c": 0.1}
+    plan = make_plan(own, shares=shares)
+    predict = Hierarchical(own, 2000)
+    assert plan.joint.score == pytest.approx(forecast_json(predict, Joint(shares, 3.0))["score"], abs=1e-9)
+    assert plan.joint.score != pytest.approx(make_plan(own).joint.score, abs=1e-3)
+
+
+def test_a_refresh_is_told_by_its_length() -> None:
+    own = matrix([0.2] * 3, [[0.9, 0.1, 0.1], [0.1, 0.5, 0.2], [0.1, 0.2, 0.5]], stderr=0.01, n=2000)
+    plan = make_plan(own, refresh_cost=0.0)
+    assert ":0.25" in plan.words

@@ -24,7 +24,14 @@ from omni_thinker.recipe import LoraSpec, ModelSpec, ProbeKind, builtin_recipe
 from omni_thinker.rl.batch import ScoredGroup
 from omni_thinker.rl.evaluate import Estimate
 from omni_thinker.rl.gradient import add_policy_gradient
-from omni_thinker.study.probing import expert_kind, probe_kinds, probe_lengths, probe_work, probed_tasks
+from omni_thinker.study.probing import (
+    expert_kind,
+    probe_kinds,
+    probe_lengths,
+    probe_work,
+    probed_tasks,
+    single_tasks,
+)
 from omni_thinker.transfer.forecast import in_order
 from omni_thinker.transfer.gradient import Gradients, first_order
 from omni_thinker.transfer.hierarchical import Evidence, Hierarchical
@@ -330,9 +337,24 @@ def test_what_can_not_be_added_up_is_refused(tiny_model: Path, tmp_path: Path) -
     config.write_text(json.dumps({**json.loads(config.read_text()), "use_dora": True}))
     with pytest.raises(UserError, match="plain LoRA"):
         adapter_arithmetic(tmp_path / "other", [tmp_path / "a"], 1.0, tmp_path / "out")
+    _adapted(tiny_model, tmp_path / "b", 0, targets=["embed_tokens", "q_proj"])
+    with pytest.raises(UserError, match="can't be added up"):
+        adapter_arithmetic(tmp_path / "other", [tmp_path / "b"], 1.0, tmp_path / "out")
     with pytest.raises(UserError, match="not a LoRA adapter"):
         adapter_arithmetic(tmp_path / "other", [tmp_path / "nowhere"], 1.0, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_factors_are_drawn_from_their_seed_alone(tiny_model: Path) -> None:
+    spec = ModelSpec(name=str(tiny_model), dtype="float32", lora=LoraSpec(rank=4, alpha=8))
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    one = TorchPolicy(spec, seed=7)
+    assert torch.equal(torch.random.get_rng_state(), before), "nobody else's random numbers are used"
+    torch.manual_seed(6)
+    again, other = TorchPolicy(spec, seed=7), TorchPolicy(spec, seed=8)
+    assert all(torch.equal(a, b) for a, b in zip(one._masters, again._masters, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(one._masters, other._masters, strict=True))
 
 
 # -- which probes a study makes ---------------------------------------------------------------------------------------
@@ -368,7 +390,32 @@ def test_probes_are_as_long_as_they_may_be() -> None:
     merging = builtin_recipe(_settings(["start", "curriculum", "merge"], ["lora"]))
     assert expert_kind(merging) == "lora"
     assert probe_lengths(merging, "lora") == dict.fromkeys(recipe.tasks, 12), "experts train as long as a stage"
-    assert probed_tasks(builtin_recipe(_settings(["start", "single"], [], single_tasks=["qa"]))) == ["qa"]
+    one = _settings(["start", "single"], [], single_tasks=["qa"])
+    assert probed_tasks(builtin_recipe(one)) == single_tasks(builtin_recipe(one)) == ["qa"]
+    beside = builtin_recipe(_settings(["start", "single"], ["full"], single_tasks=["qa"]))
+    assert (len(probed_tasks(beside)), single_tasks(beside)) == (4, ["qa"])
+    assert probe_work(beside) == (3 * 12 + 48, 4 + 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (_settings(["start"], ["short"], steps=2), "study.steps: 2 steps can't be shared by 4 tasks"),
+        ([*_settings(["start"], ["full"]), 'tasks={"math"={"source"="builtin:math"}}'], "study.probes"),
+        (_settings(["start", "joint"], [], replan=True), "study.replan: planning anew takes the arm 'curriculum'"),
+        (
+            _settings(["curriculum"], [], replan=True, order=["qa", "math", "coding", "writing"]),
+            "study.replan: planning anew takes no fixed study.order",
+        ),
+        (_settings(["curriculum"], [], replan=True, strategy="reversed"), "takes study.strategy = 'exact'"),
+        (_settings(["curriculum"], [], replan=True, forecaster="logit"), "takes study.forecaster = 'hierarchical'"),
+        (_settings(["start"], ["lora"], **{"probe_lora.rank": 10**9}), "study.probe_lora.rank"),
+    ],
+)
+def test_what_can_not_be_probed_or_planned_anew_is_said(settings: list[str], words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        builtin_recipe(settings)
+    assert words in str(caught.value)
 
 
 def test_a_kind_is_named_once() -> None:

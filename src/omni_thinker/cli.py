@@ -55,7 +55,7 @@ Weak = Annotated[
 ]
 Forecasts = Annotated[str, typer.Option("--forecaster", help="hierarchical, naive, additive, relative or logit.")]
 Goal = Annotated[str, typer.Option("--objective", help="mean, worst, or weights: task=2,task=1.")]
-Level = Annotated[float, typer.Option("--level", min=0.01, max=0.999, help="Of the intervals.")]
+Level = Annotated[float, typer.Option("--level", help="Of the intervals, 0.01 to 0.999.")]
 
 
 def main() -> None:
@@ -149,7 +149,7 @@ def plan(
     fix: Annotated[str, typer.Option(help="Places that tasks must have, 1 is first: task=1,task=4.")] = "",
     refresh_cost: Annotated[
         float | None,
-        typer.Option(min=0.0, help="Put in short refresh stages that gain more than this for each pass they take."),
+        typer.Option(help="Put in short refresh stages that gain more than this for each pass they take."),
     ] = None,
     evidence: Annotated[
         list[Path] | None, typer.Option(help="A run directory whose stages sharpen the forecast. May be repeated.")
@@ -195,13 +195,16 @@ def transfer(
     json_: Json = False,
 ) -> None:
     """What RL on each task did to every task: the matrix, and its shared and specific parts."""
-    from omni_thinker.study.planning import describe_matrix
+    from omni_thinker.report import plot_transfer
+    from omni_thinker.study.planning import describe_matrix, write_new
+    from omni_thinker.transfer.matrix import load_matrix
+    from omni_thinker.transfer.quantities import to_csv
 
-    table, found = describe_matrix(matrix, csv)
-    if plot is not None:
-        from omni_thinker.report import plot_transfer
-
-        plot_transfer(found, plot)
+    found = load_matrix(matrix)
+    table = describe_matrix(found)
+    wanted = {"--csv": (csv, lambda: to_csv(found).encode())}
+    wanted["--plot"] = (plot, lambda: plot_transfer(found, plot.suffix.lower().removeprefix(".") if plot else ""))
+    write_new({key: (path, make) for key, (path, make) in wanted.items() if path is not None})
     names = list(table["start"])
     width = max(12, *(len(name) + 1 for name in names))
     typer.echo("after RL on".ljust(width) + "".join(name.rjust(width) for name in names))
@@ -219,7 +222,7 @@ def forecast(
     order: Annotated[str, typer.Option(help="Stages in order (task,task,...); task:0.5 is half a pass.")] = "",
     merge: Annotated[float | None, typer.Option(help="Scale at which single-task experts are added up.")] = None,
     passes: Annotated[
-        float | None, typer.Option(min=0.0, help="Length of the joint run in passes; default: one for each task.")
+        float | None, typer.Option(help="Length of the joint run in passes; default: one for each task.")
     ] = None,
     forecaster: Forecasts = "hierarchical",
     objective: Goal = "mean",

@@ -35,7 +35,7 @@ class _Table(BaseModel):
 class LoraSpec(_Table):
     """Train low-rank factors instead of all weights (arXiv 2106.09685)."""
 
-    rank: Positive = 16
+    rank: Annotated[int, Field(gt=0, le=4096)] = 16
     alpha: Positive = 32
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
 
@@ -299,9 +299,26 @@ class Recipe(_Table):
         ):
             if len(set(values)) < len(values):
                 raise UserError("names one twice, which would count it twice", key=f"study.{key}")
-        if study.steps < len(self.tasks) and {"single", "curriculum", "reverse", "merge"} & set(study.arms):
+        staged = {"single", "curriculum", "reverse", "merge"} & set(study.arms) or study.probes
+        if study.steps < len(self.tasks) and staged:
             raise UserError(f"{study.steps} steps can't be shared by {len(self.tasks)} tasks", key="study.steps")
+        if study.probes and len(self.tasks) < 2:
+            raise UserError("a transfer matrix takes two tasks or more", key="study.probes")
+        if study.replan:
+            _check_replan(study)
         return self
+
+
+def _check_replan(study: StudySpec) -> None:
+    """Raises UserError where there is nothing to plan anew, or nobody who would learn."""
+    wrong = {
+        "the arm 'curriculum'": "curriculum" not in study.arms,
+        "no fixed study.order": bool(study.order),
+        "study.strategy = 'exact'": study.strategy != "exact",
+        "study.forecaster = 'hierarchical', which learns": study.forecaster != "hierarchical",
+    }
+    if needed := [name for name, lacking in wrong.items() if lacking]:
+        raise UserError(f"planning anew takes {needed[0]}", key="study.replan")
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -49,12 +49,24 @@ def _changes(folder: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor, float]
         factors = load_file(folder / "adapter_model.safetensors")
     except (OSError, ValueError) as exc:
         raise UserError(f"not a LoRA adapter: {exc}", file=folder) from None
-    if config.get("use_dora") or config.get("use_rslora") or config.get("rank_pattern") or config.get("alpha_pattern"):
+    kinds = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "modules_to_save")
+    if any(config.get(kind) for kind in kinds) or config.get("bias", "none") != "none":
         raise UserError("only plain LoRA adapters can be added up", file=folder)
     share = config["lora_alpha"] / config["r"]
     found = {}
     for name, down in factors.items():
-        if name.endswith(".lora_A.weight"):
-            module = name.removesuffix(".lora_A.weight")
+        module = name.removesuffix(".lora_A.weight")
+        if module != name and module + ".lora_B.weight" in factors:
             found[module.removeprefix(_PREFIX) + ".weight"] = factors[module + ".lora_B.weight"], down, share
+        elif not name.endswith(".lora_B.weight"):
+            raise UserError(f"{name!r} is no factor of a linear layer: it can't be added up", file=folder)
     return found
+
+
+def unmergeable(adapted: torch.nn.Module) -> str | None:
+    """The first layer with an adapter that is no plain linear one, of a model that peft wrapped."""
+    for name, module in adapted.named_modules():
+        base = getattr(module, "base_layer", None)
+        if base is not None and (type(base) is not torch.nn.Linear or name.endswith("lm_head")):
+            return str(name).removeprefix(_PREFIX)
+    return None

@@ -82,6 +82,13 @@ def load_model(name: str, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
+def empty_model(name: str) -> PreTrainedModel:
+    """The model without its weights: names and shapes alone, which take no memory. Raises UserError as `resolve`."""
+    with torch.device("meta"), quiet():
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(_load_config(resolve(name)))
+    return model
+
+
 def compute_dtype(spec: DtypeName) -> torch.dtype:
     """`auto` is bfloat16 where the hardware multiplies it natively (elsewhere it is slower), else float32."""
     if spec == "auto":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from omni_thinker.errors import UserError
@@ -11,16 +12,20 @@ from omni_thinker.models.quiet import quiet
 from omni_thinker.recipe import LoraSpec
 
 
-def add_lora(model: PreTrainedModel, spec: LoraSpec) -> Any:
-    """Wrap `model` so that only low-rank factors train, in fp32. Raises UserError where peft is missing."""
+def add_lora(model: PreTrainedModel, spec: LoraSpec, *, seed: int = 0, key: str = "model.lora") -> Any:
+    """Wrap `model` so that only low-rank factors train, in fp32; `seed` draws them, and leaves torch's own be.
+
+    Raises UserError where peft is missing or the model has no such targets, naming `key`.
+    """
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
-        raise UserError("LoRA needs peft: pip install 'omni-thinker[lora]'", key="model.lora") from None
+        raise UserError("LoRA needs peft: pip install 'omni-thinker[lora]'", key=key) from None
     targets = spec.targets if isinstance(spec.targets, str) else list(spec.targets)
     config = LoraConfig(r=spec.rank, lora_alpha=spec.alpha, target_modules=targets, task_type="CAUSAL_LM")
     try:
-        with quiet():
+        with quiet(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
             return get_peft_model(model, config, autocast_adapter_dtype=True)
     except ValueError as exc:
-        raise UserError(str(exc), key="model.lora.targets") from None
+        raise UserError(str(exc), key=f"{key}.targets") from None

@@ -50,8 +50,8 @@ BETAS = (0.9, 0.95)
 class TorchPolicy:
     """Implements the Policy protocol in this process."""
 
-    def __init__(self, spec: ModelSpec, *, folder: str | Path | None = None) -> None:
-        """Load `folder` if given (a checkpoint of the same model), else `spec.name`."""
+    def __init__(self, spec: ModelSpec, *, folder: str | Path | None = None, seed: int = 0) -> None:
+        """Load `folder` if given (a checkpoint of the same model), else `spec.name`. `seed` draws LoRA's factors."""
         self.spec = spec
         name = str(folder or spec.name)
         self.tokenizer = load_tokenizer(name)
@@ -59,7 +59,7 @@ class TorchPolicy:
         self.model.eval()  # no dropout: the trainer must compute what the sampler sampled from
         use_blocks(self.model)
         if spec.lora is not None:
-            self.model = add_lora(self.model, spec.lora)
+            self.model = add_lora(self.model, spec.lora, seed=seed)
         self.stop_ids = frozenset(stop_token_ids(self.tokenizer, self.model))
         self.stop_id = int(self.tokenizer.eos_token_id)
         self._reference: PreTrainedModel | None = None

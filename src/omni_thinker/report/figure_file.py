@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import io
 
 from omni_thinker.errors import UserError
 from omni_thinker.report.data import Estimate, Transfer
@@ -10,25 +10,22 @@ from omni_thinker.report.plots import transfer_figure
 from omni_thinker.report.svg import style
 from omni_thinker.transfer.matrix import Row, TransferMatrix
 
-FORMATS = (".svg", ".png", ".pdf")
+FORMATS = ("svg", "png", "pdf")
+_MOST_TASKS = 40
 
 
-def plot_transfer(matrix: TransferMatrix, path: Path) -> None:
-    """Draw the matrix into a new file; its ending says how. Raises UserError for other endings and what can't be
-    written."""
-    if path.suffix.lower() not in FORMATS:
-        raise UserError(f"takes a file that ends in {', '.join(FORMATS)}", file=path, key="--plot")
-
-    if path.exists():
-        raise UserError("exists already", file=path, key="--plot")
+def plot_transfer(matrix: TransferMatrix, form: str) -> bytes:
+    """Draw the matrix as `form`, one of FORMATS. Raises UserError for others, and for more tasks than one can read."""
+    if form not in FORMATS:
+        raise UserError(f"takes a file that ends in .{', .'.join(FORMATS)}", key="--plot")
+    if len(matrix.tasks) > _MOST_TASKS:
+        raise UserError(f"{len(matrix.tasks)} tasks; more than {_MOST_TASKS} can't be read", key="--plot")
 
     def cells(row: Row) -> dict[str, Estimate]:
         return {task: Estimate(cell.mean, cell.n, cell.stderr) for task, cell in row.items()}
 
     table = Transfer(list(matrix.tasks), cells(matrix.start), {i: cells(row) for i, row in matrix.after.items()})
+    stream = io.BytesIO()
     with style():
-        figure = transfer_figure(table)
-        try:
-            figure.savefig(path, dpi=160)
-        except OSError as exc:
-            raise UserError(f"can't be written: {exc.strerror or exc}", file=path, key="--plot") from None
+        transfer_figure(table).savefig(stream, format=form, dpi=160)
+    return stream.getvalue()

@@ -72,8 +72,10 @@ class Learner:
         return StepResult(metrics, tuple(groups), sampled, sum(group.tokens for group in batch))
 
     def draw(self, quotas: Mapping[TaskName, int]) -> list[ScoredGroup]:
-        """Sample and score the next problems, and train nothing."""
-        return self._sample(quotas, _Clock())
+        """Sample and score the next problems, and train nothing. Raises UserError where too many scores are errors."""
+        groups = self._sample(quotas, _Clock())
+        self._stop_on_errors(groups)
+        return groups
 
     def _sample_quotas(self, quotas: Mapping[TaskName, int], clock: _Clock) -> list[ScoredGroup]:
         """Sample each task's quota, then replace groups without signal by fresh problems, a few times."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from omni_thinker.transfer.forecasters import make_forecaster
 from omni_thinker.transfer.hierarchical import Evidence, Hierarchical
 from omni_thinker.transfer.matrix import TransferMatrix, load_matrix, parse_cell
 from omni_thinker.transfer.plan import Plan, check_measured, forecast_json, make_plan
-from omni_thinker.transfer.quantities import shared, specific, to_csv, transfer
+from omni_thinker.transfer.quantities import shared, specific, transfer
 from omni_thinker.transfer.search import Objective
 from omni_thinker.types import TaskName
 
@@ -37,13 +37,20 @@ def plan_file(
 
     `evidence`: run directories whose stages are taken to have begun where the matrix was measured.
     """
+    _check_level(level)
+    if refresh_cost is not None and not 0 <= refresh_cost < 1e300:
+        raise UserError(f"takes a number >= 0, got {refresh_cost:g}", key="--refresh-cost")
     places = _numbers(fixed, "--fix")
     if bad := [task for task, place in places.items() if place != int(place)]:
         raise UserError(f"a place is a whole number, got {bad[0]}={places[bad[0]]:g}", key="--fix")
     goal = _objective(objective)
     if evidence and forecaster != Hierarchical.name:
         raise UserError(f"only {Hierarchical.name} learns from runs; {forecaster} is a formula", key="--evidence")
+    if len({run.resolve() for run in evidence}) < len(evidence):
+        raise UserError("names one run twice, which would count it twice", key="--evidence")
     matrix = load_matrix(path)
+    if evidence and matrix.evaluations:
+        raise UserError("runs tell a task's mean, this matrix its evaluations; it takes no evidence", key="--evidence")
     return make_plan(
         matrix,
         forecaster=forecaster,
@@ -58,18 +65,22 @@ def plan_file(
 
 def _evidence(run: Path, tasks: Sequence[TaskName]) -> list[Evidence]:
     """Every evaluation after a stage that a run's result.json tells. Raises UserError where there is none."""
-    path = run / "result.json" if run.is_dir() else run
+    path = run / "result.json"
     try:
+        path = path if run.is_dir() else run
         arms = json.loads(path.read_text("utf-8"))["arms"]
         found = []
-        for entry in (entry for entries in arms.values() for entry in entries):
+        for arm, entry in ((arm, entry) for arm, entries in arms.items() for entry in entries):
             done: tuple[TaskName, ...] = ()
             for stage in entry["stages"]:
                 done = (*done, str(stage["task"]))
-                accuracy = {task: parse_cell(cell, path, f"arms.{task}") for task, cell in stage["validation"].items()}
+                where = f"arms.{arm}.stages.{len(done)}"
+                accuracy = {
+                    task: parse_cell(cell, path, f"{where}.{task}") for task, cell in stage["validation"].items()
+                }
                 found.append(Evidence(in_order(done), accuracy))
     except OSError as exc:
-        raise UserError(f"can't be read: {exc.strerror or exc}", file=path, key="--evidence") from None
+        raise UserError(f"can't be read: {exc.strerror or exc}", file=f"{path!s:.200}", key="--evidence") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise UserError(f"holds no result of a study: {exc!r:.200}", file=path, key="--evidence") from None
     if not found:
@@ -79,22 +90,34 @@ def _evidence(run: Path, tasks: Sequence[TaskName]) -> list[Evidence]:
     return found
 
 
-def describe_matrix(path: Path, csv: Path | None) -> tuple[dict[str, Any], TransferMatrix]:
-    """Start, transfer, shared and specific parts, and the matrix; cells into the new file `csv`. Raises UserError."""
-    matrix = load_matrix(path)
-    if csv is not None:
-        try:
-            with csv.open("x", encoding="utf-8") as stream:
-                stream.write(to_csv(matrix))
-        except OSError as exc:
-            raise UserError(f"can't be written: {exc.strerror or exc}", file=csv, key="--csv") from None
-    table = {
+def describe_matrix(matrix: TransferMatrix) -> dict[str, Any]:
+    """Start, transfer, and its shared and specific parts."""
+    return {
         "start": {task: cell.mean for task, cell in matrix.start.items()},
         "transfer": transfer(matrix),
         "shared": shared(matrix),
         "specific": specific(matrix),
     }
-    return table, matrix
+
+
+def write_new(wanted: Mapping[str, tuple[Path, Callable[[], bytes]]]) -> None:
+    """Write new files by the option that asks for each; none if one can't be. Raises UserError."""
+    paths = [path for path, _ in wanted.values()]
+    for key, (path, _) in wanted.items():
+        try:
+            if path.exists() or paths.count(path) > 1:
+                raise UserError("exists already" if path.exists() else "is asked for twice", file=path, key=key)
+            if not path.parent.is_dir():
+                raise UserError("is in no folder that exists", file=path, key=key)
+        except OSError as exc:
+            raise UserError(f"can't be written: {exc.strerror or exc}", file=f"{path!s:.200}", key=key) from None
+    made = {key: (path, make()) for key, (path, make) in wanted.items()}
+    for key, (path, data) in made.items():
+        try:
+            with path.open("xb") as stream:
+                stream.write(data)
+        except OSError as exc:
+            raise UserError(f"can't be written: {exc.strerror or exc}", file=path, key=key) from None
 
 
 def forecast_file(
@@ -109,6 +132,7 @@ def forecast_file(
     level: float,
 ) -> dict[str, Any]:
     """The forecast of one plan for the matrix at `path`. Raises UserError as `plan_file` does."""
+    _check_level(level)
     if sum((bool(joint), bool(order), merge is not None)) != 1:
         raise UserError("give one of --joint, --order and --merge", key="--joint")
     if passes is not None and not joint:
@@ -128,6 +152,11 @@ def forecast_file(
     else:
         plan = Merge(merge or 0.0)
     return forecast_json(predict, plan, _objective(objective), level)
+
+
+def _check_level(level: float) -> None:
+    if not 0.01 <= level <= 0.999:
+        raise UserError(f"takes a share from 0.01 to 0.999, got {level:g}", key="--level")
 
 
 def _objective(text: str) -> Objective:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from omni_thinker.errors import UserError
 from omni_thinker.recipe import ProbeKind, Recipe
 from omni_thinker.rl.evaluate import Evaluation
 from omni_thinker.rl.gradient import add_policy_gradient
@@ -73,6 +74,12 @@ def probed_tasks(recipe: Recipe) -> list[TaskName]:
     return list(recipe.tasks)
 
 
+def single_tasks(recipe: Recipe) -> list[TaskName]:
+    """Tasks that have an arm of their own."""
+    study = recipe.study
+    return [task for task in recipe.tasks if "single" in study.arms and task in (study.single_tasks or recipe.tasks)]
+
+
 def probe_lengths(recipe: Recipe, kind: ProbeKind) -> dict[TaskName, int]:
     """Steps of each task's probe."""
     study = recipe.study
@@ -90,9 +97,9 @@ def probe_work(recipe: Recipe) -> tuple[int, int]:
     """(steps, evaluations) of all probes and single-task arms of one seed."""
     study, kinds = recipe.study, probe_kinds(recipe)
     alone = [kind for kind in ("short", "full") if kind in kinds]
-    full = "single" in study.arms and study.single_budget == "full"
     steps = evaluations = 0
     for task in probed_tasks(recipe) if alone else ():
+        full = task in single_tasks(recipe) and study.single_budget == "full"
         ends = {probe_lengths(recipe, kind)[task] for kind in alone}
         steps += study.steps if full else max(ends)
         evaluations += len(ends) + full
@@ -128,9 +135,9 @@ def _runs(session: Session, start: Path, begun: Evaluation) -> tuple[dict[ProbeK
     found = {kind: Probed(kind) for kind in wanted}
     seen: dict[ProbeKind, dict[TaskName, Evaluation]] = {kind: {} for kind in wanted}
     singles = dict[str, ArmResult]()
-    is_arm = "single" in recipe.study.arms
     for task in probed_tasks(recipe):
         session.load(start)
+        is_arm = task in single_tasks(recipe)
         ends = {kind: probe_lengths(recipe, kind)[task] for kind in wanted}
         whole = is_arm and recipe.study.single_budget == "full"
         steps = recipe.study.steps if whole else max(ends.values())
@@ -213,6 +220,8 @@ def _gradients(session: Session, start: Path, begun: Evaluation) -> Probed:
             sampled = sum(len(sample.tokens) for sample in samples)
             spent += Spent(0, sampled, trained, seconds, len(samples))
             norm = float(np.linalg.norm(sketches[-1][0]))
+            if session.bench.costly and session.bench.costly.exhausted:
+                raise UserError(f"spent in the gradient probe of {task}", key="judge.endpoint.budget")
             metrics = {"grad_norm": norm, "tokens_sampled/all": float(sampled)}
             session.log(f"gradient:{task}", "train", batch + 1, seconds, metrics)
             session.progress.show(f"gradient of {task} {batch + 1}/{steps * _BATCHES}")

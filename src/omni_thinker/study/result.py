@@ -114,15 +114,10 @@ def _forecast_rows(outcome: SeedOutcome, recipe: Recipe) -> list[dict[str, Any]]
     if outcome.plan is None or outcome.matrix is None:
         return []
     predict = make_forecaster(outcome.plan.forecaster, outcome.matrix)
-    planned = recipe.study.order or outcome.plan.sequence.order
-    weights = {task: spec.weight for task, spec in recipe.tasks.items()}
-    shares = {task: weight / sum(weights.values()) for task, weight in weights.items()}
-    plans: dict[str, StagePlan | Joint | Merge] = {
-        "curriculum": in_order(planned),
-        "reverse": in_order(planned[::-1]),
-        "joint": Joint(shares),
-        "merge": Merge(recipe.study.merge_scale),
-    }
+    # The order that was trained: where the rest was planned anew, it is not the first plan's.
+    trained = {name: tuple(stage.task for stage in arm.stages) for name, arm in outcome.arms.items() if arm.stages}
+    plans: dict[str, StagePlan | Joint | Merge] = {name: in_order(order) for name, order in trained.items()}
+    plans |= {"joint": Joint(joint_shares(recipe)), "merge": Merge(recipe.study.merge_scale)}
     rows = []
     for arm, plan in plans.items():
         if arm not in outcome.arms:
@@ -143,6 +138,12 @@ def _forecast_rows(outcome: SeedOutcome, recipe: Recipe) -> list[dict[str, Any]]
                 }
             )
     return rows
+
+
+def joint_shares(recipe: Recipe) -> dict[TaskName, float]:
+    """Each task's share of joint training."""
+    total = sum(spec.weight for spec in recipe.tasks.values())
+    return {task: spec.weight / total for task, spec in recipe.tasks.items()}
 
 
 def _assumptions(outcomes: Sequence[SeedOutcome]) -> list[dict[str, Any]]:

@@ -68,7 +68,7 @@ class Session:
         """`folder`: weights to begin with, instead of the recipe's model."""
         self.bench, self.run, self.progress, self.seed = bench, run, progress, seed
         self.recipe = bench.recipe
-        self.policy = TorchPolicy(self.recipe.model, folder=folder)
+        self.policy = TorchPolicy(self.recipe.model, folder=folder, seed=study_seed(seed, "lora"))
         self.pools: dict[Split, Pools] = dict(bench.pools)
         self.state = run.models(seed) / "state"
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from omni_thinker.baselines.adapters import unmergeable
 from omni_thinker.errors import UserError
 from omni_thinker.judging.base import Costly, Criterion, Judge, Verdict
 from omni_thinker.judging.cache import JudgeCache
@@ -17,7 +18,15 @@ from omni_thinker.judging.limits import Meter
 from omni_thinker.judging.pairwise import EndpointJudge
 from omni_thinker.judging.trained import TrainedJudge
 from omni_thinker.models.home import home
-from omni_thinker.models.load import chat_prompt_ids, compute_dtype, load_model, load_tokenizer, model_info
+from omni_thinker.models.load import (
+    chat_prompt_ids,
+    compute_dtype,
+    empty_model,
+    load_model,
+    load_tokenizer,
+    model_info,
+)
+from omni_thinker.policy.lora import add_lora
 from omni_thinker.recipe import EndpointSpec, JudgeSpec, ModelSpec, Recipe, TaskSpec
 from omni_thinker.rewards.base import Reward
 from omni_thinker.rewards.hybrid import GatesOnly
@@ -115,6 +124,10 @@ def _check_model(recipe: Recipe) -> None:
     for key, wanted in (("model.lora", recipe.model.lora is not None), ("study.probes", "lora" in recipe.study.probes)):
         if wanted and find_spec("peft") is None:
             raise UserError("LoRA needs peft: pip install 'omni-thinker[lora]'", key=key)
+    if "lora" in recipe.study.probes:
+        adapted = add_lora(empty_model(recipe.model.name), recipe.study.probe_lora, key="study.probe_lora")
+        if "merge" in recipe.study.arms and (odd := unmergeable(adapted)):
+            raise UserError(f"adapters of {odd} can't be added up by the arm 'merge'", key="study.probe_lora.targets")
     if recipe.model.lora is not None and "merge" in recipe.study.arms:
         # Adding up the factors of several adapters is not adding up what they do.
         raise UserError("merging needs whole weights; leave out 'merge' or model.lora", key="study.arms")

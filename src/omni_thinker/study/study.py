@@ -30,15 +30,15 @@ from omni_thinker.study.probing import (
     measure,
     probe_kinds,
     probe_work,
-    probed_tasks,
+    single_tasks,
 )
-from omni_thinker.study.result import SeedOutcome, to_result
+from omni_thinker.study.result import SeedOutcome, joint_shares, to_result
 from omni_thinker.study.session import ArmResult, Session, Spent, Stage
 from omni_thinker.study.setup import Bench, prepare
 from omni_thinker.transfer.forecast import in_order
 from omni_thinker.transfer.hierarchical import Evidence
 from omni_thinker.transfer.matrix import TransferMatrix, pool
-from omni_thinker.transfer.plan import make_plan
+from omni_thinker.transfer.plan import Plan, make_plan
 from omni_thinker.transfer.quantities import to_csv
 from omni_thinker.transfer.search import Objective
 from omni_thinker.types import TaskName
@@ -59,7 +59,7 @@ def run_study(recipe: Recipe, out: Path) -> dict[str, Any]:
         outcomes = []
         for seed in recipe.study.seeds:
             outcomes.append(_run_seed(bench, run, progress, seed))
-            _write_transfer(run, outcomes)
+            _write_transfer(run, recipe, outcomes)
             gc.collect()  # the last seed's policy, before the next one is loaded
         result = to_result(bench, outcomes, time.monotonic() - began)
         run.write_json("result.json", result)
@@ -87,7 +87,7 @@ def expected_work(recipe: Recipe) -> tuple[dict[str, int], dict[str, float]]:
     study, tasks, seeds = recipe.study, len(recipe.tasks), len(recipe.study.seeds)
     trained = TRAINED & set(study.arms)
     probe_steps, probe_evaluations = probe_work(recipe)
-    singles = len(probed_tasks(recipe)) if "single" in study.arms else 0
+    singles = len(single_tasks(recipe))
     steps = study.steps * len(trained) + probe_steps
     arms = 1 + len(trained) + ("merge" in study.arms) + singles
     validations = 1 + len(trained) + probe_evaluations
@@ -121,13 +121,7 @@ def _run_seed(bench: Bench, run: RunDir, progress: Progress, seed: int) -> SeedO
         arms |= singles
         matrix = probes[0].matrix
         if matrix is not None:
-            plan = make_plan(
-                matrix,
-                forecaster=study.forecaster,
-                strategy=study.strategy,
-                order=study.order,
-                objective=Objective(study.objective),
-            )
+            plan = plan_of(bench.recipe, matrix)
             progress.say(f"plan: {plan.words}")
     order = study.order or (plan.sequence.order if plan else tuple(bench.tasks))
     if "curriculum" in study.arms:
@@ -180,6 +174,7 @@ class _Replanner:
             forecaster=study.forecaster,
             objective=Objective(study.objective, fixed={task: n for n, task in enumerate(done, 1)}),
             evidence=self._evidence,
+            shares=joint_shares(self._session.recipe),
         )
         new = plan.sequence.order[len(done) :]
         if new != rest:
@@ -207,7 +202,20 @@ def _merge(session: Session, start: Path, experts: Sequence[ArmResult], *, adapt
     return ArmResult("merge", path, spent, validation)
 
 
-def _write_transfer(run: RunDir, outcomes: Sequence[SeedOutcome]) -> None:
+def plan_of(recipe: Recipe, matrix: TransferMatrix) -> Plan:
+    """The plan that a recipe asks for, and its joint training beside it."""
+    study = recipe.study
+    return make_plan(
+        matrix,
+        forecaster=study.forecaster,
+        strategy=study.strategy,
+        order=study.order,
+        objective=Objective(study.objective),
+        shares=joint_shares(recipe),
+    )
+
+
+def _write_transfer(run: RunDir, recipe: Recipe, outcomes: Sequence[SeedOutcome]) -> None:
     """transfer.json and plan.json: pooled over the seeds so far, and each seed's own."""
     matrices = {o.seed: o.matrix for o in outcomes if o.matrix is not None}
     plans = {o.seed: o.plan for o in outcomes if o.plan is not None}
@@ -221,5 +229,5 @@ def _write_transfer(run: RunDir, outcomes: Sequence[SeedOutcome]) -> None:
         beside = [p.matrix for o in outcomes for p in o.probes if p.kind == kind and p.matrix is not None]
         run.write_json(f"transfer-{kind}.json", pool(beside).to_json())
     first = next(iter(plans.values()))
-    plan = make_plan(pooled, forecaster=first.forecaster) if len(plans) > 1 else first
+    plan = plan_of(recipe, pooled) if len(plans) > 1 else first
     run.write_json("plan.json", {**plan.to_json(), "seeds": {str(s): p.to_json() for s, p in plans.items()}})

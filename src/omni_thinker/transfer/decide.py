@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from omni_thinker.rl.evaluate import Estimate
-from omni_thinker.transfer.forecast import Forecaster, Stage, evenly
+from omni_thinker.transfer.forecast import Forecaster, Joint, Stage
 from omni_thinker.transfer.hierarchical import Hierarchical
 from omni_thinker.transfer.matrix import Column, Row, TransferMatrix
 from omni_thinker.transfer.search import Objective
@@ -61,31 +61,36 @@ def decide(
     predict: Forecaster,
     objective: Objective,
     stages: Sequence[Stage],
+    joint: Joint,
     *,
     seed: int = 0,
 ) -> Decision:
-    """Compare a sequence with joint training in like shares, draw by draw."""
-    gain_N = objective.of(predict(stages)) - objective.of(predict(evenly(predict.tasks)))
-    means = [
-        float(objective.of(predict.by_task(predict.expected(own))).mean()) for own in (stages, evenly(predict.tasks))
-    ]
+    """Compare a sequence with joint training, draw by draw."""
+    gain_N = objective.of(predict(stages)) - objective.of(predict(joint))
+    means = [float(objective.of(predict.by_task(predict.expected(own))).mean()) for own in (stages, joint)]
     gain, stderr = means[0] - means[1], float(gain_N.std())
     probability = float((gain_N > 0).mean() + 0.5 * (gain_N == 0).mean())
     settled = max(probability, 1 - probability) >= SURE
     more: int | None = 0 if settled else None
     if not settled and isinstance(predict, Hierarchical):
-        more = _more_problems(matrix, objective, stages, gain, stderr, seed)
+        more = _more_problems(matrix, objective, stages, joint, gain, stderr, seed)
     return Decision(gain, stderr, probability, settled, more)
 
 
 def _more_problems(
-    matrix: TransferMatrix, objective: Objective, stages: Sequence[Stage], gain: float, stderr: float, seed: int
+    matrix: TransferMatrix,
+    objective: Objective,
+    stages: Sequence[Stage],
+    joint: Joint,
+    gain: float,
+    stderr: float,
+    seed: int,
 ) -> int | None:
     """How many more problems bring the doubt down to where `gain` would be sure, or None."""
     sure = NormalDist().inv_cdf(SURE)
     allowed = (gain / sure) ** 2
     exact = Hierarchical(_sharper(matrix, 1e6), 1000, seed)
-    floor = float((objective.of(exact(stages)) - objective.of(exact(evenly(exact.tasks)))).var())
+    floor = float((objective.of(exact(stages)) - objective.of(exact(joint))).var())
     noise = stderr**2 - floor
     counts = [column.start.n for column in matrix.columns() if column.start.n]
     if noise <= 0 or floor >= allowed or not counts:

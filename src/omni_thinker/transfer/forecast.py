@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from omni_thinker.errors import UserError
 from omni_thinker.rl.evaluate import Estimate
-from omni_thinker.transfer.matrix import Column, TransferMatrix
+from omni_thinker.transfer.matrix import Column, TransferMatrix, smoothed
 from omni_thinker.types import TaskName
 
 Array = NDArray[np.float64]
@@ -121,12 +121,6 @@ class Draws:
         start = np.stack([cell(c.start) for c in columns])
         after = np.stack([np.stack([cell(c.after.get(i)) for c in columns]) for i in matrix.tasks])
         return cls(matrix.tasks, columns, np.array(own), start, after)
-
-
-def smoothed(estimate: Estimate) -> float:
-    """An accuracy kept away from 0 and 1 by half an answer; 200 problems where their number isn't known."""
-    n = estimate.n or 200
-    return (estimate.mean * n + 0.5) / (n + 1)
 
 
 # -- forecasters ------------------------------------------------------------------------------------------------------
@@ -263,9 +257,13 @@ class Literal(Forecaster):
         for stage in stages:
             k = self.tasks.index(stage.task)
             share = gain_share(stage.passes)
+            before = value
             value = value + share * self.effect_K_C_N[k]
             own = self.draws.own_C == k
-            value[own] = self.start_C_N[own] + share * self.gain_C_N[own]  # A2, whatever went before
+            # A2: a whole stage brings a task to its level, whatever went before; a short one goes part of the way.
+            level = self.start_C_N[own] + max(1.0, share) * self.gain_C_N[own]
+            before[own] += min(1.0, share) * (level - before[own])
+            value[own] = before[own]
         return self.scale.back(value)
 
     def joint(self, plan: Joint) -> Array:
@@ -350,9 +348,9 @@ def measured(forecaster: Forecaster, accuracy_C_N: Array, seed: int = 0) -> Arra
     rng = np.random.default_rng([seed, 7])
     noise = []
     for column in forecaster.columns:
-        stderr, p = column.start.stderr, column.start.mean
+        stderr, p = column.start.stderr, smoothed(column.start)
         # A start near 0 has less noise than where the forecast lies: scale by the spread of a share.
-        here = max(p * (1 - p), 0.02)
+        here = p * (1 - p)
         spread = stderr if np.isfinite(stderr) else 0.5
         noise.append(rng.normal(0.0, 1.0, accuracy_C_N.shape[1]) * spread / np.sqrt(here))
     width = np.sqrt(np.maximum(accuracy_C_N * (1 - accuracy_C_N), 0.0))

@@ -14,8 +14,8 @@ from math import exp, hypot, log
 import numpy as np
 
 from omni_thinker.rl.evaluate import Estimate
-from omni_thinker.transfer.forecast import Array, smoothed
-from omni_thinker.transfer.matrix import Row, TransferMatrix
+from omni_thinker.transfer.forecast import Array
+from omni_thinker.transfer.matrix import Row, TransferMatrix, smoothed
 from omni_thinker.types import TaskName
 
 _DOUBT = 0.5

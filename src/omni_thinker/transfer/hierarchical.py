@@ -37,9 +37,8 @@ from omni_thinker.transfer.forecast import (
     SetForm,
     Stage,
     gain_share,
-    smoothed,
 )
-from omni_thinker.transfer.matrix import Column, TransferMatrix
+from omni_thinker.transfer.matrix import Column, TransferMatrix, smoothed
 from omni_thinker.types import TaskName
 
 _START_SPREAD = 3.0
@@ -63,16 +62,11 @@ _PROCESS = (0.15, 0.6)
 """Log-odds by which a run misses its forecast for no reason of ours: at least, and per spread of specific effects."""
 
 
-_DRAWN = (
-    "start_C_N",
-    "shared_C_N",
-    "gain_C_N",
-    "specific_K_C_N",
-    "diluted_N",
-    "retained_N",
-    "merged_N",
-    "response_N",
-)
+_BACK = 8.0
+"""How soon what others took comes back; sooner than it was learnt: a quarter pass brings 86 % (a short refresh nearly
+did in arXiv 2606.02398)."""
+_MOST_SEEN = 64
+"""Evaluations that are learnt from, the latest; an update takes the cube of their number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +92,7 @@ class Hierarchical(Forecaster):
         hyper = _fit_hyper(rows)
         rng = np.random.default_rng([seed, 11])
         parts = [row.posterior(hyper, rng, draws) for row in rows]
+        self._left = [part.left for part in parts]
         self.start_C_N = np.stack([part.start_N for part in parts])
         self.shared_C_N = np.stack([part.shared_N for part in parts])
         self.gain_C_N = np.stack([part.own_N for part in parts])
@@ -130,25 +125,28 @@ class Hierarchical(Forecaster):
             self._same_luck = False
 
     def _sequence(self, stages: Sequence[Stage]) -> Array:
-        value = self.start_C_N.copy()
-        if not stages:
-            return value
-        value = value + self.shared_C_N * min(1.0, gain_share(sum(stage.passes for stage in stages)))
-        gained = np.zeros_like(value)
-        others = np.zeros_like(value)
+        shared, gained_C_N, others_K_C = self._coefficients(stages)
+        specific = np.einsum("kc,kcn->cn", others_K_C, self.specific_K_C_N)
+        return np.asarray(self.start_C_N + shared * self.shared_C_N + gained_C_N * self.gain_C_N + specific)
+
+    def _coefficients(self, stages: Sequence[Stage]) -> tuple[float, Array, Array]:
+        """How much of the shared part, the own gain and each specific effect a sequence ends with."""
         keep = self._kept(self.retained_N)
-        nats_C = np.zeros(len(self.columns))
+        gained_C_N = np.zeros(self.start_C_N.shape)
+        others_K_C, nats_C = np.zeros(self.entropy_K_C.shape), np.zeros(len(self.columns))
         for stage in stages:
             k, share = self.tasks.index(stage.task), gain_share(stage.passes)
-            own = self.draws.own_C == k
-            gain = self.gain_C_N[own] * (1 + self.response_N * nats_C[own, None])
-            nats_C = nats_C + share * self.entropy_K_C[k]
+            own, part = self.draws.own_C == k, min(1.0, share)
             # A short later stage wears off less.
-            gained[~own] = gained[~own] * (1 - (1 - keep[~own]) * min(1.0, share))
-            others = others + share * self.specific_K_C_N[k]
-            gained[own] = np.where(share >= 1, share * gain, _topped(gained[own], share, gain))
-            others[own] = 0.0
-        return value + gained + others
+            gained_C_N[~own] *= 1 - (1 - keep[~own]) * part
+            others_K_C[:, own] *= 1 - _brought_back(stage.passes)
+            others_K_C[k, ~own] += share
+            # A stage on a task that was trained before tops it up, and takes nothing away.
+            target = (1 + self.response_N * nats_C[own, None]) * max(1.0, share)
+            had = gained_C_N[own]
+            gained_C_N[own] = np.maximum(had, had + part * (target - had))
+            nats_C = nats_C + share * self.entropy_K_C[k]
+        return min(1.0, gain_share(sum(stage.passes for stage in stages))), gained_C_N, others_K_C
 
     def joint(self, plan: Joint) -> Array:
         total = len(self.tasks) if plan.passes is None else plan.passes
@@ -158,7 +156,7 @@ class Hierarchical(Forecaster):
         pure = np.where(self.draws.own_C >= 0, weights[self.draws.own_C], 0.0)[:, None]
         # Trained alone nothing is diluted; the prior is for a task among others.
         keep = 1 - (1 - self._kept(self.diluted_N)) * np.minimum(1.0, 2 * (1 - pure))
-        others = np.einsum("k,kcn->cn", weights, self.specific_K_C_N)
+        others = min(1.0, gain_share(total)) * np.einsum("k,kcn->cn", weights, self.specific_K_C_N)
         value = self.start_C_N + self.shared_C_N * min(1.0, gain_share(total)) + own * keep * self.gain_C_N + others
         return self.scale.back(value + self._process("joint", *sorted(plan.weights.items())))
 
@@ -170,16 +168,27 @@ class Hierarchical(Forecaster):
 
     def set_form(self) -> SetForm:
         """At the means of the draws. What entropy adds to an own gain doesn't wear off here, which keeps the form."""
-        told_K_C = self.entropy_K_C * (self.gain_C_N * self.response_N).mean(axis=1)
+        return self._form(np.arange(len(self.retained_N)), np.zeros(len(self.columns)))
+
+    def _form(self, draws: NDArray[np.int64], luck_C: Array) -> SetForm:
+        gain_C_N = self.gain_C_N[:, draws]
+        told_K_C = self.entropy_K_C * (gain_C_N * self.response_N[draws]).mean(axis=1)
         return SetForm(
             self.tasks,
             self.draws.own_C,
-            (self.start_C_N + self.shared_C_N).mean(axis=1) + told_K_C.sum(axis=0),
-            self.specific_K_C_N.mean(axis=2) - told_K_C,  # a task that comes later has not come before
-            self.gain_C_N.mean(axis=1),
-            self._kept(self.retained_N).mean(axis=1),
+            (self.start_C_N + self.shared_C_N)[:, draws].mean(axis=1) + told_K_C.sum(axis=0) + luck_C,
+            self.specific_K_C_N[:, :, draws].mean(axis=2) - told_K_C,  # a task that comes later has not come before
+            gain_C_N.mean(axis=1),
+            self._kept(self.retained_N[draws]).mean(axis=1),
             self.scale,
         )
+
+    def form_of(self, draw: int) -> SetForm:
+        """Of one draw, with the luck that `expected` gives every plan."""
+        self._same_luck = True
+        luck_C = self._process()[:, draw]
+        self._same_luck = False
+        return self._form(np.array([draw]), luck_C)
 
     # -- parts --------------------------------------------------------------------------------------------------
 
@@ -204,26 +213,57 @@ class Hierarchical(Forecaster):
         return np.random.default_rng(key).normal(0.0, sigma, self.start_C_N.shape)
 
     def _learn(self, evidence: Sequence[Evidence]) -> None:
-        """Weigh the draws by how well they foretold what was seen, and draw again among them."""
-        loglik_N = np.zeros(self.start_C_N.shape[1])
+        """What runs ended at. Given how gains wear off and answer to entropy, everything else is Gaussian: these two
+        are drawn again by how well they explain what was seen, and then the rest is moved by its exact update."""
+        evidence = evidence[-_MOST_SEEN:]
         sigma = np.hypot(_PROCESS[0], _PROCESS[1] * self.spread)
-        for seen in evidence:
-            value = self._sequence(seen.stages)
-            for c, column in enumerate(self.columns):
-                if column.name in seen.accuracy:
-                    x, noise = _observe(seen.accuracy[column.name])
-                    loglik_N -= 0.5 * (x - value[c]) ** 2 / (noise**2 + sigma**2)
+        parts = [self._coefficients(seen.stages) for seen in evidence]
+        rng = np.random.default_rng([self._seed, 13])
+        draws = len(self.retained_N)
+        updates = []
+        loglik_N = np.zeros(draws)
+        for c, column in enumerate(self.columns):
+            told = [n for n, seen in enumerate(evidence) if column.name in seen.accuracy]
+            if not told:
+                continue
+            values, noise = np.array([_observe(evidence[n].accuracy[column.name]) for n in told]).T
+            design_N_E_L = np.stack([_design(*parts[n], c) for n in told], axis=1)
+            noise_E = noise**2 + sigma**2
+            cross_N_L_E = self._left[c] @ design_N_E_L.transpose(0, 2, 1)
+            cov_N_E_E = design_N_E_L @ cross_N_L_E + np.diag(noise_E)
+            residual_N_E = values - design_N_E_L @ self._latents(c)[:, 0]
+            solved = np.linalg.solve(cov_N_E_E, residual_N_E[..., None])[..., 0]
+            loglik_N += -0.5 * (residual_N_E * solved).sum(axis=1) - 0.5 * np.linalg.slogdet(cov_N_E_E)[1]
+            updates.append((c, design_N_E_L, cross_N_L_E, cov_N_E_E, values, noise_E))
         weight_N = np.exp(loglik_N - loglik_N.max())
-        # A floor, so that a surprise doesn't leave a single draw.
-        weight_N = weight_N / weight_N.sum() * 0.98 + 0.02 / len(weight_N)
-        picked = np.random.default_rng([self._seed, 13]).choice(len(weight_N), len(weight_N), p=weight_N)
-        for name in _DRAWN:
-            setattr(self, name, getattr(self, name)[..., picked])
+        picked = rng.choice(draws, draws, p=weight_N / weight_N.sum())
+        self.retained_N, self.response_N = self.retained_N[picked], self.response_N[picked]
+        for c, design, cross, cov, values, noise_E in updates:
+            latents = self._latents(c)
+            noisy_N_E = values + rng.normal(size=(draws, len(values))) * np.sqrt(noise_E)
+            noisy_N_E[0] = values
+            missed = noisy_N_E - np.einsum("nel,ln->ne", design[picked], latents)
+            moved = cross[picked] @ np.linalg.solve(cov[picked], missed[..., None])
+            latents = latents + moved[..., 0].T
+            self.start_C_N[c], self.shared_C_N[c], self.gain_C_N[c] = latents[:3]
+            self.specific_K_C_N[:, c] = latents[3:]
+
+    def _latents(self, c: int) -> Array:
+        """[3 + K, N]"""
+        parts = (self.start_C_N[c], self.shared_C_N[c], self.gain_C_N[c])
+        return np.concatenate([np.stack(parts), self.specific_K_C_N[:, c]])
 
 
-def _topped(had: Array, share: float, gain: Array) -> Array:
-    """A short stage on a task that was trained before tops it up towards its whole gain, and takes nothing away."""
-    return had + share * (gain - had)
+def _brought_back(passes: float) -> float:
+    """Share of what others did to a task that a stage on it clears away; 0 at 0, 1 from one pass on."""
+    return float(min(1.0, -np.expm1(-_BACK * passes) / -np.expm1(-_BACK)))
+
+
+def _design(shared: float, gained_C_N: Array, others_K_C: Array, c: int) -> Array:
+    """What a sequence's end is of the latents of one evaluation, [N, 3 + K]."""
+    draws = gained_C_N.shape[1]
+    rest = np.broadcast_to(others_K_C[:, c], (draws, len(others_K_C)))
+    return np.concatenate([np.ones((draws, 1)), np.full((draws, 1), shared), gained_C_N[c][:, None], rest], axis=1)
 
 
 # -- the model of one evaluation ------------------------------------------------------------------------------------
@@ -236,6 +276,8 @@ class _Parts:
     own_N: Array
     specific_K_N: Array
     known: float
+    left: Array
+    """Covariance of the latents."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +343,7 @@ class _Observed:
         latent[:, 0] = found
         others = [k for k in range(self.count) if k != self.own and self.design[:, 3 + k].any()]
         known = found[2] ** 2 / (found[2] ** 2 + self._doubt(variance)) if others else 0.0
-        return _Parts(latent[0], latent[1], latent[2], latent[3:], float(known))
+        return _Parts(latent[0], latent[1], latent[2], latent[3:], float(known), left)
 
     def _doubt(self, variance: Array) -> float:
         """Variance of the shared part by what the other runs say alone, without its prior."""

@@ -22,6 +22,9 @@ from omni_thinker.types import TaskName
 
 Row = Mapping[TaskName, Estimate]
 VERSION = 1
+UNKNOWN_N = 200
+"""Problems that a cell is taken to stand for where it doesn't say."""
+_MOST_NATS = 50.0
 _MOST_PROBLEMS = 10**12
 
 
@@ -98,6 +101,12 @@ class TransferMatrix:
         return table
 
 
+def smoothed(estimate: Estimate) -> float:
+    """An accuracy kept away from 0 and 1 by half an answer."""
+    n = estimate.n or UNKNOWN_N
+    return (estimate.mean * n + 0.5) / (n + 1)
+
+
 def pool(matrices: Sequence[TransferMatrix]) -> TransferMatrix:
     """Several seeds as one: means of means; the error joins each seed's own with the spread between seeds."""
     first = matrices[0]
@@ -139,7 +148,7 @@ def _pooled_entropy(parts: Sequence[Entropies]) -> Entropies | None:
 def load_matrix(path: Path) -> TransferMatrix:
     """Read `transfer.json`. Raises UserError naming the file and the key."""
     try:
-        table = json.loads(path.read_text("utf-8"))
+        table = json.loads(path.read_text("utf-8"), object_pairs_hook=_once)
     except FileNotFoundError:
         raise UserError("no such transfer matrix", file=path) from None
     except (OSError, ValueError, RecursionError) as exc:
@@ -147,12 +156,22 @@ def load_matrix(path: Path) -> TransferMatrix:
     return parse_matrix(table, path)
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A table of JSON; ValueError for a key that is there twice, of which JSON would silently keep the last."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!a:.60} is there twice")
+    return table
+
+
 def parse_matrix(table: Any, source: object) -> TransferMatrix:
     """A checked matrix from plain JSON. Raises UserError naming `source` and the first bad key."""
     if not isinstance(table, dict):
         raise UserError("a transfer matrix is a JSON object", file=source)
-    if table.get("version", VERSION) != VERSION:
-        raise UserError(f"version {table['version']!r} is not known here", file=source, key="version")
+    version = table.get("version", VERSION)
+    if version != VERSION or isinstance(version, bool):
+        raise UserError(f"version {version!r:.40} is not known here", file=source, key="version")
     tasks = table.get("tasks")
     if not isinstance(tasks, list) or not tasks or not all(isinstance(task, str) for task in tasks):
         raise UserError("must be a list of task names", file=source, key="tasks")
@@ -190,8 +209,10 @@ def _nats(row: Any, tasks: Sequence[str], source: object, key: str) -> dict[Task
     for task, value in row.items():
         if task not in tasks:
             raise UserError(f"{task!r} is not among the tasks", file=source, key=key)
-        if not _is_number(value) or value < 0:
-            raise UserError(f"an entropy is a number >= 0, got {value!r:.40}", file=source, key=f"{key}.{task}")
+        if not _is_number(value) or not 0 <= value <= _MOST_NATS:
+            raise UserError(
+                f"an entropy is 0 to {_MOST_NATS:g} nats, got {value!r:.40}", file=source, key=f"{key}.{task}"
+            )
     return {task: float(value) for task, value in row.items()}
 
 
@@ -200,6 +221,8 @@ def _evaluations(table: Any, tasks: Sequence[str], source: object) -> tuple[Colu
         raise UserError("not a table", file=source, key="evaluations")
     columns = []
     for name, row in table.items():
+        if not _is_name(name):
+            raise UserError(f"{name!a:.60} is no name", file=source, key="evaluations")
         key = f"evaluations.{name}"
         if not isinstance(row, dict) or not isinstance(row.get("task"), str) or not isinstance(row.get("after"), dict):
             raise UserError('an evaluation is {"task", "start", "after"}', file=source, key=key)
@@ -228,15 +251,20 @@ def parse_cell(cell: Any, source: object, key: str) -> Estimate:
     """A checked {"mean", "n", "stderr"}. Raises UserError naming `source` and `key`."""
     if not isinstance(cell, dict) or "mean" not in cell:
         raise UserError('missing; a cell is {"mean", "n", "stderr"}', file=source, key=key)
+    if unknown := set(cell) - {"mean", "n", "stderr"}:
+        raise UserError(f'{min(unknown)!r:.60} is unknown; a cell is {{"mean", "n", "stderr"}}', file=source, key=key)
     mean, n, stderr = cell["mean"], cell.get("n", 0), cell.get("stderr", 0.0)
     if not _is_number(mean) or not 0 <= mean <= 1:
-        raise UserError(f"an accuracy lies in [0, 1], got {mean!r}", file=source, key=f"{key}.mean")
-    if stderr is None:
-        stderr = math.inf  # one problem: its error is not known
-    elif not _is_number(stderr) or stderr < 0:
-        raise UserError(f"a standard error is a number >= 0, got {stderr!r}", file=source, key=f"{key}.stderr")
+        raise UserError(f"an accuracy lies in [0, 1], got {mean!r:.40}", file=source, key=f"{key}.mean")
     if isinstance(n, bool) or not isinstance(n, int) or not 0 <= n <= _MOST_PROBLEMS:
         raise UserError(f"n is a whole number from 0 to {_MOST_PROBLEMS}, got {n!r:.40}", file=source, key=f"{key}.n")
+    if "stderr" not in cell:  # that of so many right or wrong answers
+        share = smoothed(Estimate(mean, n, 0.0))
+        stderr = math.sqrt(share * (1 - share) / (n or UNKNOWN_N))
+    elif stderr is None:
+        stderr = math.inf  # one problem: its error is not known
+    elif not _is_number(stderr) or not 0 <= stderr <= 1:
+        raise UserError(f"a standard error lies in [0, 1], got {stderr!r:.40}", file=source, key=f"{key}.stderr")
     return Estimate(float(mean), n, float(stderr))
 
 

@@ -31,6 +31,7 @@ from omni_thinker.transfer.forecasters import make_forecaster
 from omni_thinker.transfer.hierarchical import Evidence, Hierarchical
 from omni_thinker.transfer.matrix import TransferMatrix
 from omni_thinker.transfer.search import (
+    EXACT,
     Found,
     Objective,
     Order,
@@ -38,6 +39,8 @@ from omni_thinker.transfer.search import (
     best_order,
     front_greedy,
     least_to_most_forgettable,
+    score_order,
+    upper_bound,
 )
 from omni_thinker.types import TaskName
 
@@ -45,6 +48,8 @@ ENUMERATED = 5
 """Up to this many tasks every order is listed, with the probability that it is the best."""
 REFRESH_PASSES = 0.25
 _FEWER_DRAWS = 400
+_CLIMBS, _BOUNDED = 8, 40
+"""Rounds of moves, and draws that are bounded, where orders are too many to list."""
 
 STRATEGIES: Mapping[str, Callable[[Array], list[int]] | None] = {
     "exact": None,  # found by search, see `best_order`
@@ -133,12 +138,14 @@ def make_plan(
     level: float = LEVEL,
     refresh_cost: float | None = None,
     evidence: Sequence[Evidence] = (),
+    shares: Mapping[TaskName, float] | None = None,
     seed: int = 0,
 ) -> Plan:
     """Forecast the orders of `matrix` and joint training, and choose; `order` or a named `strategy` fixes the choice.
 
     `refresh_cost`: what one more pass must gain in the objective for a short refresh stage to be put in (None: none
-    is). Joint training is chosen only by the hierarchical forecaster: the literal ones add up all effects there.
+    is). Joint training is in `shares` (default: like ones) and as long as the sequence; it is chosen only by the
+    hierarchical forecaster: the literal ones add up all effects there.
     Raises UserError for unknown names, and where a task's own run wasn't measured.
     """
     if strategy not in STRATEGIES:
@@ -161,9 +168,11 @@ def make_plan(
     listed: list[Order] = [own for own in permutations(tasks) if _keeps(own, wanted)] if every else []
     found = best_order(form, wanted, seed=seed)
     scores = {own: score(in_order(own)) for own in listed}
-    if scores and not literal:  # the search goes by the means of the draws, the score by the mean of its outcomes
-        top = max(listed, key=lambda own: scores[own])
-        found = Found(top, scores[top], scores[top], True)
+    if isinstance(predict, Hierarchical):
+        # The search goes by the means of the draws, the score by the mean of its outcomes.
+        top = max(listed, key=lambda own: scores[own]) if listed else _climb(found.order, wanted, score)
+        best = scores.get(top, score(in_order(top)))
+        found = Found(top, best, best if listed else _bound(predict, wanted, top, best), bool(listed))
     effects = np.array([[matrix.effect(i, j) for j in tasks] for i in tasks])
     named = _named(found.order, effects, tasks, seed)
     if wanted.fixed:
@@ -173,10 +182,7 @@ def make_plan(
     picked = tuple(order) or named[strategy]
     for own in [*named.values(), picked]:
         scores.setdefault(own, score(in_order(own)))
-    if not found.exact or not every:
-        found = Found(found.order, scores[found.order], found.bound + scores[found.order] - found.score, found.exact)
     truth = {own: wanted.of(predict(in_order(own))) for own in scores}
-    together = wanted.of(predict(evenly(tasks)))
     chances = _probability_best({own: truth[own] for own in listed}) if every else {}
     orders = {
         own: _describe(predict, in_order(own), scores[own], truth[own], level, chances.get(own)) for own in scores
@@ -185,17 +191,19 @@ def make_plan(
     sequence = orders[picked]
     if refresh_cost is not None and not order:
         sequence = _refreshed(predict, wanted, sequence, refresh_cost, level)
-    decision = decide(matrix, predict, wanted, sequence.stages, seed=seed)
-    joint = _describe(predict, evenly(tasks), score(evenly(tasks)), together, level, 1 - decision.probability)
+    mixture = Joint(shares or evenly(tasks).weights, sum(stage.passes for stage in sequence.stages))
+    decision = decide(matrix, predict, wanted, sequence.stages, mixture, seed=seed)
+    together = wanted.of(predict(mixture))
+    joint = _describe(predict, mixture, score(mixture), together, level, 1 - decision.probability)
     free = not order and strategy == "exact" and not literal and not wanted.fixed
     chosen = joint if free and decision.gain < 0 else sequence
-    best = max(scores.values())
+    highest = max(scores.values())
     plan = Plan(
         chosen=chosen,
         sequence=sequence,
         joint=joint,
         orders=tuple(sorted(orders.values(), key=lambda own: (-round(own.score, 12), own.order))),
-        strategies={name: (own, scores[own], best - scores[own]) for name, own in named.items()},
+        strategies={name: (own, scores[own], highest - scores[own]) for name, own in named.items()},
         found=found,
         decision=decision,
         forecaster=forecaster,
@@ -230,6 +238,35 @@ def _score(predict: Forecaster, objective: Objective, plan: Stages | Joint | Mer
     """The objective of the formulas as measured; where a forecast is a distribution, its mean."""
     goal = objective.of(predict.by_task(predict.expected(plan)))
     return float(goal.mean() if isinstance(predict, Hierarchical) else goal[0])
+
+
+def _climb(order: Order, objective: Objective, score: Callable[[Stages], float]) -> Order:
+    """Move one task at a time to where the score gains most, while there are few enough tasks to try all moves."""
+    best, top = order, score(in_order(order))
+    for _ in range(_CLIMBS if len(order) <= EXACT else 0):
+        moves = {
+            (*rest[:place], task, *rest[place:])
+            for task in best
+            for rest in [tuple(other for other in best if other != task)]
+            for place in range(len(best))
+        }
+        scores = {own: score(in_order(own)) for own in moves if _keeps(own, objective)}
+        found = max(scores, key=lambda own: scores[own])
+        if scores[found] <= top + 1e-12:
+            break
+        best, top = found, scores[found]
+    return best
+
+
+def _bound(predict: Hierarchical, objective: Objective, order: Order, score: float) -> float:
+    """What no order's mean can exceed: no draw's best order exceeds that draw's bound. From a few draws, by how far
+    their bounds lie above `order` in them, so up to their noise."""
+    draws = range(1, 1 + (_BOUNDED if len(order) <= EXACT else 1))
+    above = [
+        upper_bound(form, objective, order) - score_order(form, objective, order)
+        for form in (predict.form_of(draw) for draw in draws)
+    ]
+    return score + max(0.0, float(np.mean(above)))
 
 
 def _keeps(order: Order, objective: Objective) -> bool:
@@ -297,14 +334,16 @@ def _refreshed(
 
 def _words(plan: Plan, free: bool) -> str:
     """One paragraph in plain words."""
-    order = " -> ".join(plan.sequence.order)
+    order = " -> ".join(
+        stage.task if stage.passes == 1 else f"{stage.task}:{stage.passes:g}" for stage in plan.sequence.stages
+    )
     goal = {"mean": "a mean accuracy", "worst": "a worst task's accuracy"}.get(plan.objective, "a weighted mean")
     said = [
         f"By the {plan.forecaster} forecast the order {order} ends at {goal} of {plan.sequence.score:.3f} "
         f"[{plan.sequence.interval.low:.3f}, {plan.sequence.interval.high:.3f}] ({plan.level:.0%} interval)."
     ]
     if not plan.found.exact:
-        said.append(f"The search was local; no order can exceed {plan.found.bound:.3f}.")
+        said.append(f"Not every order was tried; none can exceed {plan.found.bound:.3f}.")
     if plan.forecaster == "hierarchical":
         said.append(plan.decision.words)
     if free and plan.chosen.kind == "joint":

@@ -9,8 +9,8 @@ from statistics import fmean
 from typing import Any
 
 from omni_thinker.rl.evaluate import Estimate
-from omni_thinker.transfer.forecast import gain_share, smoothed
-from omni_thinker.transfer.matrix import Column, Entropies, TransferMatrix
+from omni_thinker.transfer.forecast import gain_share
+from omni_thinker.transfer.matrix import Column, Entropies, TransferMatrix, smoothed
 from omni_thinker.transfer.quantities import rank_correlation
 from omni_thinker.types import TaskName
 
