@@ -1,0 +1,98 @@
+"""What the benchmarks of speed share: ours and a peer take turns in processes of their own; medians are compared."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omni_thinker.runs.machine import machine
+
+RESULTS = Path(__file__).parent / "results"
+TEXT = (
+    "A farmer keeps hens, ducks and geese in three sheds by the river. Every morning somebody collects the eggs, "
+    "counts them twice and writes the numbers down in a small green book. Tell me how many eggs there are this week, "
+    "and why "
+)
+
+
+def arguments(description: str | None, peers: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer", choices=peers, default=peers[0])
+    parser.add_argument("--rounds", type=int, default=3, help="processes of each, in turns")
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    parser.add_argument("--save", type=str, default="", help="also keep the JSON in benchmarks/results under this name")
+    parser.add_argument("--side", choices=("ours", "peer"), help=argparse.SUPPRESS)
+    return parser
+
+
+def peak_rss_mb() -> float:
+    """Of this process so far."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+def finish_side(seconds: Sequence[float], **more: Any) -> None:
+    """What a side prints: its seconds, one for each measured round."""
+    print(json.dumps({"seconds": list(seconds), "peak_rss_mb": peak_rss_mb(), **more}), flush=True)
+
+
+def compare(chosen: argparse.Namespace, settings: dict[str, Any]) -> dict[str, Any]:
+    """Run both sides in turns; the ratio is the peer's median over ours."""
+    found: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": []}
+    for number in range(chosen.rounds):
+        for side in ("ours", "peer"):
+            command = [sys.executable, *sys.argv, "--side", side]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                sys.stderr.write(done.stderr[-3000:])
+                raise SystemExit(f"{side} failed")
+            row = json.loads(done.stdout.splitlines()[-1])
+            found[side].append(row)
+            seconds = ", ".join(f"{value:.2f}" for value in row["seconds"])
+            sys.stderr.write(f"round {number + 1}, {side}: {seconds} s, {row['peak_rss_mb']:.0f} MB\n")
+    medians = {side: statistics.median(s for row in rows for s in row["seconds"]) for side, rows in found.items()}
+    memory = {side: max(row["peak_rss_mb"] for row in rows) for side, rows in found.items()}
+    result = {
+        "benchmark": Path(sys.argv[0]).stem,
+        "peer": chosen.peer,
+        "settings": settings,
+        "ratio": round(medians["peer"] / medians["ours"], 3),
+        "ours_seconds": round(medians["ours"], 3),
+        "peer_seconds": round(medians["peer"], 3),
+        "peak_rss_mb": memory["ours"],
+        "peer_peak_rss_mb": memory["peer"],
+        "all": {side: [row["seconds"] for row in rows] for side, rows in found.items()},
+        "more": {
+            side: {k: v for k, v in rows[-1].items() if k not in ("seconds", "peak_rss_mb")}
+            for side, rows in found.items()
+        },
+        "machine": machine(),
+    }
+    if chosen.save:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{chosen.save}.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    print(
+        f"{chosen.peer}: {result['peer_seconds']} s, {memory['peer']:.0f} MB; ours: {result['ours_seconds']} s, "
+        f"{memory['ours']:.0f} MB; {result['ratio']} times as fast"
+    )
+    if chosen.json:
+        print(json.dumps(result))
+    return result
+
+
+def prompts(count: int, tokens: int, tokenizer: Any) -> list[tuple[str, tuple[int, ...]]]:
+    """User turns whose chat is about `tokens` long (exactly, where a word has one token), and their token ids."""
+    found = []
+    for number in range(count):
+        words = f"Case {number}. " + TEXT * (tokens // 40 + 2)
+        head = tokenizer.apply_chat_template([{"role": "user", "content": ""}], add_generation_prompt=True)
+        head = head["input_ids"] if hasattr(head, "keys") else head
+        ids = tokenizer.encode(words, add_special_tokens=False)[: max(1, tokens - len(head))]
+        found.append((tokenizer.decode(ids), tuple(ids)))
+    return found
