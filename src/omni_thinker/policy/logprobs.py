@@ -43,8 +43,7 @@ def _packed(model: PreTrainedModel, groups: Sequence[TrainGroup], temperature: f
     row = pack(groups)
     device = model.device
     if knows(model):
-        head: Any = model.get_output_embeddings()
-        return _answers(head(answer_states(model, row)), row, temperature)
+        return _from_states(model, answer_states(model, row), row, temperature)
     with blocks(row.lengths):
         out = model(
             input_ids=row.tokens_T[None].to(device),
@@ -56,11 +55,23 @@ def _packed(model: PreTrainedModel, groups: Sequence[TrainGroup], temperature: f
     return _answers(out.logits[0], row, temperature)
 
 
+def _from_states(model: PreTrainedModel, states_N_C: torch.Tensor, row: PackedRow, temperature: float) -> AnswerTokens:
+    head: Any = model.get_output_embeddings()
+    if type(head) is not torch.nn.Linear or head.bias is not None:  # an adapter, or more
+        return _answers(head(states_N_C), row, temperature)
+    target_N = row.target_N.to(states_N_C.device)
+    return _cut(*_HeadLogprobs.apply(states_N_C, head.weight, target_N, _scale(temperature)), row)  # type: ignore[no-untyped-call]
+
+
 def _answers(logits_N_V: torch.Tensor, row: PackedRow, temperature: float) -> AnswerTokens:
-    device = logits_N_V.device
-    logprobs_N, entropy_N = _select(logits_N_V, row.target_N.to(device), temperature)
+    return _cut(*_select(logits_N_V, row.target_N.to(logits_N_V.device), temperature), row)
+
+
+def _cut(logprobs_N: torch.Tensor, entropy_N: torch.Tensor, row: PackedRow) -> AnswerTokens:
+    """Without what fills up the row."""
     real = slice(row.answers)
-    return AnswerTokens(logprobs_N[real], entropy_N[real], row.sample_N[real].to(device), len(row.tokens_T))
+    samples_N = row.sample_N[real].to(logprobs_N.device)
+    return AnswerTokens(logprobs_N[real], entropy_N[real], samples_N, len(row.tokens_T))
 
 
 def _padded(model: PreTrainedModel, groups: Sequence[TrainGroup], temperature: float) -> AnswerTokens:
@@ -84,50 +95,100 @@ def _padded(model: PreTrainedModel, groups: Sequence[TrainGroup], temperature: f
 
 
 def _select(logits_N_V: torch.Tensor, target_N: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-    scale = 1.0 if temperature == 0 else 1.0 / temperature
-    logprobs_N, entropy_N = _ChosenLogprobs.apply(logits_N_V, target_N, scale)  # type: ignore[no-untyped-call]
+    logprobs_N, entropy_N = _ChosenLogprobs.apply(logits_N_V, target_N, _scale(temperature))  # type: ignore[no-untyped-call]
     return logprobs_N, entropy_N
 
 
-ROWS = 64
-"""Rows of logits handled at once: what fp32 copies of them take stays in the processor's cache."""
+def _scale(temperature: float) -> float:
+    return 1.0 if temperature == 0 else 1.0 / temperature
+
+
+ROWS = 8
+"""Rows of logits handled at once: what fp32 copies of them take stays in a core's own cache."""
+
+
+def _weigh(
+    logits_N_V: torch.Tensor, target_N: torch.Tensor, scale: float, *, keep: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log softmax of scaled logits at one index a row, and the entropy, in fp32 from logits of any dtype. With `keep`,
+    the probabilities take the place of the logits, in their dtype, which is what a gradient is rounded to anyway."""
+    count, vocabulary = logits_N_V.shape
+    chosen_N = logits_N_V.new_empty(count, dtype=torch.float32)
+    entropy_N = torch.empty_like(chosen_N)
+    rows = ROWS if logits_N_V.device.type == "cpu" else max(1, count)
+    x_R_V = logits_N_V.new_empty(min(rows, count), vocabulary, dtype=torch.float32)
+    p_R_V = torch.empty_like(x_R_V)
+    for begin in range(0, count, rows):
+        part = slice(begin, min(begin + rows, count))
+        x, p = x_R_V[: part.stop - begin], p_R_V[: part.stop - begin]
+        x.copy_(logits_N_V[part])
+        if scale != 1:
+            x.mul_(scale)
+        # A logit of -inf has no probability and counts for nothing; as a number it makes no NaN.
+        x.sub_(x.amax(dim=-1, keepdim=True)).clamp_(min=-1e30)
+        torch.exp(x, out=p)
+        total = p.sum(dim=-1, keepdim=True)
+        log_total = total.log()
+        chosen_N[part] = (x.gather(-1, target_N[part, None]) - log_total)[:, 0]
+        entropy_N[part] = (log_total - x.mul_(p).sum(dim=-1, keepdim=True) / total)[:, 0]
+        if keep:
+            logits_N_V[part] = p.div_(total)
+    return chosen_N, entropy_N
+
+
+def _logit_gradient(
+    probs_N_V: torch.Tensor, target_N: torch.Tensor, grad_N: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """Of logits, in the place of their probabilities: scale x grad x (one at the target - probabilities)."""
+    scaled_N = (grad_N * scale)[:, None].to(probs_N_V.dtype)
+    probs_N_V.mul_(-scaled_N)
+    return probs_N_V.scatter_add_(-1, target_N[:, None], scaled_N)
 
 
 class _ChosenLogprobs(torch.autograd.Function):
-    """log softmax of scaled logits at one index per row, and the entropy, in fp32 from logits of any dtype.
-
-    Same numbers as `log_softmax` and `gather`, without fp32 tensors of [N, V]: only the probabilities are kept,
-    in the dtype of the logits, which is what their gradient is rounded to anyway.
-    """
+    """See `_weigh`, of logits that somebody else made. Its gradient can be taken once."""
 
     @staticmethod
     def forward(
         ctx: Any, logits_N_V: torch.Tensor, target_N: torch.Tensor, scale: float = 1.0
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        count = len(target_N)
-        chosen_N = logits_N_V.new_empty(count, dtype=torch.float32)
-        entropy_N = torch.empty_like(chosen_N)
         keep = ctx.needs_input_grad[0]
-        probs_N_V = torch.empty_like(logits_N_V) if keep else logits_N_V.new_empty(0)
-        for begin in range(0, count, ROWS):
-            rows = slice(begin, begin + ROWS)
-            x = logits_N_V[rows].float() * scale
-            total = torch.logsumexp(x, dim=-1)
-            chosen_N[rows] = x.gather(-1, target_N[rows, None])[:, 0] - total
-            p = torch.softmax(x, dim=-1)
-            # -sum p log p, with log p = x - total; a logit of -inf has p = 0 and counts for nothing.
-            entropy_N[rows] = total - p.mul(x).nan_to_num_(nan=0.0).sum(-1)
-            if keep:
-                probs_N_V[rows] = p.to(probs_N_V.dtype)
+        probs_N_V = logits_N_V.clone() if keep else logits_N_V
+        chosen_N, entropy_N = _weigh(probs_N_V, target_N, scale, keep=keep)
         ctx.scale = scale
-        ctx.save_for_backward(probs_N_V, target_N)
+        ctx.save_for_backward(probs_N_V if keep else logits_N_V.new_empty(0), target_N)
         ctx.mark_non_differentiable(entropy_N)
         return chosen_N, entropy_N
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         probs_N_V, target_N = ctx.saved_tensors
-        grad_N = (grads[0] * ctx.scale)[:, None].to(probs_N_V.dtype)
-        grad_N_V = probs_N_V * -grad_N
-        grad_N_V.scatter_add_(-1, target_N[:, None], grad_N)
-        return grad_N_V, None, None
+        return _logit_gradient(probs_N_V, target_N, grads[0], ctx.scale), None, None
+
+
+class _HeadLogprobs(torch.autograd.Function):
+    """The same from hidden states [N, C] and the head's weights [V, C]: logits, probabilities and their gradient take
+    turns in one tensor."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, states_N_C: torch.Tensor, weight_V_C: torch.Tensor, target_N: torch.Tensor, scale: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        keep = any(ctx.needs_input_grad[:2])
+        logits_N_V = states_N_C @ weight_V_C.t()
+        chosen_N, entropy_N = _weigh(logits_N_V, target_N, scale, keep=keep)
+        ctx.scale = scale
+        if keep:
+            ctx.save_for_backward(states_N_C, weight_V_C, target_N)
+            ctx.probs_N_V = logits_N_V
+        ctx.mark_non_differentiable(entropy_N)
+        return chosen_N, entropy_N
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
+        states_N_C, weight_V_C, target_N = ctx.saved_tensors
+        probs_N_V, ctx.probs_N_V = ctx.probs_N_V, None  # once
+        grad_N_V = _logit_gradient(probs_N_V, target_N, grads[0], ctx.scale)
+        states_grad = grad_N_V @ weight_V_C if ctx.needs_input_grad[0] else None
+        weight_grad = grad_N_V.t() @ states_N_C if ctx.needs_input_grad[1] else None
+        return states_grad, weight_grad, None, None
