@@ -213,7 +213,7 @@ def test_probes_for_a_plan_are_short(planned: tuple[Path, dict[str, Any]]) -> No
     result = json.loads((out / "result.json").read_text("utf-8"))
     [probes] = result["probes"]
     # 4 n of 3 arms x 16 steps and themselves.
-    assert probes["steps"] == 4 * 2
+    assert probes["steps"] == 4
     assert probes["steps"] / (3 * 16 + probes["steps"]) <= 0.15
     assert not any(name.startswith("single:") for name in result["arms"])
 

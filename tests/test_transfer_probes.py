@@ -383,10 +383,10 @@ def test_the_kinds_that_arms_need() -> None:
 
 def test_probes_are_as_long_as_they_may_be() -> None:
     recipe = builtin_recipe(_settings(["start", "curriculum", "reverse", "joint"], ["short", "lora", "full"]))
-    assert probe_lengths(recipe, "short") == dict.fromkeys(recipe.tasks, 6)  # 24 of 144 + 24 steps: 14 %
+    assert probe_lengths(recipe, "short") == dict.fromkeys(recipe.tasks, 5)  # 20 of 144 + 20 steps: 12 %
     assert probe_lengths(recipe, "lora") == probe_lengths(recipe, "short")
     assert probe_lengths(recipe, "full") == dict.fromkeys(recipe.tasks, 12)
-    assert probe_work(recipe) == (4 * 12 + 4 * 6, 4 * 2 + 4)
+    assert probe_work(recipe) == (4 * 12 + 4 * 5, 4 * 2 + 4)
     merging = builtin_recipe(_settings(["start", "curriculum", "merge"], ["lora"]))
     assert expert_kind(merging) == "lora"
     assert probe_lengths(merging, "lora") == dict.fromkeys(recipe.tasks, 12), "experts train as long as a stage"
