@@ -57,10 +57,12 @@ def _packed(model: PreTrainedModel, groups: Sequence[TrainGroup], temperature: f
 
 def _from_states(model: PreTrainedModel, states_N_C: torch.Tensor, row: PackedRow, temperature: float) -> AnswerTokens:
     head: Any = model.get_output_embeddings()
-    if type(head) is not torch.nn.Linear or head.bias is not None:  # an adapter, or more
+    if type(head) is not torch.nn.Linear or getattr(head, "bias", None) is not None:  # an adapter, or more
         return _answers(head(states_N_C), row, temperature)
     target_N = row.target_N.to(states_N_C.device)
-    return _cut(*_HeadLogprobs.apply(states_N_C, head.weight, target_N, _scale(temperature)), row)  # type: ignore[no-untyped-call]
+    scale = _scale(temperature)
+    logprobs_N, entropy_N = _HeadLogprobs.apply(states_N_C, head.weight, target_N, scale)  # type: ignore[no-untyped-call]
+    return _cut(logprobs_N, entropy_N, row)
 
 
 def _answers(logits_N_V: torch.Tensor, row: PackedRow, temperature: float) -> AnswerTokens:
