@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from omni_thinker.errors import UserError
 from omni_thinker.models.builtin import Say, builtin_folder, builtin_ready, fetch_builtin
 from omni_thinker.models.home import MANIFEST
-from omni_thinker.models.memory import bound_kernel_caches
+from omni_thinker.models.memory import bound_kernel_caches, keep_freed_memory
 from omni_thinker.models.quiet import quiet
 from omni_thinker.models.tiny import tiny_in_cache
 
@@ -71,6 +71,7 @@ def load_tokenizer(name: str) -> Tokenizer:
 def load_model(name: str, dtype: torch.dtype) -> PreTrainedModel:
     """A causal language model on the CPU in eval mode, without dropout. Raises UserError as `resolve` does."""
     bound_kernel_caches()
+    keep_freed_memory()
     where = resolve(name)
     config = _without_dropout(_load_config(where))
     try:

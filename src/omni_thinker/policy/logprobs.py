@@ -168,29 +168,57 @@ class _ChosenLogprobs(torch.autograd.Function):
         return _logit_gradient(probs_N_V, target_N, grads[0], ctx.scale), None, None
 
 
+_HELD = 2**27
+"""Bytes of logits that exist at once in `_HeadLogprobs`."""
+
+
 class _HeadLogprobs(torch.autograd.Function):
-    """The same from hidden states [N, C] and the head's weights [V, C]: logits, probabilities and their gradient take
-    turns in one tensor."""
+    """The same from hidden states [N, C] and the head's weights [V, C], a chunk of tokens at a time.
+
+    Logits, probabilities and their gradient take turns in one tensor. Where all tokens are one chunk, it is kept for
+    the gradient; where they are more, the gradient makes each chunk's logits again: a fourth product of the head's size
+    for memory that doesn't grow with the row.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, states_N_C: torch.Tensor, weight_V_C: torch.Tensor, target_N: torch.Tensor, scale: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        ctx.chunk = max(ROWS, _HELD // (len(weight_V_C) * weight_V_C.element_size()))
         keep = any(ctx.needs_input_grad[:2])
-        logits_N_V = states_N_C @ weight_V_C.t()
-        chosen_N, entropy_N = _weigh(logits_N_V, target_N, scale, keep=keep)
+        held = keep and len(states_N_C) <= ctx.chunk
+        chosen, entropy = [], []
+        for states, target in zip(states_N_C.split(ctx.chunk), target_N.split(ctx.chunk), strict=True):
+            logits = states @ weight_V_C.t()
+            own_chosen, own_entropy = _weigh(logits, target, scale, keep=held)
+            chosen.append(own_chosen)
+            entropy.append(own_entropy)
         ctx.scale = scale
         if keep:
             ctx.save_for_backward(states_N_C, weight_V_C, target_N)
-            ctx.probs_N_V = logits_N_V
+            ctx.probs_N_V = logits if held else None
+        entropy_N = torch.cat(entropy)
         ctx.mark_non_differentiable(entropy_N)
-        return chosen_N, entropy_N
+        return torch.cat(chosen), entropy_N
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
         states_N_C, weight_V_C, target_N = ctx.saved_tensors
-        probs_N_V, ctx.probs_N_V = ctx.probs_N_V, None  # once
-        grad_N_V = _logit_gradient(probs_N_V, target_N, grads[0], ctx.scale)
-        states_grad = grad_N_V @ weight_V_C if ctx.needs_input_grad[0] else None
-        weight_grad = grad_N_V.t() @ states_N_C if ctx.needs_input_grad[1] else None
-        return states_grad, weight_grad, None, None
+        held, ctx.probs_N_V = ctx.probs_N_V, None  # once
+        states_grad, weight_grad = [], None
+        chunks = zip(*(part.split(ctx.chunk) for part in (states_N_C, target_N, grads[0])), strict=True)
+        for states, target, grad in chunks:
+            probs = held
+            if probs is None:
+                probs = states @ weight_V_C.t()
+                _weigh(probs, target, ctx.scale, keep=True)
+            grad_N_V = _logit_gradient(probs, target, grad, ctx.scale)
+            if ctx.needs_input_grad[0]:
+                states_grad.append(grad_N_V @ weight_V_C)
+            if ctx.needs_input_grad[1]:
+                own = grad_N_V.t() @ states
+                # Two chunks or more are summed in fp32, as micro-batches are.
+                weight_grad = own if held is not None else own.float() if weight_grad is None else weight_grad.add_(own)
+        if weight_grad is not None:
+            weight_grad = weight_grad.to(weight_V_C.dtype)
+        return torch.cat(states_grad) if states_grad else None, weight_grad, None, None
