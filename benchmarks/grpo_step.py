@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--completion-tokens", type=int, default=32)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--model", default="builtin", help="of our side; TRL trains the built-in one")
     parser.add_argument("--peer-batch", type=int, default=16, help="sequences of one of TRL's backward passes")
     chosen = parser.parse_args()
     if chosen.side == "ours":
@@ -60,7 +61,7 @@ def _ours(chosen: argparse.Namespace) -> None:
         def wrong_answer(self, problem: Problem) -> str:
             return ""
 
-    policy = TorchPolicy(ModelSpec(name="builtin", dtype=chosen.dtype))
+    policy = TorchPolicy(ModelSpec(name=chosen.model, dtype=chosen.dtype))
     policy.stop_ids = frozenset([-1])  # nothing ends early, as with the peer
     made = prompts(chosen.prompts * (STEPS + 1), chosen.prompt_tokens, policy.tokenizer)
     problems = [Problem(str(n), "t", text) for n, (text, _) in enumerate(made)]
@@ -83,7 +84,7 @@ def _trl(chosen: argparse.Namespace) -> None:
     from trl import GRPOConfig, GRPOTrainer
 
     from omni_thinker.models.builtin import builtin_folder
-    from omni_thinker.models.load import load_tokenizer
+    from omni_thinker.models.load import compute_device, load_tokenizer
 
     folder = str(builtin_folder())
     tokenizer: Any = load_tokenizer("builtin")
@@ -100,7 +101,7 @@ def _trl(chosen: argparse.Namespace) -> None:
 
     config = GRPOConfig(
         output_dir=tempfile.mkdtemp(),
-        use_cpu=True,
+        use_cpu=compute_device().type == "cpu",
         bf16=False,
         per_device_train_batch_size=batch,
         gradient_accumulation_steps=sequences // batch,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -14,7 +15,8 @@ from typing import Any
 
 from omni_thinker.runs.machine import machine
 
-RESULTS = Path(__file__).parent / "results"
+PEER_PYTHON = "OMNI_THINKER_PEER_PYTHON"
+"""Environment variable that names the interpreter a peer runs in whose packages can't live beside ours (vLLM)."""
 TEXT = (
     "A farmer keeps hens, ducks and geese in three sheds by the river. Every morning somebody collects the eggs, "
     "counts them twice and writes the numbers down in a small green book. Tell me how many eggs there are this week, "
@@ -27,7 +29,11 @@ def arguments(description: str | None, peers: Sequence[str]) -> argparse.Argumen
     parser.add_argument("--peer", choices=peers, default=peers[0])
     parser.add_argument("--rounds", type=int, default=3, help="processes of each, in turns")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
-    parser.add_argument("--save", type=str, default="", help="also keep the JSON in benchmarks/results under this name")
+    parser.add_argument(
+        "--peer-python",
+        default=os.environ.get(PEER_PYTHON, ""),
+        help=f"interpreter for the peer vllm (default: {PEER_PYTHON})",
+    )
     parser.add_argument("--side", choices=("ours", "peer"), help=argparse.SUPPRESS)
     return parser
 
@@ -47,8 +53,7 @@ def compare(chosen: argparse.Namespace, settings: dict[str, Any]) -> dict[str, A
     found: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": []}
     for number in range(chosen.rounds):
         for side in ("ours", "peer"):
-            command = [sys.executable, *sys.argv, "--side", side]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            done = _run_side(chosen, side)
             if done.returncode:
                 sys.stderr.write(done.stderr[-3000:])
                 raise SystemExit(f"{side} failed")
@@ -74,9 +79,6 @@ def compare(chosen: argparse.Namespace, settings: dict[str, Any]) -> dict[str, A
         },
         "machine": machine(),
     }
-    if chosen.save:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{chosen.save}.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     print(
         f"{chosen.peer}: {result['peer_seconds']} s, {memory['peer']:.0f} MB; ours: {result['ours_seconds']} s, "
         f"{memory['ours']:.0f} MB; {result['ratio']} times as fast"
@@ -84,6 +86,17 @@ def compare(chosen: argparse.Namespace, settings: dict[str, Any]) -> dict[str, A
     if chosen.json:
         print(json.dumps(result))
     return result
+
+
+def _run_side(chosen: argparse.Namespace, side: str) -> subprocess.CompletedProcess[str]:
+    python, environment = sys.executable, dict(os.environ)
+    if side == "peer" and chosen.peer == "vllm":
+        if not chosen.peer_python:
+            raise SystemExit(f"vllm needs an environment of its own: --peer-python PYTHON or {PEER_PYTHON}")
+        python = chosen.peer_python
+        environment["PYTHONPATH"] = str(Path(__file__).parent.parent / "src")
+    command = [python, *sys.argv, "--side", side]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
 def prompts(count: int, tokens: int, tokenizer: Any) -> list[tuple[str, tuple[int, ...]]]:

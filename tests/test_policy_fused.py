@@ -24,10 +24,12 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from omni_thinker.policy.decoder import Decoder, MaskedDecoder
 from omni_thinker.policy.draw import draw
-from omni_thinker.policy.fused import FusedWeights, fused_weights, supports_fused
+from omni_thinker.policy.fused import FusedDecoder, FusedWeights, fused_weights
 from omni_thinker.policy.protocol import OptimParams
-from omni_thinker.policy.sampling import sample_groups
+from omni_thinker.policy.sampling import fastest_decoder, sample_groups
+from omni_thinker.policy.static import StaticDecoder
 from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.recipe import LoraSpec, ModelSpec
 from omni_thinker.types import Group, SampleRequest, SamplingParams
@@ -70,17 +72,23 @@ def _draw_all(model: PreTrainedModel, stops: frozenset[int] = NO_STOPS, **option
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_fused_pass_is_the_models_own(name: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("kind", ["fused", "fused, long answers", "static"])
+def test_hand_written_passes_are_the_models_own(
+    name: str, dtype: torch.dtype, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ragged prompts and limits, samples that stop early, groups and columns that leave."""
     torch.manual_seed(0)
+    if kind == "fused, long answers":
+        monkeypatch.setattr("omni_thinker.policy.fused._SHORT", 0)
     model = MODELS[name]()
     with torch.no_grad():
         for part in model.parameters():  # biases and norms too, which start at 0 and 1
             part.add_(0.05 * torch.randn_like(part))
     model = model.bfloat16() if dtype == torch.bfloat16 else model
-    assert supports_fused(model)
+    assert fastest_decoder(model) is FusedDecoder
     stops = frozenset(range(0, 300, 7))
-    fused, masked = (_draw_all(model, stops, fused=own) for own in (True, False))
+    written = StaticDecoder if kind == "static" else FusedDecoder
+    fused, masked = (_draw_all(model, stops, decoder=own) for own in (written, MaskedDecoder))
     assert len({len(s.tokens) for g in fused for s in g.samples}) > 3
     pairs = [(a, b) for g, h in zip(fused, masked, strict=True) for a, b in zip(g.samples, h.samples, strict=True)]
     same = [(a, b) for a, b in pairs if a.tokens == b.tokens]
@@ -92,14 +100,44 @@ def test_the_fused_pass_is_the_models_own(name: str, dtype: torch.dtype) -> None
         assert (a.text, a.stop) == (b.text, b.stop)
 
 
-def test_what_it_does_not_know_goes_the_other_way(tiny_model: Path) -> None:
+def test_what_it_does_not_know_goes_the_other_way() -> None:
+    from peft import LoraConfig, get_peft_model
+
     windowed = MistralForCausalLM(MistralConfig(**SIZE, sliding_window=8))
-    assert not supports_fused(windowed)
-    assert not supports_fused(Qwen2ForCausalLM(Qwen2Config(**SIZE, use_sliding_window=True, sliding_window=8)))
-    assert not supports_fused(LlamaForCausalLM(LlamaConfig(**SIZE, hidden_act="gelu")))
-    lora = TorchPolicy(ModelSpec(name=str(tiny_model), dtype="float32", lora=LoraSpec(rank=2, alpha=4)))
-    assert not supports_fused(lora.model)
-    assert lora.sample([SampleRequest((5, 6), 3, 0)], SamplingParams(2))
+    assert fastest_decoder(windowed) is MaskedDecoder
+    qwen = Qwen2ForCausalLM(Qwen2Config(**SIZE, use_sliding_window=True, sliding_window=8))
+    assert fastest_decoder(qwen) is MaskedDecoder
+    assert fastest_decoder(LlamaForCausalLM(LlamaConfig(**SIZE, hidden_act="gelu"))) is MaskedDecoder
+    head: Any = get_peft_model(MODELS["llama"](), LoraConfig(r=2, target_modules=["lm_head"], task_type="CAUSAL_LM"))
+    assert fastest_decoder(head) is MaskedDecoder
+    dora: Any = get_peft_model(MODELS["llama"](), LoraConfig(r=2, use_dora=True, task_type="CAUSAL_LM"))
+    assert fastest_decoder(dora) is MaskedDecoder
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ("q_proj", "down_proj"), ("v_proj",)])
+@pytest.mark.parametrize("kind", [FusedDecoder, StaticDecoder])
+def test_adapters_decode_as_the_model_does(
+    tiny_model: Path, targets: Any, kind: type[Decoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained factors, on some of the matrices that are multiplied as one or on all; and they are read anew."""
+    spec = LoraSpec(rank=3, alpha=6, targets=targets)
+    policy = TorchPolicy(ModelSpec(name=str(tiny_model), dtype="float32", lora=spec), seed=1)
+    assert fastest_decoder(policy.model) is FusedDecoder
+    requests = [SampleRequest(policy.encode_prompt(text), 8, n) for n, text in enumerate(("Hi", "What is 2 + 2?"))]
+
+    def draw_by(decoder: type[Decoder]) -> list[Group]:
+        return sample_groups(policy.model, requests, SamplingParams(4), policy.stop_ids, policy.decode, decoder=decoder)
+
+    before = draw_by(kind)
+    for master in policy._masters:
+        master.grad = torch.randn(master.shape, generator=torch.Generator().manual_seed(2))
+    policy.optim_step(OptimParams(lr=0.3, max_grad_norm=1e9))
+    after, reference = draw_by(kind), draw_by(MaskedDecoder)
+    assert after != before
+    for one, other in zip(after, reference, strict=True):
+        for a, b in zip(one.samples, other.samples, strict=True):
+            assert a.tokens == b.tokens
+            assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
 
 
 def test_weights_are_laid_out_anew_only_when_they_changed(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +161,9 @@ def test_weights_are_laid_out_anew_only_when_they_changed(tiny_model: Path, monk
     after = policy.sample(request, SamplingParams(3))
     assert len(made) == 2
     assert after != before[0]
-    masked = sample_groups(policy.model, request, SamplingParams(3), policy.stop_ids, policy.decode, fused=False)
+    masked = sample_groups(
+        policy.model, request, SamplingParams(3), policy.stop_ids, policy.decode, decoder=MaskedDecoder
+    )
     assert [s.tokens for s in after[0].samples] == [s.tokens for s in masked[0].samples]
 
 
@@ -199,16 +239,16 @@ def test_greedy_needs_no_filter() -> None:
 # -- stop texts -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_a_stop_text_ends_a_sample(fused: bool) -> None:
+@pytest.mark.parametrize("decoder", [FusedDecoder, StaticDecoder, MaskedDecoder])
+def test_a_stop_text_ends_a_sample(decoder: type[Decoder]) -> None:
     """The sample keeps the token that completes it, its text ends before it, and the others go on as they were."""
     torch.manual_seed(1)
     model = MODELS["llama"]().eval()
-    whole = _draw_all(model, fused=fused)
+    whole = _draw_all(model, decoder=decoder)
     pairs = [s.text[k : k + 2] for g in whole for s in g.samples for k in range(len(s.text) - 1)]
     stop = max(set(pairs), key=pairs.count)
     stopping = [SampleRequest(r.prompt, r.max_tokens, r.seed, (stop, "never drawn")) for r in _requests()]
-    cut = sample_groups(model, stopping, SamplingParams(4), NO_STOPS, _words, fused=fused)
+    cut = sample_groups(model, stopping, SamplingParams(4), NO_STOPS, _words, decoder=decoder)
     ended = 0
     for group, other in zip(cut, whole, strict=True):
         for sample, free in zip(group.samples, other.samples, strict=True):

@@ -11,8 +11,12 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
+from omni_thinker.policy.flex import flex_attention_over, row_mask
 from omni_thinker.policy.kernels import gated_silu, rms_norm, rotate
+from omni_thinker.policy.packing import pack
+from omni_thinker.policy.protocol import TrainGroup
 from omni_thinker.policy.shared_attention import SharedPrompts, shared_attention
+from omni_thinker.types import Sample
 
 Shapes = Sequence[tuple[int, Sequence[int]]]
 TYPES = [(torch.float64, 1e-6), (torch.float32, 1e-5), (torch.bfloat16, 4e-2)]
@@ -117,6 +121,25 @@ def test_attention_in_parts_is_attention_over_the_row(
         return shared_attention(q, k, v, where, 0.3)
 
     _same(ours, lambda q, k, v: _whole(q, k, v, shapes, 0.3), rows, 1e-5)
+
+
+def test_flex_attention_is_attention_over_the_row() -> None:
+    """What a GPU computes, uncompiled on a CPU, which has no backward pass of it: the same mask and numbers."""
+    shapes = [(9, (4, 0, 7)), (3, (5,))]
+    tokens = [[tuple(range(1, size + 2)) for size in samples] for _, samples in shapes]
+    groups = [
+        TrainGroup("t", tuple(range(prompt)), tuple(Sample(t, (), "", "stop") for t in own), (), ())
+        for (prompt, _), own in zip(shapes, tokens, strict=True)
+    ]
+    row = pack(groups, 64)
+    mask = row_mask(row, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    length = len(row.tokens_T)
+    rows = [torch.randn(length, own, 16, generator=generator) for own in (4, 2, 2)]
+    real = (row.group_T >= 0)[:, None, None]  # what fills up sees itself, which nobody reads
+
+    out = flex_attention_over(mask, rows[0], rows[1], rows[2], 0.3) * real
+    torch.testing.assert_close(out, _whole(rows[0], rows[1], rows[2], shapes, 0.3), atol=1e-5, rtol=1e-5)
 
 
 def test_attention_in_parts_holds_in_bf16() -> None:

@@ -231,7 +231,7 @@ def test_filling_by_hand() -> None:
 def test_filling_changes_no_log_prob_and_no_gradient(multiple: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, groups = make_model("llama"), make_groups(RAGGED)
     plain = answer_logprobs(model, groups, temperature=1.0, packed=False)
-    monkeypatch.setattr("omni_thinker.policy.logprobs.pack", lambda groups: pack(groups, multiple))
+    monkeypatch.setattr("omni_thinker.policy.logprobs.pack", lambda groups, _: pack(groups, multiple))
     filled = answer_logprobs(model, groups, temperature=1.0, packed=True)
     torch.testing.assert_close(filled.logprobs_N, plain.logprobs_N, atol=1e-5, rtol=1e-5)
     one, other = (_gradients(model, scored.logprobs_N.sum()) for scored in (filled, plain))
@@ -251,6 +251,44 @@ def test_micro_batches_hold_every_group_once(budget: int) -> None:
 
 
 # -- log softmax at one index -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_head_in_chunks_is_the_head(tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits that are made again for the gradient give the log-probs and gradients of those that were kept."""
+    model, groups = make_model("llama", tie_word_embeddings=tied), make_groups([(7, (30, 40)), (9, (11, 25, 3))])
+    found = []
+    for held in (2**27, 20 * VOCABULARY * 4):
+        monkeypatch.setattr("omni_thinker.policy.logprobs._HELD", held)
+        scored = answer_logprobs(model, groups, temperature=0.8, packed=True)
+        weights = torch.linspace(-1, 1, len(scored.logprobs_N))
+        found.append((scored.logprobs_N, scored.entropy_N, _gradients(model, (scored.logprobs_N * weights).sum())))
+    (whole, entropy, gradients), (cut, cut_entropy, cut_gradients) = found
+    torch.testing.assert_close(cut, whole, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(cut_entropy, entropy, atol=1e-5, rtol=1e-5)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(cut_gradients[name], gradient, atol=1e-5, rtol=1e-5, msg=_named(name))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_recomputed_activations_change_no_gradient(family: str) -> None:
+    model, groups = make_model(family), make_groups(RAGGED)
+    kept: list[int] = []
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    found, sizes = [], []
+    for recompute in (False, True):
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+            scored = answer_logprobs(model, groups, temperature=1.0, packed=True, recompute=recompute)
+        sizes.append(sum(kept))
+        found.append(_gradients(model, scored.logprobs_N.sum()))
+    assert sizes[1] < sizes[0] / 3
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, atol=1e-6, rtol=1e-6, msg=_named(name))
 
 
 def _chosen(logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,13 +11,14 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from omni_thinker.policy.decoder import MULTIPLE, MaskedDecoder, filled
+from omni_thinker.policy.decoder import MULTIPLE, Decoder, MaskedDecoder, filled
 from omni_thinker.policy.draw import draw
 from omni_thinker.policy.fused import FusedDecoder
 from omni_thinker.policy.logprobs import answer_logprobs
 from omni_thinker.policy.protocol import TrainGroup
 from omni_thinker.policy.rows import sample_rows
 from omni_thinker.policy.sampling import sample_groups, uniforms
+from omni_thinker.policy.static import StaticDecoder
 from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.recipe import ModelSpec
 from omni_thinker.types import Group, SampleRequest, SamplingParams
@@ -29,13 +30,13 @@ LIMITS = (12, 5, 9, 1)
 class _Policy(TorchPolicy):
     """One that samples by the pass that a test asks for."""
 
-    fused = True
+    decoder: type[Decoder] = FusedDecoder
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["fused", "masked"])
+@pytest.fixture(scope="module", params=[FusedDecoder, StaticDecoder, MaskedDecoder])
 def policy(tiny_model: Path, request: pytest.FixtureRequest) -> TorchPolicy:
     policy = _Policy(ModelSpec(name=str(tiny_model), dtype="float32"))
-    policy.fused = request.param
+    policy.decoder = request.param
     return policy
 
 
@@ -46,7 +47,7 @@ Steps = list[tuple[tuple[int, ...], int]]
 def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
     """(groups and columns, highest position) of each decoding step."""
     seen: Steps = []
-    for kind in (FusedDecoder, MaskedDecoder):
+    for kind in (FusedDecoder, StaticDecoder, MaskedDecoder):
 
         def step(
             self: FusedDecoder | MaskedDecoder,
@@ -80,8 +81,8 @@ def _sample(
 ) -> list[Group]:
     params = SamplingParams(group_size, temperature)
     stops = policy.stop_ids if stop_ids is None else stop_ids
-    fused = getattr(policy, "fused", True)
-    return sample_groups(policy.model, requests, params, stops, policy.decode, None, max_sequences, fused=fused)
+    kind = getattr(policy, "decoder", FusedDecoder)
+    return sample_groups(policy.model, requests, params, stops, policy.decode, None, max_sequences, decoder=kind)
 
 
 def _tokens(groups: Sequence[Group]) -> list[list[tuple[int, ...]]]:

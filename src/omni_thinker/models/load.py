@@ -90,10 +90,20 @@ def empty_model(name: str) -> PreTrainedModel:
     return model
 
 
-def compute_dtype(spec: DtypeName) -> torch.dtype:
+def compute_device(spec: Literal["auto", "cpu", "cuda"] = "auto") -> torch.device:
+    """Raises UserError where a GPU is asked for and torch finds none."""
+    found = torch.cuda.is_available()
+    if spec == "cuda" and not found:
+        raise UserError('torch finds no GPU; install a CUDA build of torch, or use "cpu"', key="model.device")
+    return torch.device("cuda" if found and spec != "cpu" else "cpu")
+
+
+def compute_dtype(spec: DtypeName, device: torch.device | None = None) -> torch.dtype:
     """`auto` is bfloat16 where the hardware multiplies it natively (elsewhere it is slower), else float32."""
     if spec == "auto":
-        return torch.bfloat16 if _native_bfloat16() else torch.float32
+        on_gpu = device is not None and device.type == "cuda"
+        native = torch.cuda.is_bf16_supported() if on_gpu else _native_bfloat16()
+        return torch.bfloat16 if native else torch.float32
     return torch.bfloat16 if spec == "bfloat16" else torch.float32
 
 
@@ -206,8 +216,6 @@ def _load_error(where: Path | str, what: str, exc: Exception) -> UserError:
 
 
 def _native_bfloat16() -> bool:
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported())
     try:
         lines = Path("/proc/cpuinfo").read_text("ascii", "replace").splitlines()
     except OSError:

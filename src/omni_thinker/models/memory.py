@@ -5,9 +5,12 @@ from __future__ import annotations
 import ctypes
 import os
 from functools import cache
+from typing import Any
 
 KERNELS = 192
 """Kernels of matrix products that may be kept. A step uses about a hundred; each takes 1 to 2 MB."""
+MOST_FREE = 1.2
+"""How much of the heap may be free, in multiples of what is in use: a step's own needs, and some holes."""
 # Numbers of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
@@ -45,9 +48,39 @@ def return_free_memory() -> None:
         trim(0)
 
 
+def bound_free_memory() -> None:
+    """`return_free_memory` where the heap holds much more than is in use: holes that the next step won't fill."""
+    if (mallinfo := _glibc("mallinfo2")) is not None:
+        mallinfo.restype = _HeapSizes
+        sizes = mallinfo()
+        if sizes.fordblks > MOST_FREE * sizes.uordblks:
+            return_free_memory()
+
+
+class _HeapSizes(ctypes.Structure):
+    """glibc's struct mallinfo2; uordblks bytes are in use, fordblks free."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        )
+    ]
+
+
 @cache
-def _glibc(name: str) -> ctypes._NamedFuncPointer | None:
+def _glibc(name: str) -> Any:
+    """A function of glibc, or None where the C library is another or doesn't have it."""
     try:
         return getattr(ctypes.CDLL(None), name)
-    except (AttributeError, OSError, TypeError):  # another C library, or another system
+    except (AttributeError, OSError, TypeError):
         return None

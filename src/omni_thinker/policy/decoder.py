@@ -18,6 +18,10 @@ MULTIPLE = 8
 class Decoder(Protocol):
     """Holds P groups of G columns. A column draws for one sample, or for none."""
 
+    def __init__(self, model: PreTrainedModel, group_size: int, steps: int) -> None:
+        """For groups of `group_size` samples, of `steps` tokens at most."""
+        ...
+
     def prefill(self, prompts: Sequence[TokenIds]) -> torch.Tensor:
         """Compute all prompts; logits of the first answer token, [P, V]."""
         ...

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from omni_thinker.policy.blocks import blocks
 from omni_thinker.policy.forward import answer_states, knows
-from omni_thinker.policy.packing import PackedRow, pack
+from omni_thinker.policy.packing import GPU_MULTIPLE, MULTIPLE, PackedRow, pack
 from omni_thinker.policy.protocol import TrainGroup
 
 
@@ -29,21 +29,23 @@ class AnswerTokens:
 
 
 def answer_logprobs(
-    model: PreTrainedModel, groups: Sequence[TrainGroup], *, temperature: float, packed: bool
+    model: PreTrainedModel, groups: Sequence[TrainGroup], *, temperature: float, packed: bool, recompute: bool = False
 ) -> AnswerTokens:
     """Score the answers in `groups` at the temperature they were sampled at.
 
     `packed` lays all groups out in one row (each prompt once); otherwise every sample has its padded row, which
-    any causal LM understands and which is the reference that the packed layout is tested against.
+    any causal LM understands and which is the reference that the packed layout is tested against. `recompute` keeps
+    fewer activations where the model's layers are written out here; elsewhere the model's own switch decides.
     """
+    if packed and knows(model):
+        row = pack(groups, MULTIPLE if model.device.type == "cpu" else GPU_MULTIPLE)
+        return _from_states(model, answer_states(model, row, recompute=recompute), row, temperature)
     return (_packed if packed else _padded)(model, groups, temperature)
 
 
 def _packed(model: PreTrainedModel, groups: Sequence[TrainGroup], temperature: float) -> AnswerTokens:
     row = pack(groups)
     device = model.device
-    if knows(model):
-        return _from_states(model, answer_states(model, row), row, temperature)
     with blocks(row.lengths):
         out = model(
             input_ids=row.tokens_T[None].to(device),

@@ -17,6 +17,9 @@ MULTIPLE = 64
 """Rows and their answers are filled up to a multiple of this: oneDNN keeps 1 to 2 MB for every shape of a matrix
 product that it has met, which comes to more than a gigabyte where no two rows are of one length."""
 
+GPU_MULTIPLE = 512
+"""The same on a GPU, where a block of attention is 128 tokens and every new length may be compiled for."""
+
 
 @dataclass(frozen=True, slots=True)
 class PackedRow:

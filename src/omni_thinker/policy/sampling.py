@@ -17,13 +17,16 @@ from transformers import PreTrainedModel
 
 from omni_thinker.policy.decoder import MULTIPLE, Decoder, MaskedDecoder, filled
 from omni_thinker.policy.draw import draw
-from omni_thinker.policy.fused import FusedDecoder, supports_fused
+from omni_thinker.policy.forward import knows_weights
+from omni_thinker.policy.fused import FusedDecoder
 from omni_thinker.policy.protocol import OnGroup
+from omni_thinker.policy.static import StaticDecoder
 from omni_thinker.types import Group, Sample, SampleRequest, SamplingParams, StopReason
 
 Decode = Callable[[Sequence[int]], str]
-MAX_SEQUENCES = 256
-"""In flight at once."""
+MAX_SEQUENCES = {"cpu": 256}
+"""In flight at once, by kind of device; elsewhere as many as a GPU's matrix units like."""
+_MAX_ELSEWHERE = 1024
 _TAIL = 8
 """Tokens beyond the length of a stop text that are looked at for it: a token may be less than a character."""
 
@@ -36,17 +39,18 @@ def sample_groups(
     stop_ids: frozenset[int],
     decode: Decode,
     on_group: OnGroup | None = None,
-    max_sequences: int = MAX_SEQUENCES,
+    max_sequences: int | None = None,
     *,
-    fused: bool = True,
+    decoder: type[Decoder] | None = None,
 ) -> list[Group]:
     """Draw one group per request, in order; `on_group` is told each as soon as its last sample ends.
 
-    At most `max_sequences` sequences are in flight at once. `fused`: use the hand-written pass if it knows the model.
+    At most `max_sequences` sequences are in flight at once. `decoder`: by default the fastest that knows the model.
     """
     if not requests:
         return []
-    kind = FusedDecoder if fused and supports_fused(model) else MaskedDecoder
+    make = decoder or fastest_decoder(model)
+    max_sequences = max_sequences or MAX_SEQUENCES.get(model.device.type, _MAX_ELSEWHERE)
     # Requests of like length go together: less padding, and a batch ends when its longest answer does.
     order = sorted(range(len(requests)), key=lambda i: (requests[i].max_tokens, len(requests[i].prompt)))
     width = max(1, max_sequences // params.group_size)
@@ -60,9 +64,16 @@ def sample_groups(
                 on_group(chunk[place], group)
 
         own = [requests[i] for i in chunk]
-        decoder = kind(model, params.group_size, max(request.max_tokens for request in own))
-        _Chunk(decoder, own, params, stop_ids, decode, finished).run()
+        pass_ = make(model, params.group_size, max(request.max_tokens for request in own))
+        _Chunk(pass_, own, params, stop_ids, decode, finished).run()
     return [drawn[i] for i in range(len(requests))]
+
+
+def fastest_decoder(model: PreTrainedModel) -> type[Decoder]:
+    """Hand-written where the model's layers are known: fused for a CPU, static for a GPU."""
+    if not knows_weights(model):
+        return MaskedDecoder
+    return FusedDecoder if model.device.type == "cpu" else StaticDecoder
 
 
 class _Chunk:

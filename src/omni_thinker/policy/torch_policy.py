@@ -17,10 +17,18 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from omni_thinker.models.load import chat_prompt_ids, compute_dtype, load_model, load_tokenizer, stop_token_ids
-from omni_thinker.models.memory import return_free_memory
+from omni_thinker.models.load import (
+    chat_prompt_ids,
+    compute_device,
+    compute_dtype,
+    load_model,
+    load_tokenizer,
+    stop_token_ids,
+)
+from omni_thinker.models.memory import bound_free_memory, return_free_memory
 from omni_thinker.models.quiet import quiet
 from omni_thinker.policy.blocks import use_blocks
+from omni_thinker.policy.forward import knows
 from omni_thinker.policy.layout import supports_group_rows
 from omni_thinker.policy.logprobs import AnswerTokens, answer_logprobs
 from omni_thinker.policy.lora import add_lora
@@ -44,6 +52,7 @@ from omni_thinker.types import Group, SampleRequest, SamplingParams
 
 # Shorter rows spend more on adding up gradients, longer ones hold more: 0.5 MB a token of the built-in model.
 TOKEN_BUDGET = 2048
+GPU_TOKEN_BUDGET = 16_384
 BETAS = (0.9, 0.95)
 
 
@@ -55,11 +64,15 @@ class TorchPolicy:
         self.spec = spec
         name = str(folder or spec.name)
         self.tokenizer = load_tokenizer(name)
-        self.model: PreTrainedModel = load_model(name, compute_dtype(spec.dtype))
-        self.model.eval()  # no dropout: the trainer must compute what the sampler sampled from
+        device = compute_device(spec.device)
+        # No dropout: the trainer must compute what the sampler sampled from.
+        self.model: PreTrainedModel = load_model(name, compute_dtype(spec.dtype, device)).to(device)  # type: ignore[arg-type]
+        self.token_budget = TOKEN_BUDGET if device.type == "cpu" else GPU_TOKEN_BUDGET
         use_blocks(self.model)
         if spec.lora is not None:
             self.model = add_lora(self.model, spec.lora, seed=seed)
+        if spec.activation_checkpointing:
+            use_checkpointing(self.model)
         self.stop_ids = frozenset(stop_token_ids(self.tokenizer, self.model))
         self.stop_id = int(self.tokenizer.eos_token_id)
         self._reference: PreTrainedModel | None = None
@@ -100,14 +113,16 @@ class TorchPolicy:
             return []
         longest = max(len(request.prompt) + request.max_tokens for request in requests)
         draw = sample_groups if supports_group_rows(self.model, longest) else sample_rows
-        return draw(self.model, requests, params, self.stop_ids, self.decode, on_group)
+        groups = draw(self.model, requests, params, self.stop_ids, self.decode, on_group)
+        bound_free_memory()
+        return groups
 
     def forward_backward(
         self, batch: TrainBatch, loss: Loss, *, temperature: float = 1.0, reference: bool = False
     ) -> LossReport:
         total, computed = 0.0, 0
         stats: dict[str, TokenStats] = {}
-        for groups in micro_batches(batch, TOKEN_BUDGET):
+        for groups in micro_batches(batch, self.token_budget):
             reference_N = self.logprobs(groups, temperature=temperature, reference=True) if reference else None
             tokens = self._score(self.model, groups, temperature)
             token_batch = _token_batch(groups, tokens.logprobs_N, tokens.sample_N, reference_N)
@@ -127,6 +142,7 @@ class TorchPolicy:
             self._optimizer.step()
             self._publish()
         self._optimizer.zero_grad(set_to_none=True)
+        bound_free_memory()
         return OptimReport(norm, applied)
 
     @torch.no_grad()
@@ -206,7 +222,8 @@ class TorchPolicy:
 
     def _score(self, model: PreTrainedModel, groups: Sequence[TrainGroup], temperature: float) -> AnswerTokens:
         longest = max(len(g.prompt) + max(len(s.tokens) for s in g.samples) for g in groups)
-        return answer_logprobs(model, groups, temperature=temperature, packed=supports_group_rows(model, longest))
+        packed, recompute = supports_group_rows(model, longest), self.spec.activation_checkpointing
+        return answer_logprobs(model, groups, temperature=temperature, packed=packed, recompute=recompute)
 
     @contextmanager
     def _start_model(self) -> Iterator[PreTrainedModel]:
@@ -230,6 +247,14 @@ class TorchPolicy:
 
     def _publish(self) -> None:
         self._put(self._masters)
+
+
+def use_checkpointing(model: PreTrainedModel) -> None:
+    """For passes through the model's own layers. They checkpoint in training mode only, which without dropout computes
+    the same. Does nothing where the layers are written out here, or the architecture knows no checkpoints."""
+    if not knows(model) and model.supports_gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.train()
 
 
 def _adds_to(master: torch.Tensor) -> Callable[[torch.Tensor], None]:

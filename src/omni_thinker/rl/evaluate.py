@@ -73,11 +73,11 @@ def evaluate(
     rewards: Mapping[TaskName, Reward],
     max_tokens: Mapping[TaskName, int],
     *,
-    samples: int,
-    temperature: float,
+    params: SamplingParams,
     seed: int,
+    stops: Mapping[TaskName, tuple[str, ...]] | None = None,
 ) -> Evaluation:
-    """Answer each problem `samples` times. The same seed draws with the same random numbers for every policy.
+    """Answer each problem `params.group_size` times. The same seed draws with the same random numbers for every policy.
 
     Raises UserError where a task has no scored answer at all.
     """
@@ -87,11 +87,11 @@ def evaluate(
             policy.encode_prompt(problem.prompt),
             max_tokens[problem.task],
             stable_seed(seed, "evaluate", problem.task, problem.id),
+            (stops or {}).get(problem.task, ()),
         )
         for problem in flat
     ]
     with Scoring(rewards) as scoring:
-        params = SamplingParams(group_size=samples, temperature=temperature)
         policy.sample(requests, params, lambda place, group: scoring.submit(place, flat[place], group))
         scored = scoring.results()
     values: dict[TaskName, dict[str, float]] = {task: {} for task in problems}

@@ -45,9 +45,12 @@ class Learner:
         streams: Mapping[TaskName, ProblemStream],
         rewards: Mapping[TaskName, Reward],
         max_tokens: Mapping[TaskName, int],
+        stops: Mapping[TaskName, tuple[str, ...]] | None = None,
     ) -> None:
+        """`stops`: texts that end an answer, by task."""
         self.policy, self.spec = policy, spec
         self.streams, self.rewards, self.max_tokens = streams, rewards, max_tokens
+        self.stops = stops or {}
         self.loss = make_loss(spec)
         self._skipped = 0
 
@@ -92,7 +95,12 @@ class Learner:
     def _sample(self, quotas: Mapping[TaskName, int], clock: _Clock) -> list[ScoredGroup]:
         drawn = [item for task, count in quotas.items() for item in self.streams[task].take(count)]
         requests = [
-            SampleRequest(self.policy.encode_prompt(problem.prompt), self.max_tokens[problem.task], seed)
+            SampleRequest(
+                self.policy.encode_prompt(problem.prompt),
+                self.max_tokens[problem.task],
+                seed,
+                self.stops.get(problem.task, ()),
+            )
             for problem, seed in drawn
         ]
         params = SamplingParams(self.spec.group_size, self.spec.temperature)

@@ -17,7 +17,7 @@ from omni_thinker.rl.stream import make_streams
 from omni_thinker.runs.progress import Progress
 from omni_thinker.runs.rundir import RunDir
 from omni_thinker.schedulers.base import Scheduler
-from omni_thinker.study.setup import Bench, Pools, study_seed
+from omni_thinker.study.setup import Bench, Pools, evaluation_params, study_seed
 from omni_thinker.types import Problem, SampleRequest, SamplingParams, Split, TaskName
 
 
@@ -121,6 +121,7 @@ class Session:
                 self.policy.encode_prompt(problem.prompt),
                 self.bench.tasks[problem.task].max_tokens,
                 study_seed(self.seed, "reference", problem.id),
+                self.bench.stops.get(problem.task, ()),
             )
             for problem in lacking
         ]
@@ -179,7 +180,7 @@ class Session:
     def learner(self, rewards: Mapping[TaskName, Reward]) -> Learner:
         """At the beginning of every task's stream, so that all arms see the same problems."""
         streams = make_streams(self.pools["train"], study_seed(self.seed, "train"))
-        return Learner(self.policy, self.recipe.rl, streams, rewards, self.bench.max_tokens)
+        return Learner(self.policy, self.recipe.rl, streams, rewards, self.bench.max_tokens, self.bench.stops)
 
     def save(self, arm: str) -> Path:
         """Keep the weights at hand in fp32."""
@@ -193,16 +194,15 @@ class Session:
 
     def evaluate(self, arm: str, split: Split, step: int, stage: TaskName | None = None) -> Evaluation:
         """Every task on `split`, logged, with a few rollouts kept."""
-        spec = self.recipe.evaluation
         began = time.monotonic()
         result = evaluate(
             self.policy,
             self.pools[split],
             self.bench.measures,
             self.bench.max_tokens,
-            samples=spec.samples,
-            temperature=spec.temperature,
+            params=evaluation_params(self.recipe),
             seed=study_seed(self.seed, split),
+            stops=self.bench.stops,
         )
         seconds = time.monotonic() - began
         self.progress.unit(split, seconds)
@@ -224,9 +224,9 @@ class Session:
             pools,
             self.bench.forms,
             self.bench.max_tokens,
-            samples=1,
-            temperature=self.recipe.rl.temperature,
+            params=SamplingParams(1, self.recipe.rl.temperature),
             seed=study_seed(self.seed, "warmup", step),
+            stops=self.bench.stops,
         )
         seconds = time.monotonic() - began
         self.progress.unit("check", seconds)

@@ -34,7 +34,7 @@ from omni_thinker.rewards.registry import make_reward, measuring
 from omni_thinker.rl.stream import stable_seed
 from omni_thinker.tasks.base import Task
 from omni_thinker.tasks.registry import check_splits, make_task
-from omni_thinker.types import SPLITS, Problem, Score, Split, TaskName
+from omni_thinker.types import SPLITS, Problem, SamplingParams, Score, Split, TaskName
 
 Pools = Mapping[TaskName, Sequence[Problem]]
 
@@ -64,6 +64,11 @@ class Bench:
         return {name: task.max_tokens for name, task in self.tasks.items()}
 
     @property
+    def stops(self) -> dict[TaskName, tuple[str, ...]]:
+        """Texts that end an answer, of the tasks that have any."""
+        return {name: spec.stop for name, spec in self.recipe.tasks.items() if spec.stop}
+
+    @property
     def judged(self) -> list[TaskName]:
         return [name for name, task in self.tasks.items() if not task.verifiable]
 
@@ -76,6 +81,12 @@ class Bench:
 def make_tasks(recipe: Recipe) -> dict[TaskName, Task]:
     """The tasks of a recipe. Raises UserError for the first that can't be made."""
     return {name: make_task(name, _rooted(spec, recipe.data_root)) for name, spec in recipe.tasks.items()}
+
+
+def evaluation_params(recipe: Recipe) -> SamplingParams:
+    """How answers are drawn in evaluations."""
+    spec = recipe.evaluation
+    return SamplingParams(spec.samples, spec.temperature, spec.top_k, spec.top_p, spec.min_p)
 
 
 def prepare(recipe: Recipe, *, with_judge: bool = True) -> Bench:

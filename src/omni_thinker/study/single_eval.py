@@ -11,7 +11,7 @@ from omni_thinker.errors import UserError
 from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.recipe import Recipe
 from omni_thinker.rl.evaluate import evaluate
-from omni_thinker.study.setup import prepare, study_seed
+from omni_thinker.study.setup import evaluation_params, prepare, study_seed
 from omni_thinker.types import Problem, Split
 
 
@@ -37,9 +37,9 @@ def evaluate_model(model: str, recipe: Recipe, split: str, references: Path | No
         pools,
         {task: bench.forms[task] if task in unjudged else reward for task, reward in bench.measures.items()},
         bench.max_tokens,
-        samples=recipe.evaluation.samples,
-        temperature=recipe.evaluation.temperature,
+        params=evaluation_params(recipe),
         seed=study_seed(recipe.study.seeds[0], wanted),
+        stops=bench.stops,
     )
     notes = [f"{task}: no references, so only what needs no judge was scored; see --references." for task in unjudged]
     return {

@@ -1,0 +1,170 @@
+"""Every benchmark of speed in turn, each held against what is committed for this kind of processor.
+
+    python benchmarks/suite.py [--only grpo] [--update] [--scaling]
+
+A ratio more than 10 % under the committed one, one under its goal, or a peak above the peer's where that is promised,
+fails with the row's name and exit code 1. `--update` commits to what was measured: it rewrites the row's JSON.
+`--scaling` measures our own seconds over prompt length, group and answer length instead. A row takes minutes; nothing
+else may run beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omni_thinker.runs.machine import machine
+from peers import PEER_PYTHON
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+TOLERANCE = 0.1
+"""How far a ratio may fall under the committed one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One comparison. `goal`: the ratio that is promised, 0 where none is. `lean`: our peak may not exceed the
+    peer's."""
+
+    name: str
+    script: str
+    options: str
+    goal: float
+    lean: bool = False
+    rounds: int = 2
+
+    @property
+    def peer(self) -> str:
+        return self.options.split()[1]
+
+
+_SHORT = "--prompts 8 --prompt-tokens 70 --group 8 --completion-tokens 32"
+_LONG = "--prompts 4 --prompt-tokens 300 --group 16 --completion-tokens 32"
+ROWS = (
+    Row("grpo-short", "grpo_step.py", f"--peer trl {_SHORT}", 6.0, lean=True),
+    Row("grpo-long", "grpo_step.py", f"--peer trl {_LONG}", 10.0, lean=True, rounds=1),
+    Row("sampling-64", "sampling.py", "--peer generate --sequences 64", 4.0, rounds=3),
+    Row("sampling-256", "sampling.py", "--peer generate --sequences 256", 4.0),
+    Row("continuous-64", "sampling.py", "--peer continuous --sequences 64", 0.0),
+    Row("vllm-64", "sampling.py", "--peer vllm --sequences 64", 3.0),
+    Row("vllm-256", "sampling.py", "--peer vllm --sequences 256", 3.0),
+    Row("training-short", "training.py", f"--peer padded {_SHORT}", 2.3),
+    Row("training-long", "training.py", f"--peer padded {_LONG}", 4.0, rounds=1),
+)
+SCALING = (
+    *(("prompt tokens", n, (4, n, 8, 32)) for n in (64, 256, 1024)),
+    *(("group", n, (4, 128, n, 32)) for n in (4, 8, 16, 32)),
+    *(("completion tokens", n, (2, 128, 8, n)) for n in (16, 64, 128, 512)),
+)
+"""Axis, size on it, and prompts, their tokens, group and completion tokens."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="rows whose name contains this")
+    parser.add_argument("--update", action="store_true", help="commit to what is measured")
+    parser.add_argument("--scaling", action="store_true", help="our seconds over three sizes, without a peer")
+    chosen = parser.parse_args()
+    folder = RESULTS / processor_name(str(machine()["cpu"]))
+    if chosen.scaling:
+        _scale(folder)
+        return
+    rows = [row for row in ROWS if chosen.only in row.name]
+    if not rows:
+        parser.error(f"no row has {chosen.only!r} in its name; there are {', '.join(row.name for row in ROWS)}")
+    failures: list[str] = []
+    for row in rows:
+        if row.peer == "vllm" and not os.environ.get(PEER_PYTHON):
+            print(f"{row.name:15} skipped: {PEER_PYTHON} names no interpreter with vllm", flush=True)
+            continue
+        result = _measure(row)
+        file = folder / f"{row.name}.json"
+        found = problems(row, result, _committed(file))
+        failures += found
+        print(_line(row, result) + "".join(f"  FAILED: {problem}" for problem in found), flush=True)
+        if chosen.update:
+            folder.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    if failures:
+        sys.exit("\n".join(failures))
+
+
+def problems(row: Row, result: dict[str, Any], committed: dict[str, Any] | None) -> list[str]:
+    """What is wrong with a row, in words that name it; `committed` is None where this processor has no result yet."""
+    found, ratio = [], float(result["ratio"])
+    if committed is not None and ratio < (1 - TOLERANCE) * committed["ratio"]:
+        found.append(f"{row.name}: {ratio} times as fast as {row.peer}, committed are {committed['ratio']}")
+    if ratio < row.goal:
+        found.append(f"{row.name}: {ratio} times as fast as {row.peer}, promised are {row.goal}")
+    if row.lean and result["peak_rss_mb"] > result["peer_peak_rss_mb"]:
+        found.append(f"{row.name}: {result['peak_rss_mb']:.0f} MB, {row.peer} takes {result['peer_peak_rss_mb']:.0f}")
+    return found
+
+
+def processor_name(cpu: str) -> str:
+    """A folder's name for a processor and its core count: ratios depend on its matrix units."""
+    cores = machine()["cores"]
+    return re.sub(r"[^a-z0-9]+", "-", f"{cpu} {cores} cores {_units()}".lower()).strip("-")
+
+
+def _units() -> str:
+    flags = Path("/proc/cpuinfo").read_text("utf-8").split() if Path("/proc/cpuinfo").exists() else []
+    return next((unit for unit in ("amx_bf16", "avx512_bf16") if unit in flags), "no bf16")
+
+
+def _committed(file: Path) -> dict[str, Any] | None:
+    return json.loads(file.read_text("utf-8")) if file.exists() else None
+
+
+def _measure(row: Row) -> dict[str, Any]:
+    command = [sys.executable, str(HERE / row.script), *row.options.split(), "--rounds", str(row.rounds), "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{row.name}: {' '.join(command)} failed")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def _line(row: Row, result: dict[str, Any]) -> str:
+    memory = f"{result['peak_rss_mb']:.0f} / {result['peer_peak_rss_mb']:.0f} MB"
+    seconds = f"{result['ours_seconds']:7.2f} s  {row.peer:10} {result['peer_seconds']:7.2f} s"
+    return f"{row.name:15} {seconds}  {result['ratio']:6.2f}  {memory}"
+
+
+def _scale(folder: Path) -> None:
+    rows = []
+    names = ("--prompts", "--prompt-tokens", "--group", "--completion-tokens")
+    for axis, size, shape in SCALING:
+        options = " ".join(f"{name} {value}" for name, value in zip(names, shape, strict=True))
+        began = time.perf_counter()
+        command = [sys.executable, str(HERE / "grpo_step.py"), "--side", "ours", *options.split()]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        found = json.loads(done.stdout.splitlines()[-1])
+        step = min(found["seconds"])
+        row = {
+            "axis": axis,
+            "size": size,
+            "options": options,
+            "step_seconds": round(step, 2),
+            "sample_seconds": found["seconds/sample"],
+            "train_seconds": found["seconds/train"],
+            "tokens_per_second": round(found["tokens_trained"] / step),
+            "peak_rss_mb": found["peak_rss_mb"],
+        }
+        rows.append(row)
+        print(json.dumps(row), f"({time.perf_counter() - began:.0f} s)", flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "scaling.json").write_text(json.dumps({"rows": rows, "machine": machine()}, indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""The benchmarks' own logic: what fails a row, and that the script for GPUs is complete."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import suite
+
+ROW = suite.Row("a-row", "sampling.py", "--peer generate --sequences 64", goal=4.0, lean=True)
+
+
+def _result(ratio: float, ours_mb: float = 100.0) -> dict[str, Any]:
+    return {"ratio": ratio, "peak_rss_mb": ours_mb, "peer_peak_rss_mb": 200.0}
+
+
+def test_a_good_row_has_no_problems() -> None:
+    assert suite.problems(ROW, _result(4.6), {"ratio": 5.1}) == []
+    assert suite.problems(ROW, _result(4.0), None) == []
+
+
+@pytest.mark.parametrize(
+    ("result", "committed", "word"),
+    [
+        (_result(4.5), {"ratio": 5.1}, "committed"),
+        (_result(3.9), None, "promised"),
+        (_result(5.0, ours_mb=201.0), None, "MB"),
+    ],
+)
+def test_what_fails_names_the_row(result: dict[str, Any], committed: dict[str, Any] | None, word: str) -> None:
+    [problem] = suite.problems(ROW, result, committed)
+    assert problem.startswith("a-row: ")
+    assert word in problem
+
+
+def test_committed_results_keep_their_promises(repo: Path) -> None:
+    """Whatever is committed was measured, names its machine, and is at least what is promised."""
+    folders = [path for path in (repo / "benchmarks" / "results").iterdir() if path.is_dir()]
+    assert folders
+    for folder in folders:
+        for row in suite.ROWS:
+            result = json.loads((folder / f"{row.name}.json").read_text("utf-8"))
+            assert result["machine"]["cpu"]
+            assert suite.problems(row, result, None) == []
+
+
+def test_an_unknown_row_is_named(repo: Path) -> None:
+    command = [sys.executable, "benchmarks/suite.py", "--only", "nothing-like-it"]
+    done = subprocess.run(command, cwd=repo, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "grpo-short" in done.stderr
+
+
+def test_the_script_for_gpus_is_complete(repo: Path, tmp_path: Path) -> None:
+    """On a CPU with a random model: every part runs, and what must hold holds."""
+    out = tmp_path / "gpu.json"
+    command = [sys.executable, str(repo / "benchmarks" / "gpu.py"), "--model", "tiny", "--small", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    results = json.loads(out.read_text("utf-8"))
+    failed = {name: part for name, part in results.items() if isinstance(part, dict) and "error" in part}
+    assert not failed
+    assert results["gradients, fp32, packed against padded"]["worst_relative"] < 1e-5
+    assert results["decoding, fp32, against the model's own"]["same"] == 1.0
+    assert results["sampler against trainer, fp32"]["mean"] < 1e-4
+    assert any(name.startswith("GRPO step") for name in results)
