@@ -1,9 +1,10 @@
 """Every benchmark of speed in turn, each held against what is committed for this kind of processor.
 
-    python benchmarks/suite.py [--only grpo] [--update] [--scaling]
+    python benchmarks/suite.py [--only grpo] [--update] [--scaling] [--table]
 
 A ratio more than 10 % under the committed one, one under its goal, or a peak above the peer's where that is promised,
 fails with the row's name and exit code 1. `--update` commits to what was measured: it rewrites the row's JSON.
+`--table` prints what is committed as Markdown.
 `--scaling` measures our own seconds over prompt length, group and answer length instead. A row takes minutes; nothing
 else may run beside it.
 """
@@ -73,10 +74,12 @@ def main() -> None:
     parser.add_argument("--only", default="", help="rows whose name contains this")
     parser.add_argument("--update", action="store_true", help="commit to what is measured")
     parser.add_argument("--scaling", action="store_true", help="our seconds over three sizes, without a peer")
+    parser.add_argument("--table", action="store_true", help="print the committed results as Markdown")
+    parser.add_argument("--rounds", type=int, default=0, help="instead of each row's own number")
     chosen = parser.parse_args()
     folder = RESULTS / processor_name(str(machine()["cpu"]))
-    if chosen.scaling:
-        _scale(folder)
+    if chosen.scaling or chosen.table:
+        _scale(folder) if chosen.scaling else _print_table(folder)
         return
     rows = [row for row in ROWS if chosen.only in row.name]
     if not rows:
@@ -86,7 +89,7 @@ def main() -> None:
         if row.peer == "vllm" and not os.environ.get(PEER_PYTHON):
             print(f"{row.name:15} skipped: {PEER_PYTHON} names no interpreter with vllm", flush=True)
             continue
-        result = _measure(row)
+        result = _measure(row, chosen.rounds or row.rounds)
         file = folder / f"{row.name}.json"
         found = problems(row, result, _committed(file))
         failures += found
@@ -125,8 +128,8 @@ def _committed(file: Path) -> dict[str, Any] | None:
     return json.loads(file.read_text("utf-8")) if file.exists() else None
 
 
-def _measure(row: Row) -> dict[str, Any]:
-    command = [sys.executable, str(HERE / row.script), *row.options.split(), "--rounds", str(row.rounds), "--json"]
+def _measure(row: Row, rounds: int) -> dict[str, Any]:
+    command = [sys.executable, str(HERE / row.script), *row.options.split(), "--rounds", str(rounds), "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         sys.exit(f"{row.name}: {' '.join(command)} failed")
@@ -138,6 +141,25 @@ def _line(row: Row, result: dict[str, Any]) -> str:
     memory = f"{result['peak_rss_mb']:.0f} / {result['peer_peak_rss_mb']:.0f} MB"
     seconds = f"{result['ours_seconds']:7.2f} s  {row.peer:10} {result['peer_seconds']:7.2f} s"
     return f"{row.name:15} {seconds}  {result['ratio']:6.2f}  {memory}"
+
+
+def _print_table(folder: Path) -> None:
+    print("| row | peer | ours | peer's | ratio | promised | peak, ours / peer's |")
+    print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
+    for row in ROWS:
+        if (found := _committed(folder / f"{row.name}.json")) is None:
+            continue
+        seconds = f"{found['ours_seconds']:.2f} s | {found['peer_seconds']:.2f} s"
+        memory = f"{found['peak_rss_mb'] / 1000:.1f} / {found['peer_peak_rss_mb'] / 1000:.1f} GB"
+        print(f"| {row.name} | {row.peer} | {seconds} | {found['ratio']:.2f} | {row.goal or '-'} | {memory} |")
+    scaling = _committed(folder / "scaling.json")
+    if scaling is not None:
+        print("\n| axis | size | step | sampling | training | answer tokens/s | peak |")
+        print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+        for own in scaling["rows"]:
+            parts = " | ".join(f"{own[key]:.2f} s" for key in ("step_seconds", "sample_seconds", "train_seconds"))
+            peak = own["peak_rss_mb"] / 1000
+            print(f"| {own['axis']} | {own['size']} | {parts} | {own['tokens_per_second']} | {peak:.1f} GB |")
 
 
 def _scale(folder: Path) -> None:

@@ -15,7 +15,15 @@ from safetensors.torch import load_file, save_file
 from omni_thinker.errors import UserError
 from omni_thinker.judging import Judge, Verdict
 from omni_thinker.judging.agreement import measure, read_pairs
-from omni_thinker.judging.trained import MAX_ANSWER, MAX_PROMPT, TrainedJudge, encode, load_card, merge_adapter
+from omni_thinker.judging.trained import (
+    MAX_ANSWER,
+    MAX_PROMPT,
+    TrainedJudge,
+    encode,
+    last_hidden,
+    load_card,
+    merge_adapter,
+)
 from omni_thinker.models.load import compute_dtype, load_model, load_tokenizer
 
 SHIPPED = Path(str(files("omni_thinker.judging"))) / "adapter"
@@ -131,3 +139,16 @@ def test_a_damaged_adapter_is_named(builtin_model: Path, tmp_path: Path) -> None
         TrainedJudge(model, tokenizer, adapter=folder)
     with pytest.raises(ValueError, match="margin"):
         TrainedJudge(model, tokenizer, -1.0)
+
+
+@pytest.mark.parametrize("shared", [0, 5, 20])
+def test_a_shared_beginning_changes_no_hidden_state(tiny_model: Path, shared: int) -> None:
+    """Rows that begin alike, one that is all beginning but for its last token, and one token more of it in two."""
+    model = load_model(str(tiny_model), torch.float32)
+    start = list(range(10, 10 + shared))
+    rows = [[*start, 7], [*start, 8, 9, 11], [*start, 8, 12, *range(40, 70)]]
+    with torch.inference_mode():
+        together = last_hidden(model, rows)
+        alone = torch.cat([last_hidden(model, [row]) for row in rows])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+    assert (together[0] - together[1]).abs().max() > 1e-2

@@ -11,13 +11,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from omni_thinker.errors import UserError
 from omni_thinker.policy.layout import supports_group_rows
 from omni_thinker.policy.protocol import LossReport, LossTerms, OptimParams, TokenBatch, TrainGroup
 from omni_thinker.policy.torch_policy import TorchPolicy
-from omni_thinker.recipe import LoraSpec, ModelSpec, RlSpec
+from omni_thinker.recipe import LoraSpec, ModelSpec, RlSpec, parse_recipe
+from omni_thinker.rl.evaluate import evaluate
 from omni_thinker.rl.loop import Learner
 from omni_thinker.rl.losses import make_loss
 from omni_thinker.rl.stream import make_streams
+from omni_thinker.study.setup import evaluation_params
 from omni_thinker.types import Group, Problem, SampleRequest, SamplingParams, Score
 
 OPTIM = OptimParams(lr=1e-3)
@@ -318,3 +321,82 @@ def test_lora_is_merged_on_export_and_goes_on_training(tiny_model: Path, tmp_pat
     assert _equal(_weights(policy), weights)
     _step(policy, groups)
     assert not _equal(_weights(policy), weights)
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_checkpointed_activations_train_the_same(tiny_model: Path, lora: LoraSpec | None) -> None:
+    plain = _policy(tiny_model, lora=lora)
+    spec = ModelSpec(name=str(tiny_model), dtype="float32", lora=lora, activation_checkpointing=True)
+    lean = TorchPolicy(spec)
+    groups = _groups(plain)
+    for policy in (plain, lean):
+        _step(policy, groups)
+    for name, weight in _weights(plain).items():
+        torch.testing.assert_close(_weights(lean)[name], weight, atol=1e-6, rtol=1e-6)
+
+
+# -- what recipes say of sampling ---------------------------------------------------------------------------
+
+
+class _Words:
+    """Keeps the texts that it was asked to score."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    async def score(self, group: Group, problem: Problem) -> list[Score]:
+        self.texts += [sample.text for sample in group.samples]
+        return [Score.of(float(len(sample.text) % 2)) for sample in group.samples]
+
+    def check(self, problem: Problem) -> str | None:
+        return None
+
+    def wrong_answer(self, problem: Problem) -> str:
+        return ""
+
+
+def test_stop_texts_of_a_task_reach_training_and_evaluation(tiny_model: Path) -> None:
+    policy, problems = _policy(tiny_model), [Problem(str(n), "t", f"Say {n}") for n in range(4)]
+    free = _Words()
+    evaluate(policy, {"t": problems}, {"t": free}, {"t": 30}, params=SamplingParams(4), seed=1)
+    letters = [letter for text in free.texts for letter in text]
+    stop = max(set(letters), key=letters.count)
+    stops = {"t": (stop,)}
+    stopped = _Words()
+    evaluate(policy, {"t": problems}, {"t": stopped}, {"t": 30}, params=SamplingParams(4), seed=1, stops=stops)
+    Learner(
+        policy,
+        RlSpec(group_size=4, problems_per_step=4, refill_rounds=0, kl_every=0),
+        make_streams({"t": problems}, 0),
+        {"t": stopped},
+        {"t": 30},
+        stops,
+    ).step({"t": 4}, 0)
+    assert len(stopped.texts) == 32
+    assert not any(stop in text for text in stopped.texts)
+
+
+def test_recipes_set_filters_and_stop_texts() -> None:
+    recipe = parse_recipe(
+        {
+            "tasks": {"t": {"source": "builtin:math", "stop": ["\n\n"]}},
+            "evaluation": {"samples": 3, "temperature": 0.7, "top_k": 20, "top_p": 0.9, "min_p": 0.1},
+        },
+        "a recipe",
+    )
+    assert evaluation_params(recipe) == SamplingParams(3, 0.7, 20, 0.9, 0.1)
+    assert recipe.tasks["t"].stop == ("\n\n",)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("top_p", 0.0), ("top_p", 1.1), ("min_p", 1.0), ("top_k", -1)],
+)
+def test_filters_out_of_range_are_refused(key: str, value: float) -> None:
+    with pytest.raises(UserError, match=f"evaluation.{key}"):
+        parse_recipe({"tasks": {"t": {"source": "builtin:math"}}, "evaluation": {key: value}}, "a recipe")
+
+
+def test_an_empty_stop_text_is_refused() -> None:
+    with pytest.raises(UserError, match=r"tasks\.t\.stop"):
+        parse_recipe({"tasks": {"t": {"source": "builtin:math", "stop": [""]}}}, "a recipe")

@@ -24,9 +24,10 @@ from omni_thinker.judging.tally import Tally
 
 MAX_PROMPT, MAX_ANSWER = 320, 320
 """Tokens that are read: of a longer request its beginning and its end, of a longer answer its beginning."""
-MULTIPLE = 32
+MULTIPLE = 16
 """Widths are filled up, so that matrix products come in few shapes."""
 _BATCH = 16
+_WORTH_SHARING = 8
 _REMEMBERED = 4096
 
 
@@ -50,19 +51,40 @@ def encode(tokenizer: Any, prompt: str, answer: str) -> list[int]:
 
 
 def last_hidden(model: Any, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-    """What `model` (a causal LM) has at the last token of each row; [N, hidden], fp32."""
-    width = -(-max(map(len, rows)) // MULTIPLE) * MULTIPLE
+    """What `model` (a causal LM) has at the last token of each row; [N, hidden], fp32.
+
+    What all rows begin with, such as the request that several answers share, is computed once.
+    """
+    shared = _shared_beginning(rows)
+    tails = [row[shared:] for row in rows]
+    width = -(-max(map(len, tails)) // MULTIPLE) * MULTIPLE
     ids_N_T = torch.zeros(len(rows), width, dtype=torch.long)
-    mask_N_T = torch.zeros_like(ids_N_T)
-    for n, row in enumerate(rows):
-        ids_N_T[n, : len(row)] = torch.tensor(row)
-        mask_N_T[n, : len(row)] = 1
+    mask_N_T = torch.zeros(len(rows), shared + width, dtype=torch.long)
+    for n, tail in enumerate(tails):
+        ids_N_T[n, : len(tail)] = torch.tensor(tail)
+        mask_N_T[n, : shared + len(tail)] = 1
     device = next(model.parameters()).device
+    options: dict[str, Any] = {"use_cache": False}
+    if shared:
+        beginning = torch.tensor([list(rows[0][:shared])], device=device)
+        cache = model.model(input_ids=beginning, use_cache=True).past_key_values
+        cache.batch_repeat_interleave(len(rows))
+        options = {"use_cache": True, "past_key_values": cache}
     ids_N_T, mask_N_T = ids_N_T.to(device), mask_N_T.to(device)
-    hidden = model.model(input_ids=ids_N_T, attention_mask=mask_N_T, use_cache=False).last_hidden_state
-    ends = torch.tensor([len(row) - 1 for row in rows], device=device)
+    hidden = model.model(input_ids=ids_N_T, attention_mask=mask_N_T, **options).last_hidden_state
+    ends = torch.tensor([len(tail) - 1 for tail in tails], device=device)
     found: torch.Tensor = hidden[torch.arange(len(rows), device=device), ends].float()
     return found
+
+
+def _shared_beginning(rows: Sequence[Sequence[int]]) -> int:
+    """Tokens that all rows begin with, where it pays; at least one token of each is left."""
+    if len(rows) < 2:
+        return 0
+    most = min(map(len, rows)) - 1
+    first = rows[0]
+    shared = next((n for n in range(most) if any(row[n] != first[n] for row in rows)), most)
+    return shared if shared >= _WORTH_SHARING else 0
 
 
 def load_card() -> dict[str, Any]:
