@@ -57,7 +57,8 @@ def compare(chosen: argparse.Namespace, settings: dict[str, Any]) -> dict[str, A
             if done.returncode:
                 sys.stderr.write(done.stderr[-3000:])
                 raise SystemExit(f"{side} failed")
-            row = json.loads(done.stdout.splitlines()[-1])
+            # vLLM says more on its way out.
+            row = json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith('{"seconds"')))
             found[side].append(row)
             seconds = ", ".join(f"{value:.2f}" for value in row["seconds"])
             sys.stderr.write(f"round {number + 1}, {side}: {seconds} s, {row['peak_rss_mb']:.0f} MB\n")
