@@ -115,7 +115,7 @@ def test_attention_in_parts_is_attention_over_the_row(
     generator = torch.Generator().manual_seed(seed)
     length = sum(prompt + sum(samples) for prompt, samples in shapes) + filling
     rows = [torch.randn(length, own, 8, generator=generator) for own in (heads[0], heads[1], heads[1])]
-    where = SharedPrompts.of(shapes, length)
+    where = SharedPrompts.of(shapes, length, heads=heads[0], kv_heads=heads[1])
 
     def ours(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return shared_attention(q, k, v, where, 0.3)
@@ -147,7 +147,7 @@ def test_attention_in_parts_holds_in_bf16() -> None:
     shapes = [(40, (30, 31, 3)), (12, (17,))]
     length = sum(prompt + sum(samples) for prompt, samples in shapes)
     rows = [torch.randn(length, own, 64).bfloat16() for own in (6, 2, 2)]
-    where = SharedPrompts.of(shapes, length)
+    where = SharedPrompts.of(shapes, length, heads=6, kv_heads=2)
 
     def ours(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return shared_attention(q, k, v, where, 0.125)
@@ -158,7 +158,7 @@ def test_attention_in_parts_holds_in_bf16() -> None:
 def test_siblings_do_not_see_each_other() -> None:
     """Nothing of one sample reaches another, forward or backward."""
     torch.manual_seed(0)
-    where = SharedPrompts.of([(3, (4, 4))], 11)
+    where = SharedPrompts.of([(3, (4, 4))], 11, heads=2, kv_heads=2)
     q, k, v = (torch.randn(11, 2, 8, requires_grad=True) for _ in range(3))
     out = shared_attention(q, k, v, where, 0.3)
     grads = torch.autograd.grad(out[3:7].sum(), (q, k, v))

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
+from itertools import pairwise, product
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from omni_thinker.policy.blocks import NAME, use_blocks
@@ -242,12 +245,27 @@ def test_filling_changes_no_log_prob_and_no_gradient(multiple: int, monkeypatch:
 @pytest.mark.parametrize("budget", [1, 15, 30, 10_000])
 def test_micro_batches_hold_every_group_once(budget: int) -> None:
     groups = make_groups(RAGGED)
-    rows = list(micro_batches(groups, budget))
+    rows = micro_batches(groups, budget)
     flat = [g for row in rows for g in row]
     assert sorted(map(id, flat)) == sorted(map(id, groups))
     for row in rows:
         assert sum(map(row_length, row)) <= budget or len(row) == 1
     assert len(rows) == {1: 5, 10_000: 1}.get(budget, len(rows))
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=8), st.integers(30, 90))
+def test_of_the_fewest_rows_the_longest_is_shortest(prompts: list[int], budget: int) -> None:
+    """Against every way to cut the sorted groups."""
+    groups = make_groups([(prompt, (1,)) for prompt in prompts])
+    lengths = [sum(map(row_length, row)) for row in micro_batches(groups, budget)]
+    ordered, count = sorted(map(row_length, groups)), len(groups)
+    best = (count, 10**9)
+    for cuts in product([False, True], repeat=count - 1):
+        ends = [0, *(n for n, cut in enumerate(cuts, 1) if cut), count]
+        rows = [sum(ordered[a:b]) for a, b in pairwise(ends)]
+        if max(rows) <= budget:
+            best = min(best, (len(rows), max(rows)))
+    assert (len(lengths), max(lengths)) == best
 
 
 # -- log softmax at one index -------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from omni_thinker.policy.decoder import MULTIPLE, filled
-from omni_thinker.policy.forward import adapters
+from omni_thinker.policy.forward import adapters, normed
+from omni_thinker.policy.kernels import rotated
 from omni_thinker.policy.packing import MULTIPLE as ROW_MULTIPLE
 from omni_thinker.types import TokenIds
 
@@ -172,9 +173,10 @@ class FusedDecoder:
         real_P_T, place_P_T = real_P_T.to(device), place_P_T.to(device)
         x = w.embed(tokens_T)
         cos, sin = (part[0, :, None] for part in w.rotary(x[None], positions_T[None].to(device)))
+        x = x.float()
         per = w.heads // w.kv_heads
         for number, layer in enumerate(w.layers):
-            turned, value = self._turned(layer, layer.before(x), cos, sin)
+            turned, value = self._turned(layer, normed(layer.before, x), cos, sin)
             query, keys, values = (
                 part[place_P_T].transpose(1, 2) for part in (turned[:, : w.heads], turned[:, w.heads :], value)
             )
@@ -185,7 +187,7 @@ class FusedDecoder:
             if number == len(w.layers) - 1:  # of the last layer only what the first answer token is predicted from
                 x, flat = x[last_P], flat[last_P]
             x = self._fed_forward(layer, x + layer.out(flat))
-        return w.head(w.norm(x))
+        return w.head(normed(w.norm, x))
 
     def step(self, token_P_G: torch.Tensor, sample_P_G: torch.Tensor) -> torch.Tensor:
         position_P_G = self._position_P[:, None].expand(token_P_G.shape)
@@ -199,10 +201,11 @@ class FusedDecoder:
         w, (groups, columns) = self.weights, token_P_G.shape
         x = w.embed(token_P_G.reshape(-1))
         cos, sin = (part[0, :, None] for part in w.rotary(x[None], position_P_G.reshape(1, -1)))
+        x = x.float()
         for number, layer in enumerate(w.layers):
-            out = self._attention(number, layer, layer.before(x), cos, sin, groups, columns)
+            out = self._attention(number, layer, normed(layer.before, x), cos, sin, groups, columns)
             x = self._fed_forward(layer, x + layer.out(out))
-        return w.head(w.norm(x)).view(groups, columns, -1)
+        return w.head(normed(w.norm, x)).view(groups, columns, -1)
 
     def _attention(
         self,
@@ -228,13 +231,13 @@ class FusedDecoder:
         qkv = layer.qkv(x).view(len(x), heads + 2 * kv_heads, -1)
         turned = qkv[:, : heads + kv_heads]
         if layer.q_norm is not None and layer.k_norm is not None:
-            turned = torch.cat([layer.q_norm(turned[:, :heads]), layer.k_norm(turned[:, heads:])], dim=1)
-        half = turned.shape[-1] // 2
-        turned = turned * cos + torch.cat([-turned[..., half:], turned[..., :half]], dim=-1) * sin
-        return turned, qkv[:, heads + kv_heads :]
+            turned = torch.cat(
+                [normed(layer.q_norm, turned[:, :heads]), normed(layer.k_norm, turned[:, heads:])], dim=1
+            )
+        return rotated(turned, cos, sin), qkv[:, heads + kv_heads :]
 
     def _fed_forward(self, layer: _Layer, x: torch.Tensor) -> torch.Tensor:
-        gate, up = layer.gate_up(layer.after(x)).chunk(2, dim=-1)
+        gate, up = layer.gate_up(normed(layer.after, x)).chunk(2, dim=-1)
         return x + layer.down(F.silu(gate).mul_(up))
 
     def _make_room(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:

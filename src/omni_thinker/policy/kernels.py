@@ -16,22 +16,20 @@ class _RmsNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        inverse = torch.rsqrt(length.square_().div_(x.shape[-1]).add_(eps))
+        out, inverse = _normed(x, weight, eps)
         ctx.save_for_backward(x, weight, inverse)
-        return (x.float() * inverse).to(x.dtype) * weight
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, None]:
         x, weight, inverse = ctx.saved_tensors
-        normed = x.float() * inverse  # not in place: float() of fp32 is x itself
-        grad = grads[0].float()
+        x_32, grad, scale = x.float(), grads[0].float(), weight.float()
         weight_grad = None
+        product = grad * x_32
         if ctx.needs_input_grad[1]:
-            weight_grad = (grad * normed).flatten(0, -2).sum(0).to(weight.dtype)
-        grad = grad * weight
-        mean = (grad * normed).mean(dim=-1, keepdim=True)
-        return grad.sub_(normed.mul_(mean)).mul_(inverse).to(x.dtype), weight_grad, None
+            weight_grad = torch.mv(product.flatten(0, -2).t(), inverse.flatten()).to(weight.dtype)
+        along = (product @ scale)[..., None].mul_(inverse.pow(3)).div_(-x.shape[-1])
+        return torch.mul(grad, scale, out=product).mul_(inverse).addcmul_(x_32, along).to(x.dtype), weight_grad, None
 
 
 class _Rotate(torch.autograd.Function):
@@ -40,12 +38,12 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(cos, sin)
-        return _rotated(x, cos, sin)
+        return rotated(x, cos, sin)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return _rotated(grads[0], cos, -sin), None, None
+        return rotated(grads[0], cos, -sin), None, None
 
 
 class _GatedSilu(torch.autograd.Function):
@@ -64,7 +62,9 @@ class _GatedSilu(torch.autograd.Function):
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """See _RmsNorm. `x` is [..., C], `weight` [C]."""
+    """See _RmsNorm. `x` is [..., C], `weight` [C], whose type the result has."""
+    if not torch.is_grad_enabled():
+        return _normed(x, weight, eps)[0]  # a Function's own cost counts where rows are few
     out: torch.Tensor = _RmsNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
     return out
 
@@ -81,6 +81,16 @@ def gated_silu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def _normed(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    inverse = torch.rsqrt(length.square_().div_(x.shape[-1]).add_(eps))
+    return (x.float() * inverse).to(weight.dtype) * weight, inverse
+
+
+def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """What `rotate` computes, without a gradient."""
     half = x.shape[-1] // 2
-    return x * cos + torch.cat([-x[..., half:], x[..., :half]], dim=-1) * sin
+    out = x * cos
+    out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
+    out[..., half:].addcmul_(x[..., :half], sin[..., half:])
+    return out

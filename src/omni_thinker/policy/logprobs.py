@@ -144,9 +144,12 @@ def _logit_gradient(
     probs_N_V: torch.Tensor, target_N: torch.Tensor, grad_N: torch.Tensor, scale: float
 ) -> torch.Tensor:
     """Of logits, in the place of their probabilities: scale x grad x (one at the target - probabilities)."""
-    scaled_N = (grad_N * scale)[:, None].to(probs_N_V.dtype)
-    probs_N_V.mul_(-scaled_N)
-    return probs_N_V.scatter_add_(-1, target_N[:, None], scaled_N)
+    scaled_N = (grad_N * scale).to(probs_N_V.dtype)
+    probs_N_V.mul_(-scaled_N[:, None])
+    # Not scatter_add_, which copies the whole tensor and back.
+    at_N = target_N + torch.arange(len(target_N), device=target_N.device) * probs_N_V.shape[1]
+    probs_N_V.view(-1).index_add_(0, at_N, scaled_N)
+    return probs_N_V
 
 
 class _ChosenLogprobs(torch.autograd.Function):

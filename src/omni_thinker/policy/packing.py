@@ -6,8 +6,10 @@ same log-probs as one row per sample while the prompt is computed once instead o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, combinations
 
 import torch
 
@@ -106,16 +108,26 @@ def row_length(group: TrainGroup) -> int:
     return len(group.prompt) + group.tokens - len(group.samples)
 
 
-def micro_batches(groups: Sequence[TrainGroup], token_budget: int) -> Iterator[list[TrainGroup]]:
-    """Cut a batch into rows of at most `token_budget` tokens (a single longer group gets its own row)."""
-    row: list[TrainGroup] = []
+def micro_batches(groups: Sequence[TrainGroup], token_budget: int) -> list[list[TrainGroup]]:
+    """Cut a batch into rows of at most `token_budget` tokens (a single longer group gets its own row): as few as can
+    be, shorter groups first, and of these the ones whose longest row is shortest, since that one needs the memory."""
+    ordered = sorted(groups, key=row_length)
+    rows = _cut(ordered, token_budget)
+    ends = list(accumulate(map(row_length, ordered), initial=0))
+    # A row is a run of groups, so the longest row is the distance of two ends.
+    lengths = sorted({b - a for a, b in combinations(ends, 2) if b - a <= token_budget})
+    fewest = bisect_left(lengths, -len(rows), key=lambda length: -len(_cut(ordered, length)))
+    return _cut(ordered, lengths[fewest]) if fewest < len(lengths) else rows
+
+
+def _cut(groups: Sequence[TrainGroup], token_budget: int) -> list[list[TrainGroup]]:
+    rows: list[list[TrainGroup]] = []
     used = 0
-    for group in sorted(groups, key=row_length):
+    for group in groups:
         length = row_length(group)
-        if row and used + length > token_budget:
-            yield row
-            row, used = [], 0
-        row.append(group)
+        if not rows or used + length > token_budget:
+            rows.append([])
+            used = 0
+        rows[-1].append(group)
         used += length
-    if row:
-        yield row
+    return rows

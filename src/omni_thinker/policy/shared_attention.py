@@ -4,12 +4,16 @@ A prompt attends to itself; a sample to its own past and, in a second call, to t
 log-sum-exp, forward and backward, as attention over the whole row would: siblings cost each other nothing, and no mask
 of the square of the row exists. The backward pass of a part with the joined output and log-sum-exp is that part's share
 of the whole gradient, as in ring attention (arXiv 2310.01889).
+
+All of it in fp32, whatever the model's type: torch's backward pass on a CPU is three to ten times slower in bf16 for
+parts as short as these, and the forward pass hardly faster.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -19,34 +23,104 @@ _attend_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_ba
 
 
 @dataclass(frozen=True, slots=True)
-class SharedPrompts:
-    """Where the tokens of a row are: `prompt_P_T` and `own_P_G_L` are places in the row, filled up at the right with
-    place 0; the masks say which are real. P prompts of at most T tokens, G samples of at most L."""
+class _Route:
+    """Between a row of T tokens with some heads each, a list of vectors of the heads' width, and the slots of what
+    attention takes, of which some are filling. One gather either way."""
 
-    prompt_P_T: torch.Tensor
-    prompt_real_P_T: torch.Tensor
-    own_P_G_L: torch.Tensor
-    own_real_P_G_L: torch.Tensor
-    length: int
+    pick_S: torch.Tensor
+    """The vector of each slot; the first of a token of zeros behind the row for what is filling."""
+    place_V: torch.Tensor
+    """The slot of each vector; one of zeros behind the slots for tokens that are in no part."""
+
+    @classmethod
+    def of(cls, parts: Sequence[torch.Tensor], vectors: int) -> _Route:
+        """From the vectors of each part's slots."""
+        pick_S = torch.cat([part.flatten() for part in parts]).clamp_(max=vectors)
+        place_V = torch.full((vectors + 1,), len(pick_S))
+        place_V[pick_S] = torch.arange(len(pick_S))
+        return cls(pick_S, place_V[:vectors])
+
+    def pick(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """[S, width] in fp32 from what lies side by side in a row, each [T, its heads, width]."""
+        tokens, _, width = parts[0].shape
+        heads = sum(part.shape[1] for part in parts)
+        row = parts[0].new_empty(tokens + 1, heads, width, dtype=_at_least_fp32(parts[0].dtype))
+        torch.cat(list(parts), dim=1, out=row[:tokens]) if len(parts) > 1 else row[:tokens].copy_(parts[0])
+        row[tokens:] = 0
+        return row.view(-1, width).index_select(0, self.pick_S)
+
+    def place(self, slots: torch.Tensor, tokens: int) -> torch.Tensor:
+        """[T, heads, width] from slots [S + 1, width], of which the last is overwritten by zeros."""
+        slots[-1] = 0
+        return slots.index_select(0, self.place_V).view(tokens, -1, slots.shape[-1])
+
+
+@dataclass(frozen=True, slots=True)
+class SharedPrompts:
+    """Where in a row the vectors are that attention takes. P prompts of at most T tokens, G samples of at most L, K kv
+    heads, and R query heads for each.
+
+    Slots are those of queries [P, K, R, T] and [P, K, G, R, L], then keys [P, K, T] and [P, K, G, L], then values.
+    """
+
+    all: _Route
+    """Of queries, keys and values side by side."""
+    queries: _Route
+    mask: torch.Tensor
+    """[P x K, 1, 1, T], added to scores: 0 where a prompt has a token, else -inf."""
+    shapes: tuple[tuple[int, ...], ...]
+    """Of the six parts, without the width."""
+    tokens: int
     """Of the row."""
 
     @classmethod
-    def of(cls, lengths: Sequence[tuple[int, Sequence[int]]], length: int) -> SharedPrompts:
+    def of(
+        cls, lengths: Sequence[tuple[int, Sequence[int]]], tokens: int, *, heads: int, kv_heads: int
+    ) -> SharedPrompts:
         """From the length of each prompt and of each of its samples, which lie one after another in the row."""
         longest_prompt = max(prompt for prompt, _ in lengths)
         longest = max([1, *(own for _, samples in lengths for own in samples)])
         most = max(len(samples) for _, samples in lengths)
-        prompt = torch.zeros(len(lengths), longest_prompt, dtype=torch.long)
-        own = torch.zeros(len(lengths), most, longest, dtype=torch.long)
-        prompt_real, own_real = torch.zeros_like(prompt, dtype=torch.bool), torch.zeros_like(own, dtype=torch.bool)
+        prompt_P_T = torch.full((len(lengths), longest_prompt), tokens)
+        own_P_G_L = torch.full((len(lengths), most, longest), tokens)
         at = 0
         for p, (size, samples) in enumerate(lengths):
-            prompt[p, :size], prompt_real[p, :size] = torch.arange(at, at + size), True
+            prompt_P_T[p, :size] = torch.arange(at, at + size)
             at += size
             for g, count in enumerate(samples):
-                own[p, g, :count], own_real[p, g, :count] = torch.arange(at, at + count), True
+                own_P_G_L[p, g, :count] = torch.arange(at, at + count)
                 at += count
-        return cls(prompt, prompt_real, own, own_real, length)
+        per, width = heads // kv_heads, heads + 2 * kv_heads
+        query_K_R = torch.arange(heads).view(kv_heads, per)
+        key_K = heads + torch.arange(kv_heads)
+
+        def queries(width: int) -> list[torch.Tensor]:
+            return [
+                prompt_P_T[:, None, None] * width + query_K_R[..., None],
+                own_P_G_L[:, None, :, None] * width + query_K_R[:, None, :, None],
+            ]
+
+        parts = queries(width)
+        for head_K in (key_K, key_K + kv_heads):
+            parts.append(prompt_P_T[:, None] * width + head_K[:, None])
+            parts.append(own_P_G_L[:, None] * width + head_K[:, None, None])
+        mask_P_T = torch.zeros(prompt_P_T.shape).masked_fill_(prompt_P_T == tokens, -torch.inf)
+        return cls(
+            all=_Route.of(parts, tokens * width),
+            queries=_Route.of(queries(heads), tokens * heads),
+            mask=mask_P_T.repeat_interleave(kv_heads, 0)[:, None, None],
+            shapes=tuple(tuple(part.shape) for part in parts),
+            tokens=tokens,
+        )
+
+    def parts(self, slots: torch.Tensor, count: int = 6) -> list[torch.Tensor]:
+        """Views of the first `count` parts in slots [S, width], prompts and kv heads as one dimension."""
+        found, at = [], 0
+        for prompts, kv_heads, *rest in self.shapes[:count]:
+            size = prompts * kv_heads * prod(rest)
+            found.append(slots[at : at + size].view(prompts * kv_heads, *rest, slots.shape[-1]))
+            at += size
+        return found
 
 
 def shared_attention(
@@ -62,93 +136,71 @@ class _Shared(torch.autograd.Function):
     def forward(
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, where: SharedPrompts, scale: float
     ) -> torch.Tensor:
-        parts = _Parts(query, key, value, where)
-        prompt, prompt_lse = _attend(*parts.prompt, 0.0, True, scale=scale)
-        own, own_lse = _attend(*parts.own, 0.0, True, scale=scale)
-        over, over_lse = _attend(*parts.over, 0.0, False, attn_mask=parts.mask, scale=scale)
-        over, over_lse = parts.by_sample(over), parts.by_sample(over_lse[..., None])[..., 0]
-        joined = torch.lerp(own.float(), over.float(), torch.sigmoid(over_lse - own_lse)[..., None]).to(own.dtype)
-        joined_lse = torch.logaddexp(own_lse, over_lse)
-        out = query.new_zeros(query.shape)
-        parts.put_prompt(out, prompt)
-        parts.put_own(out, joined)
-        ctx.save_for_backward(query, key, value, prompt, joined)
-        ctx.lse = prompt_lse, joined_lse
+        inputs = _Inputs(where, where.all.pick((query, key, value)))
+        prompt, prompt_lse = _attend(*inputs.prompt, 0.0, True, scale=scale)
+        own, own_lse = _attend(*inputs.own, 0.0, True, scale=scale)
+        over, over_lse = _attend(*inputs.over, 0.0, False, attn_mask=inputs.mask, scale=scale)
+        over, over_lse = over.view(own.shape), over_lse.view(own_lse.shape)
+        slots = query.new_empty(len(where.queries.pick_S) + 1, query.shape[-1], dtype=own.dtype)
+        to_prompt, to_own = where.parts(slots, 2)
+        to_prompt.copy_(prompt)
+        torch.lerp(own, over, torch.sigmoid(over_lse - own_lse)[..., None], out=to_own.view(own.shape))
+        out = where.queries.place(slots, where.tokens).to(query.dtype)
+        ctx.save_for_backward(query, key, value, out)
+        ctx.lse = prompt_lse, torch.logaddexp(own_lse, over_lse)
         ctx.where, ctx.scale = where, scale
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None, None]:
-        prompt_lse, joined_lse = ctx.lse
-        where, scale, dtype = ctx.where, ctx.scale, grads[0].dtype
-        # In fp32: torch's backward pass on a CPU is three to ten times slower in bf16 for parts as short as these.
-        query, key, value, prompt, joined, grad = (part.float() for part in (*ctx.saved_tensors, grads[0]))
-        parts = _Parts(query, key, value, where)
-        prompt_grad, own_grad = parts.prompt_of(grad), parts.own_of(grad)
-        a = _attend_backward(prompt_grad, *parts.prompt, prompt, prompt_lse, 0.0, True, scale=scale)
-        b = _attend_backward(own_grad, *parts.own, joined, joined_lse, 0.0, True, scale=scale)
-        stacked = (parts.by_prompt(each) for each in (own_grad, joined, joined_lse[..., None]))
-        over_grad, over_out, over_lse = stacked
+        query, key, value, out = ctx.saved_tensors
+        (prompt_lse, own_lse), where, scale = ctx.lse, ctx.where, ctx.scale
+        inputs = _Inputs(where, where.all.pick((query, key, value)))
+        prompt_grad, own_grad = where.parts(where.queries.pick((grads[0],)), 2)
+        prompt, own = where.parts(where.queries.pick((out,)), 2)
+        heads, stacked = inputs.own[0].shape, inputs.over[0].shape
+        a = _attend_backward(prompt_grad, *inputs.prompt, prompt, prompt_lse, 0.0, True, scale=scale)
+        b = _attend_backward(own_grad.view(heads), *inputs.own, own.view(heads), own_lse, 0.0, True, scale=scale)
         c = _attend_backward(
-            over_grad, *parts.over, over_out, over_lse[..., 0], 0.0, False, attn_mask=parts.mask, scale=scale
+            own_grad.view(stacked),
+            *inputs.over,
+            own.view(stacked),
+            own_lse.reshape(stacked[:-1]),
+            0.0,
+            False,
+            attn_mask=inputs.mask,
+            scale=scale,
         )
-        found = [torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)]
-        parts.put_prompt(found[0], a[0])
-        parts.put_own(found[0], b[0] + parts.by_sample(c[0]))
+        slots = query.new_empty(len(where.all.pick_S) + 1, query.shape[-1], dtype=inputs.mask.dtype)
+        to_query, to_own_query, *to_keys_and_values = where.parts(slots)
+        to_query.copy_(a[0])
+        torch.add(b[0], c[0].view(heads), out=to_own_query.view(heads))
         for number in (1, 2):
-            parts.put_prompt(found[number], parts.per_kv_head(a[number]) + c[number])
-            parts.put_own(found[number], parts.per_kv_head(b[number]))
-        return found[0].to(dtype), found[1].to(dtype), found[2].to(dtype), None, None
+            to_prompt, to_own = to_keys_and_values[2 * number - 2 : 2 * number]
+            torch.sum(a[number], 1, out=to_prompt).add_(c[number][:, 0])
+            torch.sum(b[number].view(inputs.by_query), 2, out=to_own)
+        row = where.all.place(slots, where.tokens).to(query.dtype)
+        split = row.split([query.shape[1], key.shape[1], value.shape[1]], dim=1)
+        return split[0], split[1], split[2], None, None
 
 
-class _Parts:
-    """The row cut up: `prompt` and `own` hold queries, keys and values [batch, heads, tokens, width] of each prompt and
-    each sample; `over` stacks all queries of a group that share a key: [P, kv heads, G x per x L, width]."""
+class _Inputs:
+    """Queries, keys and values of three calls: of each `prompt` to itself [P x K, R, T, width], of each sample to its
+    `own` past [P x K, G x R, L, width], and of all a group's queries that share a key `over` the prompt
+    [P x K, 1, G x R x L, width]."""
 
-    def __init__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, where: SharedPrompts) -> None:
-        self.where, (_, heads, _), self.kv_heads = where, query.shape, key.shape[1]
-        self.per = heads // self.kv_heads
-        self.groups, self.samples, self.longest = where.own_P_G_L.shape
-        keys, values = self.prompt_of(key, real=False), self.prompt_of(value, real=False)
-        self.prompt = (self.prompt_of(query, real=False), self._repeated(keys), self._repeated(values))
-        own = self.own_of(query, real=False)
-        self.own = (own, *(self._repeated(self.own_of(each, real=False)) for each in (key, value)))
-        self.over = (self.by_prompt(own), keys, values)
-        self.mask = torch.zeros(where.prompt_P_T.shape, dtype=query.dtype)
-        self.mask = self.mask.masked_fill_(~where.prompt_real_P_T, -torch.inf)[:, None, None]
+    def __init__(self, where: SharedPrompts, slots: torch.Tensor) -> None:
+        query, own_query, *rest = where.parts(slots)
+        keys, own_keys, values, own_values = rest
+        groups, samples, per, longest, width = own_query.shape
+        self.by_query = own_query.shape
+        heads = (groups, samples * per, longest, width)
+        repeated = (part[:, :, None].expand(own_query.shape).reshape(heads) for part in (own_keys, own_values))
+        self.prompt = (query, *(part[:, None].expand(query.shape).contiguous() for part in (keys, values)))
+        self.own = (own_query.view(heads), *repeated)
+        self.over = (own_query.view(groups, 1, -1, width), keys[:, None], values[:, None])
+        self.mask = where.mask.to(slots.dtype)
 
-    def prompt_of(self, rows: torch.Tensor, *, real: bool = True) -> torch.Tensor:
-        """[P, heads, T, width]; `real`: zeros where it is filled up."""
-        found = rows[self.where.prompt_P_T]
-        return (found * self.where.prompt_real_P_T[..., None, None] if real else found).transpose(1, 2)
 
-    def own_of(self, rows: torch.Tensor, *, real: bool = True) -> torch.Tensor:
-        """[P x G, heads, L, width]."""
-        found = rows[self.where.own_P_G_L]
-        found = found * self.where.own_real_P_G_L[..., None, None] if real else found
-        return found.flatten(0, 1).transpose(1, 2)
-
-    def put_prompt(self, rows: torch.Tensor, part: torch.Tensor) -> None:
-        rows[self.where.prompt_P_T[self.where.prompt_real_P_T]] = part.transpose(1, 2)[self.where.prompt_real_P_T]
-
-    def put_own(self, rows: torch.Tensor, part: torch.Tensor) -> None:
-        real = self.where.own_real_P_G_L
-        rows[self.where.own_P_G_L[real]] = part.transpose(1, 2).unflatten(0, (self.groups, self.samples))[real]
-
-    def by_prompt(self, part: torch.Tensor) -> torch.Tensor:
-        """[P x G, heads, L, width] to [P, kv heads, G x per x L, width]."""
-        cut = part.view(self.groups, self.samples, self.kv_heads, self.per, self.longest, part.shape[-1])
-        return cut.transpose(1, 2).reshape(self.groups, self.kv_heads, -1, part.shape[-1])
-
-    def by_sample(self, part: torch.Tensor) -> torch.Tensor:
-        """The other way."""
-        cut = part.reshape(self.groups, self.kv_heads, self.samples, self.per, self.longest, part.shape[-1])
-        heads = self.kv_heads * self.per
-        return cut.transpose(1, 2).reshape(self.groups * self.samples, heads, self.longest, part.shape[-1])
-
-    def _repeated(self, part: torch.Tensor) -> torch.Tensor:
-        return part.repeat_interleave(self.per, dim=1) if self.per > 1 else part
-
-    def per_kv_head(self, part: torch.Tensor) -> torch.Tensor:
-        """Sums over the queries that share a key."""
-        return part.unflatten(1, (self.kv_heads, self.per)).sum(2) if self.per > 1 else part
+def _at_least_fp32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
