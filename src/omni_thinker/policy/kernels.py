@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 
 class _RmsNorm(torch.autograd.Function):
-    """weight x (x / root mean square of its last dimension), the quotient in fp32 and rounded (arXiv 1910.07467)."""
+    """weight x (x / root mean square of its last dimension), in fp32 (arXiv 1910.07467)."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -84,7 +84,7 @@ def gated_silu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
 def _normed(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
     inverse = torch.rsqrt(length.square_().div_(x.shape[-1]).add_(eps))
-    return (x.float() * inverse).to(weight.dtype) * weight, inverse
+    return (x.float() * inverse).mul_(weight).to(weight.dtype), inverse  # rounded once
 
 
 def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
