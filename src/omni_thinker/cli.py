@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,9 @@ app.add_typer(judge_app, name="judge")
 
 RecipeFile = Annotated[Path, typer.Argument(help="A recipe file (TOML).")]
 Out = Annotated[Path | None, typer.Option(help="Directory of the run; must not hold one yet. Default: runs/NAME-TIME.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="RECIPE is the directory of a run that was stopped: go on with it.")
+]
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="Override a recipe key: dotted.key=value. May be repeated.")
 ]
@@ -60,14 +64,21 @@ Level = Annotated[float, typer.Option("--level", help="Of the intervals, 0.01 to
 
 def main() -> None:
     """Run the command line. Bad input: one line on stderr, exit code 2."""
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         app()
     except UserError as exc:
         sys.stderr.write(f"omni-thinker: {exc}\n")
         sys.exit(2)
     except KeyboardInterrupt:
-        sys.stderr.write("omni-thinker: interrupted\n")
+        sys.stderr.write("omni-thinker: interrupted; `omni-thinker study DIR --resume` goes on with a study\n")
         sys.exit(130)
+
+
+def _terminated(number: int, frame: object) -> None:
+    """As an exit, so that everything that is open is closed and children are gone."""
+    sys.stderr.write("omni-thinker: terminated; `omni-thinker study DIR --resume` goes on with a study\n")
+    sys.exit(128 + number)
 
 
 @app.callback(invoke_without_command=True)
@@ -86,12 +97,13 @@ def study(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print the work ahead, write nothing.")
     ] = False,
+    resume: Resume = False,
     weak: Weak = False,
     json_: Json = False,
 ) -> None:
     """Train every arm at equal budget and compare them on the test split."""
     extra = [f"study.seeds={list(range(seeds))}"] if seeds else []
-    _run(recipe, out, [*(overrides or []), *extra], json_, dry_run=dry_run)
+    _run(recipe, out, [*(overrides or []), *extra], json_, dry_run=dry_run, resume=resume)
 
 
 @app.command()
@@ -399,12 +411,21 @@ def model_info(
     finish(info, json_)
 
 
-def _run(recipe: Path, out: Path | None, overrides: list[str], json_: bool, *, dry_run: bool = False) -> None:
+def _run(
+    recipe: Path, out: Path | None, overrides: list[str], json_: bool, *, dry_run: bool = False, resume: bool = False
+) -> None:
+    if resume:
+        if out is not None:
+            raise UserError("is the directory that is gone on with; leave it out", key="--out")
+        out, recipe = recipe, recipe / "recipe.toml"
+        if not recipe.is_file():
+            raise UserError("holds no run to go on with", file=out, key="--resume")
     loaded = _load(recipe, overrides)
     target = out or Path("runs") / f"{loaded.name}-{datetime.now():%Y%m%d-%H%M%S}"
-    from omni_thinker.runs.rundir import check_free
+    if not resume:
+        from omni_thinker.runs.rundir import check_free
 
-    check_free(target)
+        check_free(target)
     from omni_thinker.study.study import describe, run_study
 
     if dry_run:
@@ -415,7 +436,7 @@ def _run(recipe: Path, out: Path | None, overrides: list[str], json_: bool, *, d
         finish(summary, json_)
         return
     with _in_recipe(recipe):
-        result = run_study(loaded, target)
+        result = run_study(loaded, target, resume=resume)
     from omni_thinker.report import write_report
 
     path = write_report(target)

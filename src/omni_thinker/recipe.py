@@ -267,6 +267,8 @@ class StudySpec(_Table):
     """Which tasks get a single-task arm; empty: all."""
     merge_scale: PositiveFloat = 1.0
     """Task arithmetic (arXiv 2212.04089): start + scale x sum of (expert - start)."""
+    checkpoint_steps: Count = 0
+    """Steps between two points that a killed study goes on from; 0: as few as keep their cost under 2 % of the time."""
     bootstrap: Positive = 4000
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
 

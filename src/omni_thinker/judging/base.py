@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from omni_thinker.types import Score
 
@@ -77,6 +77,19 @@ class Costly(Judge, Protocol):
     @property
     def exhausted(self) -> bool:
         """Whether its budget is spent and the run is to end."""
+        ...
+
+
+@runtime_checkable
+class Counting(Judge, Protocol):
+    """A judge whose counts can be kept, for a run that goes on in another process."""
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` takes; of JSON."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Count on from there."""
         ...
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from omni_thinker.judging.base import Judge, Verdict
+from omni_thinker.judging.base import Counting, Judge, Verdict
 
 
 class LengthGuard:
@@ -34,6 +35,15 @@ class LengthGuard:
     def metrics(self) -> Mapping[str, float]:
         """The judge's own, before the guard, and the share of verdicts that it turned into ties."""
         return {**self._judge.metrics(), "judge/guarded": self._guarded / max(1, self._asked)}
+
+    def state(self) -> dict[str, Any]:
+        own = {"guarded": self._guarded, "asked": self._asked}
+        return own | ({"judge": self._judge.state()} if isinstance(self._judge, Counting) else {})
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._guarded, self._asked = state["guarded"], state["asked"]
+        if isinstance(self._judge, Counting):
+            self._judge.restore(state["judge"])
 
     def _guard(self, verdict: Verdict, text: str, reference: str) -> Verdict:
         self._asked += 1

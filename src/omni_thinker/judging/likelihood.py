@@ -55,6 +55,12 @@ class LikelihoodJudge:
     def metrics(self) -> Mapping[str, float]:
         return self._tally.metrics()
 
+    def state(self) -> dict[str, Any]:
+        return self._tally.state()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._tally.restore(state)
+
     def mean_logprobs(self, prompt: str, texts: Sequence[str]) -> list[float | None]:
         """Mean log-likelihood per token of each text, <= 0; None where it is empty or too long for the model."""
         prefix = self._prompt_ids(prompt)

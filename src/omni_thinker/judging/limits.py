@@ -84,5 +84,10 @@ class Meter:
         with self._lock:
             return self._spent
 
+    def restore(self, spent: Usage) -> None:
+        """Count on from what an earlier process has spent."""
+        with self._lock:
+            self._spent = spent
+
     def _money(self, input_tokens: int, output_tokens: int) -> float:
         return (input_tokens * self.price.input + output_tokens * self.price.output) / 1e6

@@ -6,11 +6,12 @@ import asyncio
 import json
 import re
 from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 from omni_thinker.judging.base import Criterion, Verdict
 from omni_thinker.judging.client import CHANCES, ChatClient, NoReply
-from omni_thinker.judging.limits import BudgetReached
+from omni_thinker.judging.limits import BudgetReached, Usage
 from omni_thinker.judging.listwise import agreed_points, both_orders
 from omni_thinker.judging.prompts import (
     PAIRWISE_SCHEMA,
@@ -188,6 +189,17 @@ class EndpointJudge:
         if cache is not None:
             found["judge/cache_hits"] = cache.hits / max(1, cache.hits + cache.misses)
         return found
+
+    def state(self) -> dict[str, Any]:
+        cache = self.client.cache
+        looked_up = [cache.hits, cache.misses] if cache is not None else []
+        return {"tally": self._tally.state(), "usage": asdict(self.client.meter.usage), "cache": looked_up}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._tally.restore(state["tally"])
+        self.client.meter.restore(Usage(**state["usage"]))
+        if self.client.cache is not None and state["cache"]:
+            self.client.cache.hits, self.client.cache.misses = state["cache"]
 
     def close(self) -> None:
         self.client.close()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any
 
 from omni_thinker.judging.base import Verdict
 
@@ -12,12 +14,12 @@ POINTS: Mapping[str, float] = {"win": 1.0, "tie": 0.5, "lose": 0.0}
 
 
 class Tally:
-    """Counts since the start; may be fed from several threads."""
+    """Counts since the start; may be fed from several threads. Sums are exact, so that their order is no matter."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._verdicts = self._ties = self._steady = self._failures = 0
-        self._sums = [0.0] * 6
+        self._sums = [Fraction(0)] * 6
 
     def verdict(self, verdict: Verdict, response: str, reference: str, *, steady: bool = True) -> None:
         """Count one verdict. `steady`: both seats said the same."""
@@ -35,12 +37,23 @@ class Tally:
             self._steady += steady
             if length is not None:
                 own = (1.0, length, points, length * length, points * points, length * points)
-                self._sums = [a + b for a, b in zip(self._sums, own, strict=True)]
+                self._sums = [a + Fraction(b) for a, b in zip(self._sums, own, strict=True)]
 
     def failure(self) -> None:
         """Count a question without an answer."""
         with self._lock:
             self._failures += 1
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` takes; of JSON."""
+        with self._lock:
+            counts = [self._verdicts, self._ties, self._steady, self._failures]
+            return {"counts": counts, "sums": [str(part) for part in self._sums]}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        with self._lock:
+            self._verdicts, self._ties, self._steady, self._failures = state["counts"]
+            self._sums = [Fraction(part) for part in state["sums"]]
 
     def metrics(self) -> dict[str, float]:
         """Under names that begin with `judge/`. The correlation (Pearson's, of points and log-length ratio) is absent
@@ -53,7 +66,7 @@ class Tally:
                 "judge/consistent": self._steady / decided,
                 "judge/error_rate": self._failures / max(1, self._verdicts + self._failures),
             }
-            n, x, y, xx, yy, xy = self._sums
+            n, x, y, xx, yy, xy = (float(part) for part in self._sums)
         spread = (n * xx - x * x) * (n * yy - y * y)
         if n > 1 and spread > 1e-9 * max(1.0, n * n * xx * yy):
             found["judge/length_correlation"] = (n * xy - x * y) / math.sqrt(spread)

@@ -154,6 +154,12 @@ class TrainedJudge:
     def metrics(self) -> Mapping[str, float]:
         return self._tally.metrics()
 
+    def state(self) -> dict[str, Any]:
+        return self._tally.state()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._tally.restore(state)
+
     def scores(self, prompt: str, texts: Sequence[str]) -> list[float]:
         """How good each text is as an answer; only differences under the same prompt mean something."""
         with self._lock:

@@ -32,22 +32,19 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """`values[task][problem id]` is the mean score of a problem's answers; problems without one are left out."""
+    """`values[task][problem id]` is the mean score of a problem's answers; problems without one are left out. `tokens`
+    were sampled for it. `groups` is what was sampled, empty where only the rest was kept."""
 
     values: Mapping[TaskName, Mapping[str, float]]
-    groups: tuple[ScoredGroup, ...]
     metrics: Metrics
+    tokens: int
+    groups: tuple[ScoredGroup, ...] = ()
 
     def estimate(self, task: TaskName) -> Estimate:
         return estimate(list(self.values[task].values()))
 
     def estimates(self) -> dict[TaskName, Estimate]:
         return {task: self.estimate(task) for task in self.values}
-
-    @property
-    def tokens(self) -> int:
-        """Sampled for it."""
-        return sum(len(sample.tokens) for group in self.groups for sample in group.group.samples)
 
     def entropy(self) -> dict[TaskName, float]:
         prefix = "entropy/"
@@ -106,7 +103,8 @@ def evaluate(
         own = sampled_entropy(group for group in scored if group.problem.task == task)
         if own is not None:
             metrics[f"entropy/{task}"] = own
-    return Evaluation(values, tuple(scored), metrics)
+    tokens = sum(len(sample.tokens) for group in scored for sample in group.group.samples)
+    return Evaluation(values, metrics, tokens, tuple(scored))
 
 
 def _first_reason(groups: Sequence[ScoredGroup], task: TaskName) -> str:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
+from typing import Any
 
 from omni_thinker.errors import UserError
 from omni_thinker.policy.protocol import OptimParams, OptimReport, Policy, TokenStats, TrainGroup
@@ -73,6 +74,15 @@ class Learner:
         metrics |= {f"seconds/{phase}": seconds for phase, seconds in clock.seconds.items()}
         sampled = sum(len(sample.tokens) for group in groups for sample in group.group.samples)
         return StepResult(metrics, tuple(groups), sampled, sum(group.tokens for group in batch))
+
+    def state(self) -> dict[str, Any]:
+        """Where it is beside the policy: what `restore` takes; of JSON."""
+        return {"taken": {task: stream.taken for task, stream in self.streams.items()}, "skipped": self._skipped}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        for task, taken in state["taken"].items():
+            self.streams[task].taken = taken
+        self._skipped = state["skipped"]
 
     def draw(self, quotas: Mapping[TaskName, int]) -> list[ScoredGroup]:
         """Sample and score the next problems, and train nothing. Raises UserError where too many scores are errors."""

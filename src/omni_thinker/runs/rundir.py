@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +13,36 @@ import tomli_w
 
 from omni_thinker.errors import UserError
 from omni_thinker.recipe import Recipe
+from omni_thinker.runs.journal import Counts, Journal
+from omni_thinker.runs.lock import Lock
 
 _MARKS = ("recipe.toml", "metrics.jsonl", "result.json")
 
 
 class RunDir:
-    """Owns a fresh directory. Raises UserError where it holds a run, or can't be written."""
+    """Owns a directory: a fresh one, or with `resume` one that holds a run. Raises UserError where it holds a run
+    without it, is in use by another process, or can't be written."""
 
-    def __init__(self, path: Path, recipe: Recipe) -> None:
-        check_free(path)
+    journal: Journal
+
+    def __init__(self, path: Path, recipe: Recipe, *, resume: bool = False) -> None:
+        if not resume:
+            check_free(path)
         self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self.write_text("recipe.toml", tomli_w.dumps(_without_none(recipe.model_dump(mode="json"))))
+            self._lock = Lock(path)
+            if not resume:
+                self.write_recipe(recipe)
         except OSError as exc:
             raise UserError(f"can't be written: {exc.strerror or exc}", file=path) from None
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        self.write_text("recipe.toml", tomli_w.dumps(_without_none(recipe.model_dump(mode="json"))))
+
+    def open_journal(self, logs: Sequence[str], *, usable: Callable[[Any], bool], counts: Counts | None = None) -> None:
+        """See Journal."""
+        self.journal = Journal(self.path, logs, usable=usable, counts=counts)
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a whole file: readers see the old one or the new one, never half of it."""

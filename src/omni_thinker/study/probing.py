@@ -9,8 +9,10 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -170,8 +172,7 @@ def _adapters(session: Session, start: Path, begun: Evaluation) -> Probed:
     """Train an adapter for each task on a second copy of the start, and keep them as peft folders."""
     recipe = session.recipe
     session.load(start)
-    folder = session.run.models(session.seed)
-    session.policy.export(folder / "start")
+    folder = session.export("start")
     study = recipe.study
     adapted = recipe.model_copy(
         update={
@@ -180,7 +181,7 @@ def _adapters(session: Session, start: Path, begun: Evaluation) -> Probed:
         }
     )
     bench = replace(session.bench, recipe=adapted)
-    own = Session(bench, session.run, session.progress, session.seed, folder=folder / "start")
+    own = Session(bench, session.run, session.progress, session.seed, folder=folder)
     own.pools = session.pools
     own.policy.mark_start()
     fresh = own.save("lora")
@@ -192,8 +193,7 @@ def _adapters(session: Session, start: Path, begun: Evaluation) -> Probed:
         spent, _ = own.train(name, Stages([(task, steps)], recipe.rl.problems_per_step), steps)
         evaluation = own.evaluate(name, "validation", steps)
         _note(found, seen, task, evaluation, spent)
-        kept = folder / f"lora-{task}"
-        own.policy.export_adapter(kept)
+        kept = own.export(name, adapter=True)
         found.experts[task] = ArmResult(name, kept, spent, evaluation.estimates())
     found.matrix = _matrix(session.bench, begun, seen, lengths)
     del own
@@ -206,35 +206,43 @@ def _gradients(session: Session, start: Path, begun: Evaluation) -> Probed:
     recipe = session.recipe
     session.load(start)
     found, gradients = Probed("gradient"), dict[TaskName, Gradients]()
-    seed = study_seed(session.seed, "sketch")
-    problems = max(1, recipe.rl.problems_per_step // _BATCHES)
     for task, steps in probe_lengths(recipe, "gradient").items():
-        learner, spent, sketches = session.learner(session.bench.measures), Spent(), []
-        for batch in range(steps * _BATCHES):
-            began = time.monotonic()
-            groups = learner.draw({task: problems})
-            trained = add_policy_gradient(session.policy, groups, recipe.rl.temperature)
-            sketches.append(session.policy.sketch_gradient(seed).numpy())
-            seconds = time.monotonic() - began
-            samples = [sample for group in groups for sample in group.group.samples]
-            sampled = sum(len(sample.tokens) for sample in samples)
-            spent += Spent(0, sampled, trained, seconds, len(samples))
-            norm = float(np.linalg.norm(sketches[-1][0]))
-            if session.bench.costly and session.bench.costly.exhausted:
-                raise UserError(f"spent in the gradient probe of {task}", key="judge.endpoint.budget")
-            metrics = {"grad_norm": norm, "tokens_sampled/all": float(sampled)}
-            session.log(f"gradient:{task}", "train", batch + 1, seconds, metrics)
-            session.progress.show(f"gradient of {task} {batch + 1}/{steps * _BATCHES}")
-            if batch % _BATCHES == _BATCHES - 1:
-                session.progress.unit("step", seconds * _BATCHES)
-        found.spent[task] = replace(spent, steps=steps)
-        gradient, direction = np.stack(sketches, axis=1)
+        row = session.run.journal.once(f"{session.seed} gradient {task}", partial(_sketches, session, task, steps))
+        found.spent[task] = Spent(**row["spent"])
+        gradient, direction = np.array(row["sketches"]).swapaxes(0, 1)
         gradients[task] = Gradients(gradient, direction)
     if len(gradients) > 1:
         stages = dict(even_stages(list(recipe.tasks), recipe.study.steps))
         rates = {task: sum(_rate(recipe, step) for step in range(stages[task])) for task in gradients}
         found.matrix = first_order(begun.estimates(), gradients, rates)
     return found
+
+
+def _sketches(session: Session, task: TaskName, steps: int) -> dict[str, Any]:
+    """Of a task's gradient at the weights at hand: [batches, 2, dimensions], and what they cost."""
+    session.bring()
+    rl, seed = session.recipe.rl, study_seed(session.seed, "sketch")
+    problems = max(1, rl.problems_per_step // _BATCHES)
+    learner, spent, sketches = session.learner(session.bench.measures), Spent(), []
+    for batch in range(steps * _BATCHES):
+        began = time.monotonic()
+        groups = learner.draw({task: problems})
+        trained = add_policy_gradient(session.policy, groups, rl.temperature)
+        sketches.append(session.policy.sketch_gradient(seed).numpy())
+        seconds = time.monotonic() - began
+        samples = [sample for group in groups for sample in group.group.samples]
+        sampled = sum(len(sample.tokens) for sample in samples)
+        spent += Spent(0, sampled, trained, seconds, len(samples))
+        norm = float(np.linalg.norm(sketches[-1][0]))
+        if session.bench.costly and session.bench.costly.exhausted:
+            raise UserError(f"spent in the gradient probe of {task}", key="judge.endpoint.budget")
+        session.log(
+            f"gradient:{task}", "train", batch + 1, seconds, {"grad_norm": norm, "tokens_sampled/all": float(sampled)}
+        )
+        session.progress.show(f"gradient of {task} {batch + 1}/{steps * _BATCHES}")
+        if batch % _BATCHES == _BATCHES - 1:
+            session.progress.unit("step", seconds * _BATCHES)
+    return {"spent": asdict(replace(spent, steps=steps)), "sketches": np.stack(sketches).tolist()}
 
 
 def _rate(recipe: Recipe, step: int) -> float:

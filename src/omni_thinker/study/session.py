@@ -1,11 +1,16 @@
-"""One seed of a study: a policy, its log, and the moves that arms are made of."""
+"""One seed of a study: a policy, its log, and the moves that arms are made of.
+
+Every move goes through the run's journal, so that a study which was killed takes the same path again, and computes only
+what it had not. Weights are therefore brought to the policy when something is computed with them, not before.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from omni_thinker.baselines.sft import WarmupReport, warm_up
 from omni_thinker.errors import UserError
@@ -14,9 +19,11 @@ from omni_thinker.rewards.base import Reward
 from omni_thinker.rl.evaluate import Estimate, Evaluation, evaluate
 from omni_thinker.rl.loop import Learner, StepResult
 from omni_thinker.rl.stream import make_streams
+from omni_thinker.runs.files import write_whole
 from omni_thinker.runs.progress import Progress
 from omni_thinker.runs.rundir import RunDir
 from omni_thinker.schedulers.base import Scheduler
+from omni_thinker.study.checkpoints import Checkpoints
 from omni_thinker.study.setup import Bench, Pools, evaluation_params, study_seed
 from omni_thinker.types import Problem, SampleRequest, SamplingParams, Split, TaskName
 
@@ -71,11 +78,34 @@ class Session:
         self.policy = TorchPolicy(self.recipe.model, folder=folder, seed=study_seed(seed, "lora"))
         self.pools: dict[Split, Pools] = dict(bench.pools)
         self.state = run.models(seed) / "state"
+        self._at_hand: Path | None = None
+        """Weights that the policy has, or is to have, where they lie in a file."""
+        self._to_load = False
+        self._start: Path | None = None
+        """Weights of the start, where the policy doesn't know them yet."""
 
     # -- the start ------------------------------------------------------------------------------------------
 
     def warm_up(self) -> WarmupReport:
         """Bring the policy from the bare model to where RL has something to tell apart; that is the start."""
+        path = self._file("start")
+        fresh = not self.run.journal.replaying
+
+        def make() -> dict[str, Any]:
+            report = self._warm_up()
+            self.policy.mark_start()
+            write_whole(path, self.policy.save_weights)
+            return asdict(report)
+
+        row = self.run.journal.once(f"{self.seed} warm-up", make)
+        self._at_hand = path
+        if not fresh:
+            self._to_load, self._start = True, path
+            self.progress.skip("warmup", self.recipe.warmup.steps)
+        reached = {task: Estimate(**own) for task, own in row["reached"].items()}
+        return WarmupReport(row["steps"], row["tokens"], reached, row["inside"])
+
+    def _warm_up(self) -> WarmupReport:
         spec = self.recipe.warmup
         gold = {task: [p for p in own if p.answer is not None] for task, own in self.pools["train"].items()}
         streams = make_streams({task: own for task, own in gold.items() if own}, study_seed(self.seed, "warmup"))
@@ -103,7 +133,6 @@ class Session:
         self.progress.say(
             f"warm-up: {report.steps} steps, {time.monotonic() - began:.0f} s; " + _scores(report.reached)
         )
-        self.policy.mark_start()
         return report
 
     def write_references(self) -> None:
@@ -111,10 +140,10 @@ class Session:
         for split, pools in self.pools.items():
             filled = dict(pools)
             for task in self.bench.compared:
-                filled[task] = self._with_references(list(pools[task]))
+                filled[task] = self._with_references(list(pools[task]), split)
             self.pools[split] = filled
 
-    def _with_references(self, problems: list[Problem]) -> list[Problem]:
+    def _with_references(self, problems: list[Problem], split: Split) -> list[Problem]:
         lacking = [problem for problem in problems if "reference" not in problem.data]
         requests = [
             SampleRequest(
@@ -125,11 +154,17 @@ class Session:
             )
             for problem in lacking
         ]
-        temperature = self.recipe.judge.reference_temperature
-        groups = self.policy.sample(requests, SamplingParams(group_size=1, temperature=temperature))
-        texts = {problem.id: group.samples[0].text for problem, group in zip(lacking, groups, strict=True)}
-        for problem_id, text in texts.items():
-            self.run.append("references.jsonl", {"seed": self.seed, "problem": problem_id, "reference": text})
+
+        def make() -> dict[str, str]:
+            self.bring()
+            temperature = self.recipe.judge.reference_temperature
+            groups = self.policy.sample(requests, SamplingParams(group_size=1, temperature=temperature))
+            texts = {problem.id: group.samples[0].text for problem, group in zip(lacking, groups, strict=True)}
+            for problem_id, text in texts.items():
+                self.run.append("references.jsonl", {"seed": self.seed, "problem": problem_id, "reference": text})
+            return texts
+
+        texts = self.run.journal.once(f"{self.seed} references {split} {problems[0].task}", make) if problems else {}
         return [
             replace(problem, data={**problem.data, "reference": texts[problem.id]}) if problem.id in texts else problem
             for problem in problems
@@ -147,35 +182,74 @@ class Session:
         stage_ends: bool = False,
         on_stage: Callable[[Sequence[Stage]], None] | None = None,
     ) -> tuple[Spent, list[Stage]]:
-        """Train from the weights at hand. Evaluates where a stage ends if asked, and tells `on_stage` all that have;
-        `at_step` runs after each step."""
+        """Train from the weights at hand, and keep what comes of it. Evaluates where a stage ends if asked, and tells
+        `on_stage` all that have; `at_step` runs after each step."""
+        key = f"{self.seed} train {arm}"
+        known = self.run.journal.begin(key)
+        kept = Checkpoints(self.state, self.run.path, f"{_slug(arm)}.checkpoint", self.recipe.study.checkpoint_steps)
         learner = self.learner(self.bench.rewards)
-        spent, stages = Spent(), list[Stage]()
+        spent, stages, unwritten = Spent(), list[Stage](), list[Spent]()
+        costs = [Spent(**own) for value in known.values for own in value["spent"]]
         since_reset = 0
         for step in range(steps):
             if step and scheduler.stage(step) != scheduler.stage(step - 1):
-                self.policy.reset_optimizer()  # moments of another task's gradient are no guide
                 since_reset = 0
-            began = time.monotonic()
-            result = learner.step(scheduler.quotas(step), since_reset)
+                if step > len(costs):
+                    self.policy.reset_optimizer()  # moments of another task's gradient are no guide
+            if step < len(costs):
+                spent = costs[step]
+                self.progress.skip("step", 1)
+            else:
+                self.bring()
+                if step and step == len(costs):
+                    kept.read(self.policy, known.values[-1])
+                    learner.restore(known.values[-1]["learner"])
+                    if since_reset == 0:
+                        self.policy.reset_optimizer()
+                self._at_hand = None
+                spent = self._step(arm, learner, scheduler, step, steps, since_reset, spent)
+                unwritten.append(spent)
             since_reset += 1
-            seconds = time.monotonic() - began
-            spent.add(result, seconds)
-            scheduler.observe(step, result.metrics)
             stage = scheduler.stage(step)
-            metrics = {**result.metrics, **(self.bench.judge.metrics() if self.bench.judge else {})}
-            self.log(arm, "train", step + 1, seconds, metrics, stage)
-            if self.bench.costly and self.bench.costly.exhausted:
-                raise UserError(f"spent after step {step + 1} of {arm}", key="judge.endpoint.budget")
-            self.progress.unit("step", seconds)
-            self._show(arm, step + 1, steps, result, seconds)
             if stage_ends and stage is not None and (step + 1 == steps or scheduler.stage(step + 1) != stage):
                 stages.append(Stage(stage, self.evaluate(arm, "validation", step + 1, stage)))
                 if on_stage is not None:
                     on_stage(stages)
             if at_step is not None:
-                at_step(spent)
+                at_step(replace(spent))
+            if step >= len(costs) and step + 1 < steps and kept.due():
+                value = {"spent": [asdict(own) for own in unwritten], "learner": learner.state()}
+                self.run.journal.checkpoint(key, kept.write(self.policy, step + 1) | value)
+                unwritten.clear()
+                kept.drop()
+        path = self._file(arm)
+
+        def end() -> dict[str, Any]:
+            write_whole(path, self.policy.save_weights)
+            return {"spent": [asdict(own) for own in unwritten]}
+
+        self.run.journal.once(key, end)
+        kept.drop(0)
+        self._at_hand, self._to_load = path, known.ended
         return spent, stages
+
+    def _step(
+        self, arm: str, learner: Learner, scheduler: Scheduler, step: int, steps: int, since_reset: int, before: Spent
+    ) -> Spent:
+        """One step, logged; all that the arm has cost with it."""
+        began = time.monotonic()
+        result = learner.step(scheduler.quotas(step), since_reset)
+        seconds = time.monotonic() - began
+        spent = replace(before)
+        spent.add(result, seconds)
+        scheduler.observe(step, result.metrics)
+        metrics = {**result.metrics, **(self.bench.judge.metrics() if self.bench.judge else {})}
+        self.log(arm, "train", step + 1, seconds, metrics, scheduler.stage(step))
+        if self.bench.costly and self.bench.costly.exhausted:
+            raise UserError(f"spent after step {step + 1} of {arm}", key="judge.endpoint.budget")
+        self.progress.unit("step", seconds)
+        self._show(arm, step + 1, steps, result, seconds)
+        return spent
 
     def learner(self, rewards: Mapping[TaskName, Reward]) -> Learner:
         """At the beginning of every task's stream, so that all arms see the same problems."""
@@ -183,17 +257,65 @@ class Session:
         return Learner(self.policy, self.recipe.rl, streams, rewards, self.bench.max_tokens, self.bench.stops)
 
     def save(self, arm: str) -> Path:
-        """Keep the weights at hand in fp32."""
-        path = self.state / f"{arm.replace(':', '-')}.safetensors"
-        self.policy.save_weights(path)
+        """Keep the weights at hand in fp32, unless they lie in a file already."""
+        path = self._file(arm)
+        if self._at_hand != path:
+            self.make_file(arm, self.policy.save_weights)
         return path
+
+    def make_file(self, arm: str, write: Callable[[Path], object]) -> Path:
+        """Let `write` make weights called `arm`, which are at hand then."""
+        path = self._file(arm)
+        fresh = not self.run.journal.replaying
+
+        def make() -> None:
+            self.bring()
+            write_whole(path, write)
+
+        self.run.journal.once(f"{self.seed} weights {arm}", make)
+        self._at_hand, self._to_load = path, not fresh
+        return path
+
+    def export(self, name: str, *, adapter: bool = False) -> Path:
+        """Write the weights at hand as a folder for Hugging Face's libraries, the factors alone if `adapter`."""
+        folder = self.run.models(self.seed) / _slug(name)
+
+        def make() -> None:
+            self.bring()
+            (self.policy.export_adapter if adapter else self.policy.export)(folder)
+
+        self.run.journal.once(f"{self.seed} export {name}", make)
+        return folder
 
     def load(self, path: Path) -> None:
         """Go back to kept weights, with a fresh optimiser."""
-        self.policy.load_weights(path)
+        self._at_hand, self._to_load = path, True
+
+    def bring(self) -> None:
+        """Let the policy have the weights at hand, before anything is computed with it."""
+        if self._start is not None:
+            self.policy.load_weights(self._start)
+            self.policy.mark_start()
+            self._start = None
+        if self._to_load and self._at_hand is not None:
+            self.policy.load_weights(self._at_hand)
+        self._to_load = False
 
     def evaluate(self, arm: str, split: Split, step: int, stage: TaskName | None = None) -> Evaluation:
         """Every task on `split`, logged, with a few rollouts kept."""
+        fresh = not self.run.journal.replaying
+        row = self.run.journal.once(
+            f"{self.seed} evaluate {arm} {split} {step} {stage}", lambda: self._evaluate(arm, split, step, stage)
+        )
+        result = Evaluation(**row)
+        if not fresh:
+            self.progress.skip(split, 1)
+        after = f" after {stage}" if stage else ""
+        self.progress.say(f"{arm}{after}: {split} " + _scores(result.estimates()))
+        return result
+
+    def _evaluate(self, arm: str, split: Split, step: int, stage: TaskName | None) -> dict[str, Any]:
+        self.bring()
         began = time.monotonic()
         result = evaluate(
             self.policy,
@@ -208,9 +330,10 @@ class Session:
         self.progress.unit(split, seconds)
         self.log(arm, split, step, seconds, result.metrics, stage)
         self._keep_samples(arm, split, step, stage, result)
-        after = f" after {stage}" if stage else ""
-        self.progress.say(f"{arm}{after}: {split} " + _scores(result.estimates()))
-        return result
+        return {"values": result.values, "metrics": result.metrics, "tokens": result.tokens}
+
+    def _file(self, arm: str) -> Path:
+        return self.state / f"{_slug(arm)}.safetensors"
 
     # -- logs -----------------------------------------------------------------------------------------------
 
@@ -289,3 +412,7 @@ class Session:
 
 def _scores(estimates: Mapping[TaskName, Estimate]) -> str:
     return " ".join(f"{task} {estimate.mean:.2f}" for task, estimate in estimates.items())
+
+
+def _slug(name: str) -> str:
+    return name.replace(":", "-")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omni_thinker.baselines.adapters import unmergeable
 from omni_thinker.errors import UserError
-from omni_thinker.judging.base import Costly, Criterion, Judge, Verdict
+from omni_thinker.judging.base import Costly, Counting, Criterion, Judge, Verdict
 from omni_thinker.judging.cache import JudgeCache
 from omni_thinker.judging.client import ChatClient
 from omni_thinker.judging.guards import LengthGuard
@@ -58,6 +58,12 @@ class Bench:
         """The judge, where it counts what it costs."""
         judge: object = self.judge
         return judge if isinstance(judge, Costly) else None
+
+    @property
+    def counting(self) -> Counting | None:
+        """The judge, where its counts can be kept."""
+        judge: object = self.judge
+        return judge if isinstance(judge, Counting) else None
 
     @property
     def max_tokens(self) -> dict[TaskName, int]:

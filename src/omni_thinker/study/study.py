@@ -22,6 +22,7 @@ from omni_thinker.runs.progress import Progress
 from omni_thinker.runs.rundir import RunDir, check_free
 from omni_thinker.schedulers.mixture import Mixture
 from omni_thinker.schedulers.stages import Stages, even_stages
+from omni_thinker.study.checkpoints import usable
 from omni_thinker.study.probing import (
     SEQUENTIAL,
     TRAINED,
@@ -33,6 +34,7 @@ from omni_thinker.study.probing import (
     single_tasks,
 )
 from omni_thinker.study.result import SeedOutcome, joint_shares, to_result
+from omni_thinker.study.resume import check_recipe
 from omni_thinker.study.session import ArmResult, Session, Spent, Stage
 from omni_thinker.study.setup import Bench, prepare
 from omni_thinker.transfer.forecast import in_order
@@ -43,19 +45,31 @@ from omni_thinker.transfer.quantities import to_csv
 from omni_thinker.transfer.search import Objective
 from omni_thinker.types import TaskName
 
+LOGS = ("metrics.jsonl", "samples.jsonl", "references.jsonl")
+"""Files of a run that only grow."""
 
-def run_study(recipe: Recipe, out: Path) -> dict[str, Any]:
-    """Run a whole study into the fresh directory `out`; returns what `result.json` holds.
+
+def run_study(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, Any]:
+    """Run a whole study into the fresh directory `out`, or go on with the one there; returns what `result.json` holds.
 
     Raises UserError before anything is written for whatever can be checked beforehand.
     """
     began = time.monotonic()
-    check_free(out)
+    if not resume:
+        check_free(out)
     with Progress(*expected_work(recipe)) as progress:
         progress.show("checking tasks, rewards and every row")
         bench = prepare(recipe)
-        run = RunDir(out, recipe)
-        progress.say(f"study {recipe.name!r} into {out}")
+        run = RunDir(out, recipe, resume=resume)
+        run.open_journal(LOGS, usable=lambda value: usable(out, value), counts=bench.counting)
+        check_recipe(run, recipe)
+        progress.say(f"study {recipe.name!r} into {out}" + (", going on" if run.journal.replaying else ""))
+        if run.journal.dropped:
+            progress.say(f"{run.journal.dropped} entries after the last whole checkpoint are made again")
+        asked = f"result of {list(recipe.study.seeds)}, {recipe.study.bootstrap}, {recipe.study.confidence}"
+        if (known := run.journal.noted(asked)) is not None:
+            progress.say("this study has ended; nothing is left to do")
+            return dict(known)
         outcomes = []
         for seed in recipe.study.seeds:
             outcomes.append(_run_seed(bench, run, progress, seed))
@@ -63,6 +77,7 @@ def run_study(recipe: Recipe, out: Path) -> dict[str, Any]:
             gc.collect()  # the last seed's policy, before the next one is loaded
         result = to_result(bench, outcomes, time.monotonic() - began)
         run.write_json("result.json", result)
+        run.journal.note(asked, result)
         progress.say(result["verdict"])
     return result
 
@@ -139,8 +154,8 @@ def _run_seed(bench: Bench, run: RunDir, progress: Progress, seed: int) -> SeedO
     for name, arm in arms.items():
         session.load(arm.weights)
         test[name] = session.evaluate(name, "test", arm.spent.steps)
-        session.policy.export(run.models(seed) / name.replace(":", "-"))
-    shutil.rmtree(session.state)  # fp32 masters; the exported folders are what a user keeps
+        session.export(name)
+    shutil.rmtree(session.state, ignore_errors=True)  # fp32 masters; the exported folders are what a user keeps
     return SeedOutcome(seed, warmup, warmup_seconds, arms, test, matrix, plan, begun.entropy(), probes)
 
 
@@ -193,9 +208,9 @@ def _joint(session: Session, start: Path) -> ArmResult:
 
 def _merge(session: Session, start: Path, experts: Sequence[ArmResult], *, adapters: bool) -> ArmResult:
     """The experts' own training is what this arm cost."""
-    path = session.state / "merge.safetensors"
     add_up = adapter_arithmetic if adapters else task_arithmetic
-    add_up(start, [expert.weights for expert in experts], session.recipe.study.merge_scale, path)
+    scale, weights = session.recipe.study.merge_scale, [expert.weights for expert in experts]
+    path = session.make_file("merge", lambda path: add_up(start, weights, scale, path))
     session.load(path)
     spent = sum((expert.spent for expert in experts), Spent())
     validation = session.evaluate("merge", "validation", spent.steps).estimates()

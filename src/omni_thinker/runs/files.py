@@ -1,0 +1,38 @@
+"""Files that are whole or not there, whatever happens to the process that writes them."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+_BLOCK = 2**24
+
+
+def write_whole(target: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file beside `target`, then put it in its place: on disk before it has the name."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(target.name + ".partial")
+    write(partial)
+    with partial.open("rb") as stream:
+        os.fsync(stream.fileno())
+    os.replace(partial, target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def checksum(path: Path) -> str:
+    """Size and CRC-32 of a file: enough to tell one that is torn, at the speed of the disk."""
+    found = 0
+    with path.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            found = zlib.crc32(block, found)
+    return f"{path.stat().st_size}-{found:08x}"
+
+
+def is_whole(path: Path, expected: str) -> bool:
+    return path.is_file() and checksum(path) == expected

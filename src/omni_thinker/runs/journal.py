@@ -1,0 +1,177 @@
+"""What a run has done so far, so that a run that was killed goes on as if it had not been.
+
+A run is a sequence of moves (a warm-up, an evaluation, an arm's training). Each move's result is one line of
+`journal.jsonl`, with its checksum and the length that every log had by then. A resumed run takes the same path through
+the code; a move that has its line isn't made again, its result is read. Training is a move of many steps: it has
+lines of its own at its beginning and at each checkpoint. What came after the last line that can be gone on from is
+cut off, of the journal and of the logs, so that no step and no line exists twice.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from omni_thinker.errors import UserError
+
+NAME = "journal.jsonl"
+Value = Any
+"""Of JSON, NaN and infinities included."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    key: str
+    kind: str
+    """move, begin (of training), checkpoint or note."""
+    value: Value
+    logs: Mapping[str, int]
+    counts: Value
+    """Of those who count over the whole run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What is known of a training: the values of its checkpoints, oldest first, and of its end where it `ended`."""
+
+    values: tuple[Value, ...] = ()
+    ended: bool = False
+
+
+class Counts(Protocol):
+    """Whoever counts over the whole run."""
+
+    def state(self) -> Value: ...
+
+    def restore(self, state: Value) -> None: ...
+
+
+class Journal:
+    """Belongs to one run directory. `known` lines were there when it was opened."""
+
+    def __init__(
+        self,
+        folder: Path,
+        logs: Sequence[str],
+        *,
+        usable: Callable[[Value], bool] = lambda _: True,
+        counts: Counts | None = None,
+    ) -> None:
+        """`logs`: files of `folder` that only grow. `usable`: whether a checkpoint's files are whole; one whose aren't
+        is passed over. Raises UserError where a log is shorter than it was."""
+        self._folder, self._logs, self._counts = folder, tuple(logs), counts
+        self._path = folder / NAME
+        lines = _read(self._path)
+        keep = _cut(lines, usable)
+        self._known = [line for line, _ in lines[:keep]]
+        self._at = 0
+        self.dropped = len(lines) - keep
+        """Lines that had to be cut off."""
+        if self._path.exists():
+            os.truncate(self._path, lines[keep - 1][1] if keep else 0)
+        self._shorten_logs(self._known[-1].logs if keep else {})
+        if counts is not None and self._known:
+            counts.restore(self._known[-1].counts)
+
+    @property
+    def replaying(self) -> bool:
+        """Whether the next move is read instead of made."""
+        while self._at < len(self._known) and self._known[self._at].kind in ("checkpoint", "note"):
+            self._at += 1
+        return self._at < len(self._known)
+
+    def once(self, key: str, make: Callable[[], Value]) -> Value:
+        """What `make` returns: made now and written down, or read."""
+        if self.replaying:
+            line = self._known[self._at]
+            if line.key != key or line.kind != "move":
+                raise UserError(f"goes on with {line.key!r}, not {key!r}: made by another version", file=self._path)
+            self._at += 1
+            return line.value
+        value = make()
+        self._write(key, "move", value)
+        return value
+
+    def begin(self, key: str) -> Trained:
+        """The training `key` begins, or is known to have; moves within it, and its end, follow."""
+        if not self.replaying:
+            self._write(key, "begin", None)
+            return Trained()
+        line = self._known[self._at]
+        if line.key != key or line.kind != "begin":
+            raise UserError(f"goes on with {line.key!r}, not {key!r}: made by another version", file=self._path)
+        self._at += 1
+        own = [line for line in self._known[self._at :] if line.key == key]
+        return Trained(tuple(line.value for line in own), bool(own) and own[-1].kind == "move")
+
+    def checkpoint(self, key: str, value: Value) -> None:
+        """The training `key` can be gone on with from here, by what `value` says and the files it names."""
+        self._write(key, "checkpoint", value)
+
+    def note(self, key: str, value: Value) -> None:
+        """Write down what is no move."""
+        self._write(key, "note", value)
+
+    def noted(self, key: str) -> Value | None:
+        """What the newest note of this key said when the journal was opened."""
+        return next((line.value for line in reversed(self._known) if (line.kind, line.key) == ("note", key)), None)
+
+    def _write(self, key: str, kind: str, value: Value) -> None:
+        sizes = {}
+        for name in self._logs:
+            path = self._folder / name
+            if path.exists():
+                with path.open("rb") as stream:
+                    os.fsync(stream.fileno())
+                sizes[name] = path.stat().st_size
+        counts = None if self._counts is None else self._counts.state()
+        body = json.dumps({"key": key, "kind": kind, "logs": sizes, "counts": counts, "value": value})
+        with self._path.open("ab") as stream:
+            stream.write(f"{zlib.crc32(body.encode()):08x} {body}\n".encode())
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def _shorten_logs(self, sizes: Mapping[str, int]) -> None:
+        for name in self._logs:
+            path, size = self._folder / name, sizes.get(name, 0)
+            present = path.stat().st_size if path.exists() else 0
+            if present < size:
+                raise UserError(f"has {present} bytes, the journal knows of {size}: it was changed", file=path)
+            if present > size:
+                os.truncate(path, size)
+
+
+def _read(path: Path) -> list[tuple[_Line, int]]:
+    """Lines up to the first that is torn, each with where it ends."""
+    lines: list[tuple[_Line, int]] = []
+    end = 0
+    for raw in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+        checksum, _, body = raw.rstrip(b"\n").partition(b" ")
+        if not raw.endswith(b"\n") or checksum != f"{zlib.crc32(body):08x}".encode():
+            break
+        row = json.loads(body)
+        end += len(raw)
+        lines.append((_Line(row["key"], row["kind"], row["value"], row["logs"], row["counts"]), end))
+    return lines
+
+
+def _cut(lines: Sequence[tuple[_Line, int]], usable: Callable[[Value], bool]) -> int:
+    """How many lines can be gone on from. Where training is under way, no line counts that is later than its last
+    usable checkpoint, or than its beginning."""
+    opened = -1
+    for number, (line, _) in enumerate(lines):
+        if line.kind == "begin":
+            opened = number
+        elif opened >= 0 and line.kind == "move" and line.key == lines[opened][0].key:
+            opened = -1
+    if opened < 0:
+        return len(lines)
+    for number in range(len(lines) - 1, opened, -1):
+        if lines[number][0].kind == "checkpoint" and usable(lines[number][0].value):
+            return number + 1
+    return opened + 1

@@ -1,0 +1,142 @@
+"""Studies that are killed and gone on with end as if nothing had happened."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ARMS = 'study.arms=["start", "single", "curriculum", "joint", "merge"]'
+OPTIONS = (
+    "--set",
+    ARMS,
+    "--set",
+    'study.probes=["short", "lora", "gradient"]',
+    "--set",
+    "study.checkpoint_steps=1",
+    "--set",
+    "study.bootstrap=100",
+)
+KILLS = int(os.environ.get("OMNI_THINKER_KILLS", "12"))
+
+
+def start(*arguments: object, stderr: Path) -> subprocess.Popen[bytes]:
+    with stderr.open("ab") as stream:
+        command = [sys.executable, "-m", "omni_thinker", "study", *map(str, arguments)]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stream, start_new_session=True)
+
+
+def run(*arguments: object, stderr: Path) -> int:
+    return start(*arguments, stderr=stderr).wait(timeout=280)
+
+
+def traces(out: Path) -> dict[str, Any]:
+    """All that a study leaves, without times."""
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text("utf-8").splitlines()]
+    for row in rows:
+        del row["seconds"]
+        row["metrics"] = {name: value for name, value in row["metrics"].items() if not name.startswith("seconds/")}
+    found: dict[str, Any] = {"metrics": rows}
+    for name in ("samples.jsonl", "references.jsonl"):
+        found[name] = (out / name).read_text("utf-8")
+    for name in ("transfer.json", "plan.json", "result.json"):
+        found[name] = without_times(json.loads((out / name).read_text("utf-8")))
+    for path in sorted((out / "models").rglob("*.safetensors")):
+        found[str(path.relative_to(out))] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: without_times(v) for k, v in value.items() if "seconds" not in k and k != "machine"}
+    return [without_times(item) for item in value] if isinstance(value, list) else value
+
+
+@pytest.fixture(scope="module")
+def undisturbed(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    began = time.monotonic()
+    assert run(repo / "recipes" / "tiny.toml", "--out", folder / "run", *OPTIONS, stderr=folder / "err") == 0
+    return folder / "run", time.monotonic() - began
+
+
+@pytest.mark.timeout(1500)
+def test_a_study_killed_again_and_again_ends_the_same(
+    undisturbed: tuple[Path, float], repo: Path, tmp_path: Path
+) -> None:
+    expected, seconds = undisturbed
+    out, errors = tmp_path / "run", tmp_path / "err"
+    rng = random.Random(0)
+    kills = 0
+    while True:
+        journal = out / "journal.jsonl"
+        arguments = [out, "--resume"] if journal.exists() else [repo / "recipes" / "tiny.toml", "--out", out, *OPTIONS]
+        process = start(*arguments, stderr=errors)
+        if kills < KILLS:
+            # Moments are counted from when the run has something new to lose, so that every one of them is hit.
+            before = journal.stat().st_size if journal.exists() else 0
+            while process.poll() is None and (not journal.exists() or journal.stat().st_size <= before):
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, seconds / (3 * KILLS)))
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                kills += 1
+        if process.wait(timeout=280) == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, errors.read_text("utf-8")[-2000:]
+    assert kills == KILLS, "it ended before all of them"
+    found, wanted = traces(out), traces(expected)
+    assert found.keys() == wanted.keys()
+    for name in wanted:
+        assert found[name] == wanted[name], name
+
+
+def test_an_ended_study_says_so_and_other_recipes_are_refused(undisturbed: tuple[Path, float], tmp_path: Path) -> None:
+    out, errors = undisturbed[0], tmp_path / "err"
+    before = traces(out)
+    assert run(out, "--resume", stderr=errors) == 0
+    assert "this study has ended; nothing is left to do" in errors.read_text("utf-8")
+
+    assert run(out, "--resume", "--set", "rl.lr=0.5", "--set", "study.steps=9", stderr=errors) == 2
+    line = errors.read_text("utf-8").splitlines()[-1]
+    assert "rl.lr was 0.001, is 0.5" in line
+    assert "study.steps was 8, is 9" in line
+    assert run(tmp_path, "--resume", stderr=errors) == 2
+    assert "holds no run to go on with" in errors.read_text("utf-8").splitlines()[-1]
+    assert traces(out) == before
+
+
+def test_more_seeds_are_an_extension(undisturbed: tuple[Path, float], tmp_path: Path) -> None:
+    out, errors = tmp_path / "run", tmp_path / "err"
+    shutil.copytree(undisturbed[0], out)
+    assert run(out, "--resume", "--set", "study.seeds=[0, 1]", stderr=errors) == 0, errors.read_text("utf-8")[-2000:]
+    known = without_times(json.loads((undisturbed[0] / "result.json").read_text("utf-8")))
+    found = without_times(json.loads((out / "result.json").read_text("utf-8")))
+    for name, rows in known["arms"].items():
+        assert found["arms"][name][0] == rows[0], name
+        assert len(found["arms"][name]) == 2
+    assert run(out, "--resume", stderr=errors) == 0
+    assert "this study has ended" in errors.read_text("utf-8").splitlines()[-1]
+
+
+def test_a_terminated_study_exits_143_leaves_no_child_and_goes_on(repo: Path, tmp_path: Path) -> None:
+    out, errors = tmp_path / "run", tmp_path / "err"
+    process = start(repo / "recipes" / "tiny.toml", "--out", out, *OPTIONS, stderr=errors)
+    while not (out / "journal.jsonl").exists() or (out / "journal.jsonl").stat().st_size < 2000:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait(timeout=30) == 143
+    assert "--resume" in errors.read_text("utf-8").splitlines()[-1]
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)

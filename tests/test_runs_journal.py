@@ -1,0 +1,169 @@
+"""The journal: a program that is killed anywhere and run again leaves what it leaves undisturbed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from omni_thinker.errors import UserError
+from omni_thinker.runs.files import checksum, is_whole, write_whole
+from omni_thinker.runs.journal import NAME, Journal
+from omni_thinker.runs.lock import Lock
+
+LOG = "log.jsonl"
+
+
+class Killed(BaseException):
+    """What no handler catches."""
+
+
+def program(folder: Path, tick: Callable[[], None]) -> list[Any]:
+    """Moves, and two trainings with a move inside, logging as they go; `tick` may kill it between any two effects."""
+    journal = Journal(folder, [LOG], usable=lambda value: is_whole(folder / value["file"], value["sum"]))
+
+    def log(text: str) -> str:
+        tick()
+        with (folder / LOG).open("a", encoding="utf-8") as stream:
+            stream.write(text + "\n")
+        tick()
+        return text
+
+    found: list[Any] = [journal.once("start", lambda: log("start"))]
+    for arm in ("a", "b"):
+        key = f"train {arm}"
+        known = journal.begin(key)
+        weights = [own for value in known.values for own in value["weights"]]
+        unwritten: list[int] = []
+        weight = 0
+        for step in range(7):
+            if step < len(weights):
+                weight = weights[step]
+            else:
+                weight = (weight * 31 + step + 1) % 1009
+                log(f"{arm} {step} {weight}")
+                unwritten.append(weight)
+            if step == 3:
+                found.append(journal.once(f"look {arm}", partial(log, f"look {arm} {weight}")))
+            if step >= len(weights) and step in (1, 4, 5):
+                path = folder / f"{arm}.{step}"
+                write_whole(path, partial(Path.write_text, data=str(weight), encoding="utf-8"))
+                tick()
+                journal.checkpoint(key, {"weights": unwritten, "file": path.name, "sum": checksum(path)})
+                unwritten = []
+                tick()
+        journal.once(key, partial(dict[str, Any], weights=unwritten))
+        found.append(weight)
+        tick()
+    journal.note("end", found)
+    return found
+
+
+def never() -> None:
+    """Kill nothing."""
+
+
+def bomb(after: int) -> Callable[[], None]:
+    left = after
+
+    def tick() -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Killed
+
+    return tick
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[Any]]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    found = program(folder, never)
+    return (folder / LOG).read_text("utf-8"), found
+
+
+@settings(max_examples=60, deadline=None)
+@given(kills=st.lists(st.integers(0, 25), max_size=6), torn=st.integers(0, 60), junk=st.binary(max_size=20))
+def test_whatever_kills_it_the_end_is_the_same(
+    undisturbed: tuple[str, list[Any]],
+    tmp_path_factory: pytest.TempPathFactory,
+    kills: list[int],
+    torn: int,
+    junk: bytes,
+) -> None:
+    folder = tmp_path_factory.mktemp("killed")
+    for after in kills:
+        try:
+            program(folder, bomb(after))
+        except Killed:
+            journal = folder / NAME
+            if journal.exists():  # a line that was being written
+                last = journal.read_bytes().splitlines(keepends=True)[-1:]
+                with journal.open("ab") as stream:
+                    stream.write(b"".join(last)[:torn].rstrip(b"\n"))
+            with (folder / LOG).open("ab") as stream:
+                stream.write(junk)
+    found = program(folder, never)
+    assert (folder / LOG).read_text("utf-8") == undisturbed[0]
+    assert found == undisturbed[1]
+    assert program(folder, bomb(10**6)) == found, "nothing is left to do"
+
+
+def test_a_torn_checkpoint_is_passed_over_for_the_one_before(
+    tmp_path: Path, undisturbed: tuple[str, list[Any]]
+) -> None:
+    with pytest.raises(Killed):
+        program(tmp_path, bomb(18))
+    (tmp_path / "a.4").write_text("7", "utf-8")
+    journal = Journal(tmp_path, [LOG], usable=lambda v: is_whole(tmp_path / v["file"], v["sum"]))
+    assert journal.dropped
+    assert program(tmp_path, never) == undisturbed[1]
+    assert (tmp_path / LOG).read_text("utf-8") == undisturbed[0]
+
+
+def test_a_log_that_was_shortened_is_refused(tmp_path: Path) -> None:
+    program(tmp_path, never)
+    (tmp_path / LOG).write_text("start\n", "utf-8")
+    with pytest.raises(UserError, match="it was changed"):
+        program(tmp_path, never)
+
+
+def test_another_program_is_refused(tmp_path: Path) -> None:
+    Journal(tmp_path, []).once("one", lambda: 1)
+    with pytest.raises(UserError, match="another version"):
+        Journal(tmp_path, []).once("other", lambda: 2)
+
+
+def test_numbers_that_are_none_come_back(tmp_path: Path) -> None:
+    values = [float("inf"), 0.1 + 0.2, 1e-310]
+    Journal(tmp_path, []).once("one", lambda: values)
+    assert Journal(tmp_path, []).once("one", lambda: None) == values
+
+
+# -- the lock ---------------------------------------------------------------------------------------------------------
+
+HOLD = (
+    "import sys, time; from pathlib import Path; from omni_thinker.runs.lock import Lock; "
+    "held = Lock(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+)
+
+
+def test_a_directory_in_use_is_refused_until_its_process_is_dead(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=f"in use by process {other.pid} on .*, for 0 min"):
+            Lock(tmp_path)
+        other.kill()
+        other.wait()
+    held = Lock(tmp_path)
+    assert json.loads((tmp_path / "lock").read_text("utf-8"))["pid"] != other.pid
+    del held
