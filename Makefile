@@ -34,7 +34,7 @@ $(VENV)/.dev: $(VENV)/.runtime
 	@$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $@
 
-.PHONY: help install dev model sandbox quickstart test test-slow bench lint format clean
+.PHONY: help install dev model sandbox quickstart test test-slow soak bench lint format clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -74,6 +74,10 @@ test: sandbox lint model ## lint, then the tests that take seconds, some with th
 
 test-slow: sandbox $(VENV)/.dev model ## the tests that train for minutes
 	$(BIN)/python -m pytest -m slow --timeout 1800
+
+soak: sandbox $(VENV)/.dev ## kill a study 60 times and compare it with one that was left alone
+	OMNI_THINKER_KILLS=60 OMNI_THINKER_SOAK=benchmarks/results/soak.json \
+		$(BIN)/python -m pytest tests/test_resume.py -k killed --timeout 3600
 
 # vLLM pins other packages than ours, so it lives by itself; its torchvision doesn't fit this torch and isn't needed.
 .venv-vllm/.made: constraints.txt

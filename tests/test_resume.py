@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from omni_thinker.runs.machine import machine
+
 ARMS = 'study.arms=["start", "single", "curriculum", "joint", "merge"]'
 OPTIONS = (
     "--set",
@@ -27,6 +29,8 @@ OPTIONS = (
     "--set",
     "study.bootstrap=100",
 )
+REPORT = os.environ.get("OMNI_THINKER_SOAK", "")
+"""File that a long run's figures go to."""
 KILLS = int(os.environ.get("OMNI_THINKER_KILLS", "12"))
 
 
@@ -49,11 +53,23 @@ def traces(out: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"metrics": rows}
     for name in ("samples.jsonl", "references.jsonl"):
         found[name] = (out / name).read_text("utf-8")
-    for name in ("transfer.json", "plan.json", "result.json"):
+    for name in sorted(path.name for path in out.glob("*.json")):
         found[name] = without_times(json.loads((out / name).read_text("utf-8")))
     for path in sorted((out / "models").rglob("*.safetensors")):
         found[str(path.relative_to(out))] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
+
+
+def after(journal: Path) -> str:
+    """The last move that is in the journal."""
+    lines = journal.read_text("utf-8").splitlines() if journal.exists() else []
+    for line in reversed(lines):
+        try:
+            row = json.loads(line.partition(" ")[2])
+            return f"{row['key']} ({row['kind']})"
+        except ValueError:
+            continue
+    return "nothing"
 
 
 def without_times(value: Any) -> Any:
@@ -77,20 +93,22 @@ def test_a_study_killed_again_and_again_ends_the_same(
     expected, seconds = undisturbed
     out, errors = tmp_path / "run", tmp_path / "err"
     rng = random.Random(0)
-    kills = 0
+    kills, moments = 0, list[str]()
     while True:
         journal = out / "journal.jsonl"
         arguments = [out, "--resume"] if journal.exists() else [repo / "recipes" / "tiny.toml", "--out", out, *OPTIONS]
         process = start(*arguments, stderr=errors)
         if kills < KILLS:
-            # Moments are counted from when the run has something new to lose, so that every one of them is hit.
+            # Every other kill comes as soon as a move has its line, where a phase ends; the others at a moment after.
             before = journal.stat().st_size if journal.exists() else 0
             while process.poll() is None and (not journal.exists() or journal.stat().st_size <= before):
                 time.sleep(0.01)
-            time.sleep(rng.uniform(0, seconds / (3 * KILLS)))
+            time.sleep(rng.uniform(0, seconds / (2 * KILLS)) * (kills % 2))
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 kills += 1
+                process.wait()
+                moments.append(after(journal))
         if process.wait(timeout=280) == 0:
             break
         assert process.returncode == -signal.SIGKILL, errors.read_text("utf-8")[-2000:]
@@ -99,6 +117,9 @@ def test_a_study_killed_again_and_again_ends_the_same(
     assert found.keys() == wanted.keys()
     for name in wanted:
         assert found[name] == wanted[name], name
+    if REPORT:
+        table = {"kills": kills, "killed_after": moments, "files_equal": len(wanted), "machine": machine()}
+        Path(REPORT).write_text(json.dumps(table, indent=1) + "\n", "utf-8")
 
 
 def test_an_ended_study_says_so_and_other_recipes_are_refused(undisturbed: tuple[Path, float], tmp_path: Path) -> None:
@@ -137,6 +158,6 @@ def test_a_terminated_study_exits_143_leaves_no_child_and_goes_on(repo: Path, tm
         time.sleep(0.02)
     process.terminate()
     assert process.wait(timeout=30) == 143
-    assert "--resume" in errors.read_text("utf-8").splitlines()[-1]
+    assert "terminated; `omni-thinker study DIR --resume` goes on" in errors.read_text("utf-8")
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)

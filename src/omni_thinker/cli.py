@@ -16,7 +16,7 @@ import typer
 from omni_thinker import __version__
 from omni_thinker.cli_judge import judge_app
 from omni_thinker.cli_output import Json, finish
-from omni_thinker.errors import UserError
+from omni_thinker.errors import UserError, machine_error
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -64,7 +64,7 @@ Level = Annotated[float, typer.Option("--level", help="Of the intervals, 0.01 to
 
 def main() -> None:
     """Run the command line. Bad input: one line on stderr, exit code 2."""
-    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
     except UserError as exc:
@@ -73,12 +73,22 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.stderr.write("omni-thinker: interrupted; `omni-thinker study DIR --resume` goes on with a study\n")
         sys.exit(130)
+    except _Terminated:
+        sys.stderr.write("omni-thinker: terminated; `omni-thinker study DIR --resume` goes on with a study\n")
+        sys.exit(143)
+    except Exception as exc:
+        if (why := machine_error(exc)) is None:
+            raise
+        sys.stderr.write(f"omni-thinker: {why}; once that is mended, `omni-thinker study DIR --resume` goes on\n")
+        sys.exit(1)
 
 
-def _terminated(number: int, frame: object) -> None:
-    """As an exit, so that everything that is open is closed and children are gone."""
-    sys.stderr.write("omni-thinker: terminated; `omni-thinker study DIR --resume` goes on with a study\n")
-    sys.exit(128 + number)
+class _Terminated(BaseException):
+    """SIGTERM, as an exception: on its way everything that is open is closed, and children are gone."""
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise _Terminated
 
 
 @app.callback(invoke_without_command=True)

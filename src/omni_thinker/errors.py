@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+
 
 class UserError(Exception):
     """Bad input. The command line prints the message as one line and exits with code 2.
@@ -17,3 +21,14 @@ class UserError(Exception):
     def within(self, file: object) -> UserError:
         """The same error, with `file` named where no file was."""
         return self if self.file is not None else UserError(self.message, file=file, key=self.key)
+
+
+def machine_error(exc: Exception) -> str | None:
+    """What is wrong with the machine, where that is all that is wrong: a full disk, a folder that can't be written."""
+    number = exc.errno if isinstance(exc, OSError) else None
+    if number is None and (found := re.search(r"\(os error (\d+)\)", str(exc))):  # as safetensors tells it
+        number = int(found[1])
+    if number not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
+        return None
+    file = getattr(exc, "filename", None)
+    return (f"{file}: " if file else "") + os.strerror(number)

@@ -57,6 +57,19 @@ def bound_free_memory() -> None:
             return_free_memory()
 
 
+def is_out_of_memory(exc: BaseException) -> bool:
+    """Whether an allocation failed: torch says so by one type on a GPU, and in words alone on a CPU."""
+    words = str(exc)
+    return (
+        type(exc).__name__ == "OutOfMemoryError"
+        or isinstance(exc, MemoryError)
+        or (
+            isinstance(exc, RuntimeError)
+            and any(part in words for part in ("can't allocate memory", "not enough memory", "bad_alloc"))
+        )
+    )
+
+
 class _HeapSizes(ctypes.Structure):
     """glibc's struct mallinfo2; uordblks bytes are in use, fordblks free."""
 

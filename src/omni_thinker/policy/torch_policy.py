@@ -7,6 +7,7 @@ Weights of the model are held in the compute dtype; fp32 master copies take the 
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +26,7 @@ from omni_thinker.models.load import (
     load_tokenizer,
     stop_token_ids,
 )
-from omni_thinker.models.memory import bound_free_memory, return_free_memory
+from omni_thinker.models.memory import bound_free_memory, is_out_of_memory, return_free_memory
 from omni_thinker.models.quiet import quiet
 from omni_thinker.policy.blocks import use_blocks
 from omni_thinker.policy.forward import knows
@@ -53,6 +54,7 @@ from omni_thinker.types import Group, SampleRequest, SamplingParams
 # Shorter rows spend more on adding up gradients, longer ones hold more: 0.5 MB a token of the built-in model.
 TOKEN_BUDGET = 2048
 GPU_TOKEN_BUDGET = 16_384
+_LEAST_BUDGET = 64
 BETAS = (0.9, 0.95)
 
 
@@ -120,6 +122,22 @@ class TorchPolicy:
     def forward_backward(
         self, batch: TrainBatch, loss: Loss, *, temperature: float = 1.0, reference: bool = False
     ) -> LossReport:
+        begun = any(master.grad is not None for master in self._masters)
+        while True:
+            try:
+                return self._add_gradient(batch, loss, temperature, reference)
+            except (MemoryError, RuntimeError) as exc:
+                if begun or not is_out_of_memory(exc) or self.token_budget < 2 * _LEAST_BUDGET:
+                    raise
+            # What was added up before memory ran out is of no use: a row's gradient may be there in part.
+            self._optimizer.zero_grad(set_to_none=True)
+            for param in self._params:
+                param.grad = None
+            return_free_memory()
+            self.token_budget //= 2
+            print(f"out of memory: rows of {self.token_budget} tokens from here on", file=sys.stderr, flush=True)
+
+    def _add_gradient(self, batch: TrainBatch, loss: Loss, temperature: float, reference: bool) -> LossReport:
         total, computed = 0.0, 0
         stats: dict[str, TokenStats] = {}
         for groups in micro_batches(batch, self.token_budget):

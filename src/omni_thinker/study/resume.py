@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from omni_thinker.errors import UserError
+from omni_thinker.models.load import model_info
 from omni_thinker.recipe import Recipe
 from omni_thinker.runs.rundir import RunDir
 
@@ -31,7 +33,21 @@ def check_recipe(run: RunDir, recipe: Recipe) -> None:
         raise UserError(
             f"differs from the recipe that the run was begun with: {'; '.join(changed)}", file=run.path / "recipe.toml"
         )
+    _check_model(run, recipe.model.name)
     run.write_recipe(recipe)
+
+
+def _check_model(run: RunDir, name: str) -> None:
+    """Note what the model's folder holds. Raises UserError where it has changed under a run."""
+    folder = model_info(name)["folder"]
+    if folder is None:
+        return  # of a hub, which names what it gives by its content, or made here
+    files = {path.name: path for path in sorted(Path(folder).iterdir()) if path.is_file()}
+    now = {file: [path.stat().st_size, path.stat().st_mtime_ns] for file, path in files.items()}
+    kept = run.journal.once("model", lambda: now)
+    if kept != now:
+        changed = [file for file in {**kept, **now} if kept.get(file) != now.get(file)]
+        raise UserError(f"has changed since the run was begun: {', '.join(changed)}", file=folder, key="model.name")
 
 
 def _line(key: str, old: Any, new: Any) -> str | None:
