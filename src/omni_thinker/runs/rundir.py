@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ import tomli_w
 
 from omni_thinker.errors import UserError
 from omni_thinker.recipe import Recipe
+from omni_thinker.runs.files import write_whole
+from omni_thinker.runs.journal import NAME as JOURNAL
 from omni_thinker.runs.journal import Counts, Journal
 from omni_thinker.runs.lock import Lock
 
@@ -41,15 +42,15 @@ class RunDir:
         self.write_text("recipe.toml", tomli_w.dumps(_without_none(recipe.model_dump(mode="json"))))
 
     def open_journal(self, logs: Sequence[str], *, usable: Callable[[Any], bool], counts: Counts | None = None) -> None:
-        """See Journal."""
+        """See Journal. Raises UserError where there are logs without one: nothing tells what they are worth."""
+        if not (self.path / JOURNAL).exists() and any((self.path / log).exists() for log in logs):
+            raise UserError("has no journal.jsonl, so it can't be gone on with", file=self.path)
         self.journal = Journal(self.path, logs, usable=usable, counts=counts)
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a whole file: readers see the old one or the new one, never half of it."""
         target = self.path / name
-        partial = target.with_name(target.name + ".partial")
-        partial.write_text(text, "utf-8")
-        os.replace(partial, target)
+        write_whole(target, lambda partial: partial.write_text(text, "utf-8"))
         return target
 
     def write_json(self, name: str, table: Mapping[str, Any]) -> Path:
