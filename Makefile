@@ -77,7 +77,7 @@ test-slow: sandbox $(VENV)/.dev model ## the tests that train for minutes
 
 soak: sandbox $(VENV)/.dev ## kill a study 60 times and compare it with one that was left alone
 	OMNI_THINKER_KILLS=60 OMNI_THINKER_SOAK=benchmarks/results/soak.json \
-		$(BIN)/python -m pytest tests/test_resume.py -k killed --timeout 3600
+		$(BIN)/python -m pytest tests/test_resume.py -k killed
 
 # vLLM pins other packages than ours, so it lives by itself; its torchvision doesn't fit this torch and isn't needed.
 .venv-vllm/.made: constraints.txt

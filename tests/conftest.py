@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
 
+from omni_thinker.cli import main
 from omni_thinker.models.builtin import builtin_folder, builtin_ready
 from omni_thinker.models.tiny import make_tiny
 
@@ -48,3 +51,38 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data sets at {folder}; set OMNI_THINKER_DATA")
     return folder
+
+
+@pytest.fixture
+def refused(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> Iterator[Callable[..., str]]:
+    """Calls a command that must refuse what it is given, leave all files alone and unpickle nothing; its line."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    def call(*arguments: object) -> str:
+        before = _tree(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["omni-thinker", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        out, err = capfd.readouterr()
+        assert end.value.code == 2, err
+        assert not out
+        lines = [line for line in err.splitlines() if not line.startswith("[00:")]  # of progress
+        assert len(lines) == 1, err
+        assert lines[0].startswith("omni-thinker: ")
+        assert len(lines[0]) < 1000
+        assert _tree(tmp_path) == before
+        return lines[0]
+
+    yield call
+    assert not list(tmp_path.rglob("unpickled"))
+
+
+def _tree(folder: Path) -> dict[str, int]:
+    return {
+        str(path.relative_to(folder)): path.stat().st_size if path.is_file() else -1
+        for path in folder.rglob("*")
+        if path.name != "lock"
+    }

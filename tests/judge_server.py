@@ -56,7 +56,12 @@ class JudgeServer:
     """`plan(number, body)` names what happens to a request: "ok" or one of FAULTS."""
 
     def __init__(
-        self, plan: Plan = lambda number, body: "ok", *, delay: float = 0.0, certificate: Path | None = None
+        self,
+        plan: Plan = lambda number, body: "ok",
+        *,
+        delay: float = 0.0,
+        certificate: Path | None = None,
+        port: int = 0,
     ) -> None:
         self.plan, self.delay = plan, delay
         self.times: list[float] = []
@@ -73,7 +78,7 @@ class JudgeServer:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self._server = asyncio.run_coroutine_threadsafe(self._start(), self._loop).result()
+        self._server = asyncio.run_coroutine_threadsafe(self._start(port), self._loop).result()
         self.port: int = self._server.sockets[0].getsockname()[1]
 
     @property
@@ -92,8 +97,8 @@ class JudgeServer:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
 
-    async def _start(self) -> asyncio.Server:
-        return await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._context)
+    async def _start(self, port: int) -> asyncio.Server:
+        return await asyncio.start_server(self._serve, "127.0.0.1", port, ssl=self._context)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

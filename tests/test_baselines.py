@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from omni_thinker.baselines.merge import task_arithmetic
+from omni_thinker.baselines.merge import Weights, merge
+from omni_thinker.baselines.merge_rules import MergeRule
 from omni_thinker.baselines.sft import WarmupReport, gold_batch, gold_loss, warm_up
 from omni_thinker.errors import UserError
 from omni_thinker.policy.protocol import LossReport, OptimParams, OptimReport, TokenBatch, TrainBatch
@@ -22,6 +23,10 @@ from omni_thinker.rl.stream import ProblemStream, make_streams
 from omni_thinker.types import Problem
 
 # -- task arithmetic ----------------------------------------------------------------------------------------
+
+
+def task_arithmetic(start: Path, experts: Sequence[Path], scale: float, out: Path) -> None:
+    merge(start, [Weights(path) for path in experts], MergeRule(scale=scale), out)
 
 
 def _save(path: Path, **tensors: list[float] | torch.Tensor) -> Path:

@@ -86,7 +86,7 @@ def undisturbed(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     return folder / "run", time.monotonic() - began
 
 
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(900 + 60 * KILLS)
 def test_a_study_killed_again_and_again_ends_the_same(
     undisturbed: tuple[Path, float], repo: Path, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from forecasting import after_a_run
 from matrices import AFTER, MATRIX, START, matrix
-from omni_thinker.baselines.adapters import adapter_arithmetic
+from omni_thinker.baselines.adapters import Adapter
+from omni_thinker.baselines.merge import merge
+from omni_thinker.baselines.merge_rules import MergeRule
 from omni_thinker.errors import UserError
 from omni_thinker.policy.sketch import DIMENSIONS, sketch
 from omni_thinker.policy.torch_policy import TorchPolicy
@@ -289,6 +292,10 @@ def test_the_search_knows_what_was_learnt_of_entropy() -> None:
 # -- adapters ---------------------------------------------------------------------------------------------------------
 
 
+def _add_up(start: Path, adapters: Sequence[Path], scale: float, out: Path) -> None:
+    merge(start, [Adapter(folder) for folder in adapters], MergeRule(scale=scale), out)
+
+
 def _adapted(folder: Path, out: Path, seed: int, **lora: Any) -> TorchPolicy:
     """A policy with random factors, written as a peft folder."""
     policy = TorchPolicy(ModelSpec(name=str(folder), dtype="float32", lora=LoraSpec(rank=4, alpha=8, **lora)))
@@ -305,7 +312,7 @@ def test_one_adapter_added_is_the_merged_model(tiny_model: Path, tmp_path: Path)
     whole = TorchPolicy(ModelSpec(name=str(tiny_model), dtype="float32"))
     whole.save_weights(tmp_path / "start")
     adapted = _adapted(tiny_model, tmp_path / "a", 1)
-    adapter_arithmetic(tmp_path / "start", [tmp_path / "a"], 1.0, tmp_path / "deep" / "out")
+    _add_up(tmp_path / "start", [tmp_path / "a"], 1.0, tmp_path / "deep" / "out")
     merged = dict(copy.deepcopy(adapted.model).merge_and_unload().named_parameters())  # type: ignore[operator]
     found = load_file(tmp_path / "deep" / "out")
     assert found.keys() == load_file(tmp_path / "start").keys()
@@ -321,8 +328,8 @@ def test_adapters_add_up(tiny_model: Path, tmp_path: Path) -> None:
     whole.save_weights(tmp_path / "start")
     for seed, name in enumerate("ab"):
         _adapted(tiny_model, tmp_path / name, seed)
-        adapter_arithmetic(tmp_path / "start", [tmp_path / name], 1.0, tmp_path / f"{name}.one")
-    adapter_arithmetic(tmp_path / "start", [tmp_path / "a", tmp_path / "b"], 0.5, tmp_path / "out")
+        _add_up(tmp_path / "start", [tmp_path / name], 1.0, tmp_path / f"{name}.one")
+    _add_up(tmp_path / "start", [tmp_path / "a", tmp_path / "b"], 0.5, tmp_path / "out")
     start, one, two, both = (load_file(tmp_path / name) for name in ("start", "a.one", "b.one", "out"))
     for name, weight in both.items():
         assert torch.allclose(weight, start[name] + 0.5 * (one[name] + two[name] - 2 * start[name]), atol=1e-6)
@@ -332,16 +339,16 @@ def test_what_can_not_be_added_up_is_refused(tiny_model: Path, tmp_path: Path) -
     _adapted(tiny_model, tmp_path / "a", 0)
     save_file({"w": torch.zeros(2, 2)}, tmp_path / "other")
     with pytest.raises(UserError, match="doesn't have"):
-        adapter_arithmetic(tmp_path / "other", [tmp_path / "a"], 1.0, tmp_path / "out")
+        _add_up(tmp_path / "other", [tmp_path / "a"], 1.0, tmp_path / "out")
     config = tmp_path / "a" / "adapter_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "use_dora": True}))
     with pytest.raises(UserError, match="plain LoRA"):
-        adapter_arithmetic(tmp_path / "other", [tmp_path / "a"], 1.0, tmp_path / "out")
+        _add_up(tmp_path / "other", [tmp_path / "a"], 1.0, tmp_path / "out")
     _adapted(tiny_model, tmp_path / "b", 0, targets=["embed_tokens", "q_proj"])
     with pytest.raises(UserError, match="can't be added up"):
-        adapter_arithmetic(tmp_path / "other", [tmp_path / "b"], 1.0, tmp_path / "out")
+        _add_up(tmp_path / "other", [tmp_path / "b"], 1.0, tmp_path / "out")
     with pytest.raises(UserError, match="not a LoRA adapter"):
-        adapter_arithmetic(tmp_path / "other", [tmp_path / "nowhere"], 1.0, tmp_path / "out")
+        _add_up(tmp_path / "other", [tmp_path / "nowhere"], 1.0, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -119,25 +119,27 @@ def study(
 @app.command()
 def train(
     recipe: RecipeFile,
-    arm: Annotated[str, typer.Option(help="joint, curriculum, or single:TASK.")] = "joint",
+    arm: Annotated[str, typer.Option(help="joint (default), curriculum, or single:TASK.")] = "",
     order: Annotated[
         str, typer.Option(help="Fixed order of a curriculum: task,task,... Without it, it is planned.")
     ] = "",
     steps: Annotated[int | None, typer.Option(min=1, help="RL steps, instead of the recipe's study.steps.")] = None,
     out: Out = None,
     overrides: Set = None,
+    resume: Resume = False,
     weak: Weak = False,
     json_: Json = False,
 ) -> None:
     """Train one arm and evaluate it before and after."""
-    kind, _, task = arm.partition(":")
+    kind, _, task = (arm or "joint").partition(":")
     if kind not in ("joint", "curriculum", "single") or bool(task) != (kind == "single"):
         raise UserError(f"takes joint, curriculum or single:TASK, got {arm!r}", key="--arm")
-    extra = [f'study.arms=["start", "{kind}"]', 'study.single_budget="full"']
+    whole = [f'study.arms=["start", "{kind}"]', 'study.single_budget="full"']
+    extra = [] if resume and not arm else whole
     extra += [f"study.steps={steps}"] if steps else []
     extra += [f"study.order={json.dumps(_names(order))}"] if order else []
     extra += [f"study.single_tasks={json.dumps([task])}"] if task else []
-    _run(recipe, out, [*(overrides or []), *extra], json_)
+    _run(recipe, out, [*(overrides or []), *extra], json_, resume=resume)
 
 
 @app.command()

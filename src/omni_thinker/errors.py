@@ -7,6 +7,10 @@ import os
 import re
 
 
+_LONGEST = 400
+"""Of a file's name or a key in a message."""
+
+
 class UserError(Exception):
     """Bad input. The command line prints the message as one line and exits with code 2.
 
@@ -15,12 +19,16 @@ class UserError(Exception):
 
     def __init__(self, message: str, *, file: object = None, key: str | None = None) -> None:
         self.message, self.file, self.key = message, file, key
-        where = ": ".join(str(part) for part in (file, key) if part is not None)
+        where = ": ".join(_short(str(part)) for part in (file, key) if part is not None)
         super().__init__(" ".join((f"{where}: {message}" if where else message).split()))
 
     def within(self, file: object) -> UserError:
         """The same error, with `file` named where no file was."""
         return self if self.file is not None else UserError(self.message, file=file, key=self.key)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST // 2]}...{name[-_LONGEST // 2 :]}"
 
 
 def machine_error(exc: Exception) -> str | None:

@@ -15,11 +15,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from omni_thinker.errors import UserError
 
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-PositiveFloat = Annotated[float, Field(gt=0.0)]
-NonNegative = Annotated[float, Field(ge=0.0)]
+_MOST = 2**53
+"""Larger whole numbers are slips, and no float holds them."""
+Positive = Annotated[int, Field(gt=0, le=_MOST, strict=True)]
+Count = Annotated[int, Field(ge=0, le=_MOST, strict=True)]
+Share = Annotated[float, Field(ge=0.0, le=1.0, strict=True)]
+PositiveFloat = Annotated[float, Field(gt=0.0, strict=True)]
+NonNegative = Annotated[float, Field(ge=0.0, strict=True)]
 
 
 _TASK_NAME_LENGTH = 64
@@ -35,7 +37,7 @@ class _Table(BaseModel):
 class LoraSpec(_Table):
     """Train low-rank factors instead of all weights (arXiv 2106.09685)."""
 
-    rank: Annotated[int, Field(gt=0, le=4096)] = 16
+    rank: Annotated[int, Field(gt=0, le=4096, strict=True)] = 16
     alpha: Positive = 32
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
 
@@ -109,7 +111,7 @@ class RlSpec(_Table):
     loss: Literal["grpo", "dapo", "dr_grpo", "gspo", "cispo"] = "grpo"
     advantage: Literal["grpo", "dr_grpo", "rloo", "reinforce_pp"] = "grpo"
     normaliser: Literal["auto", "sample", "token", "task_token", "constant"] = "auto"
-    group_size: Annotated[int, Field(ge=2)] = 8
+    group_size: Annotated[int, Field(ge=2, le=_MOST, strict=True)] = 8
     problems_per_step: Positive = 8
     temperature: PositiveFloat = 1.0
     lr: PositiveFloat = 1e-5
@@ -125,7 +127,7 @@ class RlSpec(_Table):
     """How often zero-variance groups are replaced by fresh problems of the same task within a step."""
     kl_every: Count = 4
     """Measure the KL to the start every so many steps (0: never). It costs one extra forward pass."""
-    score_deadline_s: PositiveFloat = 600.0
+    score_deadline_s: PositiveFloat = 1800.0
     """What isn't scored so long after the last sample of a step is an error."""
     max_error_rate: Share = 0.2
     """Stop when more than this share of a step's scores are errors."""
@@ -183,6 +185,9 @@ class EndpointSpec(_Table):
     deadline_s: PositiveFloat = 300.0
     """For one question with all its attempts."""
     attempts: Positive = 6
+    patience_s: NonNegative = 900.0
+    """How long a server that has answered before may be away (no connection, or status 502 to 504) before questions
+    are given up."""
     temperature: NonNegative = 0.0
     max_tokens: Positive = 256
     structured: Literal["auto", "schema", "text"] = "auto"
@@ -238,7 +243,7 @@ class StudySpec(_Table):
 
     steps: Positive = 48
     seeds: Annotated[tuple[Count, ...], Field(min_length=1)] = (0,)
-    arms: tuple[ArmName, ...] = ("start", "single", "curriculum", "joint", "merge")
+    arms: Annotated[tuple[ArmName, ...], Field(min_length=1)] = ("start", "single", "curriculum", "joint", "merge")
     single_budget: Literal["full", "stage"] = "full"
     """`full`: a single-task arm trains as long as the others. `stage`: it is the probe (steps / tasks)."""
     probes: tuple[ProbeKind, ...] = ()
@@ -389,6 +394,8 @@ def _shown(value: object) -> str:
         return f"{value!r:.80}"
     except RecursionError:
         return "a deeply nested value"
+    except ValueError:  # a whole number with more digits than Python writes out
+        return "a huge number"
 
 
 def _nearest(loc: tuple[int | str, ...]) -> str:

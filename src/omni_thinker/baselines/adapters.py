@@ -1,48 +1,44 @@
-"""Merging of single-task LoRA adapters: what they add to the weights, added up."""
+"""Single-task LoRA adapters as experts: what they add to the weights."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from omni_thinker.baselines.merge import Shapes
 from omni_thinker.errors import UserError
 
 _PREFIX = "base_model.model."
 
 
-def adapter_arithmetic(start: Path, adapters: Sequence[Path], scale: float, out: Path) -> None:
-    """out = start + scale x sum of (alpha / rank) up @ down over `adapters` (arXiv 2106.09685, 2212.04089), in fp32.
+class Adapter:
+    """An expert that changed weights by (alpha / rank) up @ down (arXiv 2106.09685): a folder as peft writes it.
 
-    `start` is a safetensors file of whole weights, `adapters` are folders as peft writes them. Raises UserError where
-    an adapter is of a kind that isn't a plain sum, or belongs to another model.
+    Raises UserError where it is of a kind that isn't a plain sum.
     """
-    changes = [_changes(folder) for folder in adapters]
-    merged = {}
-    with safe_open(start, framework="pt") as tensors:
-        names = set(tensors.keys())
-        for folder, own in zip(adapters, changes, strict=True):
-            if unknown := set(own) - names:
-                raise UserError(f"adapts {min(unknown)!r}, which {start} doesn't have", file=folder)
-        for name in sorted(names):
-            weight = tensors.get_tensor(name)
-            whole = weight.float()
-            for own in changes:
-                if name in own:
-                    up, down, share = own[name]
-                    if (up.shape[0], down.shape[1]) != tuple(whole.shape):
-                        raise UserError(f"has another shape than {start} at {name!r}", file=adapters[0].parent)
-                    whole = whole + scale * share * (up.float() @ down.float())
-            merged[name] = whole.to(weight.dtype)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    save_file(merged, out)
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._factors = _factors(folder)
+
+    def check(self, start: Path, shapes: Shapes) -> None:
+        if unknown := set(self._factors) - set(shapes):
+            raise UserError(f"adapts {min(unknown)!r}, which {start} doesn't have", file=self.folder)
+        for name, (up, down, _) in self._factors.items():
+            if [up.shape[0], down.shape[1]] != list(shapes[name]):
+                raise UserError(f"has another shape than {start} at {name!r}", file=self.folder)
+
+    def change(self, name: str, origin: torch.Tensor) -> torch.Tensor | None:
+        if name not in self._factors:
+            return None
+        up, down, share = self._factors[name]
+        return share * (up.float() @ down.float())
 
 
-def _changes(folder: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor, float]]:
+def _factors(folder: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor, float]]:
     """Name of the weight -> (up, down, alpha / rank)."""
     try:
         config = json.loads((folder / "adapter_config.json").read_text("utf-8"))

@@ -31,6 +31,16 @@ class WarmupReport:
     inside: Mapping[TaskName, bool]
 
 
+@dataclass(slots=True)
+class WarmupState:
+    """Where a warm-up is, beside the policy. `taken`: problems of each stream."""
+
+    step: int
+    tokens: int
+    reached: dict[TaskName, Estimate]
+    taken: dict[TaskName, int]
+
+
 def gold_loss(batch: TokenBatch) -> LossTerms:
     """Weighted negative log-likelihood."""
     clipped_N = batch.logprobs_N.detach() > 0  # none: a log-prob is never positive
@@ -61,16 +71,24 @@ def warm_up(
     spec: WarmupSpec,
     check: Check,
     on_step: Callable[[int, float, list[TaskName]], None],
+    *,
+    begun: WarmupState | None = None,
+    keep: Callable[[WarmupState], None] = lambda _: None,
 ) -> WarmupReport:
     """Train until every task scores in `spec.target`, or for `spec.steps` steps.
 
     A task rests while it scores at least a quarter into the band, so that an easy one isn't drilled to 1 while
-    a hard one still learns its form; it is taken up again should it fall out. Raises UserError where it diverges.
+    a hard one still learns its form; it is taken up again should it fall out. `keep` is told after every step where
+    it is; with `begun` and the policy of that moment it goes on from there. Raises UserError where it diverges.
     """
     low, high = spec.target
     enough = low + (high - low) / 4
-    reached = dict(check(0))
-    tokens, step = 0, 0
+    if begun is None:
+        reached, tokens, step = dict(check(0)), 0, 0
+    else:
+        reached, tokens, step = dict(begun.reached), begun.tokens, begun.step
+        for task, stream in streams.items():
+            stream.taken = begun.taken[task]
     while step < spec.steps:
         active = [task for task in streams if reached[task].mean < enough]
         if not active:
@@ -90,4 +108,5 @@ def warm_up(
         on_step(step, report.loss, active)
         if step % spec.check_every == 0 or step == spec.steps:
             reached = dict(check(step))
+        keep(WarmupState(step, tokens, dict(reached), {task: stream.taken for task, stream in streams.items()}))
     return WarmupReport(step, tokens, reached, {task: low <= e.mean <= high for task, e in reached.items()})

@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from omni_thinker.isolation.scratch import sweep
 from omni_thinker.isolation.worker import IsolationError, Worker, WorkerDied, WorkerTimeout
 
 __all__ = [
@@ -139,6 +140,8 @@ _lock = threading.Lock()
 def shared_pool(name: str, make: Callable[[], WorkerPool]) -> WorkerPool:
     """The pool called `name`, made on first use."""
     with _lock:
+        if not _pools:
+            sweep()
         if name not in _pools:
             _pools[name] = make()
         return _pools[name]

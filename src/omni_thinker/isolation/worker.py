@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import select
-import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import IO, Any
+
+from omni_thinker.isolation.scratch import Scratch
 
 START_DEADLINE_S = 60.0
 _CHUNK = 1 << 16
@@ -39,7 +38,8 @@ class Worker:
     """
 
     def __init__(self, command: Sequence[str]) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="omni-thinker-"))
+        self._scratch = Scratch()
+        self.folder = self._scratch.path
         try:
             self._process = subprocess.Popen(
                 list(command),
@@ -51,7 +51,7 @@ class Worker:
                 start_new_session=True,
             )
         except OSError as exc:
-            _remove(self.folder)
+            self._scratch.remove()
             raise IsolationError(f"can't start a worker process: {exc}") from None
         self._buffer = b""
         try:
@@ -117,17 +117,10 @@ class Worker:
                 except OSError:  # unsent bytes of a request to a dead worker
                     continue
         for _ in range(20):  # what the worker had started dies with it, but a moment later
-            _remove(self.folder)
+            self._scratch.remove()
             if not self.folder.exists():
                 break
             time.sleep(0.01)
-
-
-def _remove(folder: Path) -> None:
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-    except RecursionError:  # a program nested folders
-        subprocess.run(["rm", "-rf", "--", str(folder)], stderr=subprocess.DEVNULL, check=False)
 
 
 def _pipe(stream: IO[bytes] | None) -> IO[bytes]:

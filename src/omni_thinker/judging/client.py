@@ -7,6 +7,7 @@ don't outlive a loop.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import os
@@ -19,6 +20,7 @@ from urllib.parse import urlsplit
 from omni_thinker.errors import UserError
 from omni_thinker.judging.cache import JudgeCache, Reply
 from omni_thinker.judging.limits import Meter
+from omni_thinker.judging.outage import Away, Outage
 from omni_thinker.recipe import EndpointSpec
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _RETRIED = (408, 409, 425, 429)
+_AWAY = (502, 503, 504)
 _LONGEST_WAIT_S = 60.0
 _TOP = 20
 """Likeliest tokens asked for; the most that hosted servers tell."""
@@ -90,6 +93,7 @@ class ChatClient:
             ) from None
         spec = self.spec
         self._at_once = asyncio.Semaphore(spec.concurrency)
+        self._outage = Outage(f"the judge at {spec.base_url}", spec.patience_s)
         self._requests = _per_minute(AsyncLimiter, spec.requests_per_minute, 1 / 60)
         self._tokens = _per_minute(AsyncLimiter, spec.tokens_per_minute, 1 / 2)
         return AsyncOpenAI(base_url=spec.base_url, api_key=self._key, timeout=spec.timeout_s, max_retries=0)
@@ -128,13 +132,32 @@ class ChatClient:
 
     async def _fresh(self, key: str, text: str, schema: Mapping[str, Any], prompt_version: str, digit: bool) -> Reply:
         async with self._at_once:
-            try:
-                reply = await asyncio.wait_for(self._retried(text, schema, digit), self.spec.deadline_s)
-            except TimeoutError:
-                raise NoReply(f"no reply within {self.spec.deadline_s:g} s") from None
+            reply = await self._patient(text, schema, digit)
         if self.cache is not None:
             self.cache.put(key, reply, model=self.spec.model, prompt_version=prompt_version)
         return reply
+
+    async def _patient(self, text: str, schema: Mapping[str, Any], digit: bool) -> Reply:
+        """The reply, also where the server is away for a while."""
+        outage = self._outage
+        while True:
+            alone = outage.on
+            async with outage.scout if alone else contextlib.nullcontext():
+                if alone and not outage.on:
+                    continue  # it is back: all at once again
+                if outage.hopeless:
+                    raise NoReply(f"the server was away for {self.spec.patience_s:g} s")
+                if alone:
+                    await outage.wait()
+                try:
+                    reply = await asyncio.wait_for(self._retried(text, schema, digit), self.spec.deadline_s)
+                except TimeoutError:
+                    raise NoReply(f"no reply within {self.spec.deadline_s:g} s") from None
+                except Away as exc:
+                    outage.began(str(exc))
+                    continue
+                outage.over()
+                return reply
 
     async def _retried(self, text: str, schema: Mapping[str, Any], digit: bool) -> Reply:
         from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_after_attempt
@@ -148,6 +171,8 @@ class ChatClient:
                     return await self._once(text, schema, digit)
         except RetryError as exc:
             cause = exc.last_attempt.exception()
+            if isinstance(cause, _TryAgain) and cause.away and self._outage.bearable:
+                raise Away(str(cause)) from None
             raise NoReply(f"{cause}, {self.spec.attempts} times") from None
         raise NoReply("no attempt was made")
 
@@ -161,7 +186,7 @@ class ChatClient:
         if self._tokens:
             await self._tokens.acquire(min(estimate + self.spec.max_tokens, self._tokens.max_rate))
         number = self.meter.reserve(most, self.spec.max_tokens)
-        lost, structured = True, self._structured
+        lost, sent, structured = True, True, self._structured
         try:
             completion = await self._send(text, schema if structured else None, digit)
             used = _counted(completion)
@@ -171,8 +196,9 @@ class ChatClient:
             self.meter.settle(number, *used)  # also what is of no use was paid for
             number = 0
             return Reply(self._answer(completion, digit), *used)
-        except APITimeoutError:
-            raise _TryAgain("timed out") from None
+        except APITimeoutError as exc:
+            sent = not _unconnected(exc)
+            raise _TryAgain("timed out", away=not sent) from None
         except APIStatusError as exc:
             lost = False
             status = exc.status_code
@@ -180,16 +206,17 @@ class ChatClient:
                 self._structured = False  # this server has no JSON schemas
                 raise _TryAgain(f"status {status} for a JSON schema", wait=0.0) from None
             if status in _RETRIED or status >= 500:
-                raise _TryAgain(f"status {status}", wait=_retry_after(exc)) from None
+                raise _TryAgain(f"status {status}", wait=_retry_after(exc), away=status in _AWAY) from None
             raise NoReply(f"status {status}: {self._short(exc)}") from None
         except APIConnectionError as exc:
-            raise _TryAgain(f"connection failed ({type(exc.__cause__ or exc).__name__})") from None
+            sent = not _unconnected(exc)
+            raise _TryAgain(f"connection failed ({type(exc.__cause__ or exc).__name__})", away=True) from None
         except (APIError, ValueError, TypeError, AttributeError, LookupError) as exc:
             # Half a JSON object, another schema, no choices: what it was is the server's secret.
             raise _TryAgain(f"a reply that is none ({type(exc).__name__})") from None
         finally:
             if number:
-                self.meter.release(number, lost=lost)
+                self.meter.release(number, lost=lost, sent=sent)
 
     @staticmethod
     def _answer(completion: Any, digit: bool) -> str:
@@ -226,9 +253,15 @@ def _per_minute(limiter: Any, limit: float | None, share: float) -> Any:
 
 
 class _TryAgain(Exception):
-    def __init__(self, what: str, wait: float | None = None) -> None:
+    def __init__(self, what: str, wait: float | None = None, *, away: bool = False) -> None:
+        """`wait`: what the server asked for. `away`: nothing says that it is this question's fault."""
         super().__init__(what)
-        self.wait = wait
+        self.wait, self.away = wait, away
+
+
+def _unconnected(exc: Exception) -> bool:
+    """Whether there was no connection at all. By name: which library connects is the SDK's secret."""
+    return type(exc.__cause__).__name__ in ("ConnectError", "ConnectTimeout")
 
 
 def _wait(state: Any) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from omni_thinker.recipe import BudgetSpec, PriceSpec
 
@@ -72,11 +72,13 @@ class Meter:
                 spent.money + self._money(input_tokens, output_tokens),
             )
 
-    def release(self, number: int, *, lost: bool) -> None:
-        """The request has failed. `lost`: nobody knows whether it was worked on."""
+    def release(self, number: int, *, lost: bool, sent: bool = True) -> None:
+        """The request has failed. `lost`: nobody knows whether it was worked on. Not `sent`: it never got there."""
         with self._lock:
             own = self._reserved.pop(number)
-            if lost:
+            if not sent:
+                self._spent = replace(self._spent, requests=self._spent.requests - 1)
+            elif lost:
                 self._lost = (self._lost[0] + own[0], self._lost[1] + own[1])
 
     @property

@@ -131,8 +131,16 @@ def fused_weights(model: PreTrainedModel) -> FusedWeights:
     return known[1]
 
 
+def drop_layout(model: PreTrainedModel) -> None:
+    """What is laid out for decoding takes as much memory as the model: not while it is trained."""
+    _laid_out.pop(model, None)
+
+
 class FusedDecoder:
-    """See Decoder."""
+    """See Decoder. Attends to prompts in fp32, as the training pass does, so that nothing is rounded here but where it
+    is rounded there."""
+
+    attention_in_fp32 = True
 
     def __init__(self, model: PreTrainedModel, group_size: int, steps: int) -> None:
         self.model, self.group_size, self.steps = model, group_size, steps
@@ -143,13 +151,15 @@ class FusedDecoder:
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         longest = filled(int(lengths.max()), MULTIPLE)
         dtype = w.embed.weight.dtype
+        self._attention_dtype = torch.promote_types(dtype, torch.float32) if self.attention_in_fp32 else dtype
         shape = (len(w.layers), 2, len(prompts), w.kv_heads, longest, w.width)
-        self._prompt = torch.zeros(shape, dtype=dtype, device=device)
+        self._prompt = torch.zeros(shape, dtype=self._attention_dtype, device=device)
         logits = []
         for part in _parts(lengths.tolist()):
             logits.append(self._compute_prompts(prompts[part], self._prompt[:, :, part]))
         real = torch.arange(longest) < lengths[:, None]
-        self._mask = torch.zeros(real.shape, dtype=dtype).masked_fill_(~real, -torch.inf)[:, None, None].to(device)
+        mask = torch.zeros(real.shape, dtype=self._attention_dtype).masked_fill_(~real, -torch.inf)
+        self._mask = mask[:, None, None].to(device)
         self._position_P = lengths.to(device)
         own_shape = (len(w.layers), 2, len(prompts), self.group_size, w.kv_heads, self.steps, w.width)
         self._own = self._make_room(own_shape, dtype)
@@ -178,12 +188,13 @@ class FusedDecoder:
         for number, layer in enumerate(w.layers):
             turned, value = self._turned(layer, normed(layer.before, x), cos, sin)
             query, keys, values = (
-                part[place_P_T].transpose(1, 2) for part in (turned[:, : w.heads], turned[:, w.heads :], value)
+                part[place_P_T].transpose(1, 2).to(self._attention_dtype)
+                for part in (turned[:, : w.heads], turned[:, w.heads :], value)
             )
             kept[number, 0, :, :, :longest], kept[number, 1, :, :, :longest] = keys, values
             keys, values = (part.repeat_interleave(per, dim=1) for part in (keys, values))
             out = F.scaled_dot_product_attention(query, keys, values, is_causal=True, scale=layer.scale)
-            flat = F.pad(out.transpose(1, 2)[real_P_T].flatten(1), (0, 0, 0, filling))
+            flat = F.pad(out.transpose(1, 2)[real_P_T].flatten(1), (0, 0, 0, filling)).to(turned.dtype)
             if number == len(w.layers) - 1:  # of the last layer only what the first answer token is predicted from
                 x, flat = x[last_P], flat[last_P]
             x = self._fed_forward(layer, x + layer.out(flat))
@@ -256,7 +267,7 @@ class FusedDecoder:
         kv_heads = self.weights.kv_heads
         per = heads // kv_heads
         grid = query.view(groups, columns, kv_heads, per, width)
-        over = grid.transpose(1, 2).reshape(groups, kv_heads, columns * per, width)
+        over = grid.transpose(1, 2).reshape(groups, kv_heads, columns * per, width).to(self._attention_dtype)
         keys, values = self._prompt[number]
         if groups * kv_heads >= _MANY:
             prompt, prompt_lse = _attend_by_products(over, keys, values, scale, self._mask)

@@ -19,6 +19,8 @@ from omni_thinker.types import TokenIds
 class StaticDecoder(FusedDecoder):
     """See Decoder."""
 
+    attention_in_fp32 = False
+
     def prefill(self, prompts: Sequence[TokenIds]) -> torch.Tensor:
         logits = super().prefill(prompts)
         self._slot_1 = torch.zeros(1, dtype=torch.long, device=logits.device)

@@ -7,7 +7,7 @@ Weights of the model are held in the compute dtype; fp32 master copies take the 
 from __future__ import annotations
 
 import copy
-import sys
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +30,7 @@ from omni_thinker.models.memory import bound_free_memory, is_out_of_memory, retu
 from omni_thinker.models.quiet import quiet
 from omni_thinker.policy.blocks import use_blocks
 from omni_thinker.policy.forward import knows
+from omni_thinker.policy.fused import drop_layout
 from omni_thinker.policy.layout import supports_group_rows
 from omni_thinker.policy.logprobs import AnswerTokens, answer_logprobs
 from omni_thinker.policy.lora import add_lora
@@ -56,6 +57,7 @@ TOKEN_BUDGET = 2048
 GPU_TOKEN_BUDGET = 16_384
 _LEAST_BUDGET = 64
 BETAS = (0.9, 0.95)
+_log = logging.getLogger(__name__)
 
 
 class TorchPolicy:
@@ -122,6 +124,7 @@ class TorchPolicy:
     def forward_backward(
         self, batch: TrainBatch, loss: Loss, *, temperature: float = 1.0, reference: bool = False
     ) -> LossReport:
+        drop_layout(self.model)
         begun = any(master.grad is not None for master in self._masters)
         while True:
             try:
@@ -135,7 +138,7 @@ class TorchPolicy:
                 param.grad = None
             return_free_memory()
             self.token_budget //= 2
-            print(f"out of memory: rows of {self.token_budget} tokens from here on", file=sys.stderr, flush=True)
+            _log.warning("out of memory: rows of %d tokens from here on", self.token_budget)
 
     def _add_gradient(self, batch: TrainBatch, loss: Loss, temperature: float, reference: bool) -> LossReport:
         total, computed = 0.0, 0

@@ -49,6 +49,17 @@ def build_batches(groups: Sequence[ScoredGroup], spec: RlSpec, max_tokens: int) 
     return [batch for batch in batches if batch]
 
 
+def learnability(groups: Sequence[ScoredGroup], spec: RlSpec) -> dict[TaskName, float]:
+    """Mean absolute advantage of each task's samples, of groups without signal too, where it is 0: what a task's
+    problems have to teach this policy (arXiv 2505.14970)."""
+    scored = [group for group in groups if group.values]
+    advantages = ADVANTAGES[spec.advantage]([np.array(group.values) for group in scored])
+    found: dict[TaskName, list[float]] = {}
+    for group, own in zip(scored, advantages, strict=True):
+        found.setdefault(group.problem.task, []).extend(map(float, np.abs(own) if group.has_signal else 0 * own))
+    return {task: float(np.mean(own)) for task, own in found.items()}
+
+
 class _Weigher:
     """Token weight of a sample: 1 over what the normaliser counts."""
 

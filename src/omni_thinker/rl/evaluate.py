@@ -13,7 +13,7 @@ from omni_thinker.policy.protocol import Policy
 from omni_thinker.rewards.base import Reward
 from omni_thinker.rl.batch import ScoredGroup
 from omni_thinker.rl.metrics import Metrics, group_metrics, sampled_entropy
-from omni_thinker.rl.score import Scoring
+from omni_thinker.rl.score import Scoring, stop_on_errors
 from omni_thinker.rl.stream import stable_seed
 from omni_thinker.types import Problem, SampleRequest, SamplingParams, TaskName
 
@@ -73,10 +73,11 @@ def evaluate(
     params: SamplingParams,
     seed: int,
     stops: Mapping[TaskName, tuple[str, ...]] | None = None,
+    max_error_rate: float = 1.0,
 ) -> Evaluation:
     """Answer each problem `params.group_size` times. The same seed draws with the same random numbers for every policy.
 
-    Raises UserError where a task has no scored answer at all.
+    Raises UserError where a task has no scored answer at all, or more than `max_error_rate` of its scores are errors.
     """
     flat = [problem for own in problems.values() for problem in own]
     requests = [
@@ -91,6 +92,7 @@ def evaluate(
     with Scoring(rewards) as scoring:
         policy.sample(requests, params, lambda place, group: scoring.submit(place, flat[place], group))
         scored = scoring.results()
+    stop_on_errors(scored, max_error_rate)
     values: dict[TaskName, dict[str, float]] = {task: {} for task in problems}
     for group in scored:
         if group.values:

@@ -5,6 +5,7 @@ quotas -> problems -> groups -> scores -> advantages -> gradient -> update -> me
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,15 +16,26 @@ from omni_thinker.errors import UserError
 from omni_thinker.policy.protocol import OptimParams, OptimReport, Policy, TokenStats, TrainGroup
 from omni_thinker.recipe import RlSpec
 from omni_thinker.rewards.base import Reward
-from omni_thinker.rl.batch import ScoredGroup, build_batches
+from omni_thinker.rl.batch import ScoredGroup, build_batches, learnability
 from omni_thinker.rl.losses import make_loss
 from omni_thinker.rl.metrics import Metrics, group_metrics, token_metrics
-from omni_thinker.rl.score import Scoring
+from omni_thinker.rl.score import Scoring, stop_on_errors
 from omni_thinker.rl.stream import ProblemStream
 from omni_thinker.types import SampleRequest, SamplingParams, TaskName
 
 MOST_SKIPPED = 3
 """Updates in a row that may be skipped for a loss or gradient that isn't finite."""
+
+
+_log = logging.getLogger(__name__)
+
+
+class Diverged(UserError):
+    """Updates had to be skipped, too many in a row. `evidence`: the last of them, of JSON."""
+
+    def __init__(self, message: str, evidence: Mapping[str, Any]) -> None:
+        super().__init__(message, key="rl.lr")
+        self.evidence = evidence
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +74,13 @@ class Learner:
         """
         clock = _Clock()
         groups = self._sample_quotas(quotas, clock)
-        self._stop_on_errors(groups)
+        stop_on_errors(groups, self.spec.max_error_rate)
         trained = _fill(groups, quotas)
         batches = build_batches(trained, self.spec, max(self.max_tokens[task] for task in quotas))
         batch = [group for part in batches for group in part]
         metrics = self._update(batches, number, clock)
         metrics |= group_metrics(groups)
+        metrics |= {f"advantage/{task}": value for task, value in learnability(groups, self.spec).items()}
         counts = {task: sum(group.task == task for group in batch) for task in quotas}
         metrics |= {f"groups_trained/{task}": float(count) for task, count in counts.items()}
         metrics["groups_trained/all"] = float(len(batch))
@@ -87,7 +100,7 @@ class Learner:
     def draw(self, quotas: Mapping[TaskName, int]) -> list[ScoredGroup]:
         """Sample and score the next problems, and train nothing. Raises UserError where too many scores are errors."""
         groups = self._sample(quotas, _Clock())
-        self._stop_on_errors(groups)
+        stop_on_errors(groups, self.spec.max_error_rate)
         return groups
 
     def _sample_quotas(self, quotas: Mapping[TaskName, int], clock: _Clock) -> list[ScoredGroup]:
@@ -135,29 +148,46 @@ class Learner:
                 optim = self.policy.optim_step(OptimParams(learning_rate, spec.weight_decay, spec.max_grad_norm))
             for task, own in report.stats.items():
                 stats[task] = stats.get(task, TokenStats()) + own
-            self._stop_on_divergence(report.loss, optim)
+            self._stop_on_divergence(part, report.loss, optim, learning_rate)
             metrics |= {"loss": report.loss, "grad_norm": optim.grad_norm, "update_applied": float(optim.applied)}
         return metrics | token_metrics(stats)
 
-    def _stop_on_divergence(self, loss: float, optim: OptimReport) -> None:
-        """Raises UserError after a few updates in a row that had to be skipped: such weights don't come back."""
-        self._skipped = 0 if optim.applied and isfinite(loss) else self._skipped + 1
+    def _stop_on_divergence(self, batch: list[TrainGroup], loss: float, optim: OptimReport, rate: float) -> None:
+        """Raises Diverged after a few updates in a row that had to be skipped: such weights don't come back."""
+        if optim.applied and isfinite(loss):
+            self._skipped = 0
+            return
+        self._skipped += 1
+        _log.warning("an update was skipped: loss %g, norm of its gradient %g", loss, optim.grad_norm)
         if self._skipped >= MOST_SKIPPED:
-            raise UserError(
+            raise Diverged(
                 f"loss or gradient were not finite in {self._skipped} updates in a row; a lower rl.lr helps",
-                key="rl.lr",
+                {
+                    "loss": str(loss),
+                    "grad_norm": str(optim.grad_norm),
+                    "lr": rate,
+                    "groups": [_evidence(group) for group in batch],
+                },
             )
 
-    def _stop_on_errors(self, groups: list[ScoredGroup]) -> None:
-        for task in {group.problem.task for group in groups}:
-            scores = [score for group in groups if group.problem.task == task for score in group.scores]
-            errors = [score for score in scores if score.status == "error"]
-            if len(errors) > self.spec.max_error_rate * len(scores):
-                raise UserError(
-                    f"{len(errors)} of {len(scores)} scores are errors (rl.max_error_rate = "
-                    f"{self.spec.max_error_rate}); the first: {errors[0].reason}",
-                    key=f"tasks.{task}.reward",
-                )
+
+def _evidence(group: TrainGroup) -> dict[str, Any]:
+    samples = zip(group.samples, group.advantages, group.weights, strict=True)
+    return {
+        "task": group.task,
+        "prompt": list(group.prompt),
+        "samples": [
+            {
+                "text": sample.text,
+                "stop": sample.stop,
+                "tokens": list(sample.tokens),
+                "logprobs": list(sample.logprobs),
+                "advantage": advantage,
+                "weight": weight,
+            }
+            for sample, advantage, weight in samples
+        ],
+    }
 
 
 def _with_signal(groups: list[ScoredGroup], task: TaskName) -> int:

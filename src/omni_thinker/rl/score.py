@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from types import TracebackType
 
+from omni_thinker.errors import UserError
 from omni_thinker.rewards.base import Reward
 from omni_thinker.rl.batch import ScoredGroup
 from omni_thinker.types import Group, Problem, Score, TaskName
@@ -100,3 +101,19 @@ class Scoring:
                 late = Score.error(f"not scored within {deadline_s:g} s of the last sample")
                 scores = [late] * len(group.samples)
         return ScoredGroup(problem, group, tuple(scores))
+
+
+def stop_on_errors(groups: Iterable[ScoredGroup], most: float) -> None:
+    """Raises UserError where more than `most` of a task's scores are errors: neither training nor a mean may be made
+    of the rest."""
+    scores: dict[TaskName, list[Score]] = {}
+    for group in groups:
+        scores.setdefault(group.problem.task, []).extend(group.scores)
+    for task, own in scores.items():
+        errors = [score for score in own if score.status == "error"]
+        if len(errors) > most * len(own):
+            raise UserError(
+                f"{len(errors)} of {len(own)} scores are errors (rl.max_error_rate = {most:g}); "
+                f"the first: {errors[0].reason}",
+                key=f"tasks.{task}.reward",
+            )

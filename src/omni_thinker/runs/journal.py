@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -66,12 +67,16 @@ class Journal:
         is passed over. Raises UserError where a log is shorter than it was."""
         self._folder, self._logs, self._counts = folder, tuple(logs), counts
         self._path = folder / NAME
-        lines = _read(self._path)
+        lines, damaged = _read(self._path)
+        if damaged and not lines and any(self._size(name) for name in self._logs):
+            raise UserError("its first line is damaged, so nothing tells what the logs are worth", file=self._path)
         keep = _cut(lines, usable)
         self._known = [line for line, _ in lines[:keep]]
         self._at = 0
-        self.dropped = len(lines) - keep
+        self.dropped = len(lines) - keep + damaged
         """Lines that had to be cut off."""
+        if damaged > 1:  # one is what a kill leaves; more are somebody's doing, who may want to look
+            shutil.copyfile(self._path, self._path.with_suffix(".damaged"))
         if self._path.exists():
             os.truncate(self._path, lines[keep - 1][1] if keep else 0)
         self._shorten_logs(self._known[-1].logs if keep else {})
@@ -136,28 +141,32 @@ class Journal:
             stream.flush()
             os.fsync(stream.fileno())
 
+    def _size(self, log: str) -> int:
+        path = self._folder / log
+        return path.stat().st_size if path.exists() else 0
+
     def _shorten_logs(self, sizes: Mapping[str, int]) -> None:
         for name in self._logs:
-            path, size = self._folder / name, sizes.get(name, 0)
-            present = path.stat().st_size if path.exists() else 0
+            path, size, present = self._folder / name, sizes.get(name, 0), self._size(name)
             if present < size:
                 raise UserError(f"has {present} bytes, the journal knows of {size}: it was changed", file=path)
             if present > size:
                 os.truncate(path, size)
 
 
-def _read(path: Path) -> list[tuple[_Line, int]]:
-    """Lines up to the first that is torn, each with where it ends."""
+def _read(path: Path) -> tuple[list[tuple[_Line, int]], int]:
+    """Lines up to the first that is damaged, each with where it ends; and how many there are from that one on."""
     lines: list[tuple[_Line, int]] = []
     end = 0
-    for raw in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+    written = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    for raw in written:
         checksum, _, body = raw.rstrip(b"\n").partition(b" ")
         if not raw.endswith(b"\n") or checksum != f"{zlib.crc32(body):08x}".encode():
             break
         row = json.loads(body)
         end += len(raw)
         lines.append((_Line(row["key"], row["kind"], row["value"], row["logs"], row["counts"]), end))
-    return lines
+    return lines, len(written) - len(lines)
 
 
 def _cut(lines: Sequence[tuple[_Line, int]], usable: Callable[[Value], bool]) -> int:

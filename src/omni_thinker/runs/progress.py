@@ -5,6 +5,7 @@ A terminal gets one line that changes in place; a log gets a line every so often
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,11 +18,14 @@ from rich.text import Text
 LOG_EVERY_SECONDS = 15.0
 
 
+_logger = logging.getLogger("omni_thinker")
+
+
 class Progress:
     """Counts work in units (steps and evaluations of each kind) so that the time left can be told.
 
     `expected[kind]` is how many units of a kind the run will do in all; `prior[kind]` a guess of its seconds,
-    used until the first one is measured.
+    used until the first one is measured. As a context manager it also says what any room warns of.
     """
 
     def __init__(
@@ -34,8 +38,10 @@ class Progress:
         self.begin = time.monotonic()
         self._live = Live(console=self.console, refresh_per_second=4, transient=True)
         self._logged = self.begin
+        self._handler = _Sayer(self)
 
     def __enter__(self) -> Progress:
+        _logger.addHandler(self._handler)
         if self.console.is_terminal:
             self._live.start()
         return self
@@ -45,6 +51,7 @@ class Progress:
     ) -> None:
         if self.console.is_terminal:
             self._live.stop()
+        _logger.removeHandler(self._handler)
 
     def say(self, text: str) -> None:
         """A line that stays."""
@@ -75,6 +82,17 @@ class Progress:
             * (self.spent[kind] / self.done[kind] if self.done[kind] else self.prior.get(kind, 1.0))
             for kind, expected in self.expected.items()
         )
+
+
+class _Sayer(logging.Handler):
+    """Warnings of the rooms below, which know no progress, as lines that stay."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__(logging.WARNING)
+        self._progress = progress
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._progress.say(record.getMessage())
 
 
 @contextmanager

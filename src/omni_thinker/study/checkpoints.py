@@ -49,9 +49,13 @@ class Checkpoints:
 
     def drop(self, kept: int = _KEPT) -> None:
         """All but the newest, once the journal knows of those."""
-        files = sorted(self._folder.glob(f"{self._name}.*.safetensors*"), key=lambda path: path.stat().st_mtime_ns)
+        files = sorted(self._folder.glob(f"{self._name}.*.safetensors*"), key=self._step)
         for path in files[: len(files) - kept]:
             path.unlink()
+
+    def _step(self, path: Path) -> int:
+        """Of its name: a file's time is worth nothing where the clock was set."""
+        return int(path.name.removeprefix(f"{self._name}.").partition(".")[0])
 
 
 def usable(root: Path, value: Mapping[str, Any]) -> bool:

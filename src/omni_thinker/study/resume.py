@@ -9,18 +9,38 @@ from typing import Any
 from omni_thinker.errors import UserError
 from omni_thinker.models.load import model_info
 from omni_thinker.recipe import Recipe
+from omni_thinker.runs.files import checksum
 from omni_thinker.runs.rundir import RunDir
 
 FREE = (
-    "judge.endpoint.url",
-    "judge.endpoint.key_env",
-    "judge.endpoint.budget",
-    "judge.endpoint.price",
+    *(
+        f"judge.endpoint.{key}"
+        for key in (
+            "base_url",
+            "api_key_env",
+            "api_key_file",
+            "allow_http",
+            "concurrency",
+            "requests_per_minute",
+            "tokens_per_minute",
+            "timeout_s",
+            "deadline_s",
+            "attempts",
+            "patience_s",
+            "budget",
+            "price",
+            "cache",
+        )
+    ),
+    "rl.score_deadline_s",
+    "rl.max_error_rate",
+    "evaluation.keep_samples",
     "study.checkpoint_steps",
     "study.bootstrap",
     "study.confidence",
 )
 """Keys, and tables of keys, that change nothing of what has been computed."""
+_READ_BYTES = 1 << 30
 _ABSENT = object()
 
 
@@ -42,12 +62,17 @@ def _check_model(run: RunDir, name: str) -> None:
     folder = model_info(name)["folder"]
     if folder is None:
         return  # of a hub, which names what it gives by its content, or made here
-    files = {path.name: path for path in sorted(Path(folder).iterdir()) if path.is_file()}
-    now = {file: [path.stat().st_size, path.stat().st_mtime_ns] for file, path in files.items()}
+    now = {path.name: _print(path) for path in sorted(Path(folder).iterdir()) if path.is_file()}
     kept = run.journal.once("model", lambda: now)
     if kept != now:
         changed = [file for file in {**kept, **now} if kept.get(file) != now.get(file)]
         raise UserError(f"has changed since the run was begun: {', '.join(changed)}", file=folder, key="model.name")
+
+
+def _print(path: Path) -> str:
+    """By content, since a cache may have been made again; of files that take long to read, by when they were made."""
+    found = path.stat()
+    return checksum(path) if found.st_size <= _READ_BYTES else f"{found.st_size} of {found.st_mtime_ns}"
 
 
 def _line(key: str, old: Any, new: Any) -> str | None:

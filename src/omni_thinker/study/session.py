@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from omni_thinker.baselines.sft import WarmupReport, warm_up
+from omni_thinker.baselines.sft import WarmupReport, WarmupState, warm_up
 from omni_thinker.errors import UserError
 from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.rewards.base import Reward
 from omni_thinker.rl.evaluate import Estimate, Evaluation, evaluate
-from omni_thinker.rl.loop import Learner, StepResult
+from omni_thinker.rl.loop import Diverged, Learner, StepResult
 from omni_thinker.rl.stream import make_streams
 from omni_thinker.runs.files import write_whole
 from omni_thinker.runs.progress import Progress
@@ -88,35 +88,40 @@ class Session:
 
     def warm_up(self) -> WarmupReport:
         """Bring the policy from the bare model to where RL has something to tell apart; that is the start."""
-        path = self._file("start")
-        fresh = not self.run.journal.replaying
+        key, path = f"{self.seed} warm-up", self._file("start")
+        known = self.run.journal.begin(key)
 
         def make() -> dict[str, Any]:
-            report = self._warm_up()
+            report = self._warm_up(key, known.values)
             self.policy.mark_start()
             write_whole(path, self.policy.save_weights)
             return asdict(report)
 
-        row = self.run.journal.once(f"{self.seed} warm-up", make)
+        row = self.run.journal.once(key, make)
+        self._kept("warmup").drop(0)
         self._at_hand = path
-        if not fresh:
+        if known.ended:
             self._to_load, self._start = True, path
             self.progress.skip("warmup", self.recipe.warmup.steps)
-        reached = {task: Estimate(**own) for task, own in row["reached"].items()}
-        return WarmupReport(row["steps"], row["tokens"], reached, row["inside"])
+        return WarmupReport(row["steps"], row["tokens"], _estimates(row["reached"]), row["inside"])
 
-    def _warm_up(self) -> WarmupReport:
+    def _warm_up(self, key: str, known: Sequence[Mapping[str, Any]]) -> WarmupReport:
+        """`known`: what its checkpoints say."""
         spec = self.recipe.warmup
         gold = {task: [p for p in own if p.answer is not None] for task, own in self.pools["train"].items()}
         streams = make_streams({task: own for task, own in gold.items() if own}, study_seed(self.seed, "warmup"))
+        kept, begun = self._kept("warmup"), None
+        if known:
+            kept.read(self.policy, known[-1])
+            state = known[-1]["state"]
+            begun = WarmupState(**{**state, "reached": _estimates(state["reached"])})
+            self.progress.skip("warmup", begun.step)
         began = time.monotonic()
-        took: list[float] = []
         mark = time.monotonic()
 
         def on_step(step: int, loss: float, active: list[TaskName]) -> None:
             nonlocal mark
             seconds = time.monotonic() - mark
-            took.append(seconds)
             self.progress.unit("warmup", seconds)
             self.progress.show(f"warm-up {step}/{spec.steps} | loss {loss:.3f} on {', '.join(active)}")
             self.log("warmup", "warmup", step, seconds, {"loss/all": loss})
@@ -128,7 +133,12 @@ class Session:
             mark = time.monotonic()
             return result
 
-        report = warm_up(self.policy, streams, spec, check, on_step)
+        def keep(state: WarmupState) -> None:
+            if kept.due():
+                self.run.journal.checkpoint(key, kept.write(self.policy, state.step) | {"state": asdict(state)})
+                kept.drop()
+
+        report = warm_up(self.policy, streams, spec, check, on_step, begun=begun, keep=keep)
         self.progress.skip("warmup", spec.steps - report.steps)
         self.progress.say(
             f"warm-up: {report.steps} steps, {time.monotonic() - began:.0f} s; " + _scores(report.reached)
@@ -186,7 +196,7 @@ class Session:
         `on_stage` all that have; `at_step` runs after each step."""
         key = f"{self.seed} train {arm}"
         known = self.run.journal.begin(key)
-        kept = Checkpoints(self.state, self.run.path, f"{_slug(arm)}.checkpoint", self.recipe.study.checkpoint_steps)
+        kept = self._kept(arm)
         learner = self.learner(self.bench.rewards)
         spent, stages, unwritten = Spent(), list[Stage](), list[Spent]()
         costs = [Spent(**own) for value in known.values for own in value["spent"]]
@@ -238,7 +248,11 @@ class Session:
     ) -> Spent:
         """One step, logged; all that the arm has cost with it."""
         began = time.monotonic()
-        result = learner.step(scheduler.quotas(step), since_reset)
+        try:
+            result = learner.step(scheduler.quotas(step), since_reset)
+        except Diverged as exc:
+            path = self.run.write_json("diverged.json", {"arm": arm, "step": step + 1, **exc.evidence})
+            raise UserError(f"{exc.message}; the batch is in {path}", key=exc.key) from None
         seconds = time.monotonic() - began
         spent = replace(before)
         spent.add(result, seconds)
@@ -325,6 +339,7 @@ class Session:
             params=evaluation_params(self.recipe),
             seed=study_seed(self.seed, split),
             stops=self.bench.stops,
+            max_error_rate=self.recipe.rl.max_error_rate,
         )
         seconds = time.monotonic() - began
         self.progress.unit(split, seconds)
@@ -334,6 +349,9 @@ class Session:
 
     def _file(self, arm: str) -> Path:
         return self.state / f"{_slug(arm)}.safetensors"
+
+    def _kept(self, name: str) -> Checkpoints:
+        return Checkpoints(self.state, self.run.path, f"{_slug(name)}.checkpoint", self.recipe.study.checkpoint_steps)
 
     # -- logs -----------------------------------------------------------------------------------------------
 
@@ -350,6 +368,7 @@ class Session:
             params=SamplingParams(1, self.recipe.rl.temperature),
             seed=study_seed(self.seed, "warmup", step),
             stops=self.bench.stops,
+            max_error_rate=self.recipe.rl.max_error_rate,
         )
         seconds = time.monotonic() - began
         self.progress.unit("check", seconds)
@@ -408,6 +427,10 @@ class Session:
                     "reason": score.reason,
                 },
             )
+
+
+def _estimates(rows: Mapping[TaskName, Mapping[str, Any]]) -> dict[TaskName, Estimate]:
+    return {task: Estimate(**own) for task, own in rows.items()}
 
 
 def _scores(estimates: Mapping[TaskName, Estimate]) -> str:

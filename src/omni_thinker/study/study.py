@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omni_thinker.baselines.adapters import adapter_arithmetic
-from omni_thinker.baselines.merge import task_arithmetic
+from omni_thinker.baselines.adapters import Adapter
+from omni_thinker.baselines.merge import Weights, merge
+from omni_thinker.baselines.merge_rules import MergeRule
 from omni_thinker.recipe import Recipe
 from omni_thinker.runs.progress import Progress
 from omni_thinker.runs.rundir import RunDir, check_free
@@ -208,9 +209,13 @@ def _joint(session: Session, start: Path) -> ArmResult:
 
 def _merge(session: Session, start: Path, experts: Sequence[ArmResult], *, adapters: bool) -> ArmResult:
     """The experts' own training is what this arm cost."""
-    add_up = adapter_arithmetic if adapters else task_arithmetic
-    scale, weights = session.recipe.study.merge_scale, [expert.weights for expert in experts]
-    path = session.make_file("merge", lambda path: add_up(start, weights, scale, path))
+    rule = MergeRule(scale=session.recipe.study.merge_scale)
+
+    def write(path: Path) -> None:
+        kind = Adapter if adapters else Weights
+        merge(start, [kind(expert.weights) for expert in experts], rule, path)
+
+    path = session.make_file("merge", write)
     session.load(path)
     spent = sum((expert.spent for expert in experts), Spent())
     validation = session.evaluate("merge", "validation", spent.steps).estimates()

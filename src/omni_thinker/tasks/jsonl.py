@@ -18,6 +18,7 @@ from omni_thinker.types import TaskName
 MAX_LINE_BYTES = 1 << 20
 MAX_FILE_BYTES = 2 << 30
 """Both after decompression: a zip bomb ends in one line of error, not in a full memory."""
+MAX_BLANK_LINES = 1 << 20
 GZIP_MAGIC = b"\x1f\x8b"
 
 
@@ -55,8 +56,7 @@ def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
 
 
 def _rows(path: Path, stream: IO[bytes] | gzip.GzipFile) -> Iterator[Row]:
-    total = 0
-    number = 0
+    total = number = blank = 0
     while line := stream.readline(MAX_LINE_BYTES + 1):
         number += 1
         total += len(line)
@@ -67,6 +67,10 @@ def _rows(path: Path, stream: IO[bytes] | gzip.GzipFile) -> Iterator[Row]:
             raise UserError(f"more than {MAX_FILE_BYTES:,} bytes in all; split the file", file=where)
         if line.strip():
             yield Row(where, _object(line, where))
+            continue
+        blank += 1
+        if blank > MAX_BLANK_LINES:
+            raise UserError(f"more than {MAX_BLANK_LINES:,} blank lines", file=where)
 
 
 def _object(line: bytes, where: str) -> dict[str, Any]:

@@ -1,0 +1,75 @@
+"""DUMP: an upper confidence bound on learnability (arXiv 2504.09710)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import log, sqrt
+from typing import Any
+
+from omni_thinker.schedulers.adaptive import Adaptive, Shares, softmax
+from omni_thinker.types import TaskName
+
+
+class Dump(Adaptive):
+    """Mean absolute advantage over the last `window` problems of a task, plus bonus * sqrt(2 ln(N + 1) / (n + 1)) for
+    the n problems of it among all N; shares softmax(bound / T). A task without problems yet counts as 0.
+
+    The bonus is in units of advantage; the paper's is 1.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[TaskName],
+        problems_per_step: int,
+        *,
+        window: int = 300,
+        bonus: float = 1.0,
+        temperature: float = 0.1,
+    ) -> None:
+        super().__init__(tasks, problems_per_step)
+        self.window, self.bonus, self.temperature = window, bonus, temperature
+        self._seen: dict[TaskName, list[tuple[float, int]]] = {task: [] for task in self.tasks}
+        """A step's mean and how many problems it is of, oldest first."""
+        self._count = dict.fromkeys(self.tasks, 0)
+
+    def bounds(self) -> dict[TaskName, float]:
+        total = sum(self._count.values())
+        return {
+            task: _mean(self._seen[task]) + self.bonus * sqrt(2 * log(total + 1) / (self._count[task] + 1))
+            for task in self.tasks
+        }
+
+    def shares(self) -> Shares:
+        return softmax(self.bounds(), self.temperature)
+
+    def learn(self, step: int, metrics: Mapping[str, float]) -> None:
+        for task in self.tasks:
+            if (seen := metrics.get(f"advantage/{task}")) is None:
+                continue
+            count = int(metrics[f"problems/{task}"])
+            self._count[task] += count
+            self._seen[task] = _newest([*self._seen[task], (seen, count)], self.window)
+
+    def learned(self) -> dict[str, Any]:
+        return {"seen": {task: list(map(list, own)) for task, own in self._seen.items()}, "count": dict(self._count)}
+
+    def recall(self, state: Mapping[str, Any]) -> None:
+        self._seen = {task: [(mean, count) for mean, count in own] for task, own in state["seen"].items()}
+        self._count = dict(state["count"])
+
+
+def _mean(seen: Sequence[tuple[float, int]]) -> float:
+    count = sum(own for _, own in seen)
+    return sum(mean * own for mean, own in seen) / count if count else 0.0
+
+
+def _newest(seen: Sequence[tuple[float, int]], most: int) -> list[tuple[float, int]]:
+    """The last `most` problems; of the oldest step only as many as still fit."""
+    kept: list[tuple[float, int]] = []
+    for mean, count in reversed(seen):
+        fits = min(count, most)
+        if not fits:
+            break
+        kept.append((mean, fits))
+        most -= fits
+    return kept[::-1]

@@ -1,0 +1,22 @@
+"""One task a step, in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from omni_thinker.schedulers.base import Stateless
+from omni_thinker.types import TaskName
+
+
+class RoundRobin(Stateless):
+    """Step n trains task n modulo the number of tasks: as even as joint training over time, but never mixed."""
+
+    def __init__(self, tasks: Sequence[TaskName], problems_per_step: int) -> None:
+        self.tasks = tuple(tasks)
+        self.problems_per_step = problems_per_step
+
+    def quotas(self, step: int) -> dict[TaskName, int]:
+        return {self.tasks[step % len(self.tasks)]: self.problems_per_step}
+
+    def stage(self, step: int) -> None:
+        return None

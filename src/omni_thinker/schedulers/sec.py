@@ -1,0 +1,36 @@
+"""SEC: the self-evolving curriculum, a bandit on learnability (arXiv 2505.14970)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from omni_thinker.schedulers.adaptive import Adaptive, Shares, learnability, softmax
+from omni_thinker.types import TaskName
+
+
+class Sec(Adaptive):
+    """Q_k <- rate * (mean absolute advantage of k) + (1 - rate) * Q_k, where k was sampled; shares softmax(Q / T).
+
+    Every Q begins at 0. The paper draws each problem's category; here shares become exact counts.
+    """
+
+    def __init__(
+        self, tasks: Sequence[TaskName], problems_per_step: int, *, rate: float = 0.5, temperature: float = 0.2
+    ) -> None:
+        super().__init__(tasks, problems_per_step)
+        self.rate, self.temperature = rate, temperature
+        self.values = dict.fromkeys(self.tasks, 0.0)
+
+    def shares(self) -> Shares:
+        return softmax(self.values, self.temperature)
+
+    def learn(self, step: int, metrics: Mapping[str, float]) -> None:
+        for task, seen in learnability(metrics, self.tasks).items():
+            self.values[task] = self.rate * seen + (1 - self.rate) * self.values[task]
+
+    def learned(self) -> dict[str, Any]:
+        return {"values": dict(self.values)}
+
+    def recall(self, state: Mapping[str, Any]) -> None:
+        self.values = dict(state["values"])

@@ -1,0 +1,55 @@
+"""TSCL: the task that is learned, or forgotten, fastest (teacher-student curriculum learning, arXiv 1707.00183)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from omni_thinker.schedulers.adaptive import Adaptive, Shares
+from omni_thinker.types import TaskName
+
+
+class Tscl(Adaptive):
+    """The paper's window algorithm: each task's slope is that of a straight line through its last `window` rewards over
+    the steps they came from; the task with the steepest slope, up or down, gets 1 - explore of a step, and `explore` is
+    shared evenly. Until each task has two rewards, all shares are even.
+    """
+
+    def __init__(
+        self, tasks: Sequence[TaskName], problems_per_step: int, *, window: int = 10, explore: float = 0.3
+    ) -> None:
+        super().__init__(tasks, problems_per_step)
+        self.window, self.explore = window, explore
+        self._seen: dict[TaskName, list[tuple[int, float]]] = {task: [] for task in self.tasks}
+
+    def slopes(self) -> dict[TaskName, float]:
+        return {task: slope(own) for task, own in self._seen.items()}
+
+    def shares(self) -> Shares:
+        even = 1 / len(self.tasks)
+        if any(len(own) < 2 for own in self._seen.values()):
+            return dict.fromkeys(self.tasks, even)
+        slopes = self.slopes()
+        steepest = max(self.tasks, key=lambda task: abs(slopes[task]))
+        return {task: self.explore * even + (1 - self.explore) * (task == steepest) for task in self.tasks}
+
+    def learn(self, step: int, metrics: Mapping[str, float]) -> None:
+        for task in self.tasks:
+            if (seen := metrics.get(f"reward/{task}")) is not None:
+                self._seen[task] = [*self._seen[task], (step, seen)][-self.window :]
+
+    def learned(self) -> dict[str, Any]:
+        return {"seen": {task: list(map(list, own)) for task, own in self._seen.items()}}
+
+    def recall(self, state: Mapping[str, Any]) -> None:
+        self._seen = {task: [(step, seen) for step, seen in own] for task, own in state["seen"].items()}
+
+
+def slope(points: Sequence[tuple[int, float]]) -> float:
+    """Of the straight line nearest to the points, by least squares; 0 for fewer than two."""
+    if len(points) < 2:
+        return 0.0
+    middle_x = sum(x for x, _ in points) / len(points)
+    middle_y = sum(y for _, y in points) / len(points)
+    spread = sum((x - middle_x) ** 2 for x, _ in points)
+    return sum((x - middle_x) * (y - middle_y) for x, y in points) / spread if spread else 0.0

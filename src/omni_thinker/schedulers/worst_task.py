@@ -1,0 +1,48 @@
+"""MT-GRPO's weights: more for the tasks that gain least (arXiv 2602.05547)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import exp
+from typing import Any
+
+from omni_thinker.schedulers.adaptive import Adaptive, Shares
+from omni_thinker.types import TaskName
+
+
+class WorstTask(Adaptive):
+    """Mirror descent on the simplex: w_k <- w_k * exp(-rate * (reward_k - reward_k when last seen)), renormalised, and
+    mixed with `floor` of even shares so that no task is given up. Its ratio-preserving sampler is the refill that lies
+    under every scheduler here (`rl.refill_rounds`).
+
+    The paper's rule weighs the loss; here the weights are shares of problems, which costs no samples that are then
+    weighed down.
+    """
+
+    def __init__(
+        self, tasks: Sequence[TaskName], problems_per_step: int, *, rate: float = 2.0, floor: float = 0.1
+    ) -> None:
+        super().__init__(tasks, problems_per_step)
+        self.rate, self.floor = rate, floor
+        self.weights = dict.fromkeys(self.tasks, 1 / len(self.tasks))
+        self._reward: dict[TaskName, float] = {}
+
+    def shares(self) -> Shares:
+        even = self.floor / len(self.tasks)
+        return {task: even + (1 - self.floor) * weight for task, weight in self.weights.items()}
+
+    def learn(self, step: int, metrics: Mapping[str, float]) -> None:
+        for task in self.tasks:
+            if (reward := metrics.get(f"reward/{task}")) is None:
+                continue
+            gained = reward - self._reward.get(task, reward)
+            self.weights[task] *= exp(-self.rate * gained)
+            self._reward[task] = reward
+        total = sum(self.weights.values())
+        self.weights = {task: weight / total for task, weight in self.weights.items()}
+
+    def learned(self) -> dict[str, Any]:
+        return {"weights": dict(self.weights), "reward": dict(self._reward)}
+
+    def recall(self, state: Mapping[str, Any]) -> None:
+        self.weights, self._reward = dict(state["weights"]), dict(state["reward"])

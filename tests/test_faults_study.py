@@ -1,0 +1,296 @@
+"""Real faults in the middle of a study: it waits or goes on, and ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from judge_server import JudgeServer
+from omni_thinker.policy.torch_policy import TorchPolicy
+from omni_thinker.recipe import ModelSpec
+from omni_thinker.study.checkpoints import Checkpoints
+from test_faults import QUICK
+from test_resume import traces
+
+AWAY_S = float(os.environ.get("OMNI_THINKER_AWAY_S", "25"))
+"""Longer than all attempts at one question take by themselves."""
+LORA = ("--set", "model.lora.rank=4", "--set", 'study.arms=["start", "joint", "curriculum"]')
+PROBES = ("--set", 'study.probes=["short"]')
+WRAPPED = """
+import sys
+{before}
+from omni_thinker.cli import main
+main()
+"""
+
+
+def begin(errors: Path, *arguments: object, before: str = "", home: Path | None = None) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", WRAPPED.format(before=before), "study", *map(str, arguments)]
+    environment = {**os.environ, **({} if home is None else {"OMNI_THINKER_HOME": str(home)})}
+    with errors.open("ab") as stream:
+        return subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=stream, start_new_session=True, env=environment
+        )
+
+
+def wait_for(process: subprocess.Popen[bytes], happened: Callable[[], bool]) -> None:
+    until = time.monotonic() + 120
+    while not happened():
+        assert process.poll() is None, "it ended before"
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def journalled(out: Path, word: str) -> Callable[[], bool]:
+    path = out / "journal.jsonl"
+    return lambda: path.exists() and word in path.read_text("utf-8", "replace")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert begin(folder / "err", repo / "recipes" / "tiny.toml", "--out", folder / "run", *QUICK).wait(280) == 0
+    return folder / "run"
+
+
+# --- workers ---------------------------------------------------------------------------------------------------------
+
+
+def _workers(parent: int) -> list[int]:
+    """Processes that score for `parent`, at any depth."""
+    parents: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError, IndexError):
+            continue
+    below, found = {parent}, list[int]()
+    while new := {pid for pid, own in parents.items() if own in below} - below:
+        below |= new
+    for pid in below - {parent}:
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_text("utf-8", "replace")
+        except OSError:
+            continue
+        if "isolation" in command or "harness" in command:
+            found.append(pid)
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc to find the workers in")
+def test_workers_killed_from_outside_change_nothing(undisturbed: Path, repo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = begin(tmp_path / "err", repo / "recipes" / "tiny.toml", "--out", out, *QUICK)
+    killed = 0
+    while process.poll() is None:
+        for pid in sorted(_workers(process.pid))[:1]:
+            try:
+                os.kill(pid, signal.SIGKILL)
+                killed += 1
+            except ProcessLookupError:
+                continue
+        time.sleep(0.4)
+    assert process.returncode == 0, (tmp_path / "err").read_text("utf-8")[-2000:]
+    assert killed >= 3
+    assert traces(out) == traces(undisturbed)
+
+
+@pytest.mark.parametrize("workers", [1, 5])
+def test_the_number_of_workers_changes_nothing(undisturbed: Path, repo: Path, tmp_path: Path, workers: int) -> None:
+    before = f"from omni_thinker.isolation import use_workers\nuse_workers({workers})"
+    out = tmp_path / "run"
+    process = begin(tmp_path / "err", repo / "recipes" / "tiny.toml", "--out", out, *QUICK, before=before)
+    assert process.wait(280) == 0, (tmp_path / "err").read_text("utf-8")[-2000:]
+    assert traces(out) == traces(undisturbed)
+
+
+# --- the judge -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., JudgeServer]]:
+    servers: list[JudgeServer] = []
+
+    def make(**options: Any) -> JudgeServer:
+        servers.append(JudgeServer(**options))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.close()
+
+
+def _judged(server: JudgeServer) -> tuple[str, ...]:
+    keys = (f'base_url="{server.url}"', 'model="m"', 'cache="none"', "concurrency=4")
+    return ("--set", 'judge.kind="endpoint"', *(word for key in keys for word in ("--set", f"judge.endpoint.{key}")))
+
+
+def _without_spending(found: dict[str, Any]) -> dict[str, Any]:
+    """A request that was under way when the server went is asked again: that costs, and is counted."""
+    for row in found["metrics"]:
+        for name in ("requests", "tokens", "money"):
+            row["metrics"].pop(f"judge/{name}", None)
+    return found
+
+
+@pytest.mark.timeout(AWAY_S + 300)
+def test_a_judge_that_goes_away_is_waited_for(serve: Callable[..., JudgeServer], repo: Path, tmp_path: Path) -> None:
+    recipe, errors = repo / "recipes" / "tiny.toml", tmp_path / "err"
+    server = serve()
+    assert begin(errors, recipe, "--out", tmp_path / "calm", *QUICK, *_judged(server)).wait(280) == 0
+    process = begin(errors, recipe, "--out", tmp_path / "run", *QUICK, *_judged(server))
+    wait_for(process, journalled(tmp_path / "run", '"key": "0 train joint", "kind": "checkpoint"'))
+    server.close()
+    time.sleep(AWAY_S)
+    assert process.poll() is None, errors.read_text("utf-8")[-2000:]
+    serve(port=server.port)
+    assert process.wait(280) == 0, errors.read_text("utf-8")[-2000:]
+    said = errors.read_text("utf-8")
+    assert said.count("is away") == 1
+    assert said.count("is back after") == 1
+    assert "waiting up to 900 s" in said
+    calm, found = (_without_spending(traces(tmp_path / name)) for name in ("calm", "run"))
+    assert found == calm
+
+
+def test_a_judge_that_stays_away_ends_the_run_which_goes_on_later(
+    serve: Callable[..., JudgeServer], repo: Path, tmp_path: Path
+) -> None:
+    recipe, errors, out = repo / "recipes" / "tiny.toml", tmp_path / "err", tmp_path / "run"
+    server = serve()
+    assert begin(errors, recipe, "--out", tmp_path / "calm", *QUICK, *_judged(server)).wait(280) == 0
+    impatient = ("--set", "judge.endpoint.patience_s=2", "--set", "judge.endpoint.attempts=2")
+    process = begin(errors, recipe, "--out", out, *QUICK, *_judged(server), *impatient)
+    wait_for(process, journalled(out, '"key": "0 train joint", "kind": "checkpoint"'))
+    server.close()
+    assert process.wait(120) == 2
+    last = errors.read_text("utf-8").splitlines()[-1]
+    assert "tasks.writing.reward" in last
+    assert "scores are errors" in last
+    other = serve()  # somewhere else, where the recipe may follow it
+    assert begin(errors, out, "--resume", *_judged(other)).wait(280) == 0, errors.read_text("utf-8")[-2000:]
+    calm, found = (_without_spending(traces(tmp_path / name)) for name in ("calm", "run"))
+    assert found == calm
+
+
+# --- clocks, caches, numbers -----------------------------------------------------------------------------------------
+
+JUMPING = """
+import random, time
+real, jumps = time.time, random.Random(0)
+time.time = lambda: real() + jumps.choice([-864000.0, 0.0, 864000.0])
+"""
+
+
+def test_a_clock_that_jumps_changes_nothing(undisturbed: Path, repo: Path, tmp_path: Path) -> None:
+    out, errors = tmp_path / "run", tmp_path / "err"
+    process = begin(errors, repo / "recipes" / "tiny.toml", "--out", out, *QUICK, before=JUMPING)
+    wait_for(process, journalled(out, '"key": "0 train joint", "kind": "checkpoint"'))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for age, path in enumerate(sorted(out.rglob("*.safetensors"))):
+        os.utime(path, (1e9 - 1e7 * age, 1e9 - 1e7 * age))
+    assert begin(errors, out, "--resume", before=JUMPING).wait(280) == 0, errors.read_text("utf-8")[-2000:]
+    assert traces(out) == traces(undisturbed)
+
+
+def test_the_newest_checkpoints_are_kept_by_step_not_by_clock(tmp_path: Path) -> None:
+    policy = TorchPolicy(ModelSpec(name="tiny", dtype="float32"))
+    kept = Checkpoints(tmp_path, tmp_path, "a.checkpoint", 1)
+    for step in (8, 9, 10):
+        kept.write(policy, step)
+        os.utime(tmp_path / f"a.checkpoint.{step}.safetensors", (1e9 - step, 1e9 - step))
+    kept.drop()
+    assert {path.name for path in tmp_path.iterdir()} == {f"a.checkpoint.{step}.safetensors" for step in (9, 10)}
+
+
+def test_a_cache_that_is_deleted_is_made_again(undisturbed: Path, repo: Path, tmp_path: Path) -> None:
+    out, errors, home = tmp_path / "run", tmp_path / "err", tmp_path / "home"
+    process = begin(errors, repo / "recipes" / "tiny.toml", "--out", out, *QUICK, home=home)
+    wait_for(process, journalled(out, '"key": "0 train joint", "kind": "checkpoint"'))
+    shutil.rmtree(home)
+    wait_for(process, journalled(out, '"key": "0 train joint", "kind": "move"'))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    shutil.rmtree(home, ignore_errors=True)
+    assert begin(errors, out, "--resume", home=home).wait(280) == 0, errors.read_text("utf-8")[-2000:]
+    assert traces(out) == traces(undisturbed)
+
+
+def test_updates_that_are_not_finite_end_the_run_with_their_batch(repo: Path, tmp_path: Path) -> None:
+    out, errors = tmp_path / "run", tmp_path / "err"
+    recipe = repo / "recipes" / "tiny.toml"
+    assert begin(errors, recipe, "--out", out, *QUICK, "--set", "rl.lr=1e38", "--set", "study.steps=12").wait(280) == 2
+    said = errors.read_text("utf-8").splitlines()
+    assert sum("an update was skipped" in line for line in said) >= 3
+    assert said[-1].startswith("omni-thinker: ")
+    assert "not finite in 3 updates in a row" in said[-1]
+    assert str(out / "diverged.json") in said[-1]
+    batch = json.loads((out / "diverged.json").read_text("utf-8"))
+    assert batch["arm"] == "joint"
+    assert batch["lr"] == pytest.approx(1e38)
+    sample = batch["groups"][0]["samples"][0]
+    assert len(sample["tokens"]) == len(sample["logprobs"]) > 0
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text("utf-8").splitlines()]
+    assert [row["metrics"]["update_applied"] for row in rows if row["kind"] == "train"][-1] == 0.0
+
+
+# --- going on ------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_with_adapters_goes_on(repo: Path, tmp_path: Path) -> None:
+    recipe, errors, out = repo / "recipes" / "tiny.toml", tmp_path / "err", tmp_path / "run"
+    options = (*QUICK, *LORA, *PROBES)
+    assert begin(errors, recipe, "--out", tmp_path / "calm", *options).wait(280) == 0
+    arguments: tuple[object, ...] = (recipe, "--out", out, *options)
+    for moment in ("checkpoint", '"0 train curriculum", "kind": "checkpoint"', '"0 train joint", "kind": "checkpoint"'):
+        process = begin(errors, *arguments)
+        wait_for(process, journalled(out, moment))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        arguments = (out, "--resume")
+    assert begin(errors, *arguments).wait(280) == 0, errors.read_text("utf-8")[-2000:]
+    assert traces(out) == traces(tmp_path / "calm")
+
+
+def test_two_interrupts_end_it_at_once_and_corrupt_nothing(undisturbed: Path, repo: Path, tmp_path: Path) -> None:
+    out, errors = tmp_path / "run", tmp_path / "err"
+    process = begin(errors, repo / "recipes" / "tiny.toml", "--out", out, *QUICK)
+    wait_for(process, journalled(out, '"key": "0 train joint", "kind": "checkpoint"'))
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) in (130, -signal.SIGINT)
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+    assert "Traceback" not in errors.read_text("utf-8")
+    assert begin(errors, out, "--resume").wait(280) == 0, errors.read_text("utf-8")[-2000:]
+    assert traces(out) == traces(undisturbed)
+
+
+def test_train_goes_on_too(repo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "omni_thinker", "train"]
+    options = ("--set", "study.checkpoint_steps=1", "--set", "study.bootstrap=50")
+    arguments = [str(repo / "recipes" / "tiny.toml"), "--steps", "4", "--out", str(out), *options]
+    process = subprocess.Popen([*command, *arguments], stderr=subprocess.DEVNULL, start_new_session=True)
+    wait_for(process, journalled(out, '"key": "0 train joint", "kind": "checkpoint"'))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = subprocess.run([*command, str(out), "--resume"], capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == 0, done.stderr[-2000:]
+    other = subprocess.run(
+        [*command, str(out), "--resume", "--steps", "9"], capture_output=True, text=True, check=False, timeout=280
+    )
+    assert other.returncode == 2
+    assert "study.steps was 4, is 9" in other.stderr.splitlines()[-1]

@@ -1,0 +1,215 @@
+"""Schedulers that learn: their published rules by hand, exact quotas, and states that survive."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from math import exp, log, sqrt
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from omni_thinker.schedulers.adaptive import Adaptive, softmax
+from omni_thinker.schedulers.base import Scheduler
+from omni_thinker.schedulers.dump import Dump
+from omni_thinker.schedulers.mixture import Mixture
+from omni_thinker.schedulers.pac import Pac
+from omni_thinker.schedulers.phases import Phases
+from omni_thinker.schedulers.round_robin import RoundRobin
+from omni_thinker.schedulers.sec import Sec
+from omni_thinker.schedulers.stages import Stages
+from omni_thinker.schedulers.tscl import Tscl, slope
+from omni_thinker.schedulers.worst_task import WorstTask
+
+TASKS = ("a", "b", "c")
+STEP: dict[str, float] = {
+    "advantage/a": 0.8, "advantage/b": 0.2, "problems/a": 3.0, "problems/b": 1.0, "reward/a": 0.5, "reward/b": 0.1,
+}  # fmt: skip
+MAKERS: dict[str, Callable[[], Scheduler]] = {
+    "sec": lambda: Sec(TASKS, 8),
+    "dump": lambda: Dump(TASKS, 8, window=10),
+    "tscl": lambda: Tscl(TASKS, 8, window=4),
+    "pac": lambda: Pac(TASKS, 8, seed=1, cold_start=3),
+    "worst_task": lambda: WorstTask(TASKS, 8),
+    "phases": lambda: Phases([(Sec(TASKS, 8), 7), (Mixture(dict.fromkeys(TASKS, 1.0), 8), 4), (Dump(TASKS, 8), 99)]),
+}
+
+
+def stream(step: int, quotas: Mapping[str, int]) -> dict[str, float]:
+    """Results of a scripted learner: only of tasks that were sampled."""
+    metrics = {}
+    for place, task in enumerate(TASKS):
+        if count := quotas.get(task, 0):
+            metrics |= {
+                f"advantage/{task}": 0.1 * ((step * (place + 2)) % 9),
+                f"reward/{task}": 0.2 * place + 0.03 * ((step * (place + 1)) % 7),
+                f"problems/{task}": float(count + step % 2),
+            }
+    return metrics
+
+
+# --- the rules -----------------------------------------------------------------------------------------
+
+
+def test_sec_by_hand() -> None:
+    sec = Sec(TASKS, 8, rate=0.25, temperature=0.1)
+    assert sec.shares() == pytest.approx(dict.fromkeys(TASKS, 1 / 3))
+    sec.learn(0, STEP)
+    sec.learn(1, {"advantage/a": 0.4})
+    values = {"a": 0.25 * 0.4 + 0.75 * 0.25 * 0.8, "b": 0.25 * 0.2, "c": 0.0}
+    assert sec.values == pytest.approx(values)
+    weights = [exp(value / 0.1) for value in values.values()]
+    assert list(sec.shares().values()) == pytest.approx([weight / sum(weights) for weight in weights])
+
+
+def test_dump_by_hand() -> None:
+    dump = Dump(TASKS, 8, window=5, bonus=0.5, temperature=0.2)
+    assert dump.bounds() == dict.fromkeys(TASKS, 0.0)  # ln 1
+    dump.learn(0, STEP)
+    dump.learn(1, {"advantage/a": 0.2, "problems/a": 4.0})
+    # Of a the last five problems: four of 0.2 and one of 0.8. In all there were eight.
+    bounds = {
+        "a": (4 * 0.2 + 0.8) / 5 + 0.5 * sqrt(2 * log(9) / 8),
+        "b": 0.2 + 0.5 * sqrt(2 * log(9) / 2),
+        "c": 0.5 * sqrt(2 * log(9) / 1),
+    }
+    assert dump.bounds() == pytest.approx(bounds)
+    assert dump.shares() == pytest.approx(softmax(bounds, 0.2))
+
+
+def test_tscl_by_hand() -> None:
+    tscl = Tscl(TASKS, 8, window=3, explore=0.3)
+    for step, rewards in enumerate([(0.1, 0.5, 0.2), (0.2, 0.4, 0.2), (0.3, 0.1, 0.2), (0.4, 0.0, 0.2)]):
+        assert tscl.shares() == (
+            dict.fromkeys(TASKS, 1 / 3) if step < 2 else pytest.approx({"a": 0.1, "b": 0.8, "c": 0.1})
+        ), "b falls faster than a rises" if step == 3 else step
+        if step == 2:
+            break
+        tscl.learn(step, {f"reward/{task}": reward for task, reward in zip(TASKS, rewards, strict=True)})
+        if step == 1:
+            tscl.learn(2, {"reward/a": 0.3, "reward/b": 0.1, "reward/c": 0.2})
+    # Through (0, .5), (1, .4), (2, .1): -0.2 a step.
+    assert tscl.slopes() == pytest.approx({"a": 0.1, "b": -0.2, "c": 0.0})
+    tscl.learn(4, {"reward/b": 0.1})
+    assert tscl.slopes()["b"] == pytest.approx(slope([(1, 0.4), (2, 0.1), (4, 0.1)]))
+    assert slope([(1, 0.4), (2, 0.1), (4, 0.1)]) == pytest.approx(-0.5 / 6 - 0.0, abs=0.01)
+
+
+def test_worst_task_by_hand() -> None:
+    worst = WorstTask(("a", "b"), 8, rate=2.0, floor=0.2)
+    worst.learn(0, {"reward/a": 0.3, "reward/b": 0.3})
+    assert worst.weights == {"a": 0.5, "b": 0.5}, "nothing has been gained yet"
+    worst.learn(1, {"reward/a": 0.5, "reward/b": 0.2})
+    up, down = exp(-2 * 0.2), exp(2 * 0.1)
+    assert worst.weights == pytest.approx({"a": up / (up + down), "b": down / (up + down)})
+    assert worst.shares()["b"] == pytest.approx(0.1 + 0.8 * down / (up + down))
+    worst.learn(2, {"reward/a": 0.5})
+    assert worst.weights == pytest.approx({"a": up / (up + down), "b": down / (up + down)}), "b was not seen"
+
+
+def test_pac_by_hand() -> None:
+    pac = Pac(("a", "b"), 8, seed=0, cold_start=0, window=3, drift=0.1, noise=0.5)
+    pac.observe(0, {"advantage/a": 0.6, "reward/a": 0.2, "advantage/b": 0.3, "reward/b": 0.5})
+    trust = 1.1 / 1.6
+    assert pac.mean == pytest.approx({"a": trust * 0.6, "b": trust * 0.3}), "no slope yet"
+    assert pac.variance == pytest.approx(dict.fromkeys("ab", 1.1 * (1 - trust)))
+    before = dict(pac.mean)
+    pac.observe(1, {"advantage/a": 0.6, "reward/a": 0.4, "advantage/b": 0.3, "reward/b": 0.4})
+    # Slopes 0.2 and -0.1; the steepest counts as 1.
+    variance = 1.1 * (1 - trust) + 0.1
+    trust = variance / (variance + 0.5)
+    assert pac.mean["a"] == pytest.approx(before["a"] + trust * (0.6 * 2.0 - before["a"]))
+    assert pac.mean["b"] == pytest.approx(before["b"] + trust * (0.3 * 0.5 - before["b"]))
+    pac.observe(2, {"advantage/a": 0.0, "reward/a": 0.4})
+    assert pac.variance["b"] == pytest.approx(variance * (1 - trust) + 0.1), "what isn't seen grows uncertain"
+
+
+def test_pac_draws_by_what_it_knows() -> None:
+    pac = Pac(("a", "b"), 1000, seed=5, cold_start=1)
+    assert pac.quotas(0) == {"a": 500, "b": 500}
+    pac.mean, pac.variance = {"a": 1.0, "b": 0.0}, {"a": 0.5, "b": 0.5}
+    # a wins where N(1, 1) is above 0: 84 of 100.
+    assert pac.quotas(7)["a"] == pytest.approx(841, abs=50)
+    assert pac.quotas(7) == pac.quotas(7)
+    assert pac.quotas(7) != pac.quotas(8)
+
+
+def test_round_robin_and_phases() -> None:
+    robin = RoundRobin(("a", "b"), 5)
+    assert [robin.quotas(step) for step in range(3)] == [{"a": 5}, {"b": 5}, {"a": 5}]
+    both = Phases([(Stages([("a", 2)], 4), 2), (Mixture({"a": 1, "b": 1}, 4), 3)])
+    assert [both.stage(step) for step in range(5)] == ["a", "a", None, None, None]
+    assert [both.quotas(step) for step in (1, 2)] == [{"a": 4}, {"a": 2, "b": 2}]
+    with pytest.raises(IndexError):
+        both.quotas(5)
+
+
+# --- what holds for all -----------------------------------------------------------------------------------------
+
+
+class Given(Adaptive):
+    """Shares that are said, not learned."""
+
+    def __init__(self, rows: Sequence[Mapping[str, float]], per_step: int) -> None:
+        super().__init__(tuple(rows[0]), per_step)
+        self.rows, self.at = rows, 0
+
+    def shares(self) -> Mapping[str, float]:
+        return self.rows[self.at]
+
+    def learn(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.at = min(self.at + 1, len(self.rows) - 1)
+
+    def learned(self) -> dict[str, Any]:
+        return {"at": self.at}
+
+    def recall(self, state: Mapping[str, Any]) -> None:
+        self.at = state["at"]
+
+
+@given(
+    weights=st.lists(st.lists(st.floats(0.01, 1.0), min_size=3, max_size=3), min_size=1, max_size=40),
+    per_step=st.integers(1, 16),
+)
+def test_shares_are_kept_to_a_problem_at_every_moment(weights: list[list[float]], per_step: int) -> None:
+    rows = [dict(zip(TASKS, [own / sum(row) for own in row], strict=True)) for row in weights]
+    scheduler = Given(rows, per_step)
+    asked, given_ = Counter[str](), Counter[str]()
+    for step, row in enumerate(rows):
+        quotas = scheduler.quotas(step)
+        assert sum(quotas.values()) == per_step
+        scheduler.observe(step, {})
+        given_.update(quotas)
+        asked.update({task: share * per_step for task, share in row.items()})
+        # Of three tasks the one that waits longest is owed less than two problems, whatever the shares were.
+        assert all(abs(asked[task] - given_[task]) < 2 for task in TASKS)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("cut", [0, 1, 5, 9, 17])
+def test_a_state_survives_in_the_middle_of_a_window(name: str, cut: int) -> None:
+    whole, begun = MAKERS[name](), MAKERS[name]()
+    for step in range(cut):
+        for scheduler in (whole, begun):
+            scheduler.observe(step, stream(step, scheduler.quotas(step)))
+    other = MAKERS[name]()
+    other.load_state_dict(json.loads(json.dumps(begun.state_dict())))
+    for step in range(cut, 30):
+        assert other.quotas(step) == whole.quotas(step)
+        for scheduler in (whole, other):
+            scheduler.observe(step, stream(step, scheduler.quotas(step)))
+    assert other.state_dict() == whole.state_dict()
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_quotas_are_exact_and_ask_nothing_of_tasks_without_signal(name: str) -> None:
+    scheduler = MAKERS[name]()
+    for step in range(40):
+        quotas = scheduler.quotas(step)
+        assert quotas == scheduler.quotas(step)
+        assert sum(quotas.values()) == 8
+        assert all(count > 0 for count in quotas.values())
+        scheduler.observe(step, {} if step % 3 else stream(step, quotas))
