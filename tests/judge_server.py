@@ -86,6 +86,10 @@ class JudgeServer:
         return f"{'https' if self._context else 'http'}://127.0.0.1:{self.port}/v1"
 
     def close(self) -> None:
+        """May be called twice."""
+        if not self._thread.is_alive():
+            return
+
         async def stop() -> None:
             self._server.close()
             tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]

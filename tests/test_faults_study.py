@@ -19,11 +19,18 @@ from judge_server import JudgeServer
 from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.recipe import ModelSpec
 from omni_thinker.study.checkpoints import Checkpoints
-from test_faults import QUICK
 from test_resume import traces
 
 AWAY_S = float(os.environ.get("OMNI_THINKER_AWAY_S", "25"))
 """Longer than all attempts at one question take by themselves."""
+QUICK = (
+    *("--set", 'study.arms=["start", "joint"]'),
+    *("--set", "study.steps=12"),
+    *("--set", "study.checkpoint_steps=1"),
+    *("--set", "study.bootstrap=50"),
+    *("--set", "tasks.writing.reward={gate=[], sum={preference=1.0}}"),
+)
+"""The judge is asked about everything, so that there is something to learn."""
 LORA = ("--set", "model.lora.rank=4", "--set", 'study.arms=["start", "joint", "curriculum"]')
 PROBES = ("--set", 'study.probes=["short"]')
 WRAPPED = """
@@ -88,9 +95,12 @@ def _workers(parent: int) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc to find the workers in")
-def test_workers_killed_from_outside_change_nothing(undisturbed: Path, repo: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    process = begin(tmp_path / "err", repo / "recipes" / "tiny.toml", "--out", out, *QUICK)
+def test_workers_killed_from_outside_change_nothing(repo: Path, tmp_path: Path) -> None:
+    arguments = (*QUICK, "--set", "study.steps=40", "--set", "study.checkpoint_steps=0")
+    calm, out = tmp_path / "calm", tmp_path / "run"
+    assert begin(tmp_path / "err", repo / "recipes" / "tiny.toml", "--out", calm, *arguments).wait(280) == 0
+    process = begin(tmp_path / "err", repo / "recipes" / "tiny.toml", "--out", out, *arguments)
+    wait_for(process, journalled(out, "train joint"))
     killed = 0
     while process.poll() is None:
         for pid in sorted(_workers(process.pid))[:1]:
@@ -99,10 +109,10 @@ def test_workers_killed_from_outside_change_nothing(undisturbed: Path, repo: Pat
                 killed += 1
             except ProcessLookupError:
                 continue
-        time.sleep(0.4)
+        time.sleep(1.0)  # so that the next one gets to its feet
     assert process.returncode == 0, (tmp_path / "err").read_text("utf-8")[-2000:]
     assert killed >= 3
-    assert traces(out) == traces(undisturbed)
+    assert traces(out) == traces(calm)
 
 
 @pytest.mark.parametrize("workers", [1, 5])
@@ -230,19 +240,28 @@ def test_a_cache_that_is_deleted_is_made_again(undisturbed: Path, repo: Path, tm
 def test_updates_that_are_not_finite_end_the_run_with_their_batch(repo: Path, tmp_path: Path) -> None:
     out, errors = tmp_path / "run", tmp_path / "err"
     recipe = repo / "recipes" / "tiny.toml"
-    assert begin(errors, recipe, "--out", out, *QUICK, "--set", "rl.lr=1e38", "--set", "study.steps=12").wait(280) == 2
+    assert begin(errors, recipe, "--out", out, *QUICK, "--set", "rl.lr=1e9").wait(280) == 2
     said = errors.read_text("utf-8").splitlines()
-    assert sum("an update was skipped" in line for line in said) >= 3
+    assert sum("an update was skipped" in line for line in said) == 3
     assert said[-1].startswith("omni-thinker: ")
     assert "not finite in 3 updates in a row" in said[-1]
     assert str(out / "diverged.json") in said[-1]
     batch = json.loads((out / "diverged.json").read_text("utf-8"))
     assert batch["arm"] == "joint"
-    assert batch["lr"] == pytest.approx(1e38)
+    assert batch["lr"] == pytest.approx(1e9)
     sample = batch["groups"][0]["samples"][0]
     assert len(sample["tokens"]) == len(sample["logprobs"]) > 0
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text("utf-8").splitlines()]
-    assert [row["metrics"]["update_applied"] for row in rows if row["kind"] == "train"][-1] == 0.0
+    applied = [row["metrics"].get("update_applied") for row in rows if row["kind"] == "train"]
+    assert applied.count(0.0) == 2, "the third ended it"
+
+
+def test_a_model_that_has_diverged_does_not_go_on_as_if_nothing_were_wrong(repo: Path, tmp_path: Path) -> None:
+    """Its samples score alike, so that no update would ever find out."""
+    out, errors = tmp_path / "run", tmp_path / "err"
+    recipe = repo / "recipes" / "tiny.toml"
+    assert begin(errors, recipe, "--out", out, *QUICK, "--set", "rl.lr=1e38").wait(280) == 2
+    assert "aren't finite: it has diverged" in errors.read_text("utf-8").splitlines()[-1]
 
 
 # --- going on ------------------------------------------------------------------------------------------------------

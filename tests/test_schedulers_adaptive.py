@@ -40,7 +40,7 @@ MAKERS: dict[str, Callable[[], Scheduler]] = {
 
 def stream(step: int, quotas: Mapping[str, int]) -> dict[str, float]:
     """Results of a scripted learner: only of tasks that were sampled."""
-    metrics = {}
+    metrics: dict[str, float] = {}
     for place, task in enumerate(TASKS):
         if count := quotas.get(task, 0):
             metrics |= {
@@ -134,7 +134,7 @@ def test_pac_draws_by_what_it_knows() -> None:
     # a wins where N(1, 1) is above 0: 84 of 100.
     assert pac.quotas(7)["a"] == pytest.approx(841, abs=50)
     assert pac.quotas(7) == pac.quotas(7)
-    assert pac.quotas(7) != pac.quotas(8)
+    assert len({pac.quotas(step)["a"] for step in range(7, 17)}) > 5
 
 
 def test_round_robin_and_phases() -> None:

@@ -6,7 +6,6 @@ import errno
 import os
 import re
 
-
 _LONGEST = 400
 """Of a file's name or a key in a message."""
 

@@ -48,7 +48,10 @@ async def run_tests(
     """
     request = _request(program, tests, setup, entry_points, timeout, memory_mb)
     try:
-        return _report(await _pool().call(request, timeout + _GRACE_S), len(tests))
+        reply = await _pool().call(request, timeout + _GRACE_S)
+        if _is_broken(reply):  # killed from outside, say: a fresh sandbox decides
+            reply = await _pool().call(request, timeout + _GRACE_S)
+        return _report(reply, len(tests))
     except (WorkerTimeout, WorkerDied) as exc:
         return _overrun(exc, len(tests))
 
@@ -65,7 +68,10 @@ def run_tests_sync(
     """`run_tests` for code outside an event loop."""
     request = _request(program, tests, setup, entry_points, timeout, memory_mb)
     try:
-        return _report(_pool().call_sync(request, timeout + _GRACE_S), len(tests))
+        reply = _pool().call_sync(request, timeout + _GRACE_S)
+        if _is_broken(reply):
+            reply = _pool().call_sync(request, timeout + _GRACE_S)
+        return _report(reply, len(tests))
     except (WorkerTimeout, WorkerDied) as exc:
         return _overrun(exc, len(tests))
 
@@ -91,8 +97,13 @@ def _request(
     }
 
 
+def _is_broken(reply: dict[str, Any]) -> bool:
+    """Whether the sandbox says that it could not do its own part; it ends with that."""
+    return reply.get("outcome") == "broken"
+
+
 def _report(reply: dict[str, Any], total: int) -> TestReport:
-    if reply.get("outcome") == "broken":
+    if _is_broken(reply):
         raise IsolationError(str(reply.get("reason")))
     return TestReport(int(reply["passed"]), total, reply["outcome"], reply.get("reason"))
 

@@ -197,13 +197,17 @@ def _without_dropout(config: PretrainedConfig) -> PretrainedConfig:
 
 
 def _from_pretrained(where: Path | str, config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    options = {"config": config, "dtype": dtype, "use_safetensors": True, **_local(where)}
+    options = {"config": config, "dtype": dtype, "use_safetensors": True, "output_loading_info": True, **_local(where)}
+    load: Any = AutoModelForCausalLM.from_pretrained  # whose type doesn't know the loading info
+    model: PreTrainedModel
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(where, attn_implementation="sdpa", **options)
+        model, info = load(where, attn_implementation="sdpa", **options)
     except ValueError as exc:
         if "scaled_dot_product_attention" not in str(exc):
             raise
-        model = AutoModelForCausalLM.from_pretrained(where, attn_implementation="eager", **options)
+        model, info = load(where, attn_implementation="eager", **options)
+    if missing := sorted(info["missing_keys"]):  # transformers makes them up, with a warning at most
+        raise ValueError(f"there are no weights for {missing[0]}" + (", and others" if len(missing) > 1 else ""))
     return model
 
 

@@ -61,12 +61,13 @@ def _draw(
     sums_N_B = block_N_B_K.sum(-1).cumsum(-1)
     total_N = sums_N_B[:, -1:]
     target_N = uniform_N[:, None].to(sums_N_B.dtype).clamp(max=_BELOW_ONE) * total_N
-    chosen_N = torch.searchsorted(sums_N_B, target_N, right=True)
+    # Of logits that aren't finite no sum rises above anything: kept inside, the token's log-prob tells.
+    chosen_N = torch.searchsorted(sums_N_B, target_N, right=True).clamp_(max=blocks - 1)
     before_N = torch.where(chosen_N > 0, sums_N_B.gather(-1, (chosen_N - 1).clamp(min=0)), 0.0)
     inner_N_K = block_N_B_K.gather(1, chosen_N[..., None].expand(-1, 1, _BLOCK))[:, 0].cumsum(-1)
     rest_N = torch.minimum((target_N - before_N).clamp(min=0), inner_N_K[:, -1:] * _BELOW_ONE)
     place_N = torch.searchsorted(inner_N_K, rest_N, right=True)
-    token_N = chosen_N * _BLOCK + place_N
+    token_N = (chosen_N * _BLOCK + place_N).clamp_(max=vocabulary - 1)
     logprob_N = (weight_N_V.gather(-1, token_N) / total_N).log()
     return token_N[:, 0], logprob_N[:, 0]
 

@@ -381,7 +381,10 @@ def _recipe(path: Path, gaps: list[str]) -> tuple[str, dict[str, Any]]:
 
 def _parse(raw: bytes, kind: type[T]) -> T:
     """Typed JSON; ValueError when it is not JSON or has other types."""
-    return TypeAdapter(kind).validate_python(_without_nulls(json.loads(raw.decode("utf-8"))))
+    try:
+        return TypeAdapter(kind).validate_python(_without_nulls(json.loads(raw.decode("utf-8"))))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def _lines(path: Path, gaps: list[str]) -> list[dict[str, Any]]:

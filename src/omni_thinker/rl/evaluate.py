@@ -11,7 +11,7 @@ import numpy as np
 from omni_thinker.errors import UserError
 from omni_thinker.policy.protocol import Policy
 from omni_thinker.rewards.base import Reward
-from omni_thinker.rl.batch import ScoredGroup
+from omni_thinker.rl.batch import ScoredGroup, stop_on_nonsense
 from omni_thinker.rl.metrics import Metrics, group_metrics, sampled_entropy
 from omni_thinker.rl.score import Scoring, stop_on_errors
 from omni_thinker.rl.stream import stable_seed
@@ -90,7 +90,8 @@ def evaluate(
         for problem in flat
     ]
     with Scoring(rewards) as scoring:
-        policy.sample(requests, params, lambda place, group: scoring.submit(place, flat[place], group))
+        found = policy.sample(requests, params, lambda place, group: scoring.submit(place, flat[place], group))
+        stop_on_nonsense(found)
         scored = scoring.results()
     stop_on_errors(scored, max_error_rate)
     values: dict[TaskName, dict[str, float]] = {task: {} for task in problems}

@@ -16,7 +16,7 @@ from omni_thinker.errors import UserError
 from omni_thinker.policy.protocol import OptimParams, OptimReport, Policy, TokenStats, TrainGroup
 from omni_thinker.recipe import RlSpec
 from omni_thinker.rewards.base import Reward
-from omni_thinker.rl.batch import ScoredGroup, build_batches, learnability
+from omni_thinker.rl.batch import ScoredGroup, build_batches, learnability, stop_on_nonsense
 from omni_thinker.rl.losses import make_loss
 from omni_thinker.rl.metrics import Metrics, group_metrics, token_metrics
 from omni_thinker.rl.score import Scoring, stop_on_errors
@@ -129,7 +129,10 @@ class Learner:
         params = SamplingParams(self.spec.group_size, self.spec.temperature)
         with Scoring(self.rewards) as scoring:
             with clock("sample"):
-                self.policy.sample(requests, params, lambda place, group: scoring.submit(place, drawn[place][0], group))
+                found = self.policy.sample(
+                    requests, params, lambda place, group: scoring.submit(place, drawn[place][0], group)
+                )
+            stop_on_nonsense(found)
             with clock("score"):  # what is left of it
                 return scoring.results(self.spec.score_deadline_s)
 

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from omni_thinker.errors import UserError
 
 NAME = "journal.jsonl"
+_KINDS = ("move", "begin", "checkpoint", "note")
 Value = Any
 """Of JSON, NaN and infinities included."""
 
@@ -75,13 +76,33 @@ class Journal:
         self._at = 0
         self.dropped = len(lines) - keep + damaged
         """Lines that had to be cut off."""
-        if damaged > 1:  # one is what a kill leaves; more are somebody's doing, who may want to look
-            shutil.copyfile(self._path, self._path.with_suffix(".damaged"))
-        if self._path.exists():
-            os.truncate(self._path, lines[keep - 1][1] if keep else 0)
-        self._shorten_logs(self._known[-1].logs if keep else {})
+        self._damaged = damaged > 1  # one is what a kill leaves; more are somebody's doing, who may want to look
+        self._end = lines[keep - 1][1] if keep else 0
+        self._is_cut = False
+        sizes = self._known[-1].logs if keep else {}
+        self._sizes = {name: sizes.get(name, 0) for name in self._logs}
+        for name, size in self._sizes.items():
+            if (present := self._size(name)) < size:
+                raise UserError(
+                    f"has {present} bytes, the journal knows of {size}: it was changed", file=self._folder / name
+                )
         if counts is not None and self._known:
-            counts.restore(self._known[-1].counts)
+            try:
+                counts.restore(self._known[-1].counts)
+            except (TypeError, KeyError, ValueError, AttributeError):
+                raise UserError("holds counts of another kind", file=self._path) from None
+
+    def cut(self) -> None:
+        """Cut off what came after the last line that can be gone on from, of the journal and of the logs. Until then
+        nothing is changed."""
+        if self._is_cut:
+            return
+        self._is_cut = True
+        if self._damaged:
+            shutil.copyfile(self._path, self._path.with_suffix(".damaged"))
+        for path, size in ((self._path, self._end), *((self._folder / own, size) for own, size in self._sizes.items())):
+            if path.exists() and path.stat().st_size > size:
+                os.truncate(path, size)
 
     @property
     def replaying(self) -> bool:
@@ -98,12 +119,14 @@ class Journal:
                 raise UserError(f"goes on with {line.key!r}, not {key!r}: made by another version", file=self._path)
             self._at += 1
             return line.value
+        self.cut()
         value = make()
         self._write(key, "move", value)
         return value
 
     def begin(self, key: str) -> Trained:
         """The training `key` begins, or is known to have; moves within it, and its end, follow."""
+        self.cut()
         if not self.replaying:
             self._write(key, "begin", None)
             return Trained()
@@ -145,14 +168,6 @@ class Journal:
         path = self._folder / log
         return path.stat().st_size if path.exists() else 0
 
-    def _shorten_logs(self, sizes: Mapping[str, int]) -> None:
-        for name in self._logs:
-            path, size, present = self._folder / name, sizes.get(name, 0), self._size(name)
-            if present < size:
-                raise UserError(f"has {present} bytes, the journal knows of {size}: it was changed", file=path)
-            if present > size:
-                os.truncate(path, size)
-
 
 def _read(path: Path) -> tuple[list[tuple[_Line, int]], int]:
     """Lines up to the first that is damaged, each with where it ends; and how many there are from that one on."""
@@ -163,10 +178,23 @@ def _read(path: Path) -> tuple[list[tuple[_Line, int]], int]:
         checksum, _, body = raw.rstrip(b"\n").partition(b" ")
         if not raw.endswith(b"\n") or checksum != f"{zlib.crc32(body):08x}".encode():
             break
-        row = json.loads(body)
         end += len(raw)
-        lines.append((_Line(row["key"], row["kind"], row["value"], row["logs"], row["counts"]), end))
+        lines.append((_parsed(path, body), end))
     return lines, len(written) - len(lines)
+
+
+def _parsed(path: Path, body: bytes) -> _Line:
+    """Raises UserError for what no version of ours has written."""
+    try:
+        row = json.loads(body)
+        line = _Line(row["key"], row["kind"], row["value"], row["logs"], row["counts"])
+        sound = isinstance(line.key, str) and line.kind in _KINDS
+        sound = sound and all(isinstance(size, int) and size >= 0 for size in line.logs.values())
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        sound = False
+    if not sound:
+        raise UserError("has a line that isn't one of a journal", file=path)
+    return line
 
 
 def _cut(lines: Sequence[tuple[_Line, int]], usable: Callable[[Value], bool]) -> int:

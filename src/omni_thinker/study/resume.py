@@ -10,6 +10,7 @@ from omni_thinker.errors import UserError
 from omni_thinker.models.load import model_info
 from omni_thinker.recipe import Recipe
 from omni_thinker.runs.files import checksum
+from omni_thinker.runs.journal import NAME as JOURNAL
 from omni_thinker.runs.rundir import RunDir
 
 FREE = (
@@ -48,6 +49,8 @@ def check_recipe(run: RunDir, recipe: Recipe) -> None:
     """Note the recipe of a run that begins. Raises UserError, naming each key, where one that goes on has another."""
     now = recipe.model_dump(mode="json")
     kept = run.journal.once("recipe", lambda: now)
+    if not isinstance(kept, dict):
+        raise UserError("holds no recipe", file=run.path / JOURNAL)
     changed = [line for key, old, new in _differences(kept, now) if (line := _line(key, old, new))]
     if changed:
         raise UserError(
@@ -64,7 +67,7 @@ def _check_model(run: RunDir, name: str) -> None:
         return  # of a hub, which names what it gives by its content, or made here
     now = {path.name: _print(path) for path in sorted(Path(folder).iterdir()) if path.is_file()}
     kept = run.journal.once("model", lambda: now)
-    if kept != now:
+    if kept != now and isinstance(kept, dict):
         changed = [file for file in {**kept, **now} if kept.get(file) != now.get(file)]
         raise UserError(f"has changed since the run was begun: {', '.join(changed)}", file=folder, key="model.name")
 

@@ -64,6 +64,7 @@ def run_study(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, A
         run = RunDir(out, recipe, resume=resume)
         run.open_journal(LOGS, usable=lambda value: usable(out, value), counts=bench.counting)
         check_recipe(run, recipe)
+        run.journal.cut()
         progress.say(f"study {recipe.name!r} into {out}" + (", going on" if run.journal.replaying else ""))
         if run.journal.dropped:
             progress.say(f"{run.journal.dropped} entries after the last whole checkpoint are made again")
