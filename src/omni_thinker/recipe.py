@@ -11,18 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from omni_thinker.errors import UserError
-
-_MOST = 2**53
-"""Larger whole numbers are slips, and no float holds them."""
-Positive = Annotated[int, Field(gt=0, le=_MOST, strict=True)]
-Count = Annotated[int, Field(ge=0, le=_MOST, strict=True)]
-Share = Annotated[float, Field(ge=0.0, le=1.0, strict=True)]
-PositiveFloat = Annotated[float, Field(gt=0.0, strict=True)]
-NonNegative = Annotated[float, Field(ge=0.0, strict=True)]
-
+from omni_thinker.recipe_schedulers import PLAIN, SchedulerSpec, plain
+from omni_thinker.recipe_types import MOST, Count, NonNegative, Positive, PositiveFloat, Share, Table
 
 _TASK_NAME_LENGTH = 64
 _TASK_NAME = re.compile(rf"[A-Za-z][A-Za-z0-9_-]{{0,{_TASK_NAME_LENGTH - 1}}}")
@@ -30,11 +23,7 @@ RESERVED = ("all", "macro")
 """What metrics and comparisons call all tasks together."""
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class LoraSpec(_Table):
+class LoraSpec(Table):
     """Train low-rank factors instead of all weights (arXiv 2106.09685)."""
 
     rank: Annotated[int, Field(gt=0, le=4096, strict=True)] = 16
@@ -42,7 +31,7 @@ class LoraSpec(_Table):
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
 
 
-class ModelSpec(_Table):
+class ModelSpec(Table):
     """`name`: `builtin`, `tiny` (random, for tests), a Hugging Face folder, or a hub name."""
 
     name: str = "builtin"
@@ -56,14 +45,14 @@ class ModelSpec(_Table):
     work for a fraction of the memory."""
 
 
-class RewardSpec(_Table):
+class RewardSpec(Table):
     """`gate`: parts that must all be 1, else the reward is 0. `sum`: parts and their weights."""
 
     gate: tuple[str, ...] = ("finished",)
     sum: dict[str, PositiveFloat] = Field(min_length=1)
 
 
-class TaskSpec(_Table):
+class TaskSpec(Table):
     """One task.
 
     `source`: `builtin:NAME`, `jsonl`, `hf:NAME_OR_FOLDER`, `reasoning_gym:NAME` or `python:MODULE:CLASS`.
@@ -94,7 +83,7 @@ class TaskSpec(_Table):
     """An answer ends where one of these texts does, and is scored without it."""
 
 
-class WarmupSpec(_Table):
+class WarmupSpec(Table):
     """Supervised steps on gold answers of the train split, until each task scores within `target`."""
 
     steps: Count = 40
@@ -105,13 +94,13 @@ class WarmupSpec(_Table):
     target: tuple[Share, Share] = (0.2, 0.6)
 
 
-class RlSpec(_Table):
+class RlSpec(Table):
     """One GRPO step (arXiv 2402.03300) and its variants."""
 
     loss: Literal["grpo", "dapo", "dr_grpo", "gspo", "cispo"] = "grpo"
     advantage: Literal["grpo", "dr_grpo", "rloo", "reinforce_pp"] = "grpo"
     normaliser: Literal["auto", "sample", "token", "task_token", "constant"] = "auto"
-    group_size: Annotated[int, Field(ge=2, le=_MOST, strict=True)] = 8
+    group_size: Annotated[int, Field(ge=2, le=MOST, strict=True)] = 8
     problems_per_step: Positive = 8
     temperature: PositiveFloat = 1.0
     lr: PositiveFloat = 1e-5
@@ -133,7 +122,7 @@ class RlSpec(_Table):
     """Stop when more than this share of a step's scores are errors."""
 
 
-class EvalSpec(_Table):
+class EvalSpec(Table):
     """How accuracy is measured: the mean score of `samples` answers to each problem."""
 
     validation_problems: Positive = 48
@@ -149,7 +138,7 @@ class EvalSpec(_Table):
     """Rollouts per task written to samples.jsonl at each evaluation."""
 
 
-class BudgetSpec(_Table):
+class BudgetSpec(Table):
     """What judging may cost in all. Nothing set: no bound."""
 
     requests: Positive | None = None
@@ -160,14 +149,14 @@ class BudgetSpec(_Table):
     """`stop`: the run ends after the step, with what it has. `abstain`: it goes on without verdicts."""
 
 
-class PriceSpec(_Table):
+class PriceSpec(Table):
     """Money per million tokens."""
 
     input: NonNegative = 0.0
     output: NonNegative = 0.0
 
 
-class EndpointSpec(_Table):
+class EndpointSpec(Table):
     """An OpenAI-compatible server: hosted, or vLLM, llama.cpp, Ollama, transformers serve."""
 
     base_url: str
@@ -209,7 +198,7 @@ class EndpointSpec(_Table):
     """The file of replies; default: judge.sqlite in the cache folder. "none": no cache."""
 
 
-class JudgeSpec(_Table):
+class JudgeSpec(Table):
     """Who compares a response with the reference.
 
     `builtin`: the built-in model, trained to judge. `likelihood`: the more likely text under a frozen `model` wins.
@@ -235,15 +224,19 @@ class JudgeSpec(_Table):
 
 
 ProbeKind = Literal["full", "short", "lora", "gradient"]
-ArmName = Literal["start", "single", "curriculum", "reverse", "joint", "merge"]
+ARMS = ("start", "single", "curriculum", "reverse", "joint", "merge")
 
 
-class StudySpec(_Table):
+class StudySpec(Table):
     """Arms at equal budget: every trained arm spends `steps` RL steps in all."""
 
     steps: Positive = 48
     seeds: Annotated[tuple[Count, ...], Field(min_length=1)] = (0,)
-    arms: Annotated[tuple[ArmName, ...], Field(min_length=1)] = ("start", "single", "curriculum", "joint", "merge")
+    arms: Annotated[tuple[str, ...], Field(min_length=1)] = ("start", "single", "curriculum", "joint", "merge")
+    """Those named here, those of `schedulers`, and kinds of scheduler that need no settings: uniform, proportional,
+    round_robin, sec, dump, tscl, pac, worst_task, first."""
+    schedulers: dict[str, SchedulerSpec] = Field(default_factory=dict)
+    """Arms of one's own: a name, and the scheduler that says which task comes next."""
     single_budget: Literal["full", "stage"] = "full"
     """`full`: a single-task arm trains as long as the others. `stage`: it is the probe (steps / tasks)."""
     probes: tuple[ProbeKind, ...] = ()
@@ -278,7 +271,7 @@ class StudySpec(_Table):
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
 
 
-class Recipe(_Table):
+class Recipe(Table):
     """The whole of a study."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = "study"
@@ -319,6 +312,7 @@ class Recipe(_Table):
         ):
             if len(set(values)) < len(values):
                 raise UserError("names one twice, which would count it twice", key=f"study.{key}")
+        _check_arms(study, list(self.tasks))
         staged = {"single", "curriculum", "reverse", "merge"} & set(study.arms) or study.probes
         if study.steps < len(self.tasks) and staged:
             raise UserError(f"{study.steps} steps can't be shared by {len(self.tasks)} tasks", key="study.steps")
@@ -327,6 +321,44 @@ class Recipe(_Table):
         if study.replan:
             _check_replan(study)
         return self
+
+
+def scheduled_arms(study: StudySpec) -> dict[str, SchedulerSpec]:
+    """Arms that a scheduler makes, in the order that they are named in."""
+    return {
+        name: study.schedulers[name] if name in study.schedulers else plain(name)
+        for name in study.arms
+        if name not in ARMS
+    }
+
+
+def _check_arms(study: StudySpec, tasks: list[str]) -> None:
+    """Raises UserError for arms that nothing makes, and schedulers of tasks that aren't there."""
+    for name in study.schedulers:
+        if name in ARMS or name in RESERVED or not _TASK_NAME.fullmatch(name):
+            raise UserError("can't be the name of an arm", key=f"study.schedulers.{name}")
+    for name in study.arms:
+        if name not in ARMS and name not in study.schedulers and name not in PLAIN:
+            known = ", ".join((*ARMS, *study.schedulers, *PLAIN))
+            raise UserError(f"no arm {name!r:.80}; there are {known}", key="study.arms")
+    for name, spec in study.schedulers.items():
+        named = spec.tasks if spec.kind == "first" else ()
+        if spec.kind == "sequence":
+            named = tuple(stage.partition(":")[0] for stage in spec.stages)
+            if any(not _is_length(stage.partition(":")) for stage in spec.stages):
+                raise UserError(
+                    "a stage is `task` or `task:length` with a length above 0", key=f"study.schedulers.{name}"
+                )
+        if unknown := [task for task in named if task not in tasks]:
+            raise UserError(f"no task {unknown[0]!r:.80}; there are {', '.join(tasks)}", key=f"study.schedulers.{name}")
+
+
+def _is_length(stage: tuple[str, str, str]) -> bool:
+    _, colon, length = stage
+    try:
+        return not colon or 0 < float(length) < 1e6
+    except ValueError:
+        return False
 
 
 def _check_replan(study: StudySpec) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from omni_thinker.errors import UserError
-from omni_thinker.recipe import ProbeKind, Recipe
+from omni_thinker.recipe import ProbeKind, Recipe, scheduled_arms
 from omni_thinker.rl.evaluate import Evaluation
 from omni_thinker.rl.gradient import add_policy_gradient
 from omni_thinker.schedulers.stages import Stages, even_stages
@@ -88,7 +88,7 @@ def probe_lengths(recipe: Recipe, kind: ProbeKind) -> dict[TaskName, int]:
     stages = dict(even_stages(list(recipe.tasks), study.steps))
     if kind == "full" or (kind == "lora" and "merge" in study.arms and expert_kind(recipe) == "lora"):
         return {task: stages[task] for task in probed_tasks(recipe)}
-    arms = len(TRAINED & set(study.arms))
+    arms = len(TRAINED & set(study.arms)) + len(scheduled_arms(study))
     return {
         task: probe_steps(stages[task], arms, study.steps, len(recipe.tasks), study.probe_share)
         for task in probed_tasks(recipe)

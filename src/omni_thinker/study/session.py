@@ -214,6 +214,7 @@ class Session:
                 if step and step == len(costs):
                     kept.read(self.policy, known.values[-1])
                     learner.restore(known.values[-1]["learner"])
+                    scheduler.load_state_dict(known.values[-1]["scheduler"])
                     if since_reset == 0:
                         self.policy.reset_optimizer()
                 self._at_hand = None
@@ -228,7 +229,11 @@ class Session:
             if at_step is not None:
                 at_step(replace(spent))
             if step >= len(costs) and step + 1 < steps and kept.due():
-                value = {"spent": [asdict(own) for own in unwritten], "learner": learner.state()}
+                value = {
+                    "spent": [asdict(own) for own in unwritten],
+                    "learner": learner.state(),
+                    "scheduler": scheduler.state_dict(),
+                }
                 self.run.journal.checkpoint(key, kept.write(self.policy, step + 1) | value)
                 unwritten.clear()
                 kept.drop()

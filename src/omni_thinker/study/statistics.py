@@ -52,17 +52,29 @@ class Comparison:
         }
 
 
-def compare_arms(arms: Mapping[str, Sequence[Values]], *, resamples: int, confidence: float) -> list[Comparison]:
+def compare_arms(
+    arms: Mapping[str, Sequence[Values]], *, resamples: int, confidence: float, control: str = "joint"
+) -> list[Comparison]:
     """Every pair of arms, later against earlier, on each task and on `macro`, the unweighted mean of tasks.
 
-    `arms[name]` holds one table per seed, the seeds in one order.
+    `arms[name]` holds one table per seed, the seeds in one order. Intervals of the rivals of `control` against it are
+    widened so that they hold all at once with `confidence` (Bonferroni): of many arms one would win by luck.
     """
     found = []
+    against = rivals(list(arms), control)
     for earlier, later in combinations(arms, 2):
+        pair = {earlier, later}
+        many = len(against) if control in pair and pair & set(against) else 1
+        level = 1 - (1 - confidence) / many
         differences = paired_differences(arms[later], arms[earlier])
         for task, values in [*((t, [d]) for t, d in differences.items()), ("macro", list(differences.values()))]:
-            found.append(_compare(later, earlier, task, values, resamples, confidence))
+            found.append(_compare(later, earlier, task, values, resamples, level))
     return found
+
+
+def rivals(arms: Sequence[str], control: str = "joint") -> list[str]:
+    """Arms that are compared with `control`: all but the start and single tasks, which answer other questions."""
+    return [name for name in arms if name not in ("start", control) and not name.startswith("single:")]
 
 
 def paired_differences(a: Sequence[Values], b: Sequence[Values]) -> dict[TaskName, NDArray[np.float64]]:

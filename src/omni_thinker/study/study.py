@@ -18,7 +18,7 @@ from typing import Any
 from omni_thinker.baselines.adapters import Adapter
 from omni_thinker.baselines.merge import Weights, merge
 from omni_thinker.baselines.merge_rules import MergeRule
-from omni_thinker.recipe import Recipe
+from omni_thinker.recipe import Recipe, scheduled_arms
 from omni_thinker.runs.progress import Progress
 from omni_thinker.runs.rundir import RunDir, check_free
 from omni_thinker.schedulers.mixture import Mixture
@@ -36,8 +36,9 @@ from omni_thinker.study.probing import (
 )
 from omni_thinker.study.result import SeedOutcome, joint_shares, to_result
 from omni_thinker.study.resume import check_recipe
+from omni_thinker.study.scheduled import make_scheduler, stages_of
 from omni_thinker.study.session import ArmResult, Session, Spent, Stage
-from omni_thinker.study.setup import Bench, prepare
+from omni_thinker.study.setup import Bench, prepare, study_seed
 from omni_thinker.transfer.forecast import in_order
 from omni_thinker.transfer.hierarchical import Evidence
 from omni_thinker.transfer.matrix import TransferMatrix, pool
@@ -102,12 +103,13 @@ def describe(recipe: Recipe) -> dict[str, Any]:
 def expected_work(recipe: Recipe) -> tuple[dict[str, int], dict[str, float]]:
     """Units of work by kind, and rough seconds of each until they have been measured."""
     study, tasks, seeds = recipe.study, len(recipe.tasks), len(recipe.study.seeds)
-    trained = TRAINED & set(study.arms)
+    trained = {*(TRAINED & set(study.arms)), *scheduled_arms(study)}
     probe_steps, probe_evaluations = probe_work(recipe)
     singles = len(single_tasks(recipe))
     steps = study.steps * len(trained) + probe_steps
     arms = 1 + len(trained) + ("merge" in study.arms) + singles
     validations = 1 + len(trained) + probe_evaluations
+    validations += sum(max(0, stages_of(spec) - 1) for spec in scheduled_arms(study).values())
     validations += (tasks - 1) * len(SEQUENTIAL & set(study.arms)) + ("merge" in study.arms)
     expected = {
         "warmup": recipe.warmup.steps,
@@ -147,6 +149,8 @@ def _run_seed(bench: Bench, run: RunDir, progress: Progress, seed: int) -> SeedO
         arms["reverse"] = _sequence(session, start_path, "reverse", order[::-1], None)
     if "joint" in study.arms:
         arms["joint"] = _joint(session, start_path)
+    for name, spec in scheduled_arms(study).items():
+        arms[name] = _scheduled(session, start_path, name, staged=stages_of(spec) > 0)
     if "merge" in study.arms:
         kind = expert_kind(bench.recipe)
         experts = next(probed.experts for probed in probes if probed.kind == kind)
@@ -206,6 +210,19 @@ def _joint(session: Session, start: Path) -> ArmResult:
     spent, _ = session.train("joint", scheduler, session.recipe.study.steps)
     validation = session.evaluate("joint", "validation", spent.steps).estimates()
     return ArmResult("joint", session.save("joint"), spent, validation)
+
+
+def _scheduled(session: Session, start: Path, name: str, *, staged: bool) -> ArmResult:
+    """By the scheduler that the recipe names; one of `staged` tasks is evaluated after each."""
+    session.load(start)
+    sizes = {task: len(own) for task, own in session.pools["train"].items()}
+    seed = study_seed(session.seed, "scheduler", name)
+    scheduler = make_scheduler(session.recipe, name, sizes, session.bench.judged, seed)
+    spent, ended = session.train(name, scheduler, session.recipe.study.steps, stage_ends=staged)
+    if ended:
+        return ArmResult(name, session.save(name), spent, ended[-1].evaluation.estimates(), ended)
+    validation = session.evaluate(name, "validation", spent.steps).estimates()
+    return ArmResult(name, session.save(name), spent, validation)
 
 
 def _merge(session: Session, start: Path, experts: Sequence[ArmResult], *, adapters: bool) -> ArmResult:

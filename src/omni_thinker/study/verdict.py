@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from omni_thinker.study.statistics import Comparison
+from omni_thinker.study.statistics import Comparison, rivals
 
 _QUESTIONS = (
     ("curriculum", "start", "The planned curriculum", "the start"),
@@ -20,13 +20,19 @@ def verdict(comparisons: Sequence[Comparison], confidence: float, seeds: int) ->
     """Sentences on the macro average, the questions that a study is run for."""
     found = {(c.a, c.b): c for c in comparisons if c.task == "macro"}
     sentences = []
-    for a, b, subject, object_ in _QUESTIONS:
+    named = {name for question in _QUESTIONS for name in question[:2]}
+    arms = dict.fromkeys(name for pair in found for name in pair if name not in named and ":" not in name)
+    others = [(arm, "joint", f"The arm {arm}", "joint training") for arm in arms]
+    for a, b, subject, object_ in (*_QUESTIONS, *others):
         comparison = found.get((a, b)) or _swapped(found.get((b, a)))
         if comparison is not None:
             sentences.append(_sentence(comparison, subject, object_, confidence))
     if not sentences:
         return "Nothing was compared."
     scope = "one seed: another training run may come out differently" if seeds == 1 else f"{seeds} seeds"
+    many = len(rivals(sorted({name for pair in found for name in pair})))
+    if many > 1 and any("joint" in pair for pair in found):
+        scope += f"; intervals against joint training hold for all {many} arms at once"
     return " ".join(sentences) + f" (Macro average over tasks, test split, {scope}.)"
 
 

@@ -1,0 +1,21 @@
+"""What the tables of a recipe are made of."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MOST = 2**53
+"""Larger whole numbers are slips, and no float holds them."""
+Positive = Annotated[int, Field(gt=0, le=MOST, strict=True)]
+Count = Annotated[int, Field(ge=0, le=MOST, strict=True)]
+Share = Annotated[float, Field(ge=0.0, le=1.0, strict=True)]
+PositiveFloat = Annotated[float, Field(gt=0.0, strict=True)]
+NonNegative = Annotated[float, Field(ge=0.0, strict=True)]
+
+
+class Table(BaseModel):
+    """Unknown keys are refused, and so are numbers that aren't finite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

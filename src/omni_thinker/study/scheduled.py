@@ -1,0 +1,79 @@
+"""Arms that a scheduler makes: from its table in the recipe to the scheduler itself."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from omni_thinker.errors import UserError
+from omni_thinker.recipe import Recipe, scheduled_arms
+from omni_thinker.recipe_schedulers import First, SchedulerSpec
+from omni_thinker.schedulers.base import Scheduler
+from omni_thinker.schedulers.dump import Dump
+from omni_thinker.schedulers.mixture import Mixture
+from omni_thinker.schedulers.pac import Pac
+from omni_thinker.schedulers.phases import Phases
+from omni_thinker.schedulers.round_robin import RoundRobin
+from omni_thinker.schedulers.sec import Sec
+from omni_thinker.schedulers.stages import Stages
+from omni_thinker.schedulers.tscl import Tscl
+from omni_thinker.schedulers.worst_task import WorstTask
+from omni_thinker.types import TaskName
+
+
+def make_scheduler(
+    recipe: Recipe, name: str, sizes: Mapping[TaskName, int], judged: Collection[TaskName], seed: int
+) -> Scheduler:
+    """The scheduler of the arm `name`. `sizes`: training problems of each task; `judged`: tasks that a judge scores.
+
+    Raises UserError where the recipe's tasks leave it nothing to do.
+    """
+    spec, tasks, per_step = scheduled_arms(recipe.study)[name], list(recipe.tasks), recipe.rl.problems_per_step
+    options = spec.model_dump(exclude={"kind"})
+    match spec.kind:
+        case "uniform":
+            return Mixture(dict.fromkeys(tasks, 1.0), per_step)
+        case "proportional":
+            return Mixture({task: sizes[task] ** (1 / spec.temperature) for task in tasks}, per_step)
+        case "round_robin":
+            return RoundRobin(tasks, per_step)
+        case "sec":
+            return Sec(tasks, per_step, **options)
+        case "dump":
+            return Dump(tasks, per_step, **options)
+        case "tscl":
+            return Tscl(tasks, per_step, **options)
+        case "pac":
+            return Pac(tasks, per_step, seed=seed, **options)
+        case "worst_task":
+            return WorstTask(tasks, per_step, **options)
+        case "first":
+            return _first(recipe, name, spec, judged)
+        case "sequence":
+            return Stages(read_stages(spec.stages, recipe.study.steps), per_step)
+
+
+def stages_of(spec: SchedulerSpec) -> int:
+    """How many stages it has that are evaluated one by one."""
+    return len(spec.stages) if spec.kind == "sequence" else 0
+
+
+def _first(recipe: Recipe, name: str, spec: First, judged: Collection[TaskName]) -> Phases:
+    steps, weights = recipe.study.steps, {task: own.weight for task, own in recipe.tasks.items()}
+    chosen = spec.tasks or tuple(task for task in weights if task in judged)
+    if not chosen:
+        raise UserError("there is no task that a judge scores; name those that come first", key=f"study.arms.{name}")
+    begin = min(steps, max(1, round(spec.share * steps)))
+    per_step = recipe.rl.problems_per_step
+    own = Mixture({task: weights[task] for task in chosen}, per_step)
+    return Phases([(own, begin), (Mixture(weights, per_step), steps - begin)])
+
+
+def read_stages(stages: Sequence[str], steps: int) -> list[tuple[TaskName, int]]:
+    """`task` or `task:length` as (task, steps): lengths in proportion, exactly `steps` in all (largest remainders)."""
+    named = [(task, float(length or 1)) for task, _, length in (stage.partition(":") for stage in stages)]
+    whole = sum(length for _, length in named)
+    exact = [steps * length / whole for _, length in named]
+    counts = [int(own) for own in exact]
+    for place in sorted(range(len(named)), key=lambda i: counts[i] - exact[i])[: steps - sum(counts)]:
+        counts[place] += 1
+    return [(task, count) for (task, _), count in zip(named, counts, strict=True)]

@@ -1,0 +1,108 @@
+"""Arms that schedulers make: as recipes name them, in a study, and through a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from omni_thinker.errors import UserError
+from omni_thinker.recipe import parse_recipe, scheduled_arms
+from omni_thinker.schedulers.mixture import Mixture
+from omni_thinker.study.scheduled import make_scheduler, read_stages
+from test_faults_study import QUICK, begin, journalled, wait_for
+from test_resume import traces
+
+TASKS: dict[str, Any] = {"a": {"source": "builtin:math"}, "b": {"source": "builtin:qa", "weight": 3.0}}
+SIZES = {"a": 100, "b": 400}
+
+
+def scheduler(spec: dict[str, Any], judged: tuple[str, ...] = (), steps: int = 10) -> Any:
+    table = {"tasks": TASKS, "study": {"arms": ["x"], "schedulers": {"x": spec}, "steps": steps}}
+    recipe = parse_recipe({**table, "rl": {"problems_per_step": 8}}, "r.toml")
+    return make_scheduler(recipe, "x", SIZES, judged, seed=0)
+
+
+def test_mixtures_by_hand() -> None:
+    assert scheduler({"kind": "uniform"}).quotas(0) == {"a": 4, "b": 4}
+    assert scheduler({"kind": "proportional"}).shares == pytest.approx({"a": 0.2, "b": 0.8})
+    assert scheduler({"kind": "proportional", "temperature": 2.0}).shares == pytest.approx({"a": 1 / 3, "b": 2 / 3})
+
+
+def test_some_first_then_all() -> None:
+    first = scheduler({"kind": "first", "tasks": ["a"], "share": 0.3})
+    assert [first.quotas(step) for step in (0, 2, 3)] == [{"a": 8}, {"a": 8}, {"a": 2, "b": 6}]
+    judged = scheduler({"kind": "first"}, judged=("b",))
+    assert [judged.quotas(step) for step in (1, 2)] == [{"b": 8}, {"a": 2, "b": 6}]
+    with pytest.raises(UserError, match="no task that a judge scores"):
+        scheduler({"kind": "first"})
+
+
+def test_stages_share_all_steps() -> None:
+    assert read_stages(["a", "b", "a:0.5"], 10) == [("a", 4), ("b", 4), ("a", 2)]
+    assert read_stages(["a", "b", "a"], 10) == [("a", 4), ("b", 3), ("a", 3)]
+    assert scheduler({"kind": "sequence", "stages": ["b", "a:1.5"]}).stages == (("b", 4), ("a", 6))
+
+
+@pytest.mark.parametrize(
+    ("study", "key"),
+    [
+        ({"arms": ["secc"]}, "study.arms"),
+        ({"arms": ["sequence"]}, "study.arms"),
+        ({"schedulers": {"joint": {"kind": "sec"}}}, "study.schedulers.joint"),
+        ({"schedulers": {"../x": {"kind": "sec"}}}, "study.schedulers.../x"),
+        ({"schedulers": {"x": {"kind": "oracle"}}}, "study.schedulers.x"),
+        ({"schedulers": {"x": {"kind": "sec", "window": 3}}}, "study.schedulers.x.sec.window"),
+        ({"schedulers": {"x": {"kind": "sec", "rate": 2.0}}}, "study.schedulers.x.sec.rate"),
+        ({"schedulers": {"x": {"kind": "first", "tasks": ["nope"]}}}, "study.schedulers.x"),
+        ({"schedulers": {"x": {"kind": "sequence", "stages": []}}}, "study.schedulers.x.sequence.stages"),
+        ({"schedulers": {"x": {"kind": "sequence", "stages": ["a:0"]}}}, "study.schedulers.x"),
+        ({"schedulers": {"x": {"kind": "sequence", "stages": ["c"]}}}, "study.schedulers.x"),
+    ],
+)
+def test_bad_schedulers_are_refused_by_key(study: dict[str, Any], key: str) -> None:
+    with pytest.raises(UserError) as refused:
+        parse_recipe({"tasks": TASKS, "study": study}, "r.toml")
+    assert str(refused.value).startswith(f"r.toml: {key}: ")
+
+
+def test_kinds_without_settings_are_arms() -> None:
+    arms = ["start", "sec", "joint", "mine", "dump"]
+    table = {"arms": arms, "schedulers": {"mine": {"kind": "sec", "rate": 0.1}, "unused": {"kind": "tscl"}}}
+    found = scheduled_arms(parse_recipe({"tasks": TASKS, "study": table}, "r.toml").study)
+    assert list(found) == ["sec", "mine", "dump"]
+    assert found["mine"].rate == 0.1  # type: ignore[union-attr]
+    assert isinstance(scheduler({"kind": "uniform"}), Mixture)
+
+
+ARMS = (
+    *("--set", 'study.arms=["start", "joint", "sec", "dump", "tscl", "worst_task", "round_robin", "mine", "refresh"]'),
+    *("--set", 'study.schedulers.mine={kind="pac", cold_start=2}'),
+    *("--set", 'study.schedulers.refresh={kind="sequence", stages=["coding", "writing", "coding:0.5"]}'),
+    *("--set", "study.steps=6"),
+)
+
+
+@pytest.mark.timeout(280)
+def test_a_study_of_schedulers_survives_a_kill_in_each(repo: Path, tmp_path: Path) -> None:
+    recipe, errors, out = repo / "recipes" / "tiny.toml", tmp_path / "err", tmp_path / "run"
+    options = (*QUICK, *ARMS)
+    assert begin(errors, recipe, "--out", tmp_path / "calm", *options).wait(280) == 0, errors.read_text("utf-8")[-2000:]
+    arguments: tuple[object, ...] = (recipe, "--out", out, *options)
+    for arm in ("sec", "tscl", "mine"):
+        process = begin(errors, *arguments)
+        wait_for(process, journalled(out, f'"key": "0 train {arm}", "kind": "checkpoint"'))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        arguments = (out, "--resume")
+    assert begin(errors, *arguments).wait(280) == 0, errors.read_text("utf-8")[-2000:]
+    assert traces(out) == traces(tmp_path / "calm")
+    result = json.loads((out / "result.json").read_text("utf-8"))
+    assert [len(runs) for runs in result["arms"].values()] == [1] * 9
+    assert {run["steps"] for name, (run,) in result["arms"].items() if name != "start"} == {6}
+    assert [stage["task"] for stage in result["arms"]["refresh"][0]["stages"]] == ["coding", "writing", "coding"]
+    assert "hold for all 7 arms at once" in result["verdict"]
