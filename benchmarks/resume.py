@@ -78,9 +78,7 @@ def _resume(folder: Path, every: int) -> float:
     with log.open("wb") as stream:
         begun = [*command, str(RECIPE), "--out", str(out), *options]
         process = subprocess.Popen(begun, stdout=stream, stderr=stream, start_new_session=True)
-        _wait(
-            process, lambda: '"0 train joint", "kind": "checkpoint"' in _text(out / "journal.jsonl")
-        )
+        _wait(process, lambda: '"0 train joint", "kind": "checkpoint"' in _text(out / "journal.jsonl"))
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         began = time.time()
