@@ -137,6 +137,34 @@ def test_an_ended_study_says_so_and_other_recipes_are_refused(undisturbed: tuple
     assert traces(out) == before
 
 
+def test_weights_that_are_gone_or_damaged_are_one_clear_line(repo: Path, tmp_path: Path) -> None:
+    out, errors = tmp_path / "run", tmp_path / "err"
+    process = start(repo / "recipes" / "tiny.toml", "--out", out, *OPTIONS, stderr=errors)
+    journal = out / "journal.jsonl"
+    while not journal.exists() or "train single:math" not in journal.read_text("utf-8"):
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    weights = out / "models" / "seed-0" / "state" / "start.safetensors"
+    whole = weights.read_bytes()
+    for damage in (weights.unlink, lambda: weights.write_bytes(whole[:1000]), lambda: weights.write_bytes(b"pickle")):
+        damage()
+        assert run(out, "--resume", stderr=errors) == 2
+        assert (
+            errors.read_text("utf-8")
+            .splitlines()[-1]
+            .startswith(f"omni-thinker: {weights}: these weights can't be read: ")
+        )
+    weights.write_bytes(whole)
+    assert run(out, "--resume", stderr=errors) == 0, errors.read_text("utf-8")[-2000:]
+    result = out / "result.json"
+    before = result.read_bytes()
+    result.unlink()
+    assert run(out, "--resume", stderr=errors) == 0
+    assert json.loads(result.read_bytes()) == json.loads(before)
+
+
 def test_more_seeds_are_an_extension(undisturbed: tuple[Path, float], tmp_path: Path) -> None:
     out, errors = tmp_path / "run", tmp_path / "err"
     shutil.copytree(undisturbed[0], out)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from omni_thinker.baselines.merge_rules import MergeRule
@@ -71,7 +71,7 @@ def shapes_of(path: Path) -> dict[str, list[int]]:
     try:
         with safe_open(path, framework="pt") as tensors:
             return {name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118 - no mapping
-    except Exception as exc:  # of its own kind, which it doesn't export
+    except (SafetensorError, OSError) as exc:
         raise UserError(f"is no safetensors file: {exc}", file=path) from None
 
 

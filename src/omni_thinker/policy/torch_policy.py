@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
+from omni_thinker.errors import UserError
 from omni_thinker.models.load import (
     chat_prompt_ids,
     compute_device,
@@ -58,6 +59,16 @@ GPU_TOKEN_BUDGET = 16_384
 _LEAST_BUDGET = 64
 BETAS = (0.9, 0.95)
 _log = logging.getLogger(__name__)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file. Raises UserError for one that is missing, damaged, or of another model."""
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            yield tensors
+    except (SafetensorError, OSError, RuntimeError) as exc:
+        raise UserError(f"these weights can't be read: {exc}", file=path) from None
 
 
 class TorchPolicy:
@@ -198,8 +209,8 @@ class TorchPolicy:
         save_file(dict(zip(self._names, (m.detach() for m in self._masters), strict=True)), path)
 
     def load_weights(self, path: Path) -> None:
-        """Masters written by `save_weights`, with a fresh optimiser."""
-        with safe_open(path, framework="pt") as tensors, torch.no_grad():
+        """Masters written by `save_weights`, with a fresh optimiser. Raises UserError where the file isn't that."""
+        with _opened(path) as tensors, torch.no_grad():
             for name, master in zip(self._names, self._masters, strict=True):
                 master.copy_(tensors.get_tensor(name))
         self._publish()
@@ -217,7 +228,7 @@ class TorchPolicy:
     def load_state(self, path: Path) -> None:
         """Masters and moments written by `save_state`."""
         self.load_weights(path)
-        with safe_open(path, framework="pt") as tensors:
+        with _opened(path) as tensors:
             moments = {key for key in tensors.keys() if "@" in key}  # noqa: SIM118 - no mapping
             for name, master in zip(self._names, self._masters, strict=True):
                 own = {key.partition("@")[2]: key for key in moments if key.partition("@")[0] == name}

@@ -54,7 +54,7 @@ def build_batches(groups: Sequence[ScoredGroup], spec: RlSpec, max_tokens: int) 
 def stop_on_nonsense(groups: Iterable[Group]) -> None:
     """Raises UserError where what was sampled has log-probs that aren't finite: such weights draw anything, score
     alike, and would go on to the end without an error."""
-    if not all(isfinite(logprob) for group in groups for sample in group.samples for logprob in sample.logprobs):
+    if not all(isfinite(sum(sample.logprobs)) for group in groups for sample in group.samples):
         raise UserError(
             "log-probs of the model's own samples aren't finite: it has diverged; a lower lr helps", key="rl.lr"
         )

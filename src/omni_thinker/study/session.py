@@ -22,6 +22,7 @@ from omni_thinker.rl.stream import make_streams
 from omni_thinker.runs.files import write_whole
 from omni_thinker.runs.progress import Progress
 from omni_thinker.runs.rundir import RunDir
+from omni_thinker.runs.stopping import stopping
 from omni_thinker.schedulers.base import Scheduler
 from omni_thinker.study.checkpoints import Checkpoints
 from omni_thinker.study.setup import Bench, Pools, evaluation_params, study_seed
@@ -201,42 +202,45 @@ class Session:
         spent, stages, unwritten = Spent(), list[Stage](), list[Spent]()
         costs = [Spent(**own) for value in known.values for own in value["spent"]]
         since_reset = 0
-        for step in range(steps):
-            if step and scheduler.stage(step) != scheduler.stage(step - 1):
-                since_reset = 0
-                if step > len(costs):
-                    self.policy.reset_optimizer()  # moments of another task's gradient are no guide
-            if step < len(costs):
-                spent = costs[step]
-                self.progress.skip("step", 1)
-            else:
-                self.bring()
-                if step and step == len(costs):
-                    kept.read(self.policy, known.values[-1])
-                    learner.restore(known.values[-1]["learner"])
-                    scheduler.load_state_dict(known.values[-1]["scheduler"])
-                    if since_reset == 0:
-                        self.policy.reset_optimizer()
-                self._at_hand = None
-                spent = self._step(arm, learner, scheduler, step, steps, since_reset, spent)
-                unwritten.append(spent)
-            since_reset += 1
-            stage = scheduler.stage(step)
-            if stage_ends and stage is not None and (step + 1 == steps or scheduler.stage(step + 1) != stage):
-                stages.append(Stage(stage, self.evaluate(arm, "validation", step + 1, stage)))
-                if on_stage is not None:
-                    on_stage(stages)
-            if at_step is not None:
-                at_step(replace(spent))
-            if step >= len(costs) and step + 1 < steps and kept.due():
-                value = {
-                    "spent": [asdict(own) for own in unwritten],
-                    "learner": learner.state(),
-                    "scheduler": scheduler.state_dict(),
-                }
-                self.run.journal.checkpoint(key, kept.write(self.policy, step + 1) | value)
-                unwritten.clear()
-                kept.drop()
+        with stopping(self.progress.say) as stop:
+            for step in range(steps):
+                if step and scheduler.stage(step) != scheduler.stage(step - 1):
+                    since_reset = 0
+                    if step > len(costs):
+                        self.policy.reset_optimizer()  # moments of another task's gradient are no guide
+                if step < len(costs):
+                    spent = costs[step]
+                    self.progress.skip("step", 1)
+                else:
+                    self.bring()
+                    if step and step == len(costs):
+                        kept.read(self.policy, known.values[-1])
+                        learner.restore(known.values[-1]["learner"])
+                        scheduler.load_state_dict(known.values[-1]["scheduler"])
+                        if since_reset == 0:
+                            self.policy.reset_optimizer()
+                    self._at_hand = None
+                    spent = self._step(arm, learner, scheduler, step, steps, since_reset, spent)
+                    unwritten.append(spent)
+                since_reset += 1
+                stage = scheduler.stage(step)
+                if stage_ends and stage is not None and (step + 1 == steps or scheduler.stage(step + 1) != stage):
+                    stages.append(Stage(stage, self.evaluate(arm, "validation", step + 1, stage)))
+                    if on_stage is not None:
+                        on_stage(stages)
+                if at_step is not None:
+                    at_step(replace(spent))
+                if step >= len(costs) and step + 1 < steps and (kept.due() or stop.wanted):
+                    value = {
+                        "spent": [asdict(own) for own in unwritten],
+                        "learner": learner.state(),
+                        "scheduler": scheduler.state_dict(),
+                    }
+                    self.run.journal.checkpoint(key, kept.write(self.policy, step + 1) | value)
+                    unwritten.clear()
+                    kept.drop()
+                if stop.wanted:
+                    stop.leave()
         path = self._file(arm)
 
         def end() -> dict[str, Any]:

@@ -72,6 +72,8 @@ def run_study(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, A
         asked = f"result of {list(recipe.study.seeds)}, {recipe.study.bootstrap}, {recipe.study.confidence}"
         if (known := run.journal.noted(asked)) is not None:
             progress.say("this study has ended; nothing is left to do")
+            if not (out / "result.json").exists():
+                run.write_json("result.json", known)
             return dict(known)
         outcomes = []
         for seed in recipe.study.seeds:
