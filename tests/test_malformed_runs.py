@@ -132,6 +132,7 @@ def _raw(body: bytes) -> bytes:
 
 
 JOURNALS: dict[str, bytes] = {
+    "emptied": b"",
     "first line damaged": b"00000000 {}\n",
     "pickle": PICKLE,
     "zeros": bytes(4096),

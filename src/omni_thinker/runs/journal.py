@@ -69,7 +69,7 @@ class Journal:
         self._folder, self._logs, self._counts = folder, tuple(logs), counts
         self._path = folder / NAME
         lines, damaged = _read(self._path)
-        if damaged and not lines and any(self._size(name) for name in self._logs):
+        if not lines and any(self._size(name) for name in self._logs):  # which have nothing before its first line
             raise UserError("its first line is damaged, so nothing tells what the logs are worth", file=self._path)
         keep = _cut(lines, usable)
         self._known = [line for line, _ in lines[:keep]]

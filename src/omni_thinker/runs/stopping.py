@@ -64,5 +64,5 @@ def stopping(say: Callable[[str], object]) -> Iterator[Stop]:
     finally:
         if stop.wanted:
             signal.setitimer(signal.ITIMER_REAL, 0)
-        for number, handler in stop._before.items():
-            signal.signal(number, handler)
+        for known, handler in stop._before.items():
+            signal.signal(known, handler)
