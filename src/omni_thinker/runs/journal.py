@@ -103,6 +103,8 @@ class Journal:
         for path, size in ((self._path, self._end), *((self._folder / own, size) for own, size in self._sizes.items())):
             if path.exists() and path.stat().st_size > size:
                 os.truncate(path, size)
+        if not self._end:  # before any log has a line, so that logs without a journal are known for damage
+            self._write("begun", "note", None)
 
     @property
     def replaying(self) -> bool:
