@@ -31,7 +31,7 @@ app.add_typer(model_app, name="model")
 app.add_typer(tasks_app, name="tasks")
 app.add_typer(judge_app, name="judge")
 
-RecipeFile = Annotated[Path, typer.Argument(help="A recipe file (TOML).")]
+RecipeFile = Annotated[Path, typer.Argument(help="A recipe file (TOML); with --resume, a run's directory.")]
 Out = Annotated[Path | None, typer.Option(help="Directory of the run; must not hold one yet. Default: runs/NAME-TIME.")]
 Resume = Annotated[
     bool, typer.Option("--resume", help="RECIPE is the directory of a run that was stopped: go on with it.")
@@ -70,7 +70,7 @@ def main() -> None:
     except UserError as exc:
         sys.stderr.write(f"omni-thinker: {exc}\n")
         sys.exit(2)
-    except KeyboardInterrupt:
+    except _Interrupted:
         sys.stderr.write("omni-thinker: interrupted; `omni-thinker study DIR --resume` goes on with a study\n")
         sys.exit(130)
     except _Terminated:
@@ -81,6 +81,10 @@ def main() -> None:
             raise
         sys.stderr.write(f"omni-thinker: {why}; once that is mended, `omni-thinker study DIR --resume` goes on\n")
         sys.exit(1)
+
+
+class _Interrupted(BaseException):
+    """Ctrl-C in a run. Typer ends with 130 and without a word at KeyboardInterrupt."""
 
 
 class _Terminated(BaseException):
@@ -102,7 +106,9 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 def study(
     recipe: RecipeFile,
     out: Out = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Run seeds 0 to N - 1.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Run seeds 0 to N - 1; with --resume more than there were.")
+    ] = None,
     overrides: Set = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print the work ahead, write nothing.")
@@ -447,8 +453,11 @@ def _run(
             typer.echo(f"{key}: {value}")
         finish(summary, json_)
         return
-    with _in_recipe(recipe):
-        result = run_study(loaded, target, resume=resume)
+    try:
+        with _in_recipe(recipe):
+            result = run_study(loaded, target, resume=resume)
+    except KeyboardInterrupt:
+        raise _Interrupted from None
     from omni_thinker.report import write_report
 
     path = write_report(target)

@@ -54,7 +54,8 @@ def check_recipe(run: RunDir, recipe: Recipe) -> None:
     changed = [line for key, old, new in _differences(kept, now) if (line := _line(key, old, new))]
     if changed:
         raise UserError(
-            f"differs from the recipe that the run was begun with: {'; '.join(changed)}", file=run.path / "recipe.toml"
+            f"the run was begun otherwise: {'; '.join(changed)}; leave that as it was, or begin another run",
+            file=run.path,
         )
     _check_model(run, recipe.model.name)
     run.write_recipe(recipe)
