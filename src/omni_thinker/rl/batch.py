@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import isfinite
 
 import numpy as np
 
-from omni_thinker.errors import UserError
 from omni_thinker.policy.protocol import TrainGroup
 from omni_thinker.recipe import RlSpec
 from omni_thinker.rl.advantages import ADVANTAGES, has_signal
@@ -49,15 +47,6 @@ def build_batches(groups: Sequence[ScoredGroup], spec: RlSpec, max_tokens: int) 
         weigh = _Weigher(_normaliser(spec), [group for group, _ in part], max_tokens)
         batches.append([train_group(group, list(map(float, own)), weigh) for group, own in part])
     return [batch for batch in batches if batch]
-
-
-def stop_on_nonsense(groups: Iterable[Group]) -> None:
-    """Raises UserError where what was sampled has log-probs that aren't finite: such weights draw anything, score
-    alike, and would go on to the end without an error."""
-    if not all(isfinite(sum(sample.logprobs)) for group in groups for sample in group.samples):
-        raise UserError(
-            "log-probs of the model's own samples aren't finite: it has diverged; a lower lr helps", key="rl.lr"
-        )
 
 
 def learnability(groups: Sequence[ScoredGroup], spec: RlSpec) -> dict[TaskName, float]:

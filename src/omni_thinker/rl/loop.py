@@ -16,10 +16,10 @@ from omni_thinker.errors import UserError
 from omni_thinker.policy.protocol import OptimParams, OptimReport, Policy, TokenStats, TrainGroup
 from omni_thinker.recipe import RlSpec
 from omni_thinker.rewards.base import Reward
-from omni_thinker.rl.batch import ScoredGroup, build_batches, learnability, stop_on_nonsense
+from omni_thinker.rl.batch import ScoredGroup, build_batches, learnability
 from omni_thinker.rl.losses import make_loss
 from omni_thinker.rl.metrics import Metrics, group_metrics, token_metrics
-from omni_thinker.rl.score import Scoring, stop_on_errors
+from omni_thinker.rl.score import Scoring, stop_on_errors, stop_on_nonsense
 from omni_thinker.rl.stream import ProblemStream
 from omni_thinker.types import SampleRequest, SamplingParams, TaskName
 

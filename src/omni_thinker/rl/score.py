@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
+from math import isfinite
 from types import TracebackType
 
 from omni_thinker.errors import UserError
@@ -117,3 +118,12 @@ def stop_on_errors(groups: Iterable[ScoredGroup], most: float) -> None:
                 f"the first: {errors[0].reason}",
                 key=f"tasks.{task}.reward",
             )
+
+
+def stop_on_nonsense(groups: Iterable[Group]) -> None:
+    """Raises UserError where what was sampled has log-probs that aren't finite: such weights draw anything, score
+    alike, and would go on to the end without an error."""
+    if not all(isfinite(sum(sample.logprobs)) for group in groups for sample in group.samples):
+        raise UserError(
+            "log-probs of the model's own samples aren't finite: it has diverged; a lower lr helps", key="rl.lr"
+        )

@@ -21,6 +21,7 @@ from omni_thinker.baselines.merge_rules import MergeRule
 from omni_thinker.recipe import Recipe, scheduled_arms
 from omni_thinker.runs.progress import Progress
 from omni_thinker.runs.rundir import RunDir, check_free
+from omni_thinker.schedulers.base import Scheduler
 from omni_thinker.schedulers.mixture import Mixture
 from omni_thinker.schedulers.stages import Stages, even_stages
 from omni_thinker.study.checkpoints import usable
@@ -206,25 +207,24 @@ class _Replanner:
 
 
 def _joint(session: Session, start: Path) -> ArmResult:
-    session.load(start)
     weights = {task: spec.weight for task, spec in session.recipe.tasks.items()}
-    scheduler = Mixture(weights, session.recipe.rl.problems_per_step)
-    spent, _ = session.train("joint", scheduler, session.recipe.study.steps)
-    validation = session.evaluate("joint", "validation", spent.steps).estimates()
-    return ArmResult("joint", session.save("joint"), spent, validation)
+    return _mixed(session, start, "joint", Mixture(weights, session.recipe.rl.problems_per_step))
 
 
 def _scheduled(session: Session, start: Path, name: str, *, staged: bool) -> ArmResult:
     """By the scheduler that the recipe names; one of `staged` tasks is evaluated after each."""
-    session.load(start)
     sizes = {task: len(own) for task, own in session.pools["train"].items()}
     seed = study_seed(session.seed, "scheduler", name)
     scheduler = make_scheduler(session.recipe, name, sizes, session.bench.judged, seed)
+    return _mixed(session, start, name, scheduler, staged=staged)
+
+
+def _mixed(session: Session, start: Path, name: str, scheduler: Scheduler, *, staged: bool = False) -> ArmResult:
+    """The whole budget as `scheduler` says, evaluated after each stage or once at the end."""
+    session.load(start)
     spent, ended = session.train(name, scheduler, session.recipe.study.steps, stage_ends=staged)
-    if ended:
-        return ArmResult(name, session.save(name), spent, ended[-1].evaluation.estimates(), ended)
-    validation = session.evaluate(name, "validation", spent.steps).estimates()
-    return ArmResult(name, session.save(name), spent, validation)
+    last = ended[-1].evaluation if ended else session.evaluate(name, "validation", spent.steps)
+    return ArmResult(name, session.save(name), spent, last.estimates(), ended)
 
 
 def _merge(session: Session, start: Path, experts: Sequence[ArmResult], *, adapters: bool) -> ArmResult:
