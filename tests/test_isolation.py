@@ -25,6 +25,7 @@ from omni_thinker.isolation import (
     run_tests_sync,
     shutdown,
 )
+from timing import quickest
 
 GOOD = "def f(x):\n    return x + 3\n"
 TESTS = ["assert f(2) == 5", "assert f(0) == 3"]
@@ -543,10 +544,11 @@ def test_many_at_once_keep_their_own_results_and_their_pace() -> None:
         )
 
     asyncio.run(many())  # starts the workers
-    begin = time.monotonic()
-    reports = asyncio.run(many())  # another event loop, the same workers
-    assert [r.outcome == "passed" for r in reports] == [i % 7 == 3 for i in range(90)]
-    assert time.monotonic() - begin < 6.0  # measured: 0.4 s; 60 a second would be 1.5 s
+
+    def again() -> None:  # another event loop, the same workers
+        assert [r.outcome == "passed" for r in asyncio.run(many())] == [i % 7 == 3 for i in range(90)]
+
+    assert quickest(again, 6.0) < 6.0  # measured: 0.4 s; 60 a second would be 1.5 s
 
 
 def test_no_tests_or_bad_limits_are_refused() -> None:

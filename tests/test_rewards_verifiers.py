@@ -26,6 +26,7 @@ from omni_thinker.rewards.code import extract_code
 from omni_thinker.rewards.math import announced, boxed
 from omni_thinker.rewards.numbers import last_number, leading_number, to_number
 from omni_thinker.types import Problem, Score
+from timing import quickest
 
 Row = dict[str, Any]
 
@@ -152,9 +153,8 @@ def test_looking_for_hopeless_answers_never_raises(text: str) -> None:
 
 @pytest.mark.parametrize("unit", ["9", "9 ", "9^", "9^9", "!", "9)", "^ ", "\\sqrt ", "((", " "])
 def test_looking_for_hopeless_answers_is_quick(unit: str) -> None:
-    begin = time.monotonic()
-    math_module._plausible(unit * (20_000 // len(unit)) + "x")
-    assert time.monotonic() - begin < 0.5
+    text = unit * (20_000 // len(unit)) + "x"
+    assert quickest(lambda: math_module._plausible(text), 0.5) < 0.5
 
 
 def test_math_checks_its_gold() -> None:
