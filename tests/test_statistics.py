@@ -34,20 +34,23 @@ def _compare(
 
 def test_differences_are_taken_by_problem() -> None:
     found = paired_differences([_table(x=[1.0, 0.5, 0.0])], [_table(x=[0.0, 0.5, 0.25])])
-    assert found["x"].tolist() == [1.0, 0.0, -0.25]
+    assert found["x"].tolist() == [[1.0, 0.0, -0.25]]
 
 
-def test_seeds_are_averaged_by_problem() -> None:
+def test_seeds_are_rows() -> None:
     a = [_table(x=[1.0, 0.0]), _table(x=[0.0, 0.0])]
     b = [_table(x=[0.0, 0.0]), _table(x=[0.0, 1.0])]
-    assert paired_differences(a, b)["x"].tolist() == [0.5, -0.5]
+    assert paired_differences(a, b)["x"].tolist() == [[1.0, 0.0], [0.0, -1.0]]
+    assert _compare(a, b)["x"].difference == 0.0
 
 
 def test_only_problems_that_both_scored_count() -> None:
     a = [{"x": {"p": 1.0, "q": 1.0}}, {"x": {"p": 0.0, "r": 1.0}}]
     b = [{"x": {"q": 0.0, "r": 0.5}}, {"x": {"p": 1.0, "r": 0.0}}]
     # Seed 1 pairs q; seed 2 pairs p and r. In no seed is a problem compared with another seed's answer.
-    assert sorted(paired_differences(a, b)["x"].tolist()) == [-1.0, 1.0, 1.0]
+    found = paired_differences(a, b)["x"]
+    assert np.array_equal(found, [[1.0, np.nan, np.nan], [np.nan, -1.0, 1.0]], equal_nan=True)
+    assert _compare(a, b)["x"].difference == pytest.approx(1 / 3)
 
 
 def test_arms_of_different_numbers_of_seeds_are_no_pair() -> None:
@@ -204,6 +207,7 @@ def _comparison(a: str, b: str, difference: float, low: float, high: float, task
 def test_no_difference_is_said_to_be_none() -> None:
     text = verdict([_comparison("curriculum", "joint", 0.01, -0.02, 0.04)], 0.95, 3)
     assert text.startswith(
+        "The arm was not shown to differ from joint training at this budget. "
         "No difference shown between the planned curriculum and joint training (95 % interval -2.0 to +4.0 points)"
     )
     assert text.endswith("(Macro average over tasks, test split, 3 seeds.)")
@@ -218,7 +222,10 @@ def test_a_difference_is_said_with_its_side_and_size() -> None:
         "The planned curriculum ended 12.3 points above the start (90 % interval +10.0 to +15.0 points)."
     )
     below = verdict([_comparison("joint", "merge", -0.05, -0.08, -0.02)], 0.95, 2)
-    assert below.startswith("Joint training ended 5.0 points below merging the single-task experts")
+    assert below.startswith(
+        "Shown to beat joint training: merge by 5.0 points. "
+        "Joint training ended 5.0 points below merging the single-task experts"
+    )
     assert "No difference" not in above + below
 
 
@@ -226,6 +233,7 @@ def test_comparisons_the_other_way_round_are_turned() -> None:
     """Arms are compared later against earlier; the questions have an order of their own."""
     turned = verdict([_comparison("joint", "curriculum", -0.05, -0.08, -0.02)], 0.95, 2)
     assert turned.startswith(
+        "Shown to beat joint training: curriculum by 5.0 points. "
         "The planned curriculum ended 5.0 points above joint training (95 % interval +2.0 to +8.0 points)."
     )
 
@@ -247,6 +255,8 @@ def test_every_question_is_answered_once() -> None:
         for name, v in (("start", 0.0), ("curriculum", 0.9), ("joint", 0.5), ("merge", 0.4))
     }
     text = verdict(compare_arms(arms, resamples=100, confidence=0.95), 0.95, 1)
+    headline, text = text.split(" Shown to fall short of joint training: merge by 5.7 points. ")
+    assert headline == "Shown to beat joint training: curriculum by 22.7 points."
     firsts = [sentence.split(" ended ")[0] for sentence in text.split("points). ")[:-1]]
     assert firsts == ["The planned curriculum", "Joint training"] + ["The planned curriculum"] * 2 + ["Joint training"]
     for words in ("51.0 points above the start", "22.7 points above joint", "5.7 points above merging"):

@@ -113,7 +113,8 @@ class RlSpec(Table):
     minibatches: Positive = 1
     """Optimiser steps per batch of samples; above 1 the later ones are off-policy and clipped."""
     refill_rounds: Count = 1
-    """How often zero-variance groups are replaced by fresh problems of the same task within a step."""
+    """How often zero-variance groups are replaced by fresh problems of the same task within a step, as many as it
+    lately took to find one with signal (arXiv 2602.05547). 8 keep the trained mix at the asked one, 1 is cheaper."""
     kl_every: Count = 4
     """Measure the KL to the start every so many steps (0: never). It costs one extra forward pass."""
     score_deadline_s: PositiveFloat = 1800.0

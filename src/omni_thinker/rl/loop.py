@@ -19,6 +19,7 @@ from omni_thinker.rewards.base import Reward
 from omni_thinker.rl.batch import ScoredGroup, build_batches, learnability
 from omni_thinker.rl.losses import make_loss
 from omni_thinker.rl.metrics import Metrics, group_metrics, token_metrics
+from omni_thinker.rl.refill import Refill
 from omni_thinker.rl.score import Scoring, stop_on_errors, stop_on_nonsense
 from omni_thinker.rl.stream import ProblemStream
 from omni_thinker.types import SampleRequest, SamplingParams, TaskName
@@ -65,6 +66,7 @@ class Learner:
         self.streams, self.rewards, self.max_tokens = streams, rewards, max_tokens
         self.stops = stops or {}
         self.loss = make_loss(spec)
+        self._refill = Refill()
         self._skipped = 0
 
     def step(self, quotas: Mapping[TaskName, int], number: int) -> StepResult:
@@ -83,6 +85,8 @@ class Learner:
         metrics |= {f"advantage/{task}": value for task, value in learnability(groups, self.spec).items()}
         counts = {task: sum(group.task == task for group in batch) for task in quotas}
         metrics |= {f"groups_trained/{task}": float(count) for task, count in counts.items()}
+        metrics |= {f"groups_asked/{task}": float(count) for task, count in quotas.items()}
+        metrics["groups_short/all"] = float(max(quotas[task] - count for task, count in counts.items()))
         metrics["groups_trained/all"] = float(len(batch))
         metrics |= {f"seconds/{phase}": seconds for phase, seconds in clock.seconds.items()}
         sampled = sum(len(sample.tokens) for group in groups for sample in group.group.samples)
@@ -90,12 +94,17 @@ class Learner:
 
     def state(self) -> dict[str, Any]:
         """Where it is beside the policy: what `restore` takes; of JSON."""
-        return {"taken": {task: stream.taken for task, stream in self.streams.items()}, "skipped": self._skipped}
+        return {
+            "taken": {task: stream.taken for task, stream in self.streams.items()},
+            "skipped": self._skipped,
+            "refill": self._refill.state(),
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         for task, taken in state["taken"].items():
             self.streams[task].taken = taken
         self._skipped = state["skipped"]
+        self._refill.restore(state["refill"])
 
     def draw(self, quotas: Mapping[TaskName, int]) -> list[ScoredGroup]:
         """Sample and score the next problems, and train nothing. Raises UserError where too many scores are errors."""
@@ -105,14 +114,17 @@ class Learner:
 
     def _sample_quotas(self, quotas: Mapping[TaskName, int], clock: _Clock) -> list[ScoredGroup]:
         """Sample each task's quota, then replace groups without signal by fresh problems, a few times."""
-        groups: list[ScoredGroup] = []
-        missing = dict(quotas)
-        for _ in range(1 + self.spec.refill_rounds):
-            groups += self._sample(missing, clock)
+        groups = self._sample(quotas, clock)
+        self._refill.begin_step()
+        self._refill.saw(groups)
+        for _ in range(self.spec.refill_rounds):
             found = {task: _with_signal(groups, task) for task in quotas}
             missing = {task: quota - found[task] for task, quota in quotas.items() if quota > found[task]}
             if not missing:
                 break
+            fresh = self._sample(self._refill.draws(missing), clock)
+            self._refill.saw(fresh)
+            groups += fresh
         return groups
 
     def _sample(self, quotas: Mapping[TaskName, int], clock: _Clock) -> list[ScoredGroup]:

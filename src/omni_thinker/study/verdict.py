@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from omni_thinker.study.statistics import Comparison, rivals
 
@@ -17,7 +18,7 @@ _QUESTIONS = (
 
 
 def verdict(comparisons: Sequence[Comparison], confidence: float, seeds: int) -> str:
-    """Sentences on the macro average, the questions that a study is run for."""
+    """Sentences on the macro average: first which arms beat joint training, then the questions a study is run for."""
     found = {(c.a, c.b): c for c in comparisons if c.task == "macro"}
     sentences = []
     named = {name for question in _QUESTIONS for name in question[:2]}
@@ -29,11 +30,37 @@ def verdict(comparisons: Sequence[Comparison], confidence: float, seeds: int) ->
             sentences.append(_sentence(comparison, subject, object_, confidence))
     if not sentences:
         return "Nothing was compared."
+    if headline := _headline(found):
+        sentences.insert(0, headline)
     scope = "one seed: another training run may come out differently" if seeds == 1 else f"{seeds} seeds"
     many = len(rivals(sorted({name for pair in found for name in pair})))
     if many > 1 and any("joint" in pair for pair in found):
         scope += f"; intervals against joint training hold for all {many} arms at once"
     return " ".join(sentences) + f" (Macro average over tasks, test split, {scope}.)"
+
+
+def _headline(found: Mapping[tuple[str, str], Comparison]) -> str:
+    """Which arms beat joint training; where none does, what could have been seen. Empty without joint training."""
+    against = []
+    for name in rivals(list(dict.fromkeys(name for pair in found for name in pair))):
+        comparison = found.get((name, "joint")) or _swapped(found.get(("joint", name)))
+        if comparison is not None:
+            against.append(comparison)
+    if not against:
+        return ""
+    parts = []
+    for side, words in ((1, "Shown to beat joint training"), (-1, "Shown to fall short of joint training")):
+        shown = [c for c in against if c.shown and c.difference * side > 0]
+        if shown:
+            named = ", ".join(f"{c.a} by {100 * abs(c.difference):.1f} points" for c in shown)
+            parts.append(f"{words}: {named}.")
+    if parts:
+        return " ".join(parts)
+    most = max((c.detectable for c in against if c.detectable is not None), default=None)
+    seen = "" if most is None else f"; it would have seen {100 * most:.1f} points nine times in ten"
+    subject = "The arm was" if len(against) == 1 else f"None of the {len(against)} arms was"
+    negated = " not" if len(against) == 1 else ""
+    return f"{subject}{negated} shown to differ from joint training at this budget{seen}."
 
 
 def _sentence(c: Comparison, subject: str, object_: str, confidence: float) -> str:
@@ -45,4 +72,4 @@ def _sentence(c: Comparison, subject: str, object_: str, confidence: float) -> s
 
 
 def _swapped(c: Comparison | None) -> Comparison | None:
-    return None if c is None else Comparison(c.b, c.a, c.task, -c.difference, -c.high, -c.low, c.n)
+    return None if c is None else replace(c, a=c.b, b=c.a, difference=-c.difference, low=-c.high, high=-c.low)

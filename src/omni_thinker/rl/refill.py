@@ -1,0 +1,58 @@
+"""Quotas that are met although some groups say nothing: the ratio-preserving sampler (MT-GRPO, arXiv 2602.05547).
+
+Groups whose samples all score alike carry no gradient. Were they only dropped, a task where most are would be trained
+less than a scheduler asked for. They are replaced by fresh problems of their task, 1 / (1 - f) for each that is
+missing, where f is the share of the task's groups that lately said nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import ceil
+from typing import Any
+
+from omni_thinker.rl.batch import ScoredGroup
+from omni_thinker.types import TaskName
+
+MEMORY = 0.8
+"""What counts of a step, one step later: the policy changes, and with it what tells its samples apart."""
+MOST = 8
+"""Problems drawn for one that is missing, at most: a task that has hardly any signal must not eat the budget."""
+
+
+class Refill:
+    """Remembers how often groups of a task carry no signal, and says how many problems to draw for those missing."""
+
+    def __init__(self) -> None:
+        self._seen: dict[TaskName, float] = {}
+        self._silent: dict[TaskName, float] = {}
+
+    def begin_step(self) -> None:
+        for counts in (self._seen, self._silent):
+            for task in counts:
+                counts[task] *= MEMORY
+
+    def saw(self, groups: Sequence[ScoredGroup]) -> None:
+        for group in groups:
+            task = group.problem.task
+            self._seen[task] = self._seen.get(task, 0.0) + 1
+            self._silent[task] = self._silent.get(task, 0.0) + (not group.has_signal)
+
+    def silent_rate(self, task: TaskName) -> float:
+        """The share of the task's recent groups without signal, in [0, 1]; 0 where none has been seen."""
+        seen = self._seen.get(task, 0.0)
+        return self._silent[task] / seen if seen > 0 else 0.0
+
+    def draws(self, missing: Mapping[TaskName, int]) -> dict[TaskName, int]:
+        """How many problems of each task to sample so that about as many as are missing carry signal."""
+        return {
+            task: min(MOST * count, ceil(count / max(1e-9, 1 - self.silent_rate(task)) - 1e-9))
+            for task, count in missing.items()
+        }
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` takes; of JSON."""
+        return {"seen": dict(self._seen), "silent": dict(self._silent)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._seen, self._silent = dict(state["seen"]), dict(state["silent"])
