@@ -103,7 +103,7 @@ def test_a_study_killed_again_and_again_ends_the_same(
             before = journal.stat().st_size if journal.exists() else 0
             while process.poll() is None and (not journal.exists() or journal.stat().st_size <= before):
                 time.sleep(0.01)
-            time.sleep(rng.uniform(0, seconds / (2 * KILLS)) * (kills % 2))
+            time.sleep(rng.uniform(0, seconds / (4 * KILLS)) * (kills % 2))
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 kills += 1

@@ -246,3 +246,10 @@ def test_minibatches_hold_every_task_in_like_shares() -> None:
     scored = [_scored(task, [0.0, 1.0], [2, 2]) for task in "aaaabbbb"]
     found = build_batches(scored, _spec(minibatches=2), MAX_TOKENS)
     assert [[g.task for g in batch] for batch in found] == [["a", "a", "b", "b"]] * 2
+
+
+def test_an_order_of_tasks_makes_a_batch_of_each() -> None:
+    scored = [_scored(task, [0.0, 1.0], [2, 2]) for task in "abacb"] + [_scored("d", [1.0, 1.0], [2, 2])]
+    found = build_batches(scored, _spec(normaliser="token"), MAX_TOKENS, order=("d", "b", "a", "c"))
+    assert [[g.task for g in batch] for batch in found] == [["b", "b"], ["a", "a"], ["c"]], "d has no signal"
+    assert all(_mass(batch) == pytest.approx(1.0) for batch in found)

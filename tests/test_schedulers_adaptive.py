@@ -21,6 +21,7 @@ from omni_thinker.schedulers.phases import Phases
 from omni_thinker.schedulers.round_robin import RoundRobin
 from omni_thinker.schedulers.sec import Sec
 from omni_thinker.schedulers.stages import Stages
+from omni_thinker.schedulers.tac import Tac
 from omni_thinker.schedulers.tscl import Tscl, slope
 from omni_thinker.schedulers.worst_task import WorstTask
 
@@ -33,6 +34,7 @@ MAKERS: dict[str, Callable[[], Scheduler]] = {
     "dump": lambda: Dump(TASKS, 8, window=10),
     "tscl": lambda: Tscl(TASKS, 8, window=4),
     "pac": lambda: Pac(TASKS, 8, seed=1, cold_start=3),
+    "tac": lambda: Tac(TASKS, 8),
     "worst_task": lambda: WorstTask(TASKS, 8),
     "phases": lambda: Phases([(Sec(TASKS, 8), 7), (Mixture(dict.fromkeys(TASKS, 1.0), 8), 4), (Dump(TASKS, 8), 99)]),
 }
@@ -45,6 +47,7 @@ def stream(step: int, quotas: Mapping[str, int]) -> dict[str, float]:
         if count := quotas.get(task, 0):
             metrics |= {
                 f"advantage/{task}": 0.1 * ((step * (place + 2)) % 9),
+                f"alignment/{task}": 0.1 * ((step * (place + 1)) % 5) - 0.2,
                 f"reward/{task}": 0.2 * place + 0.03 * ((step * (place + 1)) % 7),
                 f"problems/{task}": float(count + step % 2),
             }
@@ -63,6 +66,17 @@ def test_sec_by_hand() -> None:
     assert sec.values == pytest.approx(values)
     weights = [exp(value / 0.1) for value in values.values()]
     assert list(sec.shares().values()) == pytest.approx([weight / sum(weights) for weight in weights])
+
+
+def test_tac_by_hand() -> None:
+    tac = Tac(TASKS, 8, rate=0.5, temperature=0.1)
+    tac.learn(0, {**STEP, "alignment/a": 0.4, "alignment/b": -0.2})
+    tac.learn(1, {"advantage/a": 0.4, "alignment/a": -1.0})
+    a = (0.5 * 0.4 + 0.25 * 0.8) * (1 + 0.5 * -1.0 + 0.25 * 0.4) / 2
+    b = 0.5 * 0.2 * (1 + 0.5 * -0.2) / 2
+    assert tac.utilities() == pytest.approx({"a": a, "b": b, "c": 0.0})
+    weights = [exp(value / 0.1) for value in (a, b, 0.0)]
+    assert list(tac.shares().values()) == pytest.approx([weight / sum(weights) for weight in weights])
 
 
 def test_dump_by_hand() -> None:

@@ -235,7 +235,7 @@ class StudySpec(Table):
     seeds: Annotated[tuple[Count, ...], Field(min_length=1)] = (0,)
     arms: Annotated[tuple[str, ...], Field(min_length=1)] = ("start", "single", "curriculum", "joint", "merge")
     """Those named here, those of `schedulers`, and kinds of scheduler that need no settings: uniform, proportional,
-    round_robin, sec, dump, tscl, pac, worst_task, first."""
+    round_robin, sec, dump, tscl, pac, worst_task, tac, serial, first."""
     schedulers: dict[str, SchedulerSpec] = Field(default_factory=dict)
     """Arms of one's own: a name, and the scheduler that says which task comes next."""
     single_budget: Literal["full", "stage"] = "full"

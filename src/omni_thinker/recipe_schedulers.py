@@ -72,6 +72,21 @@ class WorstTask(Table):
     floor: Share = 0.1
 
 
+class Tac(Table):
+    """Learnability times how far a task's gradient points where the others' do (arXiv 2606.25178)."""
+
+    kind: Literal["tac"]
+    rate: Annotated[PositiveFloat, Field(le=1.0)] = 0.5
+    temperature: PositiveFloat = 0.1
+
+
+class Serial(Table):
+    """Joint training's shares, but each step updates once for each of its tasks, in random order (CGPO,
+    arXiv 2409.20370)."""
+
+    kind: Literal["serial"]
+
+
 class First(Table):
     """Some tasks first, then all of them: math first, or what a judge scores first (arXiv 2512.13607)."""
 
@@ -91,10 +106,10 @@ class Sequence(Table):
 
 
 SchedulerSpec = Annotated[
-    Uniform | Proportional | RoundRobin | Sec | Dump | Tscl | Pac | WorstTask | First | Sequence,
+    Uniform | Proportional | RoundRobin | Sec | Dump | Tscl | Pac | WorstTask | Tac | Serial | First | Sequence,
     Field(discriminator="kind"),
 ]
-PLAIN = ("uniform", "proportional", "round_robin", "sec", "dump", "tscl", "pac", "worst_task", "first")
+PLAIN = ("uniform", "proportional", "round_robin", "sec", "dump", "tscl", "pac", "worst_task", "tac", "serial", "first")
 """Kinds that an arm may name directly, with all defaults."""
 
 

@@ -87,11 +87,13 @@ class TokenStats:
 
 @dataclass(frozen=True, slots=True)
 class LossReport:
-    """What one forward_backward saw. `tokens_computed` counts prompts too, as laid out."""
+    """What one forward_backward saw. `tokens_computed` counts prompts too, as laid out. `sketches`: of each task's
+    gradient, in numbers whose inner products are about the gradients'; empty where the policy has none."""
 
     loss: float
     tokens_computed: int
     stats: dict[TaskName, TokenStats] = field(default_factory=dict)
+    sketches: dict[TaskName, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

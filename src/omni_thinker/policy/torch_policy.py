@@ -50,6 +50,7 @@ from omni_thinker.policy.protocol import (
 from omni_thinker.policy.rows import sample_rows
 from omni_thinker.policy.sampling import sample_groups
 from omni_thinker.policy.sketch import sketch
+from omni_thinker.policy.task_gradients import Sketches, TaskGradients
 from omni_thinker.recipe import ModelSpec
 from omni_thinker.types import Group, SampleRequest, SamplingParams
 
@@ -88,6 +89,7 @@ class TorchPolicy:
             self.model = add_lora(self.model, spec.lora, seed=seed)
         if spec.activation_checkpointing:
             use_checkpointing(self.model)
+        self._task_gradients = TaskGradients(self.model)
         self.stop_ids = frozenset(stop_token_ids(self.tokenizer, self.model))
         self.stop_id = int(self.tokenizer.eos_token_id)
         self._reference: PreTrainedModel | None = None
@@ -154,16 +156,18 @@ class TorchPolicy:
     def _add_gradient(self, batch: TrainBatch, loss: Loss, temperature: float, reference: bool) -> LossReport:
         total, computed = 0.0, 0
         stats: dict[str, TokenStats] = {}
+        sketches: Sketches = {}
         for groups in micro_batches(batch, self.token_budget):
             reference_N = self.logprobs(groups, temperature=temperature, reference=True) if reference else None
-            tokens = self._score(self.model, groups, temperature)
-            token_batch = _token_batch(groups, tokens.logprobs_N, tokens.sample_N, reference_N)
-            terms = loss(token_batch)
-            terms.loss.backward()
+            with self._task_gradients.watching(groups, sketches):
+                tokens = self._score(self.model, groups, temperature)
+                token_batch = _token_batch(groups, tokens.logprobs_N, tokens.sample_N, reference_N)
+                terms = loss(token_batch)
+                terms.loss.backward()
             total += terms.loss.item()
             computed += tokens.computed
             _add_stats(stats, groups, token_batch, tokens.entropy_N, terms.clipped_N)
-        return LossReport(total, computed, stats)
+        return LossReport(total, computed, stats, sketches)
 
     def optim_step(self, optim: OptimParams) -> OptimReport:
         norm = float(torch.nn.utils.clip_grad_norm_(self._masters, optim.max_grad_norm))

@@ -33,8 +33,11 @@ class ScoredGroup:
         return has_signal(self.values)
 
 
-def build_batches(groups: Sequence[ScoredGroup], spec: RlSpec, max_tokens: int) -> list[list[TrainGroup]]:
-    """What has signal, dealt out in `spec.minibatches` batches that each hold every task in like shares.
+def build_batches(
+    groups: Sequence[ScoredGroup], spec: RlSpec, max_tokens: int, order: Sequence[TaskName] = ()
+) -> list[list[TrainGroup]]:
+    """What has signal, dealt out in `spec.minibatches` batches that each hold every task in like shares; or, where an
+    `order` of tasks is given, a batch for each task.
 
     Advantages are taken over everything, token weights within each batch. `max_tokens` is the longest answer
     allowed (for the constant normaliser).
@@ -43,7 +46,8 @@ def build_batches(groups: Sequence[ScoredGroup], spec: RlSpec, max_tokens: int) 
     advantages = ADVANTAGES[spec.advantage]([np.array(group.values) for group in kept])
     paired = list(zip(kept, advantages, strict=True))
     batches = []
-    for part in (paired[i :: spec.minibatches] for i in range(spec.minibatches)):
+    parts = [[pair for pair in paired if pair[0].problem.task == task] for task in order]
+    for part in parts or [paired[i :: spec.minibatches] for i in range(spec.minibatches)]:
         weigh = _Weigher(_normaliser(spec), [group for group, _ in part], max_tokens)
         batches.append([train_group(group, list(map(float, own)), weigh) for group, own in part])
     return [batch for batch in batches if batch]

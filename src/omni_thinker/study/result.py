@@ -13,6 +13,7 @@ from omni_thinker.rl.evaluate import Estimate, Evaluation
 from omni_thinker.runs.machine import machine
 from omni_thinker.study.entropy import entropy_finding, stage_changes
 from omni_thinker.study.probing import Probed
+from omni_thinker.study.scheduled import joint_weights
 from omni_thinker.study.session import ArmResult, Spent
 from omni_thinker.study.setup import Bench
 from omni_thinker.study.statistics import Values, compare_arms
@@ -142,8 +143,9 @@ def _forecast_rows(outcome: SeedOutcome, recipe: Recipe) -> list[dict[str, Any]]
 
 def joint_shares(recipe: Recipe) -> dict[TaskName, float]:
     """Each task's share of joint training."""
-    total = sum(spec.weight for spec in recipe.tasks.values())
-    return {task: spec.weight / total for task, spec in recipe.tasks.items()}
+    weights = joint_weights(recipe)
+    total = sum(weights.values())
+    return {task: weight / total for task, weight in weights.items()}
 
 
 def _assumptions(outcomes: Sequence[SeedOutcome]) -> list[dict[str, Any]]:

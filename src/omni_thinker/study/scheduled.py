@@ -15,6 +15,7 @@ from omni_thinker.schedulers.phases import Phases
 from omni_thinker.schedulers.round_robin import RoundRobin
 from omni_thinker.schedulers.sec import Sec
 from omni_thinker.schedulers.stages import Stages
+from omni_thinker.schedulers.tac import Tac
 from omni_thinker.schedulers.tscl import Tscl
 from omni_thinker.schedulers.worst_task import WorstTask
 from omni_thinker.types import TaskName
@@ -46,10 +47,19 @@ def make_scheduler(
             return Pac(tasks, per_step, seed=seed, **options)
         case "worst_task":
             return WorstTask(tasks, per_step, **options)
+        case "tac":
+            return Tac(tasks, per_step, **options)
+        case "serial":
+            return Mixture(joint_weights(recipe), per_step)
         case "first":
             return _first(recipe, name, spec, judged)
         case "sequence":
             return Stages(read_stages(spec.stages, recipe.study.steps), per_step)
+
+
+def joint_weights(recipe: Recipe) -> dict[TaskName, float]:
+    """Of joint training, in proportion to which it mixes."""
+    return {task: spec.weight for task, spec in recipe.tasks.items()}
 
 
 def stages_of(spec: SchedulerSpec) -> int:
@@ -58,7 +68,7 @@ def stages_of(spec: SchedulerSpec) -> int:
 
 
 def _first(recipe: Recipe, name: str, spec: First, judged: Collection[TaskName]) -> Phases:
-    steps, weights = recipe.study.steps, {task: own.weight for task, own in recipe.tasks.items()}
+    steps, weights = recipe.study.steps, joint_weights(recipe)
     chosen = spec.tasks or tuple(task for task in weights if task in judged)
     if not chosen:
         raise UserError("there is no task that a judge scores; name those that come first", key=f"study.arms.{name}")

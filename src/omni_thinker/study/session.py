@@ -191,6 +191,7 @@ class Session:
         *,
         at_step: Callable[[Spent], None] | None = None,
         stage_ends: bool = False,
+        serial: bool = False,
         on_stage: Callable[[Sequence[Stage]], None] | None = None,
     ) -> tuple[Spent, list[Stage]]:
         """Train from the weights at hand, and keep what comes of it. Evaluates where a stage ends if asked, and tells
@@ -198,7 +199,7 @@ class Session:
         key = f"{self.seed} train {arm}"
         known = self.run.journal.begin(key)
         kept = self._kept(arm)
-        learner = self.learner(self.bench.rewards)
+        learner = self.learner(self.bench.rewards, serial=serial)
         spent, stages, unwritten = Spent(), list[Stage](), list[Spent]()
         costs = [Spent(**own) for value in known.values for own in value["spent"]]
         since_reset = 0
@@ -274,10 +275,11 @@ class Session:
         self._show(arm, step + 1, steps, result, seconds)
         return spent
 
-    def learner(self, rewards: Mapping[TaskName, Reward]) -> Learner:
+    def learner(self, rewards: Mapping[TaskName, Reward], *, serial: bool = False) -> Learner:
         """At the beginning of every task's stream, so that all arms see the same problems."""
         streams = make_streams(self.pools["train"], study_seed(self.seed, "train"))
-        return Learner(self.policy, self.recipe.rl, streams, rewards, self.bench.max_tokens, self.bench.stops)
+        max_tokens, stops = self.bench.max_tokens, self.bench.stops
+        return Learner(self.policy, self.recipe.rl, streams, rewards, max_tokens, stops, serial=serial)
 
     def save(self, arm: str) -> Path:
         """Keep the weights at hand in fp32, unless they lie in a file already."""

@@ -19,6 +19,7 @@ from omni_thinker.baselines.adapters import Adapter
 from omni_thinker.baselines.merge import Weights, merge
 from omni_thinker.baselines.merge_rules import MergeRule
 from omni_thinker.recipe import Recipe, scheduled_arms
+from omni_thinker.recipe_schedulers import SchedulerSpec
 from omni_thinker.runs.progress import Progress
 from omni_thinker.runs.rundir import RunDir, check_free
 from omni_thinker.schedulers.base import Scheduler
@@ -34,7 +35,7 @@ from omni_thinker.study.probing import (
 )
 from omni_thinker.study.result import SeedOutcome, joint_shares, to_result
 from omni_thinker.study.resume import check_recipe
-from omni_thinker.study.scheduled import make_scheduler, stages_of
+from omni_thinker.study.scheduled import joint_weights, make_scheduler, stages_of
 from omni_thinker.study.session import ArmResult, Session, Spent, Stage
 from omni_thinker.study.setup import Bench, prepare, study_seed
 from omni_thinker.transfer.forecast import in_order
@@ -135,7 +136,7 @@ def _run_seed(bench: Bench, run: RunDir, progress: Progress, seed: int) -> SeedO
     if "joint" in study.arms:
         arms["joint"] = _joint(session, start_path)
     for name, spec in scheduled_arms(study).items():
-        arms[name] = _scheduled(session, start_path, name, staged=stages_of(spec) > 0)
+        arms[name] = _scheduled(session, start_path, name, spec)
     if "merge" in study.arms:
         kind = expert_kind(bench.recipe)
         experts = next(probed.experts for probed in probes if probed.kind == kind)
@@ -189,22 +190,25 @@ class _Replanner:
 
 
 def _joint(session: Session, start: Path) -> ArmResult:
-    weights = {task: spec.weight for task, spec in session.recipe.tasks.items()}
-    return _mixed(session, start, "joint", Mixture(weights, session.recipe.rl.problems_per_step))
+    scheduler = Mixture(joint_weights(session.recipe), session.recipe.rl.problems_per_step)
+    return _mixed(session, start, "joint", scheduler)
 
 
-def _scheduled(session: Session, start: Path, name: str, *, staged: bool) -> ArmResult:
-    """By the scheduler that the recipe names; one of `staged` tasks is evaluated after each."""
+def _scheduled(session: Session, start: Path, name: str, spec: SchedulerSpec) -> ArmResult:
+    """By the scheduler that the recipe names; one with stages is evaluated after each."""
     sizes = {task: len(own) for task, own in session.pools["train"].items()}
     seed = study_seed(session.seed, "scheduler", name)
     scheduler = make_scheduler(session.recipe, name, sizes, session.bench.judged, seed)
-    return _mixed(session, start, name, scheduler, staged=staged)
+    staged, serial = stages_of(spec) > 0, spec.kind == "serial"
+    return _mixed(session, start, name, scheduler, staged=staged, serial=serial)
 
 
-def _mixed(session: Session, start: Path, name: str, scheduler: Scheduler, *, staged: bool = False) -> ArmResult:
+def _mixed(
+    session: Session, start: Path, name: str, scheduler: Scheduler, *, staged: bool = False, serial: bool = False
+) -> ArmResult:
     """The whole budget as `scheduler` says, evaluated after each stage or once at the end."""
     session.load(start)
-    spent, ended = session.train(name, scheduler, session.recipe.study.steps, stage_ends=staged)
+    spent, ended = session.train(name, scheduler, session.recipe.study.steps, stage_ends=staged, serial=serial)
     last = ended[-1].evaluation if ended else session.evaluate(name, "validation", spent.steps)
     return ArmResult(name, session.save(name), spent, last.estimates(), ended)
 

@@ -1,0 +1,75 @@
+"""One update for each task of a step, in random order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from omni_thinker.policy.protocol import Loss, LossReport, OptimParams, OptimReport, TrainGroup
+from omni_thinker.policy.torch_policy import TorchPolicy
+from omni_thinker.recipe import ModelSpec, RlSpec
+from omni_thinker.rl.loop import Learner
+from omni_thinker.rl.stream import make_streams
+from omni_thinker.types import Group, Problem, Score
+
+TASKS = ("a", "b", "c")
+
+
+class Told(TorchPolicy):
+    """Remembers which tasks were trained in which update."""
+
+    def __init__(self) -> None:
+        super().__init__(ModelSpec(name="tiny", dtype="float32"))
+        self.updates: list[list[str]] = [[]]
+
+    def forward_backward(
+        self, batch: Sequence[TrainGroup], loss: Loss, *, temperature: float = 1.0, reference: bool = False
+    ) -> LossReport:
+        self.updates[-1] += [group.task for group in batch]
+        return super().forward_backward(batch, loss, temperature=temperature, reference=reference)
+
+    def optim_step(self, optim: OptimParams) -> OptimReport:
+        self.updates.append([])
+        return super().optim_step(optim)
+
+
+class InTurns:
+    local = True
+
+    async def score(self, group: Group, problem: Problem) -> list[Score]:
+        return [Score.of(float(n % 2)) for n in range(len(group.samples))]
+
+    def check(self, problem: Problem) -> str | None:
+        return None
+
+    def wrong_answer(self, problem: Problem) -> str:
+        return ""
+
+
+def trained(*, serial: bool, skip: int = 0, steps: int = 6) -> list[list[str]]:
+    policy = Told()
+    pools = {task: [Problem(f"{task}{n}", task, str(n)) for n in range(20)] for task in TASKS}
+    spec = RlSpec(group_size=2, kl_every=0, lr=1e-6)
+    rewards, lengths = dict.fromkeys(TASKS, InTurns()), dict.fromkeys(TASKS, 2)
+    learner = Learner(policy, spec, make_streams(pools, 0), rewards, lengths, serial=serial)
+    if skip:
+        learner.restore({**learner.state(), "taken": dict.fromkeys(TASKS, 2 * skip)})
+    for step in range(skip, steps):
+        learner.step(dict.fromkeys(TASKS, 2), step)
+    return [sorted(update) for update in policy.updates if update]
+
+
+def test_each_task_has_its_update_and_the_order_changes() -> None:
+    assert trained(serial=False) == [["a", "a", "b", "b", "c", "c"]] * 6
+    found = trained(serial=True)
+    steps = [found[begin : begin + 3] for begin in range(0, len(found), 3)]
+    assert len(steps) == 6
+    assert all(sorted(step) == [["a", "a"], ["b", "b"], ["c", "c"]] for step in steps)
+    assert len({str(step) for step in steps}) > 2
+    assert trained(serial=True) == found
+
+
+@pytest.mark.parametrize("skip", [1, 4])
+def test_a_step_made_again_has_the_same_order(skip: int) -> None:
+    assert trained(serial=True, skip=skip) == trained(serial=True)[3 * skip :]
