@@ -55,7 +55,7 @@ def test_merging_keeps_no_file_mapped(start: Path, tmp_path: Path, monkeypatch: 
     experts = [_save(tmp_path / name, w=[2.0, 2.0], b=[0.25]) for name in ("x", "y")]
     mapped: list[str] = []
 
-    def at_the_end(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    def at_the_end(tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str, str]) -> None:
         mapped.append(Path("/proc/self/maps").read_text("utf-8"))
 
     monkeypatch.setattr("omni_thinker.baselines.merge.save_file", at_the_end)

@@ -117,7 +117,14 @@ def test_mergekit_says_the_same(
         {"model": str(folder), "parameters": {"weight": weight, "density": density}}
         for folder, weight in zip(folders, weights, strict=True)
     ]
-    config = {"merge_method": named, "base_model": str(tiny_model), "models": models, "dtype": "float32"}
+    config: dict[str, object] = {
+        "merge_method": named,
+        "base_model": str(tiny_model),
+        "models": models,
+        "dtype": "float32",
+    }
+    # Elected changes are averaged here; there `ties` is by default, `dare_ties` only where it is asked for.
+    config["parameters"] = {"normalize": method != "linear"}
     (tmp_path / "config.yml").write_text(json.dumps(config), "utf-8")
     command = [MERGEKIT, "-m", "mergekit.scripts.run_yaml", str(tmp_path / "config.yml"), str(tmp_path / "theirs")]
     subprocess.run([*command, "--no-copy-tokenizer"], check=True, capture_output=True, timeout=280)
@@ -134,21 +141,18 @@ def test_mergekit_says_the_same(
 
 
 def test_two_models_of_135m_take_seconds_and_little_memory(builtin_model: Path, tmp_path: Path) -> None:
-    path = builtin_model / "model.safetensors"
-    size = sum(own.numel() for own in load_file(path).values()) * 4
+    """By the command: what it needs beyond its imports."""
+    size = sum(own.numel() * own.element_size() for own in load_file(builtin_model / "model.safetensors").values())
     code = (
-        "import resource, sys, time; from pathlib import Path;"
-        "from omni_thinker.baselines.merge import Weights, merge;"
-        "from omni_thinker.baselines.merge_rules import MergeRule;"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; began = time.monotonic();"
-        "path = Path(sys.argv[1]);"
-        "merge(path, [Weights(path), Weights(path)], MergeRule('ties', density=0.5), Path(sys.argv[2]));"
-        "print(time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+        "import resource, sys; import omni_thinker.baselines.merge, omni_thinker.models.load;"
+        "from omni_thinker.cli import app;"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; app(sys.argv[1:], standalone_mode=False);"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
-
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(path), str(tmp_path / "out")], check=True, capture_output=True, text=True
-    )
-    seconds, grown = map(float, done.stdout.split())
-    assert seconds < 30
-    assert 1024 * grown < 2 * size
+    folder = str(builtin_model)
+    options = ["--method", "ties", "--density", "0.5", "--json"]
+    command = [sys.executable, "-c", code, "merge", folder, folder, folder, "--out", str(tmp_path / "out"), *options]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    table, grown = done.stdout.splitlines()[-2:]
+    assert json.loads(table)["seconds"] < 30
+    assert 1024 * int(grown) < 2 * size

@@ -15,6 +15,7 @@ import typer
 
 from omni_thinker import __version__
 from omni_thinker.cli_judge import judge_app
+from omni_thinker.cli_models import merge_models, model_app
 from omni_thinker.cli_output import Json, finish
 from omni_thinker.errors import UserError, machine_error
 
@@ -25,11 +26,11 @@ app = typer.Typer(
     help="Multi-task RL post-training of one language model: train on each task, measure what that did to the others, "
     "forecast every order, train the plan, and compare it honestly. Start with: omni-thinker study recipes/tiny.toml",
 )
-model_app = typer.Typer(no_args_is_help=True, help="The built-in model, and what is known of any model.")
 tasks_app = typer.Typer(no_args_is_help=True, help="Look at tasks before spending compute on them.")
 app.add_typer(model_app, name="model")
 app.add_typer(tasks_app, name="tasks")
 app.add_typer(judge_app, name="judge")
+app.command("merge")(merge_models)
 
 RecipeFile = Annotated[Path, typer.Argument(help="A recipe file (TOML); with --resume, a run's directory.")]
 Out = Annotated[Path | None, typer.Option(help="Directory of the run; must not hold one yet. Default: runs/NAME-TIME.")]
@@ -400,33 +401,6 @@ def tasks_validate(
     finish({"failures": failures}, json_)
     if any(failures.values()):
         raise typer.Exit(2)
-
-
-@model_app.command("fetch")
-def model_fetch(
-    force: Annotated[bool, typer.Option("--force", help="Fetch again even if it is there.")] = False,
-    json_: Json = False,
-) -> None:
-    """Put the built-in SmolLM2-135M-Instruct into the cache (OMNI_THINKER_HOME) as a Hugging Face folder."""
-    from omni_thinker.models.builtin import fetch_builtin
-
-    folder = fetch_builtin(force=force, say=lambda line: typer.echo(line, err=True))
-    typer.echo(f"built-in model: {folder}")
-    finish({"folder": str(folder)}, json_)
-
-
-@model_app.command("info")
-def model_info(
-    name: Annotated[str, typer.Argument(help="builtin, tiny, a Hugging Face folder, or a hub name.")] = "builtin",
-    json_: Json = False,
-) -> None:
-    """What a model is. Reads no weights."""
-    from omni_thinker.models.load import model_info as look
-
-    info = look(name)
-    for key, value in info.items():
-        typer.echo(f"{key}: {value}")
-    finish(info, json_)
 
 
 def _run(

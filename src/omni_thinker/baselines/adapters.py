@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from omni_thinker.baselines.merge import Shapes
+from omni_thinker.baselines.tensors import Shapes
 from omni_thinker.errors import UserError
 
 _PREFIX = "base_model.model."

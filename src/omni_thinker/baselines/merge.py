@@ -1,19 +1,17 @@
-"""Merging of single-task experts, tensor by tensor, so that only one tensor of each model is in memory."""
+"""Merging of single-task experts, tensor by tensor: one file of the result is in memory, and one tensor of a model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from omni_thinker.baselines.merge_rules import MergeRule
+from omni_thinker.baselines.tensors import Shapes, Tensors
 from omni_thinker.errors import UserError
-
-Shapes = Mapping[str, Sequence[int]]
 
 
 class Expert(Protocol):
@@ -29,53 +27,43 @@ class Expert(Protocol):
 
 
 class Weights:
-    """An expert with all its weights, in one safetensors file. Opened anew for each tensor: what an open file has shown
-    stays mapped, and counts as memory of this process."""
+    """An expert with all its weights: a safetensors file, or a folder of them."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._tensors = Tensors(path)
 
     def check(self, start: Path, shapes: Shapes) -> None:
-        if shapes_of(self.path) != shapes:
+        if self._tensors.shapes != shapes:
             raise UserError(f"holds other tensors than {start}", file=self.path)
 
     def change(self, name: str, origin: torch.Tensor) -> torch.Tensor:
-        return _tensor(self.path, name).float() - origin.float()
+        return self._tensors[name].float() - origin.float()
 
 
 def merge(start: Path, experts: Sequence[Expert], rule: MergeRule, out: Path) -> None:
-    """Write `start` with the experts' changes combined by `rule`, computed in fp32, in the types of `start`: a
-    safetensors file each. Raises UserError where an expert began as something else."""
-    shapes = shapes_of(start)
+    """Write `start` with the experts' changes combined by `rule`, computed in fp32, in the types of `start`.
+
+    A file makes a file; a folder makes the weights of a folder, in the start's shards. Raises UserError where an expert
+    began as something else.
+    """
+    origin = Tensors(start)
     for expert in experts:
-        expert.check(start, shapes)
-    merged = dict(_merged(start, experts, rule, sorted(shapes)))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    save_file(merged, out)
+        expert.check(start, origin.shapes)
+    for file in origin.files:
+        merged = dict(_merged(origin, experts, rule, origin.names(file)))
+        path = out / file.name if start.is_dir() else out
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(merged, path, metadata={"format": "pt"})
 
 
 def _merged(
-    start: Path, experts: Sequence[Expert], rule: MergeRule, names: Sequence[str]
+    start: Tensors, experts: Sequence[Expert], rule: MergeRule, names: Sequence[str]
 ) -> Iterator[tuple[str, torch.Tensor]]:
     for name in names:
-        origin = _tensor(start, name)
+        origin = start[name]
         found = ((place, expert.change(name, origin)) for place, expert in enumerate(experts))
         changes = [(place, change) for place, change in found if change is not None]
         if changes:
             origin = (origin.float() + rule.combine(name, changes)).to(origin.dtype)
         yield name, origin
-
-
-def shapes_of(path: Path) -> dict[str, list[int]]:
-    """Of all tensors of a safetensors file. Raises UserError where it is none."""
-    try:
-        with safe_open(path, framework="pt") as tensors:
-            return {name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118 - no mapping
-    except (SafetensorError, OSError) as exc:
-        raise UserError(f"is no safetensors file: {exc}", file=path) from None
-
-
-def _tensor(path: Path, name: str) -> torch.Tensor:
-    with safe_open(path, framework="pt") as tensors:
-        tensor: torch.Tensor = tensors.get_tensor(name)
-        return tensor

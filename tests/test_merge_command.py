@@ -1,0 +1,137 @@
+"""`omni-thinker merge`: folders and shards in, a model folder out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from omni_thinker.baselines.merge import Weights, merge
+from omni_thinker.baselines.merge_rules import MergeRule
+from omni_thinker.baselines.tensors import INDEX, SINGLE, Tensors
+from omni_thinker.cli import app
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def experts(tiny_model: Path, tmp_path: Path) -> list[Path]:
+    """Two folders trained, as it were, from the tiny model."""
+    start = load_file(tiny_model / SINGLE)
+    found = []
+    for seed, name in enumerate("ab"):
+        torch.manual_seed(seed)
+        shutil.copytree(tiny_model, tmp_path / name)
+        changed = {key: own + 0.01 * torch.randn(own.shape) for key, own in start.items()}
+        save_file(changed, tmp_path / name / SINGLE, metadata={"format": "pt"})
+        found.append(tmp_path / name)
+    return found
+
+
+def sharded(folder: Path, out: Path) -> Path:
+    """The same model in several files."""
+    shutil.copytree(folder, out, ignore=shutil.ignore_patterns("*.safetensors"))
+    AutoModelForCausalLM.from_pretrained(folder).save_pretrained(out, max_shard_size="60KB")
+    assert len(list(out.glob("*.safetensors"))) > 2
+    return out
+
+
+def command(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, object]:
+    app(["merge", *map(str, arguments), "--json"], standalone_mode=False)
+    table: dict[str, object] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    return table
+
+
+def test_shards_make_the_same_as_one_file(
+    tiny_model: Path, experts: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--method", "ties", "--density", "0.5", "--weights", "1,0.6"]
+    start, second = sharded(tiny_model, tmp_path / "start"), sharded(experts[1], tmp_path / "second")
+    table = command(capsys, start, experts[0], second, "--out", tmp_path / "out", *options)
+    assert table["experts"] == [str(experts[0]), str(second)]
+    rule = MergeRule("ties", density=0.5, weights=(1.0, 0.6))
+    merge(tiny_model / SINGLE, [Weights(path / SINGLE) for path in experts], rule, tmp_path / "one")
+    expected = load_file(tmp_path / "one")
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.safetensors")) == sorted(
+        path.name for path in start.glob("*.safetensors")
+    )
+    tensors = Tensors(tmp_path / "out")
+    assert tensors.shapes == Tensors(tmp_path / "one").shapes
+    assert all(torch.equal(tensors[name], own) for name, own in expected.items())
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
+    assert all(torch.equal(loaded[name], own.to(loaded[name].dtype)) for name, own in expected.items())
+    assert (tmp_path / "out" / "tokenizer_config.json").read_bytes() == (start / "tokenizer_config.json").read_bytes()
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_an_adapter_counts_as_what_it_adds(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    adapted = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tiny_model),
+        LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False),
+    )
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    command(capsys, tiny_model, tmp_path / "adapter", "--out", tmp_path / "out")
+    ours = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
+    theirs = adapted.merge_and_unload().state_dict()
+    assert all(torch.allclose(ours[name], own, atol=1e-6) for name, own in theirs.items())
+
+
+def test_what_is_wrong_is_one_line(tiny_model: Path, experts: list[Path], tmp_path: Path, refused: Refused) -> None:
+    out = tmp_path / "out"
+    begin = ["merge", tiny_model, experts[0]]
+    for more, words in (
+        (["--method", "slerp"], "--method: takes linear, ties, dare, dare_ties, got 'slerp'"),
+        (["--density", "0"], "--density: takes a share above 0"),
+        (["--weights", "1,2"], "--weights: takes 1 finite numbers"),
+        (["--weights", "one"], "--weights: takes numbers by commas"),
+        (["--weights", "nan"], "--weights: takes 1 finite numbers"),
+        ([tmp_path / "gone"], "EXPERTS: no such folder"),
+        ([tmp_path], "holds neither model.safetensors nor model.safetensors.index.json"),
+    ):
+        assert words in refused(*begin, *more, "--out", out)
+        assert not out.exists()
+    assert "exists already" in refused(*begin, "--out", experts[1])
+    assert "no such model folder" in refused("merge", tmp_path / "nowhere", experts[0], "--out", out)
+
+
+@pytest.mark.parametrize(
+    ("index", "words"),
+    [
+        ('{"weight_map": {"w": "../b/model.safetensors"}}', "files that don't lie beside it"),
+        ('{"weight_map": {"w": "/etc/passwd"}}', "files that don't lie beside it"),
+        ('{"weight_map": {"w": "pytorch_model.bin"}}', "files that don't lie beside it"),
+        ('{"weight_map": {}}', "names no shards"),
+        ('{"weight_map": {"w": 3}}', "is no index of shards"),
+        ("[]", "is no index of shards"),
+        ("{", "is no index of shards"),
+        ('{"weight_map": {"w": "gone.safetensors"}}', "is no safetensors file"),
+    ],
+)
+def test_an_index_names_only_what_lies_beside_it(
+    index: str, words: str, tiny_model: Path, experts: list[Path], tmp_path: Path, refused: Refused
+) -> None:
+    (experts[0] / INDEX).write_text(index, "utf-8")
+    assert words in refused("merge", tiny_model, experts[0], "--out", tmp_path / "out")
+
+
+def test_experts_of_another_model_and_torn_files_are_refused(
+    tiny_model: Path, experts: list[Path], tmp_path: Path, refused: Refused
+) -> None:
+    save_file({"w": torch.ones(2)}, experts[0] / SINGLE)
+    assert "holds other tensors than" in refused("merge", tiny_model, experts[0], "--out", tmp_path / "out")
+    whole = (experts[1] / SINGLE).read_bytes()
+    (experts[1] / SINGLE).write_bytes(whole[: len(whole) // 2])
+    assert "is no safetensors file" in refused("merge", tiny_model, experts[1], "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.partial").exists()
