@@ -54,7 +54,7 @@ def trained(*, serial: bool, skip: int = 0, steps: int = 6) -> list[list[str]]:
     rewards, lengths = dict.fromkeys(TASKS, InTurns()), dict.fromkeys(TASKS, 2)
     learner = Learner(policy, spec, make_streams(pools, 0), rewards, lengths, serial=serial)
     if skip:
-        learner.restore({**learner.state(), "taken": dict.fromkeys(TASKS, 2 * skip)})
+        learner.restore({**learner.state(), "streams": dict.fromkeys(TASKS, 2 * skip)})
     for step in range(skip, steps):
         learner.step(dict.fromkeys(TASKS, 2), step)
     return [sorted(update) for update in policy.updates if update]

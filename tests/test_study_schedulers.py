@@ -13,6 +13,7 @@ import pytest
 from omni_thinker.errors import UserError
 from omni_thinker.recipe import parse_recipe, scheduled_arms
 from omni_thinker.schedulers.mixture import Mixture
+from omni_thinker.study.probing import charged_steps, probe_lengths
 from omni_thinker.study.scheduled import make_scheduler, read_stages
 from test_faults_study import QUICK, begin, journalled, wait_for
 from test_resume import traces
@@ -80,20 +81,24 @@ def test_kinds_without_settings_are_arms() -> None:
 
 
 ARMS = (
-    *("--set", 'study.arms=["start", "joint", "sec", "dump", "tscl", "worst_task", "round_robin", "mine", "refresh"]'),
+    *(
+        "--set",
+        'study.arms=["start", "joint", "sec", "dump", "tscl", "worst_task", "round_robin", "mine", "refresh", "tac", '
+        '"serial"]',
+    ),
     *("--set", 'study.schedulers.mine={kind="pac", cold_start=2}'),
     *("--set", 'study.schedulers.refresh={kind="sequence", stages=["coding", "writing", "coding:0.5"]}'),
     *("--set", "study.steps=6"),
 )
 
 
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(600)
 def test_a_study_of_schedulers_survives_a_kill_in_each(repo: Path, tmp_path: Path) -> None:
     recipe, errors, out = repo / "recipes" / "tiny.toml", tmp_path / "err", tmp_path / "run"
     options = (*QUICK, *ARMS)
     assert begin(errors, recipe, "--out", tmp_path / "calm", *options).wait(280) == 0, errors.read_text("utf-8")[-2000:]
     arguments: tuple[object, ...] = (recipe, "--out", out, *options)
-    for arm in ("sec", "tscl", "mine"):
+    for arm in ("sec", "mine", "tac"):
         process = begin(errors, *arguments)
         wait_for(process, journalled(out, f'"key": "0 train {arm}", "kind": "checkpoint"'))
         os.killpg(process.pid, signal.SIGKILL)
@@ -102,7 +107,53 @@ def test_a_study_of_schedulers_survives_a_kill_in_each(repo: Path, tmp_path: Pat
     assert begin(errors, *arguments).wait(280) == 0, errors.read_text("utf-8")[-2000:]
     assert traces(out) == traces(tmp_path / "calm")
     result = json.loads((out / "result.json").read_text("utf-8"))
-    assert [len(runs) for runs in result["arms"].values()] == [1] * 9
+    assert [len(runs) for runs in result["arms"].values()] == [1] * 11
     assert {run["steps"] for name, (run,) in result["arms"].items() if name != "start"} == {6}
     assert [stage["task"] for stage in result["arms"]["refresh"][0]["stages"]] == ["coding", "writing", "coding"]
-    assert "hold for all 7 arms at once" in result["verdict"]
+    assert "hold for all 9 arms at once" in result["verdict"]
+
+
+SEEDS = (
+    *("--set", 'study.arms=["start", "joint", "charged"]'),
+    *("--set", "study.steps=12"),
+    *("--set", 'study.probes=["short"]'),
+    *("--set", "study.probe_share=0.5"),
+    *("--set", "study.seeds=[0, 1]"),
+)
+
+
+@pytest.mark.timeout(600)
+def test_no_verdict_before_the_last_seed_and_a_second_one_is_stricter(repo: Path, tmp_path: Path) -> None:
+    recipe, errors, out = repo / "recipes" / "tiny.toml", tmp_path / "err", tmp_path / "run"
+    process = begin(errors, recipe, "--out", out, *QUICK, *SEEDS)
+    wait_for(process, (out / "result.json").exists)
+    early = json.loads((out / "result.json").read_text("utf-8"))
+    assert process.wait(280) == 0, errors.read_text("utf-8")[-2000:]
+    assert early["seeds_left"] == 1
+    assert early["verdict"] == "No verdict yet: 1 of 2 seeds are to come."
+    assert not any(row["shown"] for row in early["comparisons"])
+    result = json.loads((out / "result.json").read_text("utf-8"))
+    assert result["seeds_left"] == 0
+    assert "joint training" in result["verdict"]
+    assert "nine times in ten, if noise is as usual" in errors.read_text("utf-8")
+    # The probe's steps are missing from the arm that pays for it.
+    [probe, _] = result["probes"]
+    assert 0 < probe["steps"] < 12
+    assert [run["steps"] for run in result["arms"]["charged"]] == [12 - probe["steps"]] * 2
+    assert [run["steps"] for run in result["arms"]["joint"]] == [12, 12]
+
+    assert begin(errors, out, "--resume", "--seeds", "3").wait(280) == 0, errors.read_text("utf-8")[-2000:]
+    longer = json.loads((out / "result.json").read_text("utf-8"))
+    assert len(longer["arms"]["joint"]) == 3
+    assert any("gave a verdict once before" in note and "97.5 %" in note for note in longer["notes"])
+
+
+def test_a_plan_that_costs_nothing_or_all_cannot_be_charged() -> None:
+    study = {"arms": ["charged", "joint"], "steps": 12, "order": ["a", "b"]}
+    with pytest.raises(UserError, match=r"takes a probe, and no study\.order"):
+        charged_steps(parse_recipe({"tasks": TASKS, "study": study}, "r.toml"))
+    whole = {"arms": ["charged", "joint", "single"], "steps": 12}
+    with pytest.raises(UserError, match="leaves no stage for 'charged'"):
+        charged_steps(parse_recipe({"tasks": TASKS, "study": whole}, "r.toml"))
+    cheap = parse_recipe({"tasks": TASKS, "study": {"arms": ["charged", "joint"], "steps": 48}}, "r.toml")
+    assert charged_steps(cheap) == 48 - sum(probe_lengths(cheap, "short").values())

@@ -65,6 +65,9 @@ class TaskSpec(Table):
     validation: Positive | None = None
     test: Positive | None = None
     difficulty: Annotated[float, Field(ge=0.0, le=10.0)] | None = None
+    pools: tuple[Annotated[float, Field(ge=0.0, le=10.0)], ...] = ()
+    """Generated tasks: difficulties in place of `difficulty`, a pool of like size for each. Training draws most from
+    the pool that has most to teach (rows name theirs in the field `difficulty_pool`)."""
     seed: Count = 0
     reward: RewardSpec | None = None
     files: tuple[str, ...] = ()
@@ -225,7 +228,7 @@ class JudgeSpec(Table):
 
 
 ProbeKind = Literal["full", "short", "lora", "gradient"]
-ARMS = ("start", "single", "curriculum", "reverse", "joint", "merge")
+ARMS = ("start", "single", "curriculum", "charged", "reverse", "joint", "merge")
 
 
 class StudySpec(Table):
@@ -296,6 +299,8 @@ class Recipe(Table):
                     f"and is not {' or '.join(RESERVED)}",
                     key=f"tasks.{name:.80}",
                 )
+            if len(set(self.tasks[name].pools)) < len(self.tasks[name].pools):
+                raise UserError("names a difficulty twice", key=f"tasks.{name}.pools")
         low, high = self.warmup.target
         if low >= high:
             raise UserError(f"takes a lower and a higher share, got {low:g} and {high:g}", key="warmup.target")
@@ -314,7 +319,7 @@ class Recipe(Table):
             if len(set(values)) < len(values):
                 raise UserError("names one twice, which would count it twice", key=f"study.{key}")
         _check_arms(study, list(self.tasks))
-        staged = {"single", "curriculum", "reverse", "merge"} & set(study.arms) or study.probes
+        staged = {"single", "curriculum", "charged", "reverse", "merge"} & set(study.arms) or study.probes
         if study.steps < len(self.tasks) and staged:
             raise UserError(f"{study.steps} steps can't be shared by {len(self.tasks)} tasks", key="study.steps")
         if study.probes and len(self.tasks) < 2:

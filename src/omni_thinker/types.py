@@ -33,6 +33,10 @@ class Problem:
     data: Mapping[str, Any] = field(default_factory=dict)
 
 
+POOL = "difficulty_pool"
+"""Where `Problem.data` says which of its task's difficulty pools a problem is in."""
+
+
 def content_hash(text: str) -> str:
     """Sixteen hex digits that depend on the words of `text`, not on its case or white space."""
     return hashlib.sha256(" ".join(text.casefold().split()).encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -265,8 +265,9 @@ class RunData:
 
     @property
     def arms(self) -> list[str]:
-        """start, curriculum, its reverse, joint, merge, then the single-task arms in task order, then others."""
-        rank = ["start", "curriculum", "reverse", "joint", "merge", *(f"single:{task}" for task in self.tasks)]
+        """start, curriculum, the same after its cost, its reverse, joint, merge, single tasks in order, others."""
+        rank = ["start", "curriculum", "charged", "reverse", "joint", "merge"]
+        rank += [f"single:{task}" for task in self.tasks]
         return sorted(self.result.arms, key=lambda arm: (rank.index(arm) if arm in rank else len(rank), arm))
 
     @property

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 ARM_COLOURS = {
     "start": "#6e6e6e",
     "curriculum": "#0072B2",
+    "charged": "#6A8FBF",
     "reverse": "#56B4E9",
     "joint": "#D55E00",
     "merge": "#009E73",

@@ -176,6 +176,7 @@ def about(run: RunData, arm: str) -> str:
         "start": "the model after the supervised warm-up, before any RL"
         if run.result.warmup
         else "the model before any RL",
+        "charged": "the planned curriculum on the steps that its probe left over: what a plan is worth after its cost",
         "reverse": "RL on one task after another, in the reverse of the planned order",
         "joint": "RL on all tasks mixed in every step",
         "merge": "weights of the single-task arms merged by task arithmetic; no RL of its own",

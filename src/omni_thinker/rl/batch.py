@@ -53,14 +53,16 @@ def build_batches(
     return [batch for batch in batches if batch]
 
 
-def learnability(groups: Sequence[ScoredGroup], spec: RlSpec) -> dict[TaskName, float]:
-    """Mean absolute advantage of each task's samples, of groups without signal too, where it is 0: what a task's
-    problems have to teach this policy (arXiv 2505.14970)."""
+def learnability(
+    groups: Sequence[ScoredGroup], spec: RlSpec, by: Callable[[Problem], str] = lambda problem: problem.task
+) -> dict[str, float]:
+    """Mean absolute advantage of each task's samples (or of what `by` says), of groups without signal too, where it is
+    0: what a task's problems have to teach this policy (arXiv 2505.14970)."""
     scored = [group for group in groups if group.values]
     advantages = ADVANTAGES[spec.advantage]([np.array(group.values) for group in scored])
-    found: dict[TaskName, list[float]] = {}
+    found: dict[str, list[float]] = {}
     for group, own in zip(scored, advantages, strict=True):
-        found.setdefault(group.problem.task, []).extend(map(float, np.abs(own) if group.has_signal else 0 * own))
+        found.setdefault(by(group.problem), []).extend(map(float, np.abs(own) if group.has_signal else 0 * own))
     return {task: float(np.mean(own)) for task, own in found.items()}
 
 

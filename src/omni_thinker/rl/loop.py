@@ -20,6 +20,7 @@ from omni_thinker.policy.task_gradients import Sketches, alignments, norms
 from omni_thinker.recipe import RlSpec
 from omni_thinker.rewards.base import Reward
 from omni_thinker.rl.batch import ScoredGroup, build_batches, learnability
+from omni_thinker.rl.difficulty import pool_of
 from omni_thinker.rl.losses import make_loss
 from omni_thinker.rl.metrics import Metrics, group_metrics, token_metrics
 from omni_thinker.rl.refill import Refill
@@ -91,6 +92,9 @@ class Learner:
         metrics = self._update(batches, number, clock)
         metrics |= group_metrics(groups)
         metrics |= {f"advantage/{task}": value for task, value in learnability(groups, self.spec).items()}
+        for task in quotas:
+            own = [group for group in groups if group.problem.task == task]
+            self.streams[task].saw(learnability(own, self.spec, pool_of))
         counts = {task: sum(group.task == task for group in batch) for task in quotas}
         metrics |= {f"groups_trained/{task}": float(count) for task, count in counts.items()}
         metrics |= {f"groups_asked/{task}": float(count) for task, count in quotas.items()}
@@ -103,14 +107,14 @@ class Learner:
     def state(self) -> dict[str, Any]:
         """Where it is beside the policy: what `restore` takes; of JSON."""
         return {
-            "taken": {task: stream.taken for task, stream in self.streams.items()},
+            "streams": {task: stream.state() for task, stream in self.streams.items()},
             "skipped": self._skipped,
             "refill": self._refill.state(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        for task, taken in state["taken"].items():
-            self.streams[task].taken = taken
+        for task, own in state["streams"].items():
+            self.streams[task].restore(own)
         self._skipped = state["skipped"]
         self._refill.restore(state["refill"])
 

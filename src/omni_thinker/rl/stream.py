@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +38,16 @@ class ProblemStream:
         epoch, place = divmod(number, len(self.pool))
         order = np.random.default_rng(stable_seed(self.seed, self.task, "epoch", epoch)).permutation(len(self.pool))
         return self.pool[int(order[place])], stable_seed(self.seed, self.task, "draw", number)
+
+    def state(self) -> Any:
+        """What `restore` takes; of JSON."""
+        return self.taken
+
+    def restore(self, state: Any) -> None:
+        self.taken = int(state)
+
+    def saw(self, learnability: Mapping[str, float]) -> None:
+        """Nothing to learn from how much the problems taught."""
 
 
 def make_streams(pools: Mapping[TaskName, Sequence[Problem]], seed: int) -> dict[TaskName, ProblemStream]:

@@ -147,6 +147,11 @@ class Journal:
         """Write down what is no move."""
         self._write(key, "note", value)
 
+    def notes(self, prefix: str) -> list[str]:
+        """Keys of the notes that begin so, each once, as the journal was opened with."""
+        found = (line.key for line in self._known if line.kind == "note" and line.key.startswith(prefix))
+        return list(dict.fromkeys(found))
+
     def noted(self, key: str) -> Value | None:
         """What the newest note of this key said when the journal was opened."""
         return next((line.value for line in reversed(self._known) if (line.kind, line.key) == ("note", key)), None)

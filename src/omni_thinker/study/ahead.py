@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from omni_thinker.recipe import Recipe, scheduled_arms
 from omni_thinker.study.intervals import expected_detectable
-from omni_thinker.study.probing import SEQUENTIAL, TRAINED, probe_work, single_tasks
+from omni_thinker.study.probing import SEQUENTIAL, TRAINED, charged_steps, probe_work, single_tasks
 from omni_thinker.study.scheduled import stages_of
 from omni_thinker.study.setup import Bench
 from omni_thinker.study.statistics import rivals
@@ -30,6 +30,8 @@ def expected_work(recipe: Recipe) -> tuple[dict[str, int], dict[str, float]]:
     probe_steps, probe_evaluations = probe_work(recipe)
     singles = len(single_tasks(recipe))
     steps = study.steps * len(trained) + probe_steps
+    if "charged" in trained:
+        steps += charged_steps(recipe) - study.steps
     arms = 1 + len(trained) + ("merge" in study.arms) + singles
     validations = 1 + len(trained) + probe_evaluations
     validations += sum(max(0, stages_of(spec) - 1) for spec in scheduled_arms(study).values())

@@ -28,7 +28,7 @@ from omni_thinker.transfer.matrix import Entropies, TransferMatrix
 from omni_thinker.transfer.probe import extrapolate, probe_steps
 from omni_thinker.types import TaskName
 
-SEQUENTIAL = frozenset({"curriculum", "reverse"})
+SEQUENTIAL = frozenset({"curriculum", "charged", "reverse"})
 TRAINED = SEQUENTIAL | {"joint"}
 _BATCHES = 2
 """Of a gradient probe, in place of each step: products of different batches are free of their own noise."""
@@ -93,6 +93,22 @@ def probe_lengths(recipe: Recipe, kind: ProbeKind) -> dict[TaskName, int]:
         task: probe_steps(stages[task], arms, study.steps, len(recipe.tasks), study.probe_share)
         for task in probed_tasks(recipe)
     }
+
+
+def charged_steps(recipe: Recipe) -> int:
+    """What the probe that is planned with leaves of an arm's steps. Raises UserError where the plan costs nothing, or
+    all of them."""
+    study, kinds = recipe.study, probe_kinds(recipe)
+    paid = sum(probe_lengths(recipe, kinds[0]).values()) if kinds and is_planned(recipe) else 0
+    if not paid:
+        raise UserError("'charged' is a plan that was paid for: it takes a probe, and no study.order", key="study.arms")
+    if study.steps - paid < len(recipe.tasks):
+        raise UserError(
+            f"the probe takes {paid} of {study.steps} steps, which leaves no stage for 'charged'; a short probe with a "
+            "smaller study.probe_share leaves more",
+            key="study.arms",
+        )
+    return study.steps - paid
 
 
 def probe_work(recipe: Recipe) -> tuple[int, int]:

@@ -45,28 +45,48 @@ class SeedOutcome:
     """The kind that was planned with first."""
 
 
-def to_result(bench: Bench, outcomes: Sequence[SeedOutcome], seconds: float) -> dict[str, Any]:
+def to_result(
+    bench: Bench, outcomes: Sequence[SeedOutcome], seconds: float, *, left: int = 0, before: int = 0
+) -> dict[str, Any]:
+    """`left`: seeds to come; until they have, nothing counts as shown, for who looks often sees a winner by luck.
+    `before`: verdicts that this study gave with fewer seeds; each halves the chance of error that the next may take,
+    so that all together err at most twice as often as one."""
     study = bench.recipe.study
+    confidence = 1 - (1 - study.confidence) / 2**before
     names = list(outcomes[0].test)
     arms = {name: [_arm_json(o, name) for o in outcomes] for name in names}
     values: dict[str, list[Values]] = {name: [o.test[name].values for o in outcomes] for name in names}
-    comparisons = compare_arms(values, resamples=study.bootstrap, confidence=study.confidence)
+    comparisons = compare_arms(values, resamples=study.bootstrap, confidence=confidence)
+    words = verdict(comparisons, confidence, len(outcomes))
+    if left:
+        words = f"No verdict yet: {left} of {left + len(outcomes)} seeds are to come."
     return {
         "version": 1,
         "name": bench.recipe.name,
         "tasks": list(bench.tasks),
-        "verdict": verdict(comparisons, study.confidence, len(outcomes)),
+        "verdict": words,
+        "seeds_left": left,
         "arms": arms,
-        "comparisons": [c.to_json() for c in comparisons],
+        "comparisons": [c.to_json() | ({"shown": False} if left else {}) for c in comparisons],
         "forecasts": [row for o in outcomes for row in _forecast_rows(o, bench.recipe)],
         "assumptions": _assumptions(outcomes),
         "entropy": _entropy(outcomes, bench.judged),
         "probes": [row for o in outcomes for row in _probe_rows(o)],
         "warmup": [_warmup_json(o) for o in outcomes],
-        "notes": _notes(bench, outcomes),
+        "notes": _notes(bench, outcomes) + _looks(before, confidence),
         "seconds": seconds,
         "machine": machine(),
     }
+
+
+def _looks(before: int, confidence: float) -> list[str]:
+    if not before:
+        return []
+    times = "once" if before == 1 else f"{before} times"
+    return [
+        f"This study gave a verdict {times} before, with other seeds or settings of the comparison; its intervals now "
+        f"hold with {100 * confidence:.4g} %, since every look is a chance of being wrong."
+    ]
 
 
 def _arm_json(outcome: SeedOutcome, name: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from omni_thinker.baselines.sft import WarmupReport, WarmupState, warm_up
 from omni_thinker.errors import UserError
 from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.rewards.base import Reward
+from omni_thinker.rl.difficulty import training_streams
 from omni_thinker.rl.evaluate import Estimate, Evaluation, evaluate
 from omni_thinker.rl.loop import Diverged, Learner, StepResult
 from omni_thinker.rl.stream import make_streams
@@ -277,7 +278,7 @@ class Session:
 
     def learner(self, rewards: Mapping[TaskName, Reward], *, serial: bool = False) -> Learner:
         """At the beginning of every task's stream, so that all arms see the same problems."""
-        streams = make_streams(self.pools["train"], study_seed(self.seed, "train"))
+        streams = training_streams(self.pools["train"], study_seed(self.seed, "train"))
         max_tokens, stops = self.bench.max_tokens, self.bench.stops
         return Learner(self.policy, self.recipe.rl, streams, rewards, max_tokens, stops, serial=serial)
 

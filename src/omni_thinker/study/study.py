@@ -29,6 +29,7 @@ from omni_thinker.study.ahead import expected_work, smallest_difference
 from omni_thinker.study.checkpoints import usable
 from omni_thinker.study.probing import (
     Probed,
+    charged_steps,
     expert_kind,
     measure,
     probe_kinds,
@@ -84,7 +85,10 @@ def run_study(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, A
             outcomes.append(_run_seed(bench, run, progress, seed))
             _write_transfer(run, recipe, outcomes)
             gc.collect()  # the last seed's policy, before the next one is loaded
-        result = to_result(bench, outcomes, time.monotonic() - began)
+            if left := len(recipe.study.seeds) - len(outcomes):
+                run.write_json("result.json", to_result(bench, outcomes, time.monotonic() - began, left=left))
+        before = sum(note != asked for note in run.journal.notes("result of "))
+        result = to_result(bench, outcomes, time.monotonic() - began, before=before)
         run.write_json("result.json", result)
         run.journal.note(asked, result)
         progress.say(result["verdict"])
@@ -131,6 +135,8 @@ def _run_seed(bench: Bench, run: RunDir, progress: Progress, seed: int) -> SeedO
     order = study.order or (plan.sequence.order if plan else tuple(bench.tasks))
     if "curriculum" in study.arms:
         arms["curriculum"] = _sequence(session, start_path, "curriculum", order, matrix)
+    if "charged" in study.arms:
+        arms["charged"] = _sequence(session, start_path, "charged", order, None, charged_steps(bench.recipe))
     if "reverse" in study.arms:
         arms["reverse"] = _sequence(session, start_path, "reverse", order[::-1], None)
     if "joint" in study.arms:
@@ -152,11 +158,17 @@ def _run_seed(bench: Bench, run: RunDir, progress: Progress, seed: int) -> SeedO
 
 
 def _sequence(
-    session: Session, start: Path, name: str, order: Sequence[TaskName], matrix: TransferMatrix | None
+    session: Session,
+    start: Path,
+    name: str,
+    order: Sequence[TaskName],
+    matrix: TransferMatrix | None,
+    steps: int | None = None,
 ) -> ArmResult:
     """One task after another. With a `matrix`, and if the recipe says so, the rest is planned anew after each stage."""
     session.load(start)
-    scheduler = Stages(even_stages(order, session.recipe.study.steps), session.recipe.rl.problems_per_step)
+    stages = even_stages(order, session.recipe.study.steps if steps is None else steps)
+    scheduler = Stages(stages, session.recipe.rl.problems_per_step)
     replan = _Replanner(session, matrix, scheduler) if matrix and session.recipe.study.replan else None
     spent, ended = session.train(name, scheduler, scheduler.steps, stage_ends=True, on_stage=replan)
     return ArmResult(name, session.save(name), spent, ended[-1].evaluation.estimates(), ended)

@@ -12,6 +12,7 @@ _QUESTIONS = (
     ("joint", "start", "Joint training", "the start"),
     ("curriculum", "reverse", "The planned curriculum", "its reverse"),
     ("curriculum", "joint", "The planned curriculum", "joint training"),
+    ("charged", "joint", "The planned curriculum, after the cost of its probe,", "joint training"),
     ("curriculum", "merge", "The planned curriculum", "merging the single-task experts"),
     ("joint", "merge", "Joint training", "merging the single-task experts"),
 )

@@ -32,8 +32,9 @@ class GymTask(PooledTask):
 
     def __init__(self, name: TaskName, spec: TaskSpec) -> None:
         """Raises UserError where the package, the generator or one of its options is unknown."""
-        if spec.difficulty is not None:
-            raise UserError("reasoning-gym has no dial; set its options instead", key=f"tasks.{name}.difficulty")
+        for key in ("difficulty", "pools"):
+            if getattr(spec, key) not in (None, ()):
+                raise UserError("reasoning-gym has no dial; set its options instead", key=f"tasks.{name}.{key}")
         if reserved := {"seed", "size"} & set(spec.options):
             key = f"tasks.{name}.options.{min(reserved)}"
             raise UserError("is set by the task's own seed and train, validation and test", key=key)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from omni_thinker.errors import UserError
 from omni_thinker.recipe import RewardSpec, TaskSpec
-from omni_thinker.types import SPLITS, Problem, Split, TaskName, content_hash
+from omni_thinker.types import POOL, SPLITS, Problem, Split, TaskName, content_hash
 
 MAX_LEVEL = 10
 
@@ -56,14 +56,21 @@ def refuse_keys(name: TaskName, spec: TaskSpec, keys: Iterable[str]) -> None:
 
 
 def sample_pool(
-    make: Callable[[random.Random], Item], rng: random.Random, split: Split, size: int, per_key: int, patience: int
+    make: Callable[[random.Random], Item],
+    rng: random.Random,
+    split: Split,
+    size: int,
+    per_key: int,
+    patience: int,
+    prompts: set[str] | None = None,
 ) -> list[Item]:
     """Up to `size` items of `split` with distinct prompts; fewer where no more exist.
 
-    A key comes again, `per_key` times at most, only once no new keys turn up.
+    A key comes again, `per_key` times at most, only once no new keys turn up. `prompts`: hashes of those that are taken
+    already, to which its own are added.
     """
     items: list[Item] = []
-    prompts: set[str] = set()
+    prompts = set() if prompts is None else prompts
     keys: Counter[str] = Counter()
     misses, allowed = 0, 1
     while len(items) < size:
@@ -110,7 +117,10 @@ class PooledTask(ABC):
         self.max_tokens: int = spec.max_tokens or self.default_max_tokens
         self.reward: RewardSpec = spec.reward or self.default_reward
         self.verifiable: bool = is_verifiable(self.reward)
+        if spec.pools and spec.difficulty is not None:
+            raise UserError("says how difficult; remove difficulty", key=f"tasks.{name}.pools")
         self.difficulty: float = self.default_difficulty if spec.difficulty is None else spec.difficulty
+        self.pools: tuple[float, ...] = spec.pools
         asked = {"train": spec.train, "validation": spec.validation, "test": spec.test}
         self.sizes: dict[Split, int] = {split: asked[split] or self.default_sizes[split] for split in SPLITS}
         self._pools: dict[Split, tuple[Problem, ...]] = {}
@@ -126,17 +136,27 @@ class PooledTask(ABC):
         return self._pools[split]
 
     def _draw(self, split: Split) -> tuple[Problem, ...]:
-        # A string seed is hashed with SHA-512, so it's the same in every process.
-        rng = random.Random(f"{self.kind}/{self.seed}/{self.difficulty:g}/{split}")
-        size = self.sizes[split]
-        make = functools.partial(self.generate, difficulty=self.difficulty)
-        items = sample_pool(make, rng, split, size, self.per_key, self.patience)
-        if not items:
-            raise UserError(
-                f"no problem of difficulty {self.difficulty:g} falls into the {split} split; change difficulty",
-                key=f"tasks.{self.name}.difficulty",
-            )
+        pools, prompts = self.pools or (self.difficulty,), set[str]()
+        found: list[tuple[Item, float]] = []
+        for place, difficulty in enumerate(pools):
+            # A string seed is hashed with SHA-512, so it's the same in every process.
+            rng = random.Random(f"{self.kind}/{self.seed}/{difficulty:g}/{split}")
+            size = self.sizes[split] * (place + 1) // len(pools) - self.sizes[split] * place // len(pools)
+            make = functools.partial(self.generate, difficulty=difficulty)
+            items = sample_pool(make, rng, split, size, self.per_key, self.patience, prompts)
+            if size and not items:
+                raise UserError(
+                    f"no problem of difficulty {difficulty:g} falls into the {split} split; change difficulty",
+                    key=f"tasks.{self.name}.{'pools' if self.pools else 'difficulty'}",
+                )
+            found += [(item, difficulty) for item in items]
         return tuple(
-            Problem(f"{self.name}-{split}-{i}", self.name, item.prompt, item.answer, item.data)
-            for i, item in enumerate(items)
+            Problem(
+                f"{self.name}-{split}-{i}",
+                self.name,
+                item.prompt,
+                item.answer,
+                {**item.data, POOL: f"{difficulty:g}"} if self.pools else item.data,
+            )
+            for i, (item, difficulty) in enumerate(found)
         )

@@ -12,12 +12,13 @@ from typing import Any
 
 from omni_thinker.errors import UserError
 from omni_thinker.recipe import TaskSpec
-from omni_thinker.types import Problem, TaskName, content_hash
+from omni_thinker.types import POOL, Problem, TaskName, content_hash
 
 SETTINGS = ("entry_point", "timeout", "format", "aliases", "letters_ok", "length_limit", "length_buffer")
 """Handed to the row's reward as they are; it checks them."""
 FIELDS = (
-    "prompt", "answer", "choices", "tests", "setup", "reference", "context", "constraints", "id", "split", *SETTINGS
+    "prompt", "answer", "choices", "tests", "setup", "reference", "context", "constraints", "id", "split", POOL,
+    *SETTINGS
 )  # fmt: skip
 """What a row can carry; `TaskSpec.fields` says under which name, by default its own."""
 PLACEHOLDER = re.compile(r"\{(prompt|options|context|first_test)\}")
@@ -173,6 +174,7 @@ class Reader:
         data |= {name: None if (value := self.get(name)) is MISSING else value for name in SETTINGS}
         data |= {"tests": tests, "choices": choices and choices[0], "reference": reference, "context": context}
         data["constraints"] = self._table("constraints")
+        data[POOL] = self.text(POOL)
         meta = self.row.values.get("meta")
         data["meta"] = meta if isinstance(meta, Mapping) else None
         slots = {"prompt": prompt, "context": context or "", "first_test": tests[0] if tests else ""}

@@ -10,7 +10,7 @@ from omni_thinker.errors import UserError
 from omni_thinker.recipe import RewardSpec, TaskSpec
 from omni_thinker.tasks.pool import is_verifiable, split_of
 from omni_thinker.tasks.reader import FIELDS, Reader, Row, nearest
-from omni_thinker.types import SPLITS, Problem, Split, TaskName, content_hash
+from omni_thinker.types import POOL, SPLITS, Problem, Split, TaskName, content_hash
 
 ROW_OPTIONS = ("answer_index_base", "drop_overlap")
 """`answer_index_base` (0 or 1): a whole-number answer is the place of a choice. `drop_overlap` (true): rows of
@@ -49,6 +49,8 @@ def check_spec(name: TaskName, spec: TaskSpec) -> None:
         for key in getattr(spec, table):
             if key not in known:
                 raise UserError(f"unknown key{nearest(key, known)}", key=f"tasks.{name}.{table}.{key}")
+    if spec.pools:
+        raise UserError(f"is for generated tasks; rows name theirs: fields.{POOL}", key=f"tasks.{name}.pools")
     if spec.options.get("answer_index_base", 0) not in (0, 1):
         raise UserError("must be 0 or 1", key=f"tasks.{name}.options.answer_index_base")
     if not isinstance(spec.options.get("drop_overlap", False), bool):

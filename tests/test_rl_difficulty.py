@@ -1,0 +1,147 @@
+"""Difficulty pools inside a task: the rule by hand, states that survive, and where pools come from."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from math import exp
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from omni_thinker.errors import UserError
+from omni_thinker.policy.torch_policy import TorchPolicy
+from omni_thinker.recipe import ModelSpec, RlSpec, TaskSpec, parse_recipe
+from omni_thinker.rl.difficulty import RATE, TEMPERATURE, PooledStream, pool_of, training_streams
+from omni_thinker.rl.loop import Learner
+from omni_thinker.rl.stream import ProblemStream
+from omni_thinker.tasks.registry import check_splits, make_task
+from omni_thinker.types import POOL, Group, Problem, Score
+
+PROBLEMS = [Problem(f"{level}-{n}", "t", f"{level} {n}", None, {POOL: level}) for n in range(30) for level in "abc"]
+
+
+def taken(stream: ProblemStream, count: int) -> Counter[str]:
+    return Counter(pool_of(problem) for problem, _ in stream.take(count))
+
+
+def test_the_rule_by_hand() -> None:
+    stream = PooledStream("t", PROBLEMS, 0)
+    assert taken(stream, 9) == {"a": 3, "b": 3, "c": 3}
+    stream.saw({"a": 0.8, "b": 0.2})
+    stream.saw({"a": 0.4})
+    values = {"a": RATE * 0.4 + (1 - RATE) * RATE * 0.8, "b": RATE * 0.2, "c": 0.0}
+    assert stream.values == pytest.approx(values)
+    weights = {name: exp(value / TEMPERATURE) for name, value in values.items()}
+    shares = {name: weight / sum(weights.values()) for name, weight in weights.items()}
+    assert stream.shares() == pytest.approx(shares)
+    counts = taken(stream, 60)
+    assert all(abs(counts[name] - 60 * share) < 2 for name, share in shares.items())
+
+
+def test_each_pool_keeps_its_own_order() -> None:
+    one, other = PooledStream("t", PROBLEMS, 0), PooledStream("t", PROBLEMS, 0)
+    other.saw({"a": 1.0})
+    order = {
+        stream: [problem.id for problem, _ in stream.take(80) if pool_of(problem) == "a"] for stream in (one, other)
+    }
+    shorter = min(map(len, order.values()))
+    assert order[one][:shorter] == order[other][:shorter]
+    assert len(set(order[one][:30])) == min(30, len(order[one])), "none again before all have come"
+
+
+def test_what_it_knows_survives_in_the_middle_of_a_step() -> None:
+    stream, twin = PooledStream("t", PROBLEMS, 0), PooledStream("t", PROBLEMS, 0)
+    stream.take(5)
+    stream.saw({"b": 0.9})
+    stream.take(3)
+    twin.restore(json.loads(json.dumps(stream.state())))
+    for _ in range(4):
+        assert twin.take(7) == stream.take(7)
+        for own in (stream, twin):
+            own.saw({"a": 0.3, "c": 0.6})
+    assert twin.state() == stream.state()
+
+
+class OnlyB:
+    """Samples are told apart in pool b alone."""
+
+    local = True
+
+    async def score(self, group: Group, problem: Problem) -> list[Score]:
+        return [Score.of(float(n % 2) if pool_of(problem) == "b" else 0.0) for n in range(len(group.samples))]
+
+    def check(self, problem: Problem) -> str | None:
+        return None
+
+    def wrong_answer(self, problem: Problem) -> str:
+        return ""
+
+
+def test_training_goes_where_there_is_something_to_learn() -> None:
+    policy = TorchPolicy(ModelSpec(name="tiny", dtype="float32"))
+    streams = training_streams({"t": PROBLEMS}, 0)
+    spec = RlSpec(group_size=2, kl_every=0, lr=1e-6, refill_rounds=0)
+    learner = Learner(policy, spec, streams, {"t": OnlyB()}, {"t": 2})
+    seen = [
+        Counter(pool_of(group.problem) for group in learner.step({"t": 6}, step).groups)["b"] / 6 for step in range(8)
+    ]
+    assert seen[0] == pytest.approx(1 / 3)
+    assert min(seen[4:]) > 0.6
+    learner.restore(json.loads(json.dumps(learner.state())))
+
+
+def test_streams_without_pools_are_as_they_were() -> None:
+    plain = [Problem(str(n), "t", str(n)) for n in range(9)]
+    found = training_streams({"t": plain, "u": PROBLEMS[::3]}, 3)
+    assert type(found["t"]) is type(found["u"]) is ProblemStream, "one pool is none"
+    assert found["t"].take(12) == ProblemStream("t", plain, 3).take(12)
+
+
+@pytest.mark.parametrize("kind", ["math", "coding", "qa", "writing"])
+def test_generated_tasks_have_a_pool_for_each_difficulty(kind: str) -> None:
+    task = make_task("t", TaskSpec(source=f"builtin:{kind}", pools=(0, 2, 4), train=60, validation=15, test=16))
+    check_splits(task)
+    counts = Counter(pool_of(problem) for problem in task.problems("train"))
+    assert counts == {"0": 20, "2": 20, "4": 20}
+    assert len({problem.prompt for problem in task.problems("train")}) == 60
+    assert Counter(pool_of(problem) for problem in task.problems("test")).keys() == {"0", "2", "4"}
+    alone = make_task("t", TaskSpec(source=f"builtin:{kind}", difficulty=0, train=20, validation=5, test=5))
+    assert [p.prompt for p in alone.problems("train")] == [p.prompt for p in task.problems("train")[:20]]
+    assert not any(POOL in problem.data for problem in alone.problems("train"))
+
+
+def rows(folder: Path) -> Path:
+    path = folder / "rows.jsonl"
+    lines = [{"prompt": f"p{n}", "answer": str(n), "level": n % 3} for n in range(60)]
+    path.write_text("\n".join(map(json.dumps, lines)), "utf-8")
+    return path
+
+
+def test_rows_name_their_pool(tmp_path: Path) -> None:
+    spec = TaskSpec(source="jsonl", files=(str(rows(tmp_path)),), fields={POOL: "level"})
+    assert {pool_of(problem) for problem in make_task("t", spec).problems("train")} == {"0", "1", "2"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        (
+            {"source": "builtin:math", "pools": [1, 2], "difficulty": 1},
+            "t.pools: says how difficult; remove",
+        ),
+        ({"source": "builtin:math", "pools": [1, 1.0]}, "t.pools: names a difficulty twice"),
+        ({"source": "builtin:math", "pools": [11]}, "less than or equal to 10"),
+        ({"source": "jsonl", "pools": [1, 2]}, "t.pools: is for generated tasks; rows name theirs"),
+    ],
+)
+def test_pools_that_make_no_sense_are_refused(spec: dict[str, Any], words: str, tmp_path: Path) -> None:
+    files = {"files": [str(rows(tmp_path))]} if spec["source"] == "jsonl" else {}
+
+    def made() -> None:
+        make_task("t", parse_recipe({"tasks": {"t": {**spec, **files}}}, "r.toml").tasks["t"])
+
+    with pytest.raises(UserError) as refused:
+        made()
+    assert words in str(refused.value)
