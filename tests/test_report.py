@@ -29,7 +29,7 @@ HOSTILE = (
     '</pre><script>alert("owned")</script><img src="http://evil.example/x.png" onerror=alert(1)>\x00\x1b[31m\ud800'
 )
 VOID = {"meta", "br", "img", "link", "input", "hr"}
-SECTIONS = ["verdict", "arms", "learning", "transfer", "plan", "entropy", "health", "samples", "recipe"]
+SECTIONS = ["verdict", "arms", "learning", "transfer", "plan", "entropy", "health", "signals", "samples", "recipe"]
 
 
 class Page(HTMLParser):
@@ -136,6 +136,10 @@ def train_line(rng: random.Random, seed: int, arm: str, step: int) -> dict[str, 
     }
     for task in trained:
         metrics[f"reward/{task}"] = min(1, max(0, START[task] + 0.2 * step / STEPS + rng.gauss(0, 0.08)))
+        metrics |= {f"groups_trained/{task}": 8 / len(trained), f"zero_variance/{task}": 0.5 * (step % 2)}
+        metrics |= {f"advantage/{task}": 0.4, f"gradient/{task}": 1.5 + step % 2}
+        if len(trained) > 1:
+            metrics[f"alignment/{task}"] = -0.25
         metrics[f"entropy/{task}"] = max(0.05, 0.5 + 0.2 * TASKS.index(task) - 0.005 * step + rng.gauss(0, 0.03))
     return line(seed, arm, "train", stage, step, metrics)
 
@@ -511,6 +515,16 @@ def test_plan_forecast_budget_and_health_tables(page: Page) -> None:
         "4.00",
         "–",
     ]
+
+
+def test_what_each_task_gave_is_shown_arm_beside_arm(page: Page) -> None:
+    rows = [[" ".join(cell.split()) for cell in row] for row in page.tables["table-signals"][1:]]
+    assert [row[0] for row in rows if row[0]] == TASKS, "each task is named once"
+    first = {row[1]: row[2:4] + row[4:5] + row[6:] for row in rows[: len(rows) // len(TASKS)]}
+    assert first["joint"] == ["2.00", "25.0%", "0.400", "2.000", "−0.25"]
+    assert first["curriculum"] == ["8.00", "25.0%", "0.400", "2.000", "–"]
+    assert all(float(row[5]) > 0 for row in rows), "entropy"
+    assert "start" not in first
 
 
 def test_facts_and_notes(page: Page) -> None:

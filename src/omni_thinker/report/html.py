@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import BaseLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
-from omni_thinker.report import plots, svg, tables, traces
+from omni_thinker.report import plots, signals, svg, tables, traces
 from omni_thinker.report.data import MACRO, RunData, load_run
 
 # Control characters are shown, not sent: some end a document early, others break an HTML reader.
@@ -67,6 +67,7 @@ def _context(run: RunData) -> dict[str, Any]:
         "sequences": tables.sequences(run),
         "scale": _scale(run),
         "health_rows": tables.health_rows(run),
+        "signal_rows": signals.signal_rows(run),
         "phases": tables.PHASES,
         "examples": tables.examples(run),
         "example_arms": tables.example_arms(run),

@@ -46,6 +46,11 @@ def mean(values: Iterable[float]) -> float:
     return math.fsum(finite) / len(finite) if finite else math.nan
 
 
+def over_steps(run: RunData, arm: str, metric: str) -> float:
+    """The mean of a training metric over steps and seeds; NaN without any."""
+    return mean(value for points in by_seed(run, arm, metric).values() for _, value in points)
+
+
 def average(curves: Mapping[int, Points]) -> Points:
     """The mean over seeds at each step that any seed has."""
     found: dict[float, list[float]] = defaultdict(list)

@@ -245,16 +245,12 @@ def health_rows(run: RunData) -> list[HealthRow]:
     rows = []
     for arm in run.arms:
         name = series.trained_as(run, arm)
-        values = [_mean_of(run, name, f"{column}/all") for column in HEALTH_COLUMNS]
+        values = [series.over_steps(run, name, f"{column}/all") for column in HEALTH_COLUMNS]
         ends = [points[-1][1] for points in series.by_seed(run, name, "kl_to_start/all").values()]
-        phases = [_mean_of(run, name, f"seconds/{phase}") for phase in PHASES]
+        phases = [series.over_steps(run, name, f"seconds/{phase}") for phase in PHASES]
         if any(math.isfinite(value) for value in [*values, *phases, *ends]):
             rows.append(HealthRow(arm, values, series.mean(ends), phases))
     return rows
-
-
-def _mean_of(run: RunData, arm: str, metric: str) -> float:
-    return series.mean(value for points in series.by_seed(run, arm, metric).values() for _, value in points)
 
 
 def example_arms(run: RunData) -> list[str]:
