@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -115,12 +115,18 @@ def study(
         bool, typer.Option("--dry-run", help="Check everything, print the work ahead, write nothing.")
     ] = False,
     resume: Resume = False,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Seeds at a time, each in a process of its own, on a GPU each where there are.")
+    ] = 1,
     weak: Weak = False,
     json_: Json = False,
 ) -> None:
     """Train every arm at equal budget and compare them on the test split."""
     extra = [f"study.seeds={list(range(seeds))}"] if seeds else []
-    _run(recipe, out, [*(overrides or []), *extra], json_, dry_run=dry_run, resume=resume)
+    options = [word for override in overrides or [] for word in ("--set", override)]
+    options += ["--allow-weak-sandbox"] if weak else []
+    overrides = [*(overrides or []), *extra]
+    _run(recipe, out, overrides, json_, dry_run=dry_run, resume=resume, jobs=jobs, options=options)
 
 
 @app.command()
@@ -404,8 +410,17 @@ def tasks_validate(
 
 
 def _run(
-    recipe: Path, out: Path | None, overrides: list[str], json_: bool, *, dry_run: bool = False, resume: bool = False
+    recipe: Path,
+    out: Path | None,
+    overrides: list[str],
+    json_: bool,
+    *,
+    dry_run: bool = False,
+    resume: bool = False,
+    jobs: int = 1,
+    options: Sequence[str] = (),
 ) -> None:
+    """`options`: of the command line, for processes that run parts of it."""
     if resume:
         if out is not None:
             raise UserError("is the directory that is gone on with; leave it out", key="--out")
@@ -418,6 +433,7 @@ def _run(
         from omni_thinker.runs.rundir import check_free
 
         check_free(target)
+    from omni_thinker.study.parallel import is_parallel, run_parallel
     from omni_thinker.study.study import describe, run_study
 
     if dry_run:
@@ -429,7 +445,10 @@ def _run(
         return
     try:
         with _in_recipe(recipe):
-            result = run_study(loaded, target, resume=resume)
+            if is_parallel(target) or (jobs > 1 and not resume):
+                result = run_parallel(loaded, target, jobs, resume=resume, options=options)
+            else:
+                result = run_study(loaded, target, resume=resume)
     except KeyboardInterrupt:
         raise _Interrupted from None
     from omni_thinker.report import write_report

@@ -27,7 +27,9 @@ Value = Any
 
 
 @dataclass(frozen=True, slots=True)
-class _Line:
+class Line:
+    """One line of a journal."""
+
     key: str
     kind: str
     """move, begin (of training), checkpoint or note."""
@@ -165,9 +167,8 @@ class Journal:
                     os.fsync(stream.fileno())
                 sizes[name] = path.stat().st_size
         counts = None if self._counts is None else self._counts.state()
-        body = json.dumps({"key": key, "kind": kind, "logs": sizes, "counts": counts, "value": value})
         with self._path.open("ab") as stream:
-            stream.write(f"{zlib.crc32(body.encode()):08x} {body}\n".encode())
+            stream.write(encode(Line(key, kind, value, sizes, counts)))
             stream.flush()
             os.fsync(stream.fileno())
 
@@ -176,9 +177,21 @@ class Journal:
         return path.stat().st_size if path.exists() else 0
 
 
-def _read(path: Path) -> tuple[list[tuple[_Line, int]], int]:
+def encode(line: Line) -> bytes:
+    """As it stands in the file."""
+    table = {"key": line.key, "kind": line.kind, "logs": line.logs, "counts": line.counts, "value": line.value}
+    body = json.dumps(table)
+    return f"{zlib.crc32(body.encode()):08x} {body}\n".encode()
+
+
+def read_lines(path: Path) -> list[Line]:
+    """Those of a journal up to the first that is damaged. Raises UserError for what is no journal."""
+    return [line for line, _ in _read(path)[0]]
+
+
+def _read(path: Path) -> tuple[list[tuple[Line, int]], int]:
     """Lines up to the first that is damaged, each with where it ends; and how many there are from that one on."""
-    lines: list[tuple[_Line, int]] = []
+    lines: list[tuple[Line, int]] = []
     end = 0
     written = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     for raw in written:
@@ -190,11 +203,11 @@ def _read(path: Path) -> tuple[list[tuple[_Line, int]], int]:
     return lines, len(written) - len(lines)
 
 
-def _parsed(path: Path, body: bytes) -> _Line:
+def _parsed(path: Path, body: bytes) -> Line:
     """Raises UserError for what no version of ours has written."""
     try:
         row = json.loads(body)
-        line = _Line(row["key"], row["kind"], row["value"], row["logs"], row["counts"])
+        line = Line(row["key"], row["kind"], row["value"], row["logs"], row["counts"])
         sound = isinstance(line.key, str) and line.kind in _KINDS
         sound = sound and all(isinstance(size, int) and size >= 0 for size in line.logs.values())
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -204,7 +217,7 @@ def _parsed(path: Path, body: bytes) -> _Line:
     return line
 
 
-def _cut(lines: Sequence[tuple[_Line, int]], usable: Callable[[Value], bool]) -> int:
+def _cut(lines: Sequence[tuple[Line, int]], usable: Callable[[Value], bool]) -> int:
     """How many lines can be gone on from. Where training is under way, no line counts that is later than its last
     usable checkpoint, or than its beginning."""
     opened = -1

@@ -31,6 +31,10 @@ class Lock:
         json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}, self._stream)
         self._stream.flush()
 
+    def release(self) -> None:
+        """Let go, so that this process may take it anew."""
+        self._stream.close()
+
 
 def _owner(path: Path) -> str:
     try:

@@ -59,7 +59,7 @@ class Progress:
 
     def show(self, text: str, *, always: bool = False) -> None:
         """The line of the moment."""
-        line = f"{text} | {_clock(self.left())} left"
+        line = f"{text} | {_clock(self.left())} left" if self.expected else text
         if self.console.is_terminal:
             self._live.update(Text(f"[{_clock(time.monotonic() - self.begin)}] {line}"))
         elif always or time.monotonic() - self._logged > LOG_EVERY_SECONDS:

@@ -38,6 +38,10 @@ class RunDir:
         except OSError as exc:
             raise UserError(f"can't be written: {exc.strerror or exc}", file=path) from None
 
+    def close(self) -> None:
+        """Let another take the directory."""
+        self._lock.release()
+
     def write_recipe(self, recipe: Recipe) -> None:
         self.write_text("recipe.toml", tomli_w.dumps(_without_none(recipe.model_dump(mode="json"))))
 

@@ -1,0 +1,54 @@
+"""Run directories of single seeds become one, as if one process had run all seeds in turn."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from omni_thinker.runs.files import write_whole
+from omni_thinker.runs.journal import NAME, Line, encode, read_lines
+
+SHARED = ("begun", "recipe", "model")
+"""Moves that every run begins with."""
+
+
+def join_runs(parts: Sequence[Path], out: Path, logs: Sequence[str], shared: Mapping[str, object]) -> None:
+    """Put the logs, models and journals of `parts`, which have all ended, into `out`; the journal last, so that one
+    that was cut short is done again. `shared`: values that take the place of those the parts began with."""
+    sizes = dict.fromkeys(logs, 0)
+    lines: list[bytes] = []
+    for place, part in enumerate(parts):
+        for line in read_lines(part / NAME):
+            if (line.key in SHARED and place) or line.key.startswith("result of "):
+                continue
+            moved = Line(
+                line.key,
+                line.kind,
+                shared.get(line.key, line.value),
+                {name: size + sizes[name] for name, size in line.logs.items()},
+                line.counts,
+            )
+            lines.append(encode(moved))
+        for name in logs:
+            sizes[name] += _size(part / name)
+        for models in sorted((part / "models").glob("*")):
+            (out / "models").mkdir(exist_ok=True)
+            os.rename(models, out / "models" / models.name)
+    for name in logs:
+        if present := [part / name for part in parts if (part / name).exists()]:
+            write_whole(out / name, _joined(present))
+    write_whole(out / NAME, lambda path: path.write_bytes(b"".join(lines)))
+
+
+def _joined(files: Sequence[Path]) -> Callable[[Path], None]:
+    def write(target: Path) -> None:
+        with target.open("wb") as stream:
+            for file in files:
+                stream.write(file.read_bytes())
+
+    return write
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

@@ -1,0 +1,80 @@
+"""Seeds side by side end as seeds one after another; kills and signals cost nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from test_faults_study import QUICK, begin, journalled, wait_for
+from test_resume import traces
+
+SEEDS = (*QUICK, "--set", "study.seeds=[0, 3]", "--set", "study.steps=8")
+
+
+def journal(out: Path) -> list[tuple[str, str]]:
+    rows = [json.loads(line.partition(" ")[2]) for line in (out / "journal.jsonl").read_text("utf-8").splitlines()]
+    return [(row["key"], row["kind"]) for row in rows if not row["key"].startswith("result")]
+
+
+def uncounted(found: dict[str, Any]) -> dict[str, Any]:
+    """Without what the judge has counted so far: over the whole run, or over each process."""
+    for row in found["metrics"]:
+        row["metrics"] = {name: value for name, value in row["metrics"].items() if not name.startswith("judge/")}
+    return found
+
+
+@pytest.mark.timeout(600)
+def test_side_by_side_is_one_after_another(repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # sums in another order would be other numbers
+    recipe, errors = repo / "recipes" / "tiny.toml", tmp_path / "err"
+    calm, out = tmp_path / "calm", tmp_path / "run"
+    assert begin(errors, recipe, "--out", calm, *SEEDS).wait(280) == 0, errors.read_text("utf-8")[-2000:]
+
+    process = begin(errors, recipe, "--out", out, *SEEDS, "--jobs", "2")
+    wait_for(process, journalled(out / "seeds" / "3", '"kind": "checkpoint"'))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    assert "result.json" not in os.listdir(out)
+    children = [line for line in os.popen("ps -eo args").read().splitlines() if str(out) in line]
+    assert not children
+
+    process = begin(errors, out, "--resume", "--jobs", "2")
+    wait_for(process, journalled(out / "seeds" / "0", "train joint"))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    until = time.monotonic() + 120  # seeds of a parent that was killed outright end by themselves
+    while any(str(out) in line for line in os.popen("ps -eo args").read().splitlines()):
+        assert time.monotonic() < until
+        time.sleep(0.2)
+
+    assert begin(errors, out, "--resume").wait(280) == 0, errors.read_text("utf-8")[-2000:]
+    assert uncounted(traces(out)) == uncounted(traces(calm))
+    assert journal(out) == journal(calm)
+    assert not (out / "seeds").exists()
+    assert begin(errors, out, "--resume", "--jobs", "2").wait(100) == 0
+    assert "nothing is left to do" in errors.read_text("utf-8")
+
+
+@pytest.mark.timeout(200)
+def test_a_seed_that_fails_is_named_and_the_others_stop(repo: Path, tmp_path: Path) -> None:
+    recipe, errors, out = repo / "recipes" / "tiny.toml", tmp_path / "err", tmp_path / "run"
+    options = ("--set", "rl.lr=1e30", "--set", "rl.max_grad_norm=1e30", "--jobs", "2")
+    assert begin(errors, recipe, "--out", out, *SEEDS, *options).wait(180) == 2
+    line = errors.read_text("utf-8").splitlines()[-1]
+    assert "ended early" in line
+    assert ".log" in line
+
+
+def test_a_budget_is_not_split(repo: Path, tmp_path: Path) -> None:
+    endpoint = 'judge.endpoint={base_url="http://127.0.0.1:9/v1", model="m", budget={requests=5}}'
+    options = ("--set", 'judge.kind="endpoint"', "--set", endpoint, "--jobs", "2")
+    errors, out = tmp_path / "err", tmp_path / "run"
+    assert begin(errors, repo / "recipes" / "tiny.toml", "--out", out, *options).wait(100) == 2
+    assert "judge.endpoint.budget: can't be split among processes" in errors.read_text("utf-8")
+    assert not out.exists()
