@@ -65,7 +65,7 @@ def _headline(found: Mapping[tuple[str, str], Comparison]) -> str:
 
 
 def _sentence(c: Comparison, subject: str, object_: str, confidence: float) -> str:
-    interval = f"{100 * confidence:.0f} % interval {100 * c.low:+.1f} to {100 * c.high:+.1f} points"
+    interval = f"{100 * confidence:.4g} % interval {100 * c.low:+.1f} to {100 * c.high:+.1f} points"
     if not c.shown:
         return f"No difference shown between {subject[0].lower() + subject[1:]} and {object_} ({interval})."
     side = "above" if c.difference > 0 else "below"
