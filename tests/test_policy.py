@@ -22,6 +22,7 @@ from omni_thinker.rl.losses import make_loss
 from omni_thinker.rl.stream import make_streams
 from omni_thinker.study.setup import evaluation_params
 from omni_thinker.types import Group, Problem, SampleRequest, SamplingParams, Score
+from scripted import Scripted, in_turns
 
 OPTIM = OptimParams(lr=1e-3)
 LORA = LoraSpec(rank=4, alpha=8)
@@ -73,25 +74,12 @@ def test_what_was_just_sampled_is_on_policy(tiny_model: Path) -> None:
     assert 1.0 < stats.entropy / stats.tokens < math.log(512)
 
 
-class _Coin:
-    """Scores samples 0, 1, 0, 1: every group has signal."""
-
-    async def score(self, group: Group, problem: Problem) -> list[Score]:
-        return [Score.of(float(n % 2)) for n in range(len(group.samples))]
-
-    def check(self, problem: Problem) -> str | None:
-        return None
-
-    def wrong_answer(self, problem: Problem) -> str:
-        return ""
-
-
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_a_learner_trains_at_the_temperature_that_it_samples_at(tiny_model: Path, temperature: float) -> None:
     """Else the ratio compares two different distributions, and on-policy samples look off-policy."""
     problems = [Problem(str(n), "t", f"How much is {n} + 1?") for n in range(4)]
     spec = RlSpec(temperature=temperature, group_size=4, problems_per_step=2, kl_every=0)
-    learner = Learner(_policy(tiny_model), spec, make_streams({"t": problems}, 0), {"t": _Coin()}, {"t": 6})
+    learner = Learner(_policy(tiny_model), spec, make_streams({"t": problems}, 0), {"t": Scripted(in_turns)}, {"t": 6})
     metrics = learner.step({"t": 2}, 0).metrics
     assert metrics["logprob_mismatch/all"] < 1e-4
     assert metrics["clip_share/all"] == 0.0

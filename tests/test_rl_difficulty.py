@@ -17,7 +17,8 @@ from omni_thinker.rl.difficulty import RATE, TEMPERATURE, PooledStream, pool_of,
 from omni_thinker.rl.loop import Learner
 from omni_thinker.rl.stream import ProblemStream
 from omni_thinker.tasks.registry import check_splits, make_task
-from omni_thinker.types import POOL, Group, Problem, Score
+from omni_thinker.types import POOL, Problem
+from scripted import Scripted, in_turns
 
 PROBLEMS = [Problem(f"{level}-{n}", "t", f"{level} {n}", None, {POOL: level}) for n in range(30) for level in "abc"]
 
@@ -64,26 +65,16 @@ def test_what_it_knows_survives_in_the_middle_of_a_step() -> None:
     assert twin.state() == stream.state()
 
 
-class OnlyB:
+def only_b(problem: Problem, n: int) -> float:
     """Samples are told apart in pool b alone."""
-
-    local = True
-
-    async def score(self, group: Group, problem: Problem) -> list[Score]:
-        return [Score.of(float(n % 2) if pool_of(problem) == "b" else 0.0) for n in range(len(group.samples))]
-
-    def check(self, problem: Problem) -> str | None:
-        return None
-
-    def wrong_answer(self, problem: Problem) -> str:
-        return ""
+    return in_turns(problem, n) if pool_of(problem) == "b" else 0.0
 
 
 def test_training_goes_where_there_is_something_to_learn() -> None:
     policy = TorchPolicy(ModelSpec(name="tiny", dtype="float32"))
     streams = training_streams({"t": PROBLEMS}, 0)
     spec = RlSpec(group_size=2, kl_every=0, lr=1e-6, refill_rounds=0)
-    learner = Learner(policy, spec, streams, {"t": OnlyB()}, {"t": 2})
+    learner = Learner(policy, spec, streams, {"t": Scripted(only_b)}, {"t": 2})
     seen = [
         Counter(pool_of(group.problem) for group in learner.step({"t": 6}, step).groups)["b"] / 6 for step in range(8)
     ]

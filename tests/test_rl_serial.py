@@ -11,7 +11,8 @@ from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.recipe import ModelSpec, RlSpec
 from omni_thinker.rl.loop import Learner
 from omni_thinker.rl.stream import make_streams
-from omni_thinker.types import Group, Problem, Score
+from omni_thinker.types import Problem
+from scripted import Scripted, in_turns
 
 TASKS = ("a", "b", "c")
 
@@ -34,24 +35,11 @@ class Told(TorchPolicy):
         return super().optim_step(optim)
 
 
-class InTurns:
-    local = True
-
-    async def score(self, group: Group, problem: Problem) -> list[Score]:
-        return [Score.of(float(n % 2)) for n in range(len(group.samples))]
-
-    def check(self, problem: Problem) -> str | None:
-        return None
-
-    def wrong_answer(self, problem: Problem) -> str:
-        return ""
-
-
 def trained(*, serial: bool, skip: int = 0, steps: int = 6) -> list[list[str]]:
     policy = Told()
     pools = {task: [Problem(f"{task}{n}", task, str(n)) for n in range(20)] for task in TASKS}
     spec = RlSpec(group_size=2, kl_every=0, lr=1e-6)
-    rewards, lengths = dict.fromkeys(TASKS, InTurns()), dict.fromkeys(TASKS, 2)
+    rewards, lengths = dict.fromkeys(TASKS, Scripted(in_turns)), dict.fromkeys(TASKS, 2)
     learner = Learner(policy, spec, make_streams(pools, 0), rewards, lengths, serial=serial)
     if skip:
         learner.restore({**learner.state(), "streams": dict.fromkeys(TASKS, 2 * skip)})
