@@ -12,7 +12,7 @@ from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.recipe import ModelSpec, RlSpec
 from omni_thinker.rl.batch import ScoredGroup
 from omni_thinker.rl.loop import Learner
-from omni_thinker.rl.refill import MEMORY, MOST, Refill
+from omni_thinker.rl.refill import MEMORY, Refill
 from omni_thinker.rl.stream import make_streams, stable_seed
 from omni_thinker.schedulers.base import Scheduler
 from omni_thinker.schedulers.mixture import Mixture
@@ -36,7 +36,7 @@ def policy() -> TorchPolicy:
 
 def learner(policy: TorchPolicy, rounds: int) -> Learner:
     pools = {task: [Problem(f"{task}-{n}", task, f"{n}") for n in range(400)] for task in SILENT}
-    spec = RlSpec(group_size=2, refill_rounds=rounds, kl_every=0, lr=1e-6)
+    spec = RlSpec(group_size=2, refill_rounds=rounds, refill_most=8, kl_every=0, lr=1e-6)
     return Learner(
         policy, spec, make_streams(pools, 0), dict.fromkeys(SILENT, Scripted(told)), dict.fromkeys(SILENT, 2)
     )
@@ -74,7 +74,7 @@ def groups(task: str, silent: int, telling: int) -> Sequence[ScoredGroup]:
 
 
 def test_draws_by_hand() -> None:
-    refill = Refill()
+    refill = Refill(8)
     assert refill.draws({"a": 3}) == {"a": 3}, "nothing is known yet"
     refill.saw(groups("a", 7, 3))
     assert refill.silent_rate("a") == 0.7
@@ -87,11 +87,14 @@ def test_draws_by_hand() -> None:
     for _ in range(50):
         refill.begin_step()
         refill.saw(groups("a", 8, 0))
-    assert refill.draws({"a": 3}) == {"a": 3 * MOST}, "no task may eat the budget"
+    assert refill.draws({"a": 3}) == {"a": 3 * 8}, "no task may eat the budget"
+    cheap = Refill(1)
+    cheap.saw(groups("a", 7, 3))
+    assert cheap.draws({"a": 3}) == {"a": 3}, "each is replaced by one"
 
 
 def test_what_it_remembers_survives() -> None:
-    refill, twin = Refill(), Refill()
+    refill, twin = Refill(8), Refill(8)
     refill.saw(groups("a", 7, 3))
     twin.restore(json.loads(json.dumps(refill.state())))
     missing: Mapping[str, int] = {"a": 4}

@@ -116,8 +116,10 @@ class RlSpec(Table):
     minibatches: Positive = 1
     """Optimiser steps per batch of samples; above 1 the later ones are off-policy and clipped."""
     refill_rounds: Count = 1
-    """How often zero-variance groups are replaced by fresh problems of the same task within a step, as many as it
-    lately took to find one with signal (arXiv 2602.05547). 8 keep the trained mix at the asked one, 1 is cheaper."""
+    """How often zero-variance groups are replaced by fresh problems of the same task within a step."""
+    refill_most: Positive = 1
+    """Problems drawn for one that is replaced: as many as it lately took to find one with signal, at most this many
+    (arXiv 2602.05547). Both at 8 keep the trained mix at the asked one; both at 1 are cheap."""
     kl_every: Count = 4
     """Measure the KL to the start every so many steps (0: never). It costs one extra forward pass."""
     score_deadline_s: PositiveFloat = 1800.0

@@ -74,7 +74,7 @@ class Learner:
         self.stops = stops or {}
         self.serial = serial
         self.loss = make_loss(spec)
-        self._refill = Refill()
+        self._refill = Refill(spec.refill_most)
         self._skipped = 0
 
     def step(self, quotas: Mapping[TaskName, int], number: int) -> StepResult:

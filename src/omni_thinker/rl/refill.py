@@ -16,14 +16,14 @@ from omni_thinker.types import TaskName
 
 MEMORY = 0.8
 """What counts of a step, one step later: the policy changes, and with it what tells its samples apart."""
-MOST = 8
-"""Problems drawn for one that is missing, at most: a task that has hardly any signal must not eat the budget."""
 
 
 class Refill:
     """Remembers how often groups of a task carry no signal, and says how many problems to draw for those missing."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        """`most`: problems drawn for one that is missing; a task that has hardly any signal must not eat the budget."""
+        self.most = most
         self._seen: dict[TaskName, float] = {}
         self._silent: dict[TaskName, float] = {}
 
@@ -44,9 +44,9 @@ class Refill:
         return self._silent[task] / seen if seen > 0 else 0.0
 
     def draws(self, missing: Mapping[TaskName, int]) -> dict[TaskName, int]:
-        """How many problems of each task to sample so that about as many as are missing carry signal."""
+        """How many problems of each task to sample so that about as many as are missing carry signal, if `most` lets it."""
         return {
-            task: min(MOST * count, ceil(count / max(1e-9, 1 - self.silent_rate(task)) - 1e-9))
+            task: min(self.most * count, ceil(count / max(1e-9, 1 - self.silent_rate(task)) - 1e-9))
             for task, count in missing.items()
         }
 
