@@ -44,7 +44,7 @@ class Refill:
         return self._silent[task] / seen if seen > 0 else 0.0
 
     def draws(self, missing: Mapping[TaskName, int]) -> dict[TaskName, int]:
-        """How many problems of each task to sample so that about as many as are missing carry signal, if `most` lets it."""
+        """How many problems of each task to sample so that about as many as are missing carry signal, within `most`."""
         return {
             task: min(self.most * count, ceil(count / max(1e-9, 1 - self.silent_rate(task)) - 1e-9))
             for task, count in missing.items()
