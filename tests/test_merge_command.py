@@ -67,7 +67,8 @@ def test_shards_make_the_same_as_one_file(
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
     assert all(torch.equal(loaded[name], own.to(loaded[name].dtype)) for name, own in expected.items())
     assert (tmp_path / "out" / "tokenizer_config.json").read_bytes() == (start / "tokenizer_config.json").read_bytes()
-    assert not (tmp_path / "out.partial").exists()
+    assert not list(tmp_path.glob(".out-*"))
+    assert (tmp_path / "out").stat().st_mode == second.stat().st_mode
 
 
 def test_an_adapter_counts_as_what_it_adds(
@@ -134,4 +135,4 @@ def test_experts_of_another_model_and_torn_files_are_refused(
     (experts[1] / SINGLE).write_bytes(whole[: len(whole) // 2])
     assert "is no safetensors file" in refused("merge", tiny_model, experts[1], "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    assert not (tmp_path / "out.partial").exists()
+    assert not list(tmp_path.glob(".out-*"))

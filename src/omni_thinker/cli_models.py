@@ -61,6 +61,7 @@ def merge_models(
     shard, at a time."""
     import os
     import shutil
+    import tempfile
     import time
 
     from omni_thinker.baselines.merge import merge
@@ -77,22 +78,33 @@ def merge_models(
     origin = _folder(start)
     rule = MergeRule(cast("MergeMethod", method), scale, density, shares, seed)
     began = time.monotonic()
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = None
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
         with working(f"merging {len(experts)} experts into {out}"):
             merge(origin, [_expert(path) for path in experts], rule, partial)
             for path in sorted(origin.iterdir()):  # configuration, tokenizer, licence; not weights in other forms
                 if path.is_file() and path.suffix in (".json", ".jinja", ".txt", ".model", ".md", ""):
                     shutil.copyfile(path, partial / path.name)
+        partial.chmod(0o777 & ~_umask())
         os.rename(partial, out)
     except OSError as exc:
         raise UserError(f"can't be written: {exc.strerror}", file=out, key="--out") from None
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
     seconds = time.monotonic() - began
     typer.echo(f"merged {len(experts)} experts by {method}: {out}")
     finish({"out": str(out), "method": method, "experts": [str(path) for path in experts], "seconds": seconds}, json_)
+
+
+def _umask() -> int:
+    import os
+
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _folder(name: str) -> Path:

@@ -80,12 +80,13 @@ def over_problems(strata: Sequence[Array], resamples: int, confidence: float) ->
     return Interval(low, high, _detectable(float(result.standard_error), sum(map(len, strata)), confidence))
 
 
-def over_seeds_and_problems(strata: Sequence[Array], spread: SeedSpread, confidence: float) -> Interval:
-    """Of the mean of the strata's means. Each stratum, a task, is [S, P]: the same problems for every seed."""
+def over_seeds_and_problems(
+    difference: float, strata: Sequence[Array], spread: SeedSpread, confidence: float
+) -> Interval:
+    """Of `difference`, the mean of the strata's means. A stratum is a task, [S, P]: problems of every seed."""
     seeds = strata[0].shape[0]
     if any(d.shape[1] < MIN_PROBLEMS for d in strata):
         return NOTHING
-    difference = float(np.mean([d.mean() for d in strata]))
     of_seeds = 2 * spread.variance / seeds
     of_problems = sum(float(d.mean(0).var(ddof=1)) / d.shape[1] for d in strata) / len(strata) ** 2
     shared = sum(_noise(d) / d.size for d in strata) / len(strata) ** 2

@@ -72,7 +72,7 @@ def compare_arms(
             strata = list(matched.values()) if task == MACRO else [matched[task]]
             means = [np.nanmean(d, axis=0) for d in strata]
             difference = float(np.mean([d.mean() for d in means]))
-            interval = _interval(strata, means, seeds.spread(task, pair), resamples, level)
+            interval = _interval(difference, strata, means, seeds.spread(task, pair), resamples, level)
             count = sum(len(d) for d in means)
             found.append(
                 Comparison(
@@ -125,10 +125,16 @@ def _task_means(values: Values) -> dict[str, float]:
 
 
 def _interval(
-    strata: Sequence[Array], means: Sequence[Array], spread: SeedSpread | None, resamples: int, confidence: float
+    difference: float,
+    strata: Sequence[Array],
+    means: Sequence[Array],
+    spread: SeedSpread | None,
+    resamples: int,
+    confidence: float,
 ) -> Interval:
     if strata[0].shape[0] == 1:
         return over_problems(means, resamples, confidence)
     if spread is None:
         return NOTHING  # a task without a single score in some seed
-    return over_seeds_and_problems([d[:, ~np.isnan(d).any(axis=0)] for d in strata], spread, confidence)
+    whole = [d[:, ~np.isnan(d).any(axis=0)] for d in strata]
+    return over_seeds_and_problems(difference, whole, spread, confidence)

@@ -70,9 +70,10 @@ def run_study(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, A
         if run.journal.dropped:
             progress.say(f"{run.journal.dropped} entries after the last whole checkpoint are made again")
         if (sees := smallest_difference(bench)) is not None and not resume:
+            count = len(recipe.study.seeds)
             progress.say(
-                f"{len(recipe.study.seeds)} seeds on these test problems see an arm differ from joint training by "
-                f"{100 * sees:.1f} points nine times in ten, if noise is as usual"
+                f"with {count} seed{'s' if count > 1 else ''} and these test problems, {100 * sees:.1f} points between "
+                "an arm and joint training are seen nine times in ten, if noise is as usual"
             )
         asked = f"result of {list(recipe.study.seeds)}, {recipe.study.bootstrap}, {recipe.study.confidence}"
         if (known := run.journal.noted(asked)) is not None:
