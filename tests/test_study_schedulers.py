@@ -145,6 +145,7 @@ def test_no_verdict_before_the_last_seed_and_a_second_one_is_stricter(repo: Path
     assert begin(errors, out, "--resume", "--seeds", "3").wait(280) == 0, errors.read_text("utf-8")[-2000:]
     longer = json.loads((out / "result.json").read_text("utf-8"))
     assert len(longer["arms"]["joint"]) == 3
+    assert any(note.startswith("Tokens sampled and trained, in multiples of joint") for note in longer["notes"])
     assert any("gave a verdict once before" in note and "97.5 %" in note for note in longer["notes"])
 
 

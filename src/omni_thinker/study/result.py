@@ -73,10 +73,24 @@ def to_result(
         "entropy": _entropy(outcomes, bench.judged),
         "probes": [row for o in outcomes for row in _probe_rows(o)],
         "warmup": [_warmup_json(o) for o in outcomes],
-        "notes": _notes(bench, outcomes) + _looks(before, confidence),
+        "notes": _notes(bench, outcomes) + _tokens(outcomes) + _looks(before, confidence),
         "seconds": seconds,
         "machine": machine(),
     }
+
+
+def _tokens(outcomes: Sequence[SeedOutcome]) -> list[str]:
+    """Arms have the same steps, problems and answers; what these take in tokens is another matter, and told."""
+    spent: dict[str, int] = {}
+    for outcome in outcomes:
+        for name, arm in outcome.arms.items():
+            if name not in ("start", "merge") and not name.startswith("single:"):
+                spent[name] = spent.get(name, 0) + arm.spent.tokens_sampled + arm.spent.tokens_trained
+    joint = spent.pop("joint", 0)
+    if not joint or not spent:
+        return []
+    named = ", ".join(f"{name} {tokens / joint:.2f}" for name, tokens in spent.items())
+    return [f"Tokens sampled and trained, in multiples of joint training's: {named}."]
 
 
 def _looks(before: int, confidence: float) -> list[str]:
