@@ -97,6 +97,9 @@ def test_what_is_wrong_is_one_line(tiny_model: Path, experts: list[Path], tmp_pa
         (["--weights", "1,2"], "--weights: takes 1 finite numbers"),
         (["--weights", "one"], "--weights: takes numbers by commas"),
         (["--weights", "nan"], "--weights: takes 1 finite numbers"),
+        (["--scale", "nan"], "--scale: takes a finite number"),
+        (["--density", "0.5"], "--density: is for ties, dare and dare_ties"),
+        (["x" * 300], "EXPERTS: can't be a folder"),
         ([tmp_path / "gone"], "EXPERTS: no such folder"),
         ([tmp_path], "holds neither model.safetensors nor model.safetensors.index.json"),
     ):
@@ -124,6 +127,32 @@ def test_an_index_names_only_what_lies_beside_it(
 ) -> None:
     (experts[0] / INDEX).write_text(index, "utf-8")
     assert words in refused("merge", tiny_model, experts[0], "--out", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("[]", "one of another kind"),
+        ('{"peft_type": "IA3"}', "one of another kind"),
+        ('{"peft_type": "LORA"}', "its r and lora_alpha"),
+        ('{"r": 0, "lora_alpha": 4}', "its r and lora_alpha"),
+        ('{"r": 2, "lora_alpha": NaN}', "its r and lora_alpha"),
+        ('{"r": 2, "lora_alpha": 4}', "has another shape than"),
+        ("{", "not a LoRA adapter"),
+    ],
+)
+def test_adapters_that_are_none_are_one_line(
+    config: str, words: str, tiny_model: Path, tmp_path: Path, refused: Refused
+) -> None:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(config, "utf-8")
+    name = "base_model.model.model.layers.0.mlp.down_proj"
+    factors = {f"{name}.lora_A.weight": torch.ones(2, 3), f"{name}.lora_B.weight": torch.ones(4, 5)}
+    save_file(factors, folder / "adapter_model.safetensors")
+    assert words in refused("merge", tiny_model, folder, "--out", tmp_path / "out")
+    (folder / "adapter_model.safetensors").write_bytes(b"torn")
+    assert "not a LoRA adapter" in refused("merge", tiny_model, folder, "--out", tmp_path / "out")
 
 
 def test_experts_of_another_model_and_torn_files_are_refused(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +54,16 @@ def test_side_by_side_is_one_after_another(repo: Path, tmp_path: Path, monkeypat
     assert "result.json" not in os.listdir(out)
     assert not at_work(out)
 
+    for change, words in (
+        (("--set", "rl.lr=0.5"), "rl.lr was 0.001, is 0.5"),
+        (("--seeds", "1"), "study.seeds was [0, 3]"),
+    ):
+        assert begin(errors, out, "--resume", "--jobs", "2", *change).wait(100) == 2
+        assert words in errors.read_text("utf-8").splitlines()[-1]
     process = begin(errors, out, "--resume", "--jobs", "2")
     wait_for(process, journalled(out / "seeds" / "0", "train joint"))
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    until = time.monotonic() + 120  # seeds of a parent that was killed outright end by themselves
-    while at_work(out):
-        assert time.monotonic() < until
-        time.sleep(0.2)
-
     assert begin(errors, out, "--resume").wait(280) == 0, errors.read_text("utf-8")[-2000:]
     assert uncounted(traces(out)) == uncounted(traces(calm))
     assert journal(out) == journal(calm)
@@ -80,6 +80,15 @@ def test_a_seed_that_fails_is_named_and_the_others_stop(repo: Path, tmp_path: Pa
     line = errors.read_text("utf-8").splitlines()[-1]
     assert "ended early" in line
     assert ".log" in line
+
+
+def test_a_folder_of_that_name_is_left_alone(repo: Path, tmp_path: Path) -> None:
+    errors, out = tmp_path / "err", tmp_path / "run"
+    (out / "seeds").mkdir(parents=True)
+    (out / "seeds" / "mine").write_text("kept", "utf-8")
+    assert begin(errors, repo / "recipes" / "tiny.toml", "--out", out, *SEEDS, "--jobs", "2").wait(100) == 2
+    assert "is there already" in errors.read_text("utf-8")
+    assert [path.name for path in (out / "seeds").iterdir()] == ["mine"]
 
 
 def test_a_budget_is_not_split(repo: Path, tmp_path: Path) -> None:

@@ -433,7 +433,7 @@ def _run(
         from omni_thinker.runs.rundir import check_free
 
         check_free(target)
-    from omni_thinker.study.parallel import is_parallel, run_parallel
+    from omni_thinker.study.parallel import follow_parent, is_parallel, run_parallel
     from omni_thinker.study.study import describe, run_study
 
     if dry_run:
@@ -443,9 +443,10 @@ def _run(
             typer.echo(f"{key}: {value}")
         finish(summary, json_)
         return
+    follow_parent()
     try:
         with _in_recipe(recipe):
-            if is_parallel(target) or (jobs > 1 and not resume):
+            if is_parallel(target) if resume else jobs > 1:
                 result = run_parallel(loaded, target, jobs, resume=resume, options=options)
             else:
                 result = run_study(loaded, target, resume=resume)

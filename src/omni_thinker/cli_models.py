@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -72,8 +73,12 @@ def merge_models(
         raise UserError(f"takes {', '.join(_METHODS)}, got {method!r}", key="--method")
     if not 0 < density <= 1:
         raise UserError(f"takes a share above 0, up to 1, got {density:g}", key="--density")
+    if density < 1 and method == "linear":
+        raise UserError("is for ties, dare and dare_ties: linear keeps all of a change", key="--density")
+    if not isfinite(scale):
+        raise UserError(f"takes a finite number, got {scale:g}", key="--scale")
     shares = _numbers(weights, len(experts))
-    if out.exists():
+    if _is_there(out, "--out"):
         raise UserError("exists already; name another folder", file=out, key="--out")
     origin = _folder(start)
     rule = MergeRule(cast("MergeMethod", method), scale, density, shares, seed)
@@ -90,7 +95,7 @@ def merge_models(
         partial.chmod(0o777 & ~_umask())
         os.rename(partial, out)
     except OSError as exc:
-        raise UserError(f"can't be written: {exc.strerror}", file=out, key="--out") from None
+        raise UserError(f"can't be written: {exc.strerror or exc}", file=out, key="--out") from None
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
@@ -120,14 +125,19 @@ def _expert(path: Path) -> Expert:
     from omni_thinker.baselines.adapters import Adapter
     from omni_thinker.baselines.merge import Weights
 
-    if not path.is_dir():
+    if not _is_there(path, "EXPERTS") or not path.is_dir():
         raise UserError("no such folder", file=path, key="EXPERTS")
     return Adapter(path) if (path / "adapter_config.json").exists() else Weights(path)
 
 
-def _numbers(text: str, count: int) -> tuple[float, ...]:
-    from math import isfinite
+def _is_there(path: Path, key: str) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError) as exc:
+        raise UserError(f"can't be a folder: {exc}", file=f"{path!s:.80}", key=key) from None
 
+
+def _numbers(text: str, count: int) -> tuple[float, ...]:
     if not text:
         return ()
     try:

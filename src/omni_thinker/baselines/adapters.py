@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from math import isfinite
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from omni_thinker.baselines.tensors import Shapes
@@ -28,7 +30,8 @@ class Adapter:
         if unknown := set(self._factors) - set(shapes):
             raise UserError(f"adapts {min(unknown)!r}, which {start} doesn't have", file=self.folder)
         for name, (up, down, _) in self._factors.items():
-            if [up.shape[0], down.shape[1]] != list(shapes[name]):
+            fits = up.dim() == down.dim() == 2 and up.shape[1] == down.shape[0]
+            if not fits or [up.shape[0], down.shape[1]] != list(shapes[name]):
                 raise UserError(f"has another shape than {start} at {name!r}", file=self.folder)
 
     def change(self, name: str, origin: torch.Tensor) -> torch.Tensor | None:
@@ -43,12 +46,17 @@ def _factors(folder: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor, float]
     try:
         config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
         factors = load_file(folder / "adapter_model.safetensors")
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, RecursionError, SafetensorError) as exc:
         raise UserError(f"not a LoRA adapter: {exc}", file=folder) from None
+    if not isinstance(config, dict) or config.get("peft_type", "LORA") != "LORA":
+        raise UserError("not a LoRA adapter, but one of another kind", file=folder)
     kinds = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "modules_to_save")
     if any(config.get(kind) for kind in kinds) or config.get("bias", "none") != "none":
         raise UserError("only plain LoRA adapters can be added up", file=folder)
-    share = config["lora_alpha"] / config["r"]
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float) or not isfinite(alpha):
+        raise UserError("its r and lora_alpha are no rank and no number", file=folder / "adapter_config.json")
+    share = alpha / rank
     found = {}
     for name, down in factors.items():
         module = name.removesuffix(".lora_A.weight")

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import combinations
+from math import isfinite
 from typing import Any
 
 import torch
@@ -46,6 +47,9 @@ class TaskGradients:
     @contextmanager
     def watching(self, groups: Sequence[TrainGroup], into: Sketches) -> Iterator[None]:
         """While a micro-batch of `groups` is run forward and back, add its tasks' sketches to `into`."""
+        if not self._layers:
+            yield
+            return
         tasks = list(dict.fromkeys(group.task for group in groups))
         for task in tasks:
             into.setdefault(task, torch.zeros(len(self._layers) * RANK * RANK))
@@ -98,13 +102,13 @@ def _owners(groups: Sequence[TrainGroup], tasks: Sequence[TaskName], shape: Sequ
 
 def norms(sketches: Mapping[TaskName, torch.Tensor]) -> dict[TaskName, float]:
     """Of each task's gradient in the layers that are watched, about."""
-    return {task: float(own.norm()) for task, own in sketches.items()}
+    return {task: norm for task, own in sketches.items() if isfinite(norm := float(own.norm()))}
 
 
 def alignments(sketches: Mapping[TaskName, torch.Tensor]) -> dict[TaskName, float]:
     """The mean cosine of each task's gradient with every other task's, in [-1, 1]; of tasks that have a gradient, where
     there are two or more."""
-    told = {task: own / own.norm() for task, own in sketches.items() if float(own.norm()) > 0}
+    told = {task: sketches[task] / norm for task, norm in norms(sketches).items() if norm > 0}
     cosines: dict[TaskName, list[float]] = {task: [] for task in told}
     for a, b in combinations(told, 2):
         cosine = float(told[a] @ told[b])

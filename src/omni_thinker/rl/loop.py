@@ -162,7 +162,7 @@ class Learner:
 
     def _order(self, quotas: Mapping[TaskName, int]) -> list[TaskName]:
         """Of this step's tasks, drawn anew for each step; the same whenever the step is made again."""
-        taken = [f"{task} {stream.taken}" for task, stream in sorted(self.streams.items())]
+        taken = [f"{task} {stream.seed} {stream.taken}" for task, stream in sorted(self.streams.items())]
         order = np.random.default_rng(stable_seed("serial", *taken)).permutation(len(quotas))
         return [list(quotas)[int(place)] for place in order]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from omni_thinker.recipe import Recipe, scheduled_arms
-from omni_thinker.study.intervals import expected_detectable
+from omni_thinker.study.intervals import MIN_PROBLEMS, expected_detectable
 from omni_thinker.study.probing import SEQUENTIAL, TRAINED, charged_steps, probe_work, single_tasks
 from omni_thinker.study.scheduled import stages_of
 from omni_thinker.study.setup import Bench
@@ -16,11 +16,22 @@ def smallest_difference(bench: Bench) -> float | None:
     study = bench.recipe.study
     names = [*(TRAINED & set(study.arms)), *({"merge"} & set(study.arms)), *scheduled_arms(study)]
     against = rivals(names)
-    if "joint" not in names or not against:
-        return None
     problems = [len(own) for own in bench.pools["test"].values()]
+    if "joint" not in names or not against or min(problems) < MIN_PROBLEMS:
+        return None
     samples = bench.recipe.evaluation.samples
     return expected_detectable(problems, len(study.seeds), len(names), samples, study.confidence, rivals=len(against))
+
+
+def power_words(bench: Bench) -> str:
+    """What `smallest_difference` says, in words; empty where it says nothing."""
+    sees, count = smallest_difference(bench), len(bench.recipe.study.seeds)
+    if sees is None:
+        return ""
+    return (
+        f"with {count} seed{'s' if count > 1 else ''} and these test problems, {100 * sees:.1f} points between an arm "
+        "and joint training are seen nine times in ten, if noise is as usual"
+    )
 
 
 def expected_work(recipe: Recipe) -> tuple[dict[str, int], dict[str, float]]:

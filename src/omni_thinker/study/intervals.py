@@ -21,6 +21,9 @@ from scipy.stats import t as student
 
 Array = NDArray[np.float64]
 
+_FEW = 3
+"""Degrees of freedom of a spread that is not to be trusted by itself."""
+
 MIN_PROBLEMS = 6
 """Fewer problems of a task show nothing, however alike: a sign test on five has p = 1/16."""
 POWER = 0.9
@@ -95,8 +98,10 @@ def over_seeds_and_problems(
         return Interval(difference, difference, None)
     problems = sum(d.shape[1] - 1 for d in strata)
     freedom = variance**2 / (of_seeds**2 / spread.freedom + of_problems**2 / problems)
-    # Where only one of the two counts, no fewer degrees than it has itself.
-    freedom = max(freedom, min(spread.freedom, problems))
+    # Where only one of the two counts, no fewer degrees than it has itself; but a spread of a few degrees may be near 0
+    # by luck, and must not be taken for none.
+    least = min(spread.freedom, problems)
+    freedom = least if spread.freedom < _FEW else max(freedom, least)
     half = float(student.ppf((1 + confidence) / 2, freedom)) * sqrt(variance)
     return Interval(difference - half, difference + half, _detectable(sqrt(variance), freedom, confidence))
 
@@ -120,6 +125,7 @@ def expected_detectable(
     if seeds > 1 and own > 0:
         pooled = max(1, (arms - 1) * (seeds - 1))
         freedom = max(variance**2 / (of_seeds**2 / pooled + of_problems**2 / own), min(pooled, own))
+        freedom = min(pooled, own) if pooled < _FEW else freedom
     found = _detectable(sqrt(variance), freedom, 1 - (1 - confidence) / max(1, rivals))
     return min(1.0, found)
 

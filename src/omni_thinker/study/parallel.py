@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from omni_thinker.errors import UserError
-from omni_thinker.recipe import Recipe
+from omni_thinker.recipe import Recipe, load_recipe
 from omni_thinker.runs.join import join_runs
 from omni_thinker.runs.journal import NAME as JOURNAL
+from omni_thinker.runs.lock import Lock
 from omni_thinker.runs.progress import Progress
 from omni_thinker.runs.rundir import RunDir, check_free
-from omni_thinker.study.ahead import expected_work
+from omni_thinker.study.ahead import expected_work, power_words
+from omni_thinker.study.resume import refuse_changes
 from omni_thinker.study.setup import prepare
 from omni_thinker.study.study import LOGS, run_study
 
@@ -29,6 +33,7 @@ SEEDS = "seeds"
 _WAIT_S = 40.0
 """For a process that was asked to stop: a step and a checkpoint."""
 _LOOK_S = 0.2
+_FOLLOWS = "OMNI_THINKER_FOLLOWS"
 
 
 def is_parallel(out: Path) -> bool:
@@ -44,80 +49,140 @@ def run_parallel(
     Raises UserError before anything is written for whatever can be checked beforehand, and where a seed ends with an
     error; the others are then stopped, and kept.
     """
-    endpoint = recipe.judge.endpoint
-    if recipe.judge.kind == "endpoint" and endpoint and endpoint.budget.model_dump(exclude_defaults=True):
-        raise UserError("can't be split among processes; leave out --jobs", key="judge.endpoint.budget")
-    if not resume:
+    _check_limits(recipe)
+    now = recipe.model_dump(mode="json")
+    if resume:
+        refuse_changes(out, load_recipe(out / "recipe.toml").model_dump(mode="json"), now)
+    else:
         check_free(out)
-        expected_work(recipe)
-        prepare(recipe)
+        if (out / SEEDS).exists():
+            raise UserError("is there already; choose another --out", file=out / SEEDS)
+    expected_work(recipe)
+    bench = prepare(recipe)
     run = RunDir(out, recipe, resume=resume)
-    if not (out / JOURNAL).exists():
-        with Progress({}, {}) as progress:
-            progress.say(f"study {recipe.name!r} into {out}: {len(recipe.study.seeds)} seeds, {jobs} at a time")
-            _run_all(recipe, out, jobs, options, progress)
-        parts = [out / SEEDS / str(seed) for seed in recipe.study.seeds]
-        join_runs(parts, out, LOGS, {"recipe": recipe.model_dump(mode="json")})
+    run.write_recipe(recipe)
+    with Progress({}, {}) as progress:
+        count = len(recipe.study.seeds)
+        progress.say(f"study {recipe.name!r} into {out}: {count} seeds, {min(jobs, count)} at a time")
+        if not resume and (words := power_words(bench)):
+            progress.say(words)
+        _Processes(recipe, out, jobs, options).run(progress)
+    parts = {seed: out / SEEDS / str(seed) for seed in recipe.study.seeds}
+    join_runs(list(parts.values()), out, LOGS, {"recipe": now})
     run.close()
     result = run_study(recipe, out, resume=True)
-    shutil.rmtree(out / SEEDS, ignore_errors=True)
+    for seed, part in parts.items():
+        shutil.rmtree(part, ignore_errors=True)
+        _log(out, seed).unlink(missing_ok=True)
+    if not any((out / SEEDS).iterdir()):
+        (out / SEEDS).rmdir()
     return result
 
 
-def _run_all(recipe: Recipe, out: Path, jobs: int, options: Sequence[str], progress: Progress) -> None:
-    waiting, running = list(enumerate(recipe.study.seeds)), dict[int, subprocess.Popen[bytes]]()
-    shown = 0.0
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                place, seed = waiting.pop(0)
-                running[seed] = _start(out, seed, place, jobs, options)
-            for seed, process in list(running.items()):
-                if process.poll() is None:
-                    continue
-                del running[seed]
-                if process.returncode:
-                    raise UserError(f"seed {seed} ended early: {_last_line(out, seed)}", file=_log(out, seed))
-                progress.say(f"seed {seed} has ended")
-            if running and time.monotonic() - shown > 1:
-                shown = time.monotonic()
-                progress.show(" | ".join(f"seed {seed}: {_last_line(out, seed)}" for seed in running))
-            time.sleep(_LOOK_S)
-    finally:
-        _stop(running.values())
+def follow_parent() -> None:
+    """End as by SIGTERM once the process that started this one is gone, however it went: it holds the other end of
+    this one's standard input. Does nothing in a process that wasn't started here."""
+    if os.environ.pop(_FOLLOWS, ""):
+
+        def watch() -> None:
+            while os.read(0, 1):  # not sys.stdin, whose lock would be held when this process ends
+                pass
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        threading.Thread(target=watch, name="omni-parent", daemon=True).start()
 
 
-def _start(out: Path, seed: int, place: int, jobs: int, options: Sequence[str]) -> subprocess.Popen[bytes]:
-    folder = out / SEEDS / str(seed)
-    folder.parent.mkdir(exist_ok=True)
-    if (folder / JOURNAL).exists():
-        arguments = [str(folder), "--resume"]
-    else:
-        shutil.rmtree(folder, ignore_errors=True)  # stopped before its first move
-        arguments = [str(out / "recipe.toml"), "--out", str(folder)]
-    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs)), **os.environ}
-    if (gpus := _gpus()) > 1:
-        environment["CUDA_VISIBLE_DEVICES"] = str(place % gpus)
-    with _log(out, seed).open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "omni_thinker", "study", *arguments, *options, "--set", f"study.seeds=[{seed}]"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=log,
-            env=environment,
-            start_new_session=True,  # a Ctrl-C is passed on once, not heard twice
-        )
+def _check_limits(recipe: Recipe) -> None:
+    """Raises UserError for limits that every process would take for its own."""
+    endpoint = recipe.judge.endpoint
+    if recipe.judge.kind != "endpoint" or endpoint is None:
+        return
+    for key in ("budget", "requests_per_minute", "tokens_per_minute"):
+        if key in endpoint.model_dump(exclude_defaults=True):
+            raise UserError("can't be split among processes; leave out --jobs", key=f"judge.endpoint.{key}")
 
 
-def _stop(processes: Sequence[subprocess.Popen[bytes]] | Any) -> None:
-    for process in processes:
-        process.terminate()
-    for process in processes:
+class _Processes:
+    """One for each seed, so many at a time."""
+
+    def __init__(self, recipe: Recipe, out: Path, jobs: int, options: Sequence[str]) -> None:
+        self.seeds, self.out, self.options = list(recipe.study.seeds), out, tuple(options)
+        self.jobs = min(jobs, len(self.seeds))
+        self.running: dict[int, tuple[subprocess.Popen[bytes], str]] = {}
+        self.devices = _devices()
+
+    def run(self, progress: Progress) -> None:
+        """Raises UserError where one ends with an error; the others are stopped then, and kept."""
+        waiting, shown = list(self.seeds), 0.0
         try:
-            process.wait(_WAIT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            while waiting or self.running:
+                while waiting and len(self.running) < self.jobs:
+                    self._start(waiting.pop(0))
+                for seed, (process, device) in list(self.running.items()):
+                    if process.poll() is None:
+                        continue
+                    del self.running[seed]
+                    self.devices += [device] if device else []
+                    if process.returncode:
+                        raise UserError(
+                            f"seed {seed} ended early: {_last_line(self.out, seed)}", file=_log(self.out, seed)
+                        )
+                    progress.say(f"seed {seed} has ended")
+                if self.running and time.monotonic() - shown > 1:
+                    shown = time.monotonic()
+                    progress.show(" | ".join(f"seed {seed}: {_last_line(self.out, seed)}" for seed in self.running))
+                time.sleep(_LOOK_S)
+        finally:
+            self._stop()
+
+    def _start(self, seed: int) -> None:
+        folder = self.out / SEEDS / str(seed)
+        folder.parent.mkdir(exist_ok=True)
+        _await_free(folder)
+        if (folder / JOURNAL).exists():
+            arguments = [str(folder), "--resume"]
+        else:
+            shutil.rmtree(folder, ignore_errors=True)  # stopped before its first move
+            arguments = [str(self.out / "recipe.toml"), "--out", str(folder)]
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        environment = {"OMP_NUM_THREADS": str(max(1, cores // self.jobs)), **os.environ, _FOLLOWS: "1"}
+        device = self.devices.pop(0) if self.devices else ""
+        if device:
+            environment["CUDA_VISIBLE_DEVICES"] = device
+        last = (*self.options, "--set", f"study.seeds=[{seed}]")
+        with _log(self.out, seed).open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "omni_thinker", "study", *arguments, *last],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                env=environment,
+                start_new_session=True,  # a Ctrl-C is passed on once, not heard twice
+            )
+        self.running[seed] = process, device
+
+    def _stop(self) -> None:
+        for process, _ in self.running.values():
+            process.terminate()
+        for process, _ in self.running.values():
+            try:
+                process.wait(_WAIT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _await_free(folder: Path) -> None:
+    """Until a process that outlived its parent has let go. Raises UserError where it doesn't."""
+    until = time.monotonic() + _WAIT_S
+    while folder.is_dir():
+        try:
+            Lock(folder).release()
+            return
+        except UserError:
+            if time.monotonic() > until:
+                raise
+        time.sleep(_LOOK_S)
 
 
 def _log(out: Path, seed: int) -> Path:
@@ -132,7 +197,12 @@ def _last_line(out: Path, seed: int) -> str:
     return lines[-1].strip() if lines else "begins"
 
 
-def _gpus() -> int:
+def _devices() -> list[str]:
+    """GPUs that this process may use, where there are several to be dealt out."""
     import torch
 
-    return torch.cuda.device_count()
+    count = torch.cuda.device_count()
+    if count < 2:
+        return []
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return [name.strip() for name in named.split(",")][:count] if named else [str(place) for place in range(count)]

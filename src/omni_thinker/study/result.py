@@ -11,15 +11,17 @@ from omni_thinker.isolation import launch
 from omni_thinker.recipe import Recipe
 from omni_thinker.rl.evaluate import Estimate, Evaluation
 from omni_thinker.runs.machine import machine
+from omni_thinker.schedulers.stages import even_stages
 from omni_thinker.study.entropy import entropy_finding, stage_changes
 from omni_thinker.study.probing import Probed
 from omni_thinker.study.scheduled import joint_weights
-from omni_thinker.study.session import ArmResult, Spent
+from omni_thinker.study.session import ArmResult, Spent, Stage
 from omni_thinker.study.setup import Bench
 from omni_thinker.study.statistics import Values, compare_arms
 from omni_thinker.study.verdict import verdict
 from omni_thinker.transfer.assumptions import check_assumptions
-from omni_thinker.transfer.forecast import Interval, Joint, Merge, in_order, measured
+from omni_thinker.transfer.forecast import Interval, Joint, Merge, measured
+from omni_thinker.transfer.forecast import Stage as PlannedStage
 from omni_thinker.transfer.forecast import Stages as StagePlan
 from omni_thinker.transfer.forecasters import make_forecaster
 from omni_thinker.transfer.matrix import TransferMatrix
@@ -69,7 +71,7 @@ def to_result(
         "arms": arms,
         "comparisons": [c.to_json() | ({"shown": False} if left else {}) for c in comparisons],
         "forecasts": [row for o in outcomes for row in _forecast_rows(o, bench.recipe)],
-        "assumptions": _assumptions(outcomes),
+        "assumptions": _assumptions(outcomes, bench.recipe),
         "entropy": _entropy(outcomes, bench.judged),
         "probes": [row for o in outcomes for row in _probe_rows(o)],
         "warmup": [_warmup_json(o) for o in outcomes],
@@ -149,9 +151,9 @@ def _forecast_rows(outcome: SeedOutcome, recipe: Recipe) -> list[dict[str, Any]]
     if outcome.plan is None or outcome.matrix is None:
         return []
     predict = make_forecaster(outcome.plan.forecaster, outcome.matrix)
-    # The order that was trained: where the rest was planned anew, it is not the first plan's.
-    trained = {name: tuple(stage.task for stage in arm.stages) for name, arm in outcome.arms.items() if arm.stages}
-    plans: dict[str, StagePlan | Joint | Merge] = {name: in_order(order) for name, order in trained.items()}
+    # What was trained: where the rest was planned anew, it is not the first plan's order.
+    trained = {name: arm for name, arm in outcome.arms.items() if arm.stages}
+    plans: dict[str, StagePlan | Joint | Merge] = {name: _as_trained(arm, recipe) for name, arm in trained.items()}
     plans |= {"joint": Joint(joint_shares(recipe)), "merge": Merge(recipe.study.merge_scale)}
     rows = []
     for arm, plan in plans.items():
@@ -175,6 +177,19 @@ def _forecast_rows(outcome: SeedOutcome, recipe: Recipe) -> list[dict[str, Any]]
     return rows
 
 
+def _as_trained(arm: ArmResult, recipe: Recipe) -> StagePlan:
+    """An arm's stages, in passes: 1 is as long as a stage of the curriculum."""
+    whole = dict(even_stages(list(recipe.tasks), recipe.study.steps))
+    even = sum(stage.steps for stage in arm.stages) == recipe.study.steps and len(arm.stages) == len(whole)
+
+    def passes(stage: Stage) -> float:
+        # Which tasks of an even sequence get a step more depends on the order; that is no other length.
+        same = even and abs(stage.steps - whole[stage.task]) <= 1
+        return 1.0 if same else stage.steps / whole[stage.task]
+
+    return tuple(PlannedStage(stage.task, passes(stage)) for stage in arm.stages)
+
+
 def joint_shares(recipe: Recipe) -> dict[TaskName, float]:
     """Each task's share of joint training."""
     weights = joint_weights(recipe)
@@ -182,11 +197,15 @@ def joint_shares(recipe: Recipe) -> dict[TaskName, float]:
     return {task: weight / total for task, weight in weights.items()}
 
 
-def _assumptions(outcomes: Sequence[SeedOutcome]) -> list[dict[str, Any]]:
-    """A1 and A2, tested on the stages of every seed's sequences."""
+def _assumptions(outcomes: Sequence[SeedOutcome], recipe: Recipe) -> list[dict[str, Any]]:
+    """A1 and A2, tested on the stages of every seed's sequences of whole stages."""
     rows = []
     for outcome in outcomes:
-        runs = [stages_seen(arm) for arm in outcome.arms.values() if arm.stages]
+        runs = [
+            stages_seen(arm)
+            for arm in outcome.arms.values()
+            if arm.stages and all(stage.passes == 1 for stage in _as_trained(arm, recipe))
+        ]
         if outcome.matrix is not None and runs:
             rows += [{"seed": outcome.seed, **v.to_json()} for v in check_assumptions(outcome.matrix, runs)]
     return rows
@@ -252,8 +271,9 @@ def _notes(bench: Bench, outcomes: Sequence[SeedOutcome]) -> list[str]:
     notes = [
         "Accuracy is the mean score of "
         f"{recipe.evaluation.samples} answers per problem at temperature {recipe.evaluation.temperature:g}.",
-        f"Every trained arm had {recipe.study.steps} RL steps of {recipe.rl.problems_per_step} problems x "
+        f"Every trained arm had {recipe.study.steps} RL steps that asked for {recipe.rl.problems_per_step} problems x "
         f"{recipe.rl.group_size} samples"
+        + (", 'charged' fewer by those of its probe" if "charged" in recipe.study.arms else "")
         + (
             "; the single-task arms only their probe."
             if recipe.study.single_budget == "stage" and "single" in recipe.study.arms

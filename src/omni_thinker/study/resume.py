@@ -51,14 +51,18 @@ def check_recipe(run: RunDir, recipe: Recipe) -> None:
     kept = run.journal.once("recipe", lambda: now)
     if not isinstance(kept, dict):
         raise UserError("holds no recipe", file=run.path / JOURNAL)
+    refuse_changes(run.path, kept, now)
+    _check_model(run, recipe.model.name)
+    run.write_recipe(recipe)
+
+
+def refuse_changes(path: Path, kept: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises UserError, naming each key, where a run in `path` that began with `kept` can't go on with `now`."""
     changed = [line for key, old, new in _differences(kept, now) if (line := _line(key, old, new))]
     if changed:
         raise UserError(
-            f"the run was begun otherwise: {'; '.join(changed)}; leave that as it was, or begin another run",
-            file=run.path,
+            f"the run was begun otherwise: {'; '.join(changed)}; leave that as it was, or begin another run", file=path
         )
-    _check_model(run, recipe.model.name)
-    run.write_recipe(recipe)
 
 
 def _check_model(run: RunDir, name: str) -> None:

@@ -53,10 +53,11 @@ class Spent:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of a curriculum that has ended: its task, and every task's validation accuracy and entropy."""
+    """A stage of a curriculum that has ended: its task, every task's validation accuracy and entropy, and its steps."""
 
     task: TaskName
     evaluation: Evaluation
+    steps: int
 
 
 @dataclass
@@ -227,7 +228,7 @@ class Session:
                 since_reset += 1
                 stage = scheduler.stage(step)
                 if stage_ends and stage is not None and (step + 1 == steps or scheduler.stage(step + 1) != stage):
-                    stages.append(Stage(stage, self.evaluate(arm, "validation", step + 1, stage)))
+                    stages.append(Stage(stage, self.evaluate(arm, "validation", step + 1, stage), since_reset))
                     if on_stage is not None:
                         on_stage(stages)
                 if at_step is not None:

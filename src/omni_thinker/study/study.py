@@ -25,7 +25,7 @@ from omni_thinker.runs.rundir import RunDir, check_free
 from omni_thinker.schedulers.base import Scheduler
 from omni_thinker.schedulers.mixture import Mixture
 from omni_thinker.schedulers.stages import Stages, even_stages
-from omni_thinker.study.ahead import expected_work, smallest_difference
+from omni_thinker.study.ahead import expected_work, power_words, smallest_difference
 from omni_thinker.study.checkpoints import usable
 from omni_thinker.study.probing import (
     Probed,
@@ -69,17 +69,12 @@ def run_study(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, A
         progress.say(f"study {recipe.name!r} into {out}" + (", going on" if run.journal.replaying else ""))
         if run.journal.dropped:
             progress.say(f"{run.journal.dropped} entries after the last whole checkpoint are made again")
-        if (sees := smallest_difference(bench)) is not None and not resume:
-            count = len(recipe.study.seeds)
-            progress.say(
-                f"with {count} seed{'s' if count > 1 else ''} and these test problems, {100 * sees:.1f} points between "
-                "an arm and joint training are seen nine times in ten, if noise is as usual"
-            )
+        if not resume and (words := power_words(bench)):
+            progress.say(words)
         asked = f"result of {list(recipe.study.seeds)}, {recipe.study.bootstrap}, {recipe.study.confidence}"
         if (known := run.journal.noted(asked)) is not None:
             progress.say("this study has ended; nothing is left to do")
-            if not (out / "result.json").exists():
-                run.write_json("result.json", known)
+            run.write_json("result.json", known)  # the file may be gone, or of a look with more seeds
             return dict(known)
         outcomes = []
         for seed in recipe.study.seeds:

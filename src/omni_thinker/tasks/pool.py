@@ -150,6 +150,8 @@ class PooledTask(ABC):
                     key=f"tasks.{self.name}.{'pools' if self.pools else 'difficulty'}",
                 )
             found += [(item, difficulty) for item in items]
+        if self.pools:  # evaluations take the first so many, which must hold every pool
+            found.sort(key=lambda pair: content_hash(f"{self.seed} {pair[0].prompt}"))
         return tuple(
             Problem(
                 f"{self.name}-{split}-{i}",
