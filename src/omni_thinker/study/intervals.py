@@ -103,7 +103,9 @@ def over_seeds_and_problems(
     least = min(spread.freedom, problems)
     freedom = least if spread.freedom < _FEW else max(freedom, least)
     half = float(student.ppf((1 + confidence) / 2, freedom)) * sqrt(variance)
-    return Interval(difference - half, difference + half, _detectable(sqrt(variance), freedom, confidence))
+    seen = _detectable(sqrt(variance), freedom, confidence)
+    # Scores lie in [0, 1], so differences in [-1, 1].
+    return Interval(max(-1.0, difference - half), min(1.0, difference + half), seen if seen <= 1 else None)
 
 
 def expected_detectable(
