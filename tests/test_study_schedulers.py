@@ -117,7 +117,7 @@ SEEDS = (
     *("--set", 'study.arms=["start", "joint", "charged"]'),
     *("--set", "study.steps=12"),
     *("--set", 'study.probes=["short"]'),
-    *("--set", "study.probe_share=0.5"),
+    *("--set", "study.probe_share=0.2"),
     *("--set", "study.seeds=[0, 1]"),
 )
 
