@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omni_thinker.schedulers.adaptive import Adaptive, softmax
+from omni_thinker.rl.shares import softmax
+from omni_thinker.schedulers.adaptive import Adaptive
 from omni_thinker.schedulers.base import Scheduler
 from omni_thinker.schedulers.dump import Dump
 from omni_thinker.schedulers.mixture import Mixture

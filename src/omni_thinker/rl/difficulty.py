@@ -8,9 +8,9 @@ Schedulers above see one task.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import exp
 from typing import Any
 
+from omni_thinker.rl.shares import softmax
 from omni_thinker.rl.stream import ProblemStream, stable_seed
 from omni_thinker.types import POOL, Problem, TaskName
 
@@ -33,10 +33,7 @@ class PooledStream(ProblemStream):
         self._owed = dict.fromkeys(self.parts, 0.0)
 
     def shares(self) -> dict[str, float]:
-        most = max(self.values.values())
-        weights = {name: exp((value - most) / TEMPERATURE) for name, value in self.values.items()}
-        total = sum(weights.values())
-        return {name: weight / total for name, weight in weights.items()}
+        return softmax(self.values, TEMPERATURE)
 
     def take(self, count: int) -> list[tuple[Problem, int]]:
         shares, taken = self.shares(), []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from math import exp
 from typing import Any
 
 from omni_thinker.types import TaskName
@@ -65,14 +64,6 @@ class Adaptive(ABC):
 
     @abstractmethod
     def recall(self, state: Mapping[str, Any]) -> None: ...
-
-
-def softmax(values: Mapping[TaskName, float], temperature: float) -> dict[TaskName, float]:
-    """Shares in proportion to exp(value / temperature)."""
-    most = max(values.values())
-    weights = {task: exp((value - most) / temperature) for task, value in values.items()}
-    total = sum(weights.values())
-    return {task: weight / total for task, weight in weights.items()}
 
 
 def learnability(metrics: Mapping[str, float], tasks: Sequence[TaskName]) -> dict[TaskName, float]:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from math import log, sqrt
 from typing import Any
 
-from omni_thinker.schedulers.adaptive import Adaptive, Shares, softmax
+from omni_thinker.rl.shares import softmax
+from omni_thinker.schedulers.adaptive import Adaptive, Shares
 from omni_thinker.types import TaskName
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from omni_thinker.schedulers.adaptive import Adaptive, Shares, learnability, softmax
+from omni_thinker.rl.shares import softmax
+from omni_thinker.schedulers.adaptive import Adaptive, Shares, learnability
 from omni_thinker.types import TaskName
 
 

@@ -97,11 +97,7 @@ def over_seeds_and_problems(
     if variance == 0:
         return Interval(difference, difference, None)
     problems = sum(d.shape[1] - 1 for d in strata)
-    freedom = variance**2 / (of_seeds**2 / spread.freedom + of_problems**2 / problems)
-    # Where only one of the two counts, no fewer degrees than it has itself; but a spread of a few degrees may be near 0
-    # by luck, and must not be taken for none.
-    least = min(spread.freedom, problems)
-    freedom = least if spread.freedom < _FEW else max(freedom, least)
+    freedom = _freedom(variance, of_seeds, spread.freedom, of_problems, problems)
     half = float(student.ppf((1 + confidence) / 2, freedom)) * sqrt(variance)
     seen = _detectable(sqrt(variance), freedom, confidence)
     # Scores lie in [0, 1], so differences in [-1, 1].
@@ -114,8 +110,8 @@ def expected_detectable(
     """The smallest difference of macro averages that a study is likely to see, before it is run; in [0, 1].
 
     `problems` of each task, answered `samples` times, by `arms` trained arms of which `rivals` are compared with one
-    control. Supposes what our own studies of small models showed: answers about as uncertain as coins of 0.4, arms that
-    differ by 0.1 from problem to problem, and runs by 0.015 from seed to seed.
+    control. Supposes answers about as uncertain as coins of 0.4, arms that differ by 0.1 from problem to problem, and
+    runs by 0.015 from seed to seed: guesses, to be replaced by what the comparisons of a first study say.
     """
     coin, by_problem, by_seed = 0.24, 0.1, 0.015
     per_problem = 2 * (by_problem**2 + coin / (samples * seeds))
@@ -126,10 +122,21 @@ def expected_detectable(
     freedom: float = max(1, own)
     if seeds > 1 and own > 0:
         pooled = max(1, (arms - 1) * (seeds - 1))
-        freedom = max(variance**2 / (of_seeds**2 / pooled + of_problems**2 / own), min(pooled, own))
-        freedom = min(pooled, own) if pooled < _FEW else freedom
+        freedom = _freedom(variance, of_seeds, pooled, of_problems, own)
     found = _detectable(sqrt(variance), freedom, 1 - (1 - confidence) / max(1, rivals))
     return min(1.0, found)
+
+
+def _freedom(variance: float, of_seeds: float, seeds: int, of_problems: float, problems: int) -> float:
+    """Satterthwaite's degrees of freedom of a variance made of two parts, with those of each.
+
+    Where only one of the two counts, no fewer than it has itself; but a spread of a few degrees may be near 0 by luck,
+    and must not be taken for none.
+    """
+    least = min(seeds, problems)
+    if seeds < _FEW:
+        return least
+    return max(variance**2 / (of_seeds**2 / seeds + of_problems**2 / problems), least)
 
 
 def _noise(d_S_P: Array) -> float:
