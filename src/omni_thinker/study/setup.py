@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -97,7 +98,7 @@ def evaluation_params(recipe: Recipe) -> SamplingParams:
 
 def prepare(recipe: Recipe, *, with_judge: bool = True) -> Bench:
     """Make and check everything. Raises UserError for the first thing that is wrong."""
-    _check_model(recipe)
+    context = _check_model(recipe)
     tasks = make_tasks(recipe)
     judged = any(not task.verifiable for task in tasks.values())
     judge = make_judge(recipe.judge, recipe.model.system) if judged and with_judge else None
@@ -114,7 +115,8 @@ def prepare(recipe: Recipe, *, with_judge: bool = True) -> Bench:
     for name, task in tasks.items():
         check_splits(task)
         check_rows(task, rewards[name])
-        _check_lengths(task, recipe.model)
+    if context is not None:
+        _check_lengths(tasks.values(), recipe.model, context)
     return Bench(recipe, tasks, rewards, measures, forms, _pools(recipe, tasks), judge)
 
 
@@ -135,9 +137,12 @@ class _NoJudge:
         return {}
 
 
-def _check_model(recipe: Recipe) -> None:
-    """Raises UserError where the model, its tokenizer or its chat template is missing. Reads no weights."""
-    model_info(recipe.model.name)
+def _check_model(recipe: Recipe) -> int | None:
+    """The model's context in tokens, None where it names none. Reads no weights.
+
+    Raises UserError where the model, its tokenizer or its chat template is missing.
+    """
+    context: int | None = model_info(recipe.model.name)["context"]
     for key, wanted in (("model.lora", recipe.model.lora is not None), ("study.probes", "lora" in recipe.study.probes)):
         if wanted and find_spec("peft") is None:
             raise UserError("LoRA needs peft: pip install 'omni-thinker[lora]'", key=key)
@@ -148,6 +153,7 @@ def _check_model(recipe: Recipe) -> None:
     if recipe.model.lora is not None and "merge" in recipe.study.arms:
         # Adding up the factors of several adapters is not adding up what they do.
         raise UserError("merging needs whole weights; leave out 'merge' or model.lora", key="study.arms")
+    return context
 
 
 def make_judge(spec: JudgeSpec, system: str) -> Judge:
@@ -186,13 +192,10 @@ def check_rows(task: Task, reward: Reward) -> None:
                 raise UserError(f"can't score {split} row {problem.id!r}: {why}", key=f"tasks.{task.name}.reward")
 
 
-def _check_lengths(task: Task, model: ModelSpec) -> None:
+def _check_lengths(tasks: Iterable[Task], model: ModelSpec, context: int) -> None:
     """Raises UserError for the first row whose prompt leaves no room for an answer in the model's context."""
-    context = model_info(model.name)["context"]
-    if context is None:
-        return
     tokenizer = load_tokenizer(model.name)
-    for split in SPLITS:
+    for task, split in itertools.product(tasks, SPLITS):
         for problem in task.problems(split):
             # A token is at least one byte, so short prompts need not be tokenized.
             if len(problem.prompt.encode("utf-8", "replace")) + task.max_tokens < context // 2:
