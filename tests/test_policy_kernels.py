@@ -73,6 +73,26 @@ def test_rotation_is_transformers(dtype: torch.dtype, tolerance: float) -> None:
     _same(lambda x: rotate(x, cos, sin), theirs, [torch.randn(6, 3, 16, dtype=torch.float64).to(dtype)], tolerance)
 
 
+def test_angles_in_fp32_leave_rotations_unrounded() -> None:
+    torch.manual_seed(0)
+    x, angle = torch.randn(6, 3, 16).bfloat16().requires_grad_(), torch.rand(6, 1, 8)
+    cos, sin = (torch.cat([part, part], dim=-1) for part in (angle.cos(), angle.sin()))
+    out = rotate(x, cos, sin)
+    half = x.detach().float().split(8, dim=-1)
+    first = half[0] * angle.cos() - half[1] * angle.sin()
+    assert out.dtype == torch.float32
+    assert torch.allclose(out[..., :8].detach(), first, atol=1e-6)
+    (grad,) = torch.autograd.grad(out.sum(), [x])
+    assert grad.dtype == torch.bfloat16
+
+
+def test_a_gate_in_bf16_is_rounded_once() -> None:
+    torch.manual_seed(0)
+    both = torch.randn(150, 40).bfloat16()
+    gate, up = both.chunk(2, dim=-1)  # views, as the decoder has them
+    assert torch.equal(gated_silu(gate, up), (F.silu(gate.float()) * up.float()).bfloat16())
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), TYPES)
 def test_gate_is_autograds(dtype: torch.dtype, tolerance: float) -> None:
     torch.manual_seed(0)

@@ -3,8 +3,8 @@
 Weights are used through the model's own modules, so that biases and adapters count; what is left out is what
 transformers does for the general case. Tested equal to the model's own pass over padded rows, gradients included.
 
-What layers add up to is kept in fp32, here and in the decoder: sums rounded to bf16 after every layer are a fifth of
-what the two disagree by.
+What layers add up to is kept in fp32, here and in the decoder, and so are queries and keys once they are turned to
+their positions: what is rounded to bf16 between two products is what sampler and trainer disagree by.
 """
 
 from __future__ import annotations
@@ -79,10 +79,9 @@ def answer_states(model: PreTrainedModel, row: PackedRow, *, recompute: bool = F
     decoder: Any = model.get_decoder()
     device = model.device
     attend = _attend_by(model, row)
-    x = decoder.embed_tokens(row.tokens_T.to(device))
+    x = decoder.embed_tokens(row.tokens_T.to(device)).float()
     positions = row.positions_T[None].to(device)
     cos, sin = (part[0, :, None] for part in decoder.rotary_emb(x[None], positions))
-    x = x.float()
     for layer in decoder.layers:
         if recompute and torch.is_grad_enabled():
             x = checkpoint(_layer, layer, x, cos, sin, attend, use_reentrant=False, preserve_rng_state=False)
@@ -98,7 +97,8 @@ def _attend_by(model: PreTrainedModel, row: PackedRow) -> Attend:
         heads = {"heads": config.num_attention_heads, "kv_heads": config.num_key_value_heads}
         where = SharedPrompts.of(row.shapes, len(row.tokens_T), **heads)
         return lambda query, key, value, scale: shared_attention(query, key, value, where, scale)
-    return partial(flex_attention_over, row_mask(row, device))
+    flex = partial(flex_attention_over, row_mask(row, device))
+    return lambda query, key, value, scale: flex(query.to(value.dtype), key.to(value.dtype), value, scale)
 
 
 def _layer(layer: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attend: Attend) -> torch.Tensor:

@@ -19,7 +19,8 @@ from transformers import PreTrainedModel
 
 from omni_thinker.policy.decoder import MULTIPLE, filled
 from omni_thinker.policy.forward import adapters, normed
-from omni_thinker.policy.kernels import rotated
+from omni_thinker.policy.head import Linear, ShiftedHead, shifted_product
+from omni_thinker.policy.kernels import gated, rotated
 from omni_thinker.policy.packing import MULTIPLE as ROW_MULTIPLE
 from omni_thinker.types import TokenIds
 
@@ -34,8 +35,6 @@ _MANY = 64
 """Heads of all groups, from which on two products attend faster than torch's one call."""
 _PROMPT_TOKENS = 8192
 """Of prompts computed at once."""
-
-Linear = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +61,19 @@ class FusedWeights:
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.layers = [_layer(layer) for layer in decoder.layers]
         self.norm, self.embed, self.rotary = decoder.norm, decoder.embed_tokens, decoder.rotary_emb
-        self.head = _linear([model.get_output_embeddings()])
+        self.head = _head(model.get_output_embeddings())
         self.width = int(decoder.layers[0].self_attn.head_dim)
+
+
+def _head(head: Any) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """From hidden states [rows, C] and what to take off a row's logits [rows], to logits [rows, V]."""
+    weight, bias = head.weight.detach(), head.bias
+    if bias is not None or weight.dtype != torch.bfloat16:
+        plain = _product(weight, bias)
+        return lambda x, _: plain(x)
+    if weight.device.type == "cpu":
+        return ShiftedHead(weight, lambda laid_out: _product(laid_out, None))
+    return lambda x, shift: shifted_product(x, weight, shift)
 
 
 def _layer(layer: Any) -> _Layer:
@@ -150,13 +160,13 @@ class FusedDecoder:
         w, device = self.weights, self.model.device
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         longest = filled(int(lengths.max()), MULTIPLE)
-        dtype = w.embed.weight.dtype
+        self._dtype = dtype = w.embed.weight.dtype
         self._attention_dtype = torch.promote_types(dtype, torch.float32) if self.attention_in_fp32 else dtype
         shape = (len(w.layers), 2, len(prompts), w.kv_heads, longest, w.width)
         self._prompt = torch.zeros(shape, dtype=self._attention_dtype, device=device)
-        logits = []
+        last = []
         for part in _parts(lengths.tolist()):
-            logits.append(self._compute_prompts(prompts[part], self._prompt[:, :, part]))
+            last.append(self._compute_prompts(prompts[part], self._prompt[:, :, part]))
         real = torch.arange(longest) < lengths[:, None]
         mask = torch.zeros(real.shape, dtype=self._attention_dtype).masked_fill_(~real, -torch.inf)
         self._mask = mask[:, None, None].to(device)
@@ -164,12 +174,15 @@ class FusedDecoder:
         own_shape = (len(w.layers), 2, len(prompts), self.group_size, w.kv_heads, self.steps, w.width)
         self._own = self._make_room(own_shape, dtype)
         self._used = 0
-        return torch.cat(logits)
+        states_P_C = torch.cat(last)
+        # Close to the largest logit of every token to come, which is known only once it is computed.
+        self._shift_P = w.head(states_P_C, torch.zeros(len(prompts), device=device)).amax(-1)
+        return w.head(states_P_C, self._shift_P)
 
     def _compute_prompts(self, prompts: Sequence[TokenIds], kept: torch.Tensor) -> torch.Tensor:
         """Prompts one after another in a row without padding; only attention, which is causal and so never sees it, has
         them side by side, filled up at the right. Keys and values go to `kept`, [layers, 2, P, kv heads, T, width];
-        returns the logits of the first answer token, [P, V]."""
+        returns the hidden states that the first answer tokens are predicted from, [P, C]."""
         w, device = self.weights, self.model.device
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         longest, count = int(lengths.max()), int(lengths.sum())
@@ -181,9 +194,8 @@ class FusedDecoder:
         positions_T = torch.cat([torch.arange(longest).expand_as(real_P_T)[real_P_T], torch.zeros(filling).long()])
         last_P = (lengths.cumsum(0) - 1).to(device)
         real_P_T, place_P_T = real_P_T.to(device), place_P_T.to(device)
-        x = w.embed(tokens_T)
+        x = w.embed(tokens_T).float()
         cos, sin = (part[0, :, None] for part in w.rotary(x[None], positions_T[None].to(device)))
-        x = x.float()
         per = w.heads // w.kv_heads
         for number, layer in enumerate(w.layers):
             turned, value = self._turned(layer, normed(layer.before, x), cos, sin)
@@ -194,11 +206,11 @@ class FusedDecoder:
             kept[number, 0, :, :, :longest], kept[number, 1, :, :, :longest] = keys, values
             keys, values = (part.repeat_interleave(per, dim=1) for part in (keys, values))
             out = F.scaled_dot_product_attention(query, keys, values, is_causal=True, scale=layer.scale)
-            flat = F.pad(out.transpose(1, 2)[real_P_T].flatten(1), (0, 0, 0, filling)).to(turned.dtype)
+            flat = F.pad(out.transpose(1, 2)[real_P_T].flatten(1), (0, 0, 0, filling)).to(value.dtype)
             if number == len(w.layers) - 1:  # of the last layer only what the first answer token is predicted from
                 x, flat = x[last_P], flat[last_P]
             x = self._fed_forward(layer, x + layer.out(flat))
-        return w.head(normed(w.norm, x))
+        return normed(w.norm, x)
 
     def step(self, token_P_G: torch.Tensor, sample_P_G: torch.Tensor) -> torch.Tensor:
         position_P_G = self._position_P[:, None].expand(token_P_G.shape)
@@ -210,13 +222,13 @@ class FusedDecoder:
     def _pass(self, token_P_G: torch.Tensor, position_P_G: torch.Tensor) -> torch.Tensor:
         """Every layer once; logits [P, G, V]."""
         w, (groups, columns) = self.weights, token_P_G.shape
-        x = w.embed(token_P_G.reshape(-1))
+        x = w.embed(token_P_G.reshape(-1)).float()
         cos, sin = (part[0, :, None] for part in w.rotary(x[None], position_P_G.reshape(1, -1)))
-        x = x.float()
         for number, layer in enumerate(w.layers):
             out = self._attention(number, layer, normed(layer.before, x), cos, sin, groups, columns)
             x = self._fed_forward(layer, x + layer.out(out))
-        return w.head(normed(w.norm, x)).view(groups, columns, -1)
+        shift_P_G = self._shift_P[:, None].expand(token_P_G.shape)
+        return w.head(normed(w.norm, x), shift_P_G.flatten()).view(groups, columns, -1)
 
     def _attention(
         self,
@@ -237,7 +249,7 @@ class FusedDecoder:
     def _turned(
         self, layer: _Layer, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Queries and keys side by side, turned to their positions, and values: [rows, heads, width]."""
+        """Queries and keys side by side, turned to their positions in fp32, and values: [rows, heads, width]."""
         heads, kv_heads = self.weights.heads, self.weights.kv_heads
         qkv = layer.qkv(x).view(len(x), heads + 2 * kv_heads, -1)
         turned = qkv[:, : heads + kv_heads]
@@ -249,7 +261,7 @@ class FusedDecoder:
 
     def _fed_forward(self, layer: _Layer, x: torch.Tensor) -> torch.Tensor:
         gate, up = layer.gate_up(normed(layer.after, x)).chunk(2, dim=-1)
-        return x + layer.down(F.silu(gate).mul_(up))
+        return x + layer.down(gated(gate, up))
 
     def _make_room(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """For keys and values of answers, of a model that computes in `dtype`."""
@@ -279,11 +291,12 @@ class FusedDecoder:
         prompt_lse = prompt_lse.view(groups, kv_heads, columns, per).transpose(1, 2)
         share = torch.sigmoid(prompt_lse - own_lse.view(groups, columns, kv_heads, per))[..., None]
         joined = torch.lerp(own.view(groups, columns, kv_heads, per, width).float(), prompt.float(), share)
-        return joined.to(query.dtype).view(rows, heads * width)
+        return joined.to(self._dtype).view(rows, heads * width)
 
     def keep(self, groups: torch.Tensor, columns_P_G: torch.Tensor) -> None:
         if len(groups) < len(self._position_P):
             self._position_P, self._mask = self._position_P[groups], self._mask[groups]
+            self._shift_P = self._shift_P[groups]
             self._prompt = self._prompt[:, :, groups]
         # Only what is written so far is moved.
         layers, kinds, _, _, heads, _, width = self._own.shape
@@ -310,7 +323,7 @@ def _attend_to_own(
     if keys.dtype == torch.float32:
         out, lse = _attend(query.float(), keys, values, 0.0, False, scale=scale)
         return out, lse
-    return _attend_by_products(query, keys, values, scale)
+    return _attend_by_products(query.to(keys.dtype), keys, values, scale)
 
 
 def _attend_by_products(

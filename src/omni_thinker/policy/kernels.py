@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+_ROWS = 64
+"""Rows of a feed-forward part whose fp32 copies stay in a core's own cache."""
+
 
 class _RmsNorm(torch.autograd.Function):
     """weight x (x / root mean square of its last dimension), in fp32 (arXiv 1910.07467)."""
@@ -38,12 +41,13 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(cos, sin)
+        ctx.dtype = x.dtype
         return rotated(x, cos, sin)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return rotated(grads[0], cos, -sin), None, None
+        return rotated(grads[0], cos, -sin).to(ctx.dtype), None, None
 
 
 class _GatedSilu(torch.autograd.Function):
@@ -52,7 +56,7 @@ class _GatedSilu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(gate, up)
-        return F.silu(gate).mul_(up)
+        return gated(gate, up)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,7 +74,9 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """See _Rotate. `x` is [T, heads, width]; `cos` and `sin` [T, 1, width], both halves of the width alike."""
+    """See _Rotate. `x` is [T, heads, width]; `cos` and `sin` [T, 1, width], both halves of the width alike. The result
+    has the wider type of `x` and `cos`: with angles in fp32 nothing is rounded before attention, which is in fp32 too.
+    """
     out: torch.Tensor = _Rotate.apply(x, cos, sin)  # type: ignore[no-untyped-call]
     return out
 
@@ -91,6 +97,18 @@ def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
     """What `rotate` computes, without a gradient."""
     half = x.shape[-1] // 2
     out = x * cos
+    x = x.to(out.dtype)
     out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
     out[..., half:].addcmul_(x[..., :half], sin[..., half:])
+    return out
+
+
+def gated(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """What `gated_silu` computes of [T, C] each, without a gradient; rounded once."""
+    if gate.dtype == torch.float32 or gate.dtype == torch.float64:
+        return F.silu(gate).mul_(up)
+    out = torch.empty_like(gate, memory_format=torch.contiguous_format)
+    rows = _ROWS if gate.device.type == "cpu" else max(1, len(gate))
+    for own, one, other in zip(out.split(rows), gate.split(rows), up.split(rows), strict=True):
+        own.copy_(F.silu(one.float(), inplace=True).mul_(other))
     return out

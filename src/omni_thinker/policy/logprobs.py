@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from omni_thinker.policy.blocks import blocks
 from omni_thinker.policy.forward import answer_states, knows
+from omni_thinker.policy.head import relative_logits
 from omni_thinker.policy.packing import GPU_MULTIPLE, MULTIPLE, PackedRow, pack
 from omni_thinker.policy.protocol import TrainGroup
 
@@ -194,7 +195,7 @@ class _HeadLogprobs(torch.autograd.Function):
         held = keep and len(states_N_C) <= ctx.chunk
         chosen, entropy = [], []
         for states, target in zip(states_N_C.split(ctx.chunk), target_N.split(ctx.chunk), strict=True):
-            logits = states @ weight_V_C.t()
+            logits = relative_logits(states, weight_V_C, target)
             own_chosen, own_entropy = _weigh(logits, target, scale, keep=held)
             chosen.append(own_chosen)
             entropy.append(own_entropy)
@@ -215,7 +216,7 @@ class _HeadLogprobs(torch.autograd.Function):
         for states, target, grad in chunks:
             probs = held
             if probs is None:
-                probs = states @ weight_V_C.t()
+                probs = relative_logits(states, weight_V_C, target)
                 _weigh(probs, target, ctx.scale, keep=True)
             grad_N_V = _logit_gradient(probs, target, grad, ctx.scale)
             if ctx.needs_input_grad[0]:

@@ -126,7 +126,8 @@ class SharedPrompts:
 def shared_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, where: SharedPrompts, scale: float
 ) -> torch.Tensor:
-    """[T, heads, width] from queries [T, heads, width], keys and values [T, kv heads, width] of a row of T tokens."""
+    """[T, heads, width] from queries [T, heads, width], keys and values [T, kv heads, width] of a row of T tokens; of
+    the type of the values."""
     out: torch.Tensor = _Shared.apply(query, key, value, where, scale)  # type: ignore[no-untyped-call]
     return out
 
@@ -145,7 +146,7 @@ class _Shared(torch.autograd.Function):
         to_prompt, to_own = where.parts(slots, 2)
         to_prompt.copy_(prompt)
         torch.lerp(own, over, torch.sigmoid(over_lse - own_lse)[..., None], out=to_own.view(own.shape))
-        out = where.queries.place(slots, where.tokens).to(query.dtype)
+        out = where.queries.place(slots, where.tokens).to(value.dtype)
         ctx.save_for_backward(query, key, value, out)
         ctx.lse = prompt_lse, torch.logaddexp(own_lse, over_lse)
         ctx.where, ctx.scale = where, scale
@@ -179,9 +180,9 @@ class _Shared(torch.autograd.Function):
             to_prompt, to_own = to_keys_and_values[2 * number - 2 : 2 * number]
             torch.sum(a[number], 1, out=to_prompt).add_(c[number][:, 0])
             torch.sum(b[number].view(inputs.by_query), 2, out=to_own)
-        row = where.all.place(slots, where.tokens).to(query.dtype)
+        row = where.all.place(slots, where.tokens)
         split = row.split([query.shape[1], key.shape[1], value.shape[1]], dim=1)
-        return split[0], split[1], split[2], None, None
+        return split[0].to(query.dtype), split[1].to(key.dtype), split[2].to(value.dtype), None, None
 
 
 class _Inputs:

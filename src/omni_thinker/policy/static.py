@@ -75,6 +75,7 @@ class StaticDecoder(FusedDecoder):
         rows, heads, width = query.shape
         kv_heads = self.weights.kv_heads
         per = heads // kv_heads
+        query = query.to(self._dtype)
         grid = query.view(groups, columns, kv_heads, per, width)
         over = grid.transpose(1, 2).reshape(groups, kv_heads, columns * per, width)
         keys, values = self._prompt[number]
