@@ -101,15 +101,19 @@ def test_workers_killed_from_outside_change_nothing(repo: Path, tmp_path: Path) 
     assert begin(tmp_path / "err", repo / "recipes" / "tiny.toml", "--out", calm, *arguments).wait(280) == 0
     process = begin(tmp_path / "err", repo / "recipes" / "tiny.toml", "--out", out, *arguments)
     wait_for(process, journalled(out, "train joint"))
-    killed = 0
+    lines = out / "metrics.jsonl"
+    killed = seen = 0
     while process.poll() is None:
         for pid in sorted(_workers(process.pid))[:1]:
             try:
                 os.kill(pid, signal.SIGKILL)
-                killed += 1
+                killed, seen = killed + 1, lines.read_bytes().count(b"\n")
             except ProcessLookupError:
                 continue
         time.sleep(1.0)  # so that the next one gets to its feet
+        # On a slow machine that takes longer, and an answer whose second worker dies too is rightly given up.
+        while process.poll() is None and lines.read_bytes().count(b"\n") < seen + 2:
+            time.sleep(0.05)
     assert process.returncode == 0, (tmp_path / "err").read_text("utf-8")[-2000:]
     assert killed >= 3
     assert traces(out) == traces(calm)
