@@ -27,6 +27,8 @@ from transformers import (
 from omni_thinker.policy.decoder import Decoder, MaskedDecoder
 from omni_thinker.policy.draw import draw
 from omni_thinker.policy.fused import FusedDecoder, FusedWeights, fused_weights
+from omni_thinker.policy.native import kernels
+from omni_thinker.policy.native_decoder import NativeDecoder, speeds_up
 from omni_thinker.policy.protocol import OptimParams
 from omni_thinker.policy.sampling import fastest_decoder, sample_groups
 from omni_thinker.policy.static import StaticDecoder
@@ -72,7 +74,7 @@ def _draw_all(model: PreTrainedModel, stops: frozenset[int] = NO_STOPS, **option
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", ["fused", "fused, long answers", "static"])
+@pytest.mark.parametrize("kind", ["fused", "fused, long answers", "static", "native"])
 def test_hand_written_passes_are_the_models_own(
     name: str, dtype: torch.dtype, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,9 +87,12 @@ def test_hand_written_passes_are_the_models_own(
         for part in model.parameters():  # biases and norms too, which start at 0 and 1
             part.add_(0.05 * torch.randn_like(part))
     model = model.bfloat16() if dtype == torch.bfloat16 else model
-    assert fastest_decoder(model) is FusedDecoder
+    assert fastest_decoder(model) is (NativeDecoder if speeds_up(model) else FusedDecoder)
+    if kind == "native" and not speeds_up(model):
+        assert kernels() is None or dtype == torch.float32 or name == "qwen3"
+        return
     stops = frozenset(range(0, 300, 7))
-    written = StaticDecoder if kind == "static" else FusedDecoder
+    written = {"static": StaticDecoder, "native": NativeDecoder}.get(kind, FusedDecoder)
     fused, masked = (_draw_all(model, stops, decoder=own) for own in (written, MaskedDecoder))
     assert len({len(s.tokens) for g in fused for s in g.samples}) > 3
     pairs = [(a, b) for g, h in zip(fused, masked, strict=True) for a, b in zip(g.samples, h.samples, strict=True)]

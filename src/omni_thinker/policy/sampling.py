@@ -19,6 +19,7 @@ from omni_thinker.policy.decoder import MULTIPLE, Decoder, MaskedDecoder, filled
 from omni_thinker.policy.draw import draw
 from omni_thinker.policy.forward import knows_weights
 from omni_thinker.policy.fused import FusedDecoder
+from omni_thinker.policy.native_decoder import NativeDecoder, speeds_up
 from omni_thinker.policy.protocol import OnGroup
 from omni_thinker.policy.static import StaticDecoder
 from omni_thinker.types import Group, Sample, SampleRequest, SamplingParams, StopReason
@@ -70,10 +71,12 @@ def sample_groups(
 
 
 def fastest_decoder(model: PreTrainedModel) -> type[Decoder]:
-    """Hand-written where the model's layers are known: fused for a CPU, static for a GPU."""
+    """Hand-written where the model's layers are known: static for a GPU; for a CPU native, or fused without it."""
     if not knows_weights(model):
         return MaskedDecoder
-    return FusedDecoder if model.device.type == "cpu" else StaticDecoder
+    if model.device.type != "cpu":
+        return StaticDecoder
+    return NativeDecoder if speeds_up(model) else FusedDecoder
 
 
 class _Chunk:

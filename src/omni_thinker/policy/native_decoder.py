@@ -1,0 +1,80 @@
+"""The decoding pass with everything between its matrix products in C: see native/kernels.c."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from omni_thinker.policy.fused import FusedDecoder
+from omni_thinker.policy.native import kernels
+from omni_thinker.types import TokenIds
+
+
+def speeds_up(model: PreTrainedModel) -> bool:
+    """Whether a model that FusedDecoder knows can be decoded by NativeDecoder on this machine."""
+    config: Any = model.config
+    if model.dtype != torch.bfloat16 or model.device.type != "cpu" or config.model_type == "qwen3":
+        return False  # Qwen3 norms its queries and keys
+    return kernels() is not None
+
+
+class NativeDecoder(FusedDecoder):
+    """See Decoder. Keys and values in fp32; those of prompts with their tokens last, [kv heads, width, T], so that
+    scores are sums of whole vectors."""
+
+    def prefill(self, prompts: Sequence[TokenIds]) -> torch.Tensor:
+        logits = super().prefill(prompts)
+        self._length_P = self._position_P.clone()
+        for keys, _ in self._prompt:
+            keys.copy_(keys.transpose(2, 3).contiguous().view(keys.shape))
+        return logits
+
+    def _make_room(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=torch.float32)
+
+    def keep(self, groups: torch.Tensor, columns_P_G: torch.Tensor) -> None:
+        super().keep(groups, columns_P_G)
+        if len(groups) < len(self._length_P):
+            self._length_P = self._length_P[groups]
+
+    def _pass(self, token_P_G: torch.Tensor, position_P_G: torch.Tensor) -> torch.Tensor:
+        w, c, (groups, columns) = self.weights, kernels(), token_P_G.shape
+        assert c is not None
+        x = w.embed(token_P_G.reshape(-1)).float()
+        rows, channels = x.shape
+        cos, sin = (part[0].contiguous() for part in w.rotary(x[None], position_P_G.reshape(1, -1)))
+        normed = torch.empty(rows, channels, dtype=torch.bfloat16)
+        queries = torch.empty(rows, w.heads, w.width)
+        attended = torch.empty(rows, w.heads * w.width, dtype=torch.bfloat16)
+        tokens, slots = self._prompt.shape[4], self._own.shape[5]
+        branch: torch.Tensor | None = None
+
+        def norm(module: Any) -> None:
+            more = None if branch is None else branch.data_ptr()
+            weight, eps = module.weight.data_ptr(), module.variance_epsilon
+            c.add_norm(x.data_ptr(), more, weight, normed.data_ptr(), rows, channels, eps)
+
+        for number, layer in enumerate(w.layers):
+            norm(layer.before)
+            product = layer.qkv(normed).contiguous()
+            (keys, values), (own_keys, own_values) = self._prompt[number], self._own[number]
+            c.turn_and_store(
+                *(part.data_ptr() for part in (product, cos, sin, queries, own_keys, own_values)),
+                *(rows, w.heads, w.kv_heads, slots, self._used, w.width),
+            )
+            parts = (queries, keys, values, self._length_P, own_keys, own_values, attended)
+            sizes = (groups, columns, w.heads, w.kv_heads, w.width, tokens, slots, self._used + 1)
+            if c.attend(*(part.data_ptr() for part in parts), layer.scale, *sizes):
+                raise MemoryError("no memory for attention")
+            branch = layer.out(attended).contiguous()
+            norm(layer.after)
+            both = layer.gate_up(normed).contiguous()
+            act = torch.empty(rows, both.shape[1] // 2, dtype=torch.bfloat16)
+            c.gate(both.data_ptr(), act.data_ptr(), rows, act.shape[1])
+            branch = layer.down(act).contiguous()
+        norm(w.norm)
+        shift_P_G = self._shift_P[:, None].expand(token_P_G.shape)
+        return w.head(normed, shift_P_G.flatten()).view(groups, columns, -1)
