@@ -151,6 +151,8 @@ class FusedDecoder:
     is rounded there."""
 
     attention_in_fp32 = True
+    multiple = MULTIPLE
+    """To which prompts are filled up."""
 
     def __init__(self, model: PreTrainedModel, group_size: int, steps: int) -> None:
         self.model, self.group_size, self.steps = model, group_size, steps
@@ -159,7 +161,7 @@ class FusedDecoder:
     def prefill(self, prompts: Sequence[TokenIds]) -> torch.Tensor:
         w, device = self.weights, self.model.device
         lengths = torch.tensor([len(prompt) for prompt in prompts])
-        longest = filled(int(lengths.max()), MULTIPLE)
+        longest = filled(int(lengths.max()), self.multiple)
         self._dtype = dtype = w.embed.weight.dtype
         self._attention_dtype = torch.promote_types(dtype, torch.float32) if self.attention_in_fp32 else dtype
         shape = (len(w.layers), 2, len(prompts), w.kv_heads, longest, w.width)

@@ -25,6 +25,9 @@ class NativeDecoder(FusedDecoder):
     """See Decoder. Keys and values in fp32; those of prompts with their tokens last, [kv heads, width, T], so that
     scores are sums of whole vectors."""
 
+    multiple = 16
+    """Numbers in a vector."""
+
     def prefill(self, prompts: Sequence[TokenIds]) -> torch.Tensor:
         logits = super().prefill(prompts)
         self._length_P = self._position_P.clone()
