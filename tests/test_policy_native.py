@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from omni_thinker.policy import native
 from omni_thinker.policy.decoder import filled
+from omni_thinker.policy.kernels import gated_silu, rms_norm, rotate
 
 SIZES = st.integers(1, 5)
 
@@ -48,7 +49,7 @@ def test_norm_of_a_sum(c: ctypes.CDLL, rows: int, width: int, added: bool) -> No
     branch, out = torch.randn(rows, width).bfloat16(), torch.empty(rows, width, dtype=torch.bfloat16)
     total = x + branch.float() if added else x.clone()
     pointer = branch.data_ptr() if added else None
-    c.add_norm(x.data_ptr(), pointer, weight.data_ptr(), out.data_ptr(), rows, width, 1e-5)
+    c.add_norm(x.data_ptr(), pointer, weight.data_ptr(), out.data_ptr(), None, rows, width, 1e-5)
     assert torch.equal(x, total)
     wide = total.double()
     _nearest(wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-5) * weight.double(), out)
@@ -58,12 +59,12 @@ def test_gate_over_all_of_bf16(c: ctypes.CDLL) -> None:
     """Every finite number that a gate can be, and those that are none."""
     every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.bfloat16)
     one = every[every.isfinite() & (every.abs() < 1e4)][None]
-    both, out = torch.cat([one, torch.ones_like(one)], dim=1), torch.empty_like(one)
-    c.gate(both.data_ptr(), out.data_ptr(), 1, one.shape[1])
+    out, ones = torch.empty_like(one), torch.ones_like(one)
+    c.gate(one.data_ptr(), ones.data_ptr(), out.data_ptr(), 1, one.shape[1], one.shape[1])
     _nearest(F.silu(one.double()), out)
-    odd = torch.tensor([[math.nan, math.inf, 1.0, 2.0, 1.0, math.nan]]).bfloat16()
+    odd, other = torch.tensor([[math.nan, math.inf, 1.0], [2.0, 1.0, math.nan]]).bfloat16()
     out = torch.empty(1, 3, dtype=torch.bfloat16)
-    c.gate(odd.data_ptr(), out.data_ptr(), 1, 3)
+    c.gate(odd.data_ptr(), other.data_ptr(), out.data_ptr(), 1, 3, 3)
     assert out.isnan().tolist() == [[True, False, True]]
     assert out[0, 1].item() == math.inf
 
@@ -169,3 +170,71 @@ def test_the_library_is_compiled_once(
     native.kernels.cache_clear()
     assert native.kernels() is not None
     assert made.stat().st_mtime_ns == before
+
+
+def _by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("omni_thinker.policy.kernels.kernels", lambda: None)
+
+
+@pytest.mark.parametrize("rows", [3, 200])
+@pytest.mark.parametrize("kind", ["norm", "gate", "rotation", "rotation in a row of others"])
+def test_gradients_are_those_of_torch(c: ctypes.CDLL, kind: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(rows)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    angle = normal(rows, 1, 4)
+    cos, sin = (torch.cat([part, part], dim=-1) for part in (angle.cos(), angle.sin()))
+    inputs: list[torch.Tensor]
+    if kind == "norm":
+        inputs, grad = [3 * normal(rows, 24), normal(24).bfloat16()], normal(rows, 24).bfloat16()
+    elif kind == "gate":
+        inputs, grad = [normal(rows, 40).bfloat16(), normal(rows, 40).bfloat16()], normal(rows, 40).bfloat16()
+    else:
+        wide = normal(rows, 5, 8)
+        inputs, grad = [normal(rows, 3, 8).bfloat16()], wide[:, 1:4] if "row" in kind else wide[:, :3].contiguous()
+
+    def compute(dtype: torch.dtype | None = None) -> list[torch.Tensor]:
+        own = [(x.to(dtype) if dtype else x).detach().clone().requires_grad_() for x in inputs]
+        if dtype is not None:
+            out = _exact(kind, own, cos.to(dtype), sin.to(dtype))
+        elif kind == "norm":
+            out = rms_norm(own[0], own[1], 1e-5)
+        else:
+            out = gated_silu(*own) if kind == "gate" else rotate(own[0], cos, sin)
+        return [out.detach(), *torch.autograd.grad(out, own, grad.to(out.dtype))]
+
+    found, exact = compute(), compute(torch.float64)
+    _by_torch(monkeypatch)
+    for one, other, true in zip(found, compute(), exact, strict=True):
+        assert one.dtype == other.dtype
+        assert one.shape == other.shape
+        scale = float(true.abs().max())
+        ours, theirs = (float((x.double() - true).abs().max()) / scale for x in (one, other))
+        assert ours < (4e-3 if one.dtype == torch.bfloat16 else 1e-5)
+        assert ours <= 1.5 * theirs + 1e-6, "no worse than torch"
+
+
+def _exact(kind: str, x: list[torch.Tensor], cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    if kind == "norm":
+        return x[0] * torch.rsqrt(x[0].square().mean(-1, keepdim=True) + 1e-5) * x[1]
+    if kind == "gate":
+        return F.silu(x[0]) * x[1]
+    return x[0] * cos + torch.cat([-x[0][..., 4:], x[0][..., :4]], dim=-1) * sin
+
+
+def test_a_norms_gradient_depends_on_no_number_of_threads(c: ctypes.CDLL) -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(1000, 32), torch.randn(32).bfloat16()
+    found, threads = [], torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            own = x.clone().requires_grad_(), weight.clone().requires_grad_()
+            rms_norm(*own, 1e-5).sum().backward()
+            found.append([part.grad for part in own])
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True) if a is not None and b is not None)
+    assert all(part is not None for part in found[0])

@@ -1,17 +1,23 @@
 """Small functions with hand-written gradients: fewer passes over memory and less kept than autograd makes of them.
 
-The same numbers as transformers' modules for Llama and its like, in any floating-point type.
+The same numbers as transformers' modules for Llama and its like, in any floating-point type; in bf16 on a CPU by the
+kernels in C, where there are any.
 """
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
+from omni_thinker.policy.native import kernels
+
 _ROWS = 64
 """Rows of a feed-forward part whose fp32 copies stay in a core's own cache."""
+_BLOCK = 64
+"""Rows over which a norm's gradient is summed before the blocks are: in an order that no number of threads changes."""
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -26,6 +32,13 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, None]:
         x, weight, inverse = ctx.saved_tensors
+        if (c := _native(weight, x)) is not None:
+            grad, x_grad = grads[0].contiguous(), torch.empty_like(x)
+            rows, width = x.numel() // x.shape[-1], x.shape[-1]
+            blocks = torch.empty(-(-rows // _BLOCK), width)
+            parts = (grad, x, weight, inverse, x_grad, blocks)
+            c.norm_backward(*(part.data_ptr() for part in parts), rows, width, _BLOCK)
+            return x_grad, blocks.sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None, None
         x_32, grad, scale = x.float(), grads[0].float(), weight.float()
         weight_grad = None
         product = grad * x_32
@@ -47,6 +60,14 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         cos, sin = ctx.saved_tensors
+        grad = grads[0]
+        if ctx.dtype == torch.bfloat16 and (c := _native(None, grad, cos, sin)) is not None:
+            rows, heads, width = grad.shape
+            if grad.stride()[1:] != (width, 1):
+                grad = grad.contiguous()
+            out = torch.empty(grad.shape, dtype=ctx.dtype)
+            c.turn_back(*(part.data_ptr() for part in (grad, cos, sin, out)), rows, heads, width, grad.stride(0))
+            return out, None, None
         return rotated(grads[0], cos, -sin).to(ctx.dtype), None, None
 
 
@@ -61,6 +82,12 @@ class _GatedSilu(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         gate, up = ctx.saved_tensors
+        if (c := _native(gate)) is not None:
+            grad, gate, up = grads[0].contiguous(), gate.contiguous(), up.contiguous()
+            outs = torch.empty_like(gate), torch.empty_like(gate)
+            rows, width = gate.numel() // gate.shape[-1], gate.shape[-1]
+            c.gate_backward(*(part.data_ptr() for part in (grad, gate, up, *outs)), rows, width)
+            return outs
         gate_grad = torch.ops.aten.silu_backward(grads[0] * up, gate)
         return gate_grad, F.silu(gate).mul_(grads[0])
 
@@ -87,7 +114,22 @@ def gated_silu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     return out
 
 
+def _native(narrow: torch.Tensor | None, *wide: torch.Tensor) -> ctypes.CDLL | None:
+    """The kernels in C, where they know these: a tensor in bf16 and others in fp32, on a CPU."""
+    if narrow is not None and (narrow.dtype != torch.bfloat16 or narrow.device.type != "cpu"):
+        return None
+    if any(part.dtype != torch.float32 or part.device.type != "cpu" for part in wide):
+        return None
+    return kernels()
+
+
 def _normed(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    if x.is_contiguous() and (c := _native(weight, x)) is not None:
+        out, inverse = torch.empty(x.shape, dtype=weight.dtype), torch.empty(*x.shape[:-1], 1)
+        rows, width = inverse.numel(), x.shape[-1]
+        parts = (weight, out, inverse)
+        c.add_norm(x.data_ptr(), None, *(part.data_ptr() for part in parts), rows, width, eps)
+        return out, inverse
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
     inverse = torch.rsqrt(length.square_().div_(x.shape[-1]).add_(eps))
     return (x.float() * inverse).mul_(weight).to(weight.dtype), inverse  # rounded once
@@ -95,6 +137,10 @@ def _normed(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Te
 
 def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """What `rotate` computes, without a gradient."""
+    if x.is_contiguous() and cos.is_contiguous() and sin.is_contiguous() and (c := _native(x, cos, sin)) is not None:
+        turned = torch.empty(x.shape)
+        c.turn_heads(*(part.data_ptr() for part in (x, cos, sin, turned)), *x.shape)
+        return turned
     half = x.shape[-1] // 2
     out = x * cos
     x = x.to(out.dtype)
@@ -107,6 +153,10 @@ def gated(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """What `gated_silu` computes of [T, C] each, without a gradient; rounded once."""
     if gate.dtype == torch.float32 or gate.dtype == torch.float64:
         return F.silu(gate).mul_(up)
+    if gate.stride() == up.stride() and gate.stride(-1) == 1 and (c := _native(gate)) is not None:
+        out = torch.empty(gate.shape, dtype=gate.dtype)
+        c.gate(*(part.data_ptr() for part in (gate, up, out)), len(gate), gate.shape[1], gate.stride(0))
+        return out
     out = torch.empty_like(gate, memory_format=torch.contiguous_format)
     rows = _ROWS if gate.device.type == "cpu" else max(1, len(gate))
     for own, one, other in zip(out.split(rows), gate.split(rows), up.split(rows), strict=True):

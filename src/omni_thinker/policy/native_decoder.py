@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from omni_thinker.policy.fused import FusedDecoder
+from omni_thinker.policy.kernels import gated
 from omni_thinker.policy.native import kernels
 from omni_thinker.types import TokenIds
 
@@ -58,7 +59,7 @@ class NativeDecoder(FusedDecoder):
         def norm(module: Any) -> None:
             more = None if branch is None else branch.data_ptr()
             weight, eps = module.weight.data_ptr(), module.variance_epsilon
-            c.add_norm(x.data_ptr(), more, weight, normed.data_ptr(), rows, channels, eps)
+            c.add_norm(x.data_ptr(), more, weight, normed.data_ptr(), None, rows, channels, eps)
 
         for number, layer in enumerate(w.layers):
             norm(layer.before)
@@ -75,9 +76,7 @@ class NativeDecoder(FusedDecoder):
             branch = layer.out(attended).contiguous()
             norm(layer.after)
             both = layer.gate_up(normed).contiguous()
-            act = torch.empty(rows, both.shape[1] // 2, dtype=torch.bfloat16)
-            c.gate(both.data_ptr(), act.data_ptr(), rows, act.shape[1])
-            branch = layer.down(act).contiguous()
+            branch = layer.down(gated(*both.chunk(2, dim=-1))).contiguous()
         norm(w.norm)
         shift_P_G = self._shift_P[:, None].expand(token_P_G.shape)
         return w.head(normed, shift_P_G.flatten()).view(groups, columns, -1)

@@ -32,8 +32,12 @@ _FLAGS = (
 _COMPILE_S = 120
 _POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
 _ARGUMENTS = {
-    "add_norm": (*[_POINTER] * 4, _LONG, _LONG, _FLOAT),
-    "gate": (_POINTER, _POINTER, _LONG, _LONG),
+    "add_norm": (*[_POINTER] * 5, _LONG, _LONG, _FLOAT),
+    "norm_backward": (*[_POINTER] * 6, *[_LONG] * 3),
+    "gate": (*[_POINTER] * 3, *[_LONG] * 3),
+    "gate_backward": (*[_POINTER] * 5, _LONG, _LONG),
+    "turn_heads": (*[_POINTER] * 4, *[_LONG] * 3),
+    "turn_back": (*[_POINTER] * 4, *[_LONG] * 4),
     "turn_and_store": (*[_POINTER] * 6, *[_LONG] * 6),
     "attend": (*[_POINTER] * 7, _FLOAT, *[_LONG] * 8),
 }

@@ -1,5 +1,5 @@
-/* Decoding between matrix products, each part in one pass over memory. What torch does here in fifty small calls a
-   layer takes longer than the products when there are few rows.
+/* What lies between matrix products, each part in one pass over memory. In decoding, what torch does here in fifty small
+   calls a layer takes longer than the products when there are few rows; in training it is bound by memory.
 
    Sums are in fp32; what goes into a product is rounded to bf16 once. bf16 is the upper half of a float. Rows go to
    the threads of torch's own OpenMP runtime, which is already loaded. Results don't depend on the number of threads. */
@@ -39,8 +39,10 @@ static inline float exponential(float x) {
     return p * power.value;
 }
 
-/* x[rows, width] += branch (where there is one); out = weight * x / root mean square of the row. */
-void add_norm(float *x, const bf16 *branch, const bf16 *weight, bf16 *out, long rows, long width, float eps) {
+/* x[rows, width] += branch (where there is one); out = weight * x / root mean square of the row, whose inverse goes to
+   inverses [rows] (where there are any; arXiv 1910.07467). */
+void add_norm(float *x, const bf16 *branch, const bf16 *weight, bf16 *out, float *inverses, long rows, long width,
+              float eps) {
 #pragma omp parallel for schedule(static) if (rows * width > 16384)
     for (long row = 0; row < rows; row++) {
         float *own = x + row * width;
@@ -52,21 +54,56 @@ void add_norm(float *x, const bf16 *branch, const bf16 *weight, bf16 *out, long 
         }
         for (long i = 0; i < width; i++) sum += own[i] * own[i];
         float inverse = 1.0f / sqrtf(sum / (float)width + eps);
+        if (inverses) inverses[row] = inverse;
         for (long i = 0; i < width; i++) to[i] = narrow(own[i] * inverse * widen(weight[i]));
     }
 }
 
-/* out[rows, width] = silu(first half of a row) * second half. */
-void gate(const bf16 *both, bf16 *out, long rows, long width) {
-#pragma omp parallel for schedule(static) if (rows * width > 16384)
-    for (long row = 0; row < rows; row++) {
-        const bf16 *one = both + row * 2 * width, *other = one + width;
-        bf16 *to = out + row * width;
-        for (long i = 0; i < width; i++) {
-            float value = widen(one[i]);
-            to[i] = narrow(value / (1.0f + exponential(-value)) * widen(other[i]));
+/* Gradients of x [rows, width], and of the weight for every `block` rows: [blocks, width], to be added up. */
+void norm_backward(const bf16 *grad, const float *x, const bf16 *weight, const float *inverses, float *x_grad,
+                   float *weight_grads, long rows, long width, long block) {
+#pragma omp parallel for schedule(static)
+    for (long begin = 0; begin < rows; begin += block) {
+        float *sums = weight_grads + begin / block * width;
+        for (long i = 0; i < width; i++) sums[i] = 0.0f;
+        for (long row = begin; row < rows && row < begin + block; row++) {
+            const bf16 *g = grad + row * width;
+            const float *own = x + row * width;
+            float *to = x_grad + row * width, inverse = inverses[row], along = 0.0f;
+            for (long i = 0; i < width; i++) {
+                float product = widen(g[i]) * own[i];
+                sums[i] += product * inverse;
+                along += product * widen(weight[i]);
+            }
+            along *= inverse * inverse * inverse / (float)width;
+            for (long i = 0; i < width; i++) to[i] = widen(g[i]) * widen(weight[i]) * inverse - own[i] * along;
         }
     }
+}
+
+/* out[rows, width] = silu(one) * other, whose rows are `stride` apart (arXiv 2002.05202). */
+void gate(const bf16 *one, const bf16 *other, bf16 *out, long rows, long width, long stride) {
+#pragma omp parallel for schedule(static) if (rows * width > 16384)
+    for (long row = 0; row < rows; row++) {
+        const bf16 *a = one + row * stride, *b = other + row * stride;
+        bf16 *to = out + row * width;
+        for (long i = 0; i < width; i++) {
+            float value = widen(a[i]);
+            to[i] = narrow(value / (1.0f + exponential(-value)) * widen(b[i]));
+        }
+    }
+}
+
+/* Its gradients; all [rows, width]. */
+void gate_backward(const bf16 *grad, const bf16 *one, const bf16 *other, bf16 *one_grad, bf16 *other_grad, long rows,
+                   long width) {
+#pragma omp parallel for schedule(static) if (rows * width > 16384)
+    for (long row = 0; row < rows; row++)
+        for (long i = row * width; i < (row + 1) * width; i++) {
+            float g = widen(grad[i]), value = widen(one[i]), share = 1.0f / (1.0f + exponential(-value));
+            one_grad[i] = narrow(g * widen(other[i]) * share * (1.0f + value * (1.0f - share)));
+            other_grad[i] = narrow(g * value * share);
+        }
 }
 
 /* One head turned to its position; cosines and sines [width], both halves alike. */
@@ -76,6 +113,34 @@ static inline void turn(const bf16 *from, const float *cosine, const float *sine
         float a = widen(from[i]), b = widen(from[half + i]);
         to[i] = a * cosine[i] - b * sine[i];
         to[half + i] = b * cosine[half + i] + a * sine[half + i];
+    }
+}
+
+/* Heads [rows, heads, width] turned to their rows' positions (arXiv 2104.09864). */
+void turn_heads(const bf16 *x, const float *cosines, const float *sines, float *out, long rows, long heads,
+                long width) {
+#pragma omp parallel for schedule(static) if (rows * heads * width > 16384)
+    for (long row = 0; row < rows; row++)
+        for (long head = row * heads; head < (row + 1) * heads; head++)
+            turn(x + head * width, cosines + row * width, sines + row * width, out + head * width, width);
+}
+
+/* Its gradient: turned back. Rows of `grad` are `stride` apart. */
+void turn_back(const float *grad, const float *cosines, const float *sines, bf16 *out, long rows, long heads,
+               long width, long stride) {
+    long half = width / 2;
+#pragma omp parallel for schedule(static) if (rows * heads * width > 16384)
+    for (long row = 0; row < rows; row++) {
+        const float *cosine = cosines + row * width, *sine = sines + row * width;
+        for (long head = 0; head < heads; head++) {
+            const float *from = grad + row * stride + head * width;
+            bf16 *to = out + (row * heads + head) * width;
+            for (long i = 0; i < half; i++) {
+                float a = from[i], b = from[half + i];
+                to[i] = narrow(a * cosine[i] + b * sine[half + i]);
+                to[half + i] = narrow(b * cosine[half + i] - a * sine[i]);
+            }
+        }
     }
 }
 
