@@ -13,6 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_
 
 from omni_thinker.policy.flex import flex_attention_over, row_mask
 from omni_thinker.policy.kernels import gated_silu, rms_norm, rotate
+from omni_thinker.policy.native_attention import RowParts, native_attention, suits
 from omni_thinker.policy.packing import pack
 from omni_thinker.policy.protocol import TrainGroup
 from omni_thinker.policy.shared_attention import SharedPrompts, shared_attention
@@ -173,6 +174,59 @@ def test_attention_in_parts_holds_in_bf16() -> None:
         return shared_attention(q, k, v, where, 0.125)
 
     _same(ours, lambda q, k, v: _whole(q, k, v, shapes, 0.125), rows, 2e-2)
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.tuples(st.integers(1, 40), st.lists(st.integers(0, 35), max_size=5)), min_size=1, max_size=3),
+    st.sampled_from([(3, 1), (4, 2), (2, 2)]),
+    st.sampled_from([16, 48, 64, 128]),
+    st.integers(0, 3),
+    st.integers(0, 99),
+)
+def test_attention_in_c_is_attention_over_the_row(
+    shapes: list[tuple[int, list[int]]], heads: tuple[int, int], width: int, filling: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    length = sum(prompt + sum(samples) for prompt, samples in shapes) + filling
+    rows = [torch.randn(length, own, width, generator=generator) for own in (heads[0], heads[1], heads[1])]
+    rows[2] = rows[2].bfloat16()
+    if not suits(*rows):
+        pytest.skip("no C compiler")
+    parts = RowParts.of(shapes)
+    grad = torch.randn(length, heads[0], width, generator=generator).bfloat16()
+
+    def gradients(out: torch.Tensor, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return [out.detach(), *torch.autograd.grad(out, inputs, grad.to(out.dtype))]
+
+    mine = [x.clone().requires_grad_() for x in rows]
+    exact = [x.double().requires_grad_() for x in rows]
+    found = gradients(native_attention(*mine, parts, 0.2), mine)
+    expected = gradients(_whole(*exact, shapes, 0.2), exact)
+    for one, other in zip(found, expected, strict=True):
+        tolerance = 1e-5 if one.dtype == torch.float32 else 2**-8
+        assert float((one.double() - other).abs().max()) <= tolerance * max(float(other.abs().max()), 1.0)
+    assert not found[0][length - filling :].any()
+    assert not any(part[length - filling :].any() for part in found[1:])
+
+
+def test_attention_in_c_depends_on_no_number_of_threads() -> None:
+    torch.manual_seed(0)
+    shapes = [(30, [20, 3]), (7, [9]), (50, [])]
+    length = sum(prompt + sum(samples) for prompt, samples in shapes)
+    rows = [torch.randn(length, 4, 32), torch.randn(length, 2, 32), torch.randn(length, 2, 32).bfloat16()]
+    if not suits(*rows):
+        pytest.skip("no C compiler")
+    found, threads = [], torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            own = [x.clone().requires_grad_() for x in rows]
+            out = native_attention(*own, RowParts.of(shapes), 0.2)
+            found.append([out.detach(), *torch.autograd.grad(out.float().square().sum(), own)])
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_siblings_do_not_see_each_other() -> None:

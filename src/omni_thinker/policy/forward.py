@@ -10,7 +10,7 @@ their positions: what is rounded to bf16 between two products is what sampler an
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from omni_thinker.policy.flex import flex_attention_over, row_mask
 from omni_thinker.policy.kernels import gated_silu, rms_norm, rotate
+from omni_thinker.policy.native_attention import RowParts, native_attention, suits
 from omni_thinker.policy.packing import PackedRow
 from omni_thinker.policy.shared_attention import SharedPrompts, shared_attention
 
@@ -95,8 +96,15 @@ def _attend_by(model: PreTrainedModel, row: PackedRow) -> Attend:
     device = model.device
     if device.type == "cpu":
         heads = {"heads": config.num_attention_heads, "kv_heads": config.num_key_value_heads}
-        where = SharedPrompts.of(row.shapes, len(row.tokens_T), **heads)
-        return lambda query, key, value, scale: shared_attention(query, key, value, where, scale)
+        native = cache(lambda: RowParts.of(row.shapes))
+        shared = cache(lambda: SharedPrompts.of(row.shapes, len(row.tokens_T), **heads))
+
+        def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+            if suits(query, key, value):
+                return native_attention(query, key, value, native(), scale)
+            return shared_attention(query, key, value, shared(), scale)
+
+        return attend
     flex = partial(flex_attention_over, row_mask(row, device))
     return lambda query, key, value, scale: flex(query.to(value.dtype), key.to(value.dtype), value, scale)
 

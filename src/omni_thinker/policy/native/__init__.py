@@ -23,7 +23,7 @@ from omni_thinker.models.home import home
 
 SWITCH = "OMNI_THINKER_NATIVE"
 """Set to 0 in the environment: no kernels in C."""
-_SOURCE = Path(__file__).with_name("kernels.c")
+_SOURCES = sorted(Path(__file__).parent.glob("*.[ch]"))
 _FLAGS = (
     *("-O3", "-march=native", "-std=gnu11", "-fPIC", "-shared", "-fopenmp"),
     # Sums may be taken in vectors; no flag that would change how denormal numbers are treated elsewhere.
@@ -40,6 +40,7 @@ _ARGUMENTS = {
     "turn_back": (*[_POINTER] * 4, *[_LONG] * 4),
     "turn_and_store": (*[_POINTER] * 6, *[_LONG] * 6),
     "attend": (*[_POINTER] * 7, _FLOAT, *[_LONG] * 8),
+    "attend_row": (*[_POINTER] * 13, _FLOAT, *[_LONG] * 6),
 }
 _log = logging.getLogger(__name__)
 
@@ -65,13 +66,14 @@ def kernels() -> ctypes.CDLL | None:
 def _compiled(compiler: str) -> Path:
     """Where the library lies. Raises OSError or SubprocessError where it can't be made."""
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=_COMPILE_S).stdout
-    parts = (_SOURCE.read_bytes(), " ".join(_FLAGS).encode(), version, _processor())
+    parts = (*(source.read_bytes() for source in _SOURCES), " ".join(_FLAGS).encode(), version, _processor())
     target = home() / "native" / f"{hashlib.sha256(b''.join(parts)).hexdigest()[:16]}.so"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
             made = Path(scratch) / "made.so"
-            command = [compiler, *_FLAGS, "-o", str(made), str(_SOURCE), "-lm"]
+            sources = [str(source) for source in _SOURCES if source.suffix == ".c"]
+            command = [compiler, *_FLAGS, "-o", str(made), *sources, "-lm"]
             subprocess.run(command, capture_output=True, check=True, timeout=_COMPILE_S)
             made.replace(target)  # whole or not at all, also with two processes at once
     return target
