@@ -190,8 +190,8 @@ def test_attention_in_c_is_attention_over_the_row(
     generator = torch.Generator().manual_seed(seed)
     length = sum(prompt + sum(samples) for prompt, samples in shapes) + filling
     rows = [torch.randn(length, own, width, generator=generator) for own in (heads[0], heads[1], heads[1])]
-    rows[2] = rows[2].bfloat16()
-    if not suits(*rows):
+    query, key, value = rows[0], rows[1], rows[2].bfloat16()
+    if not suits(query, key, value):
         pytest.skip("no C compiler")
     parts = RowParts.of(shapes)
     grad = torch.randn(length, heads[0], width, generator=generator).bfloat16()
@@ -199,10 +199,10 @@ def test_attention_in_c_is_attention_over_the_row(
     def gradients(out: torch.Tensor, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         return [out.detach(), *torch.autograd.grad(out, inputs, grad.to(out.dtype))]
 
-    mine = [x.clone().requires_grad_() for x in rows]
-    exact = [x.double().requires_grad_() for x in rows]
-    found = gradients(native_attention(*mine, parts, 0.2), mine)
-    expected = gradients(_whole(*exact, shapes, 0.2), exact)
+    mine = [x.clone().requires_grad_() for x in (query, key, value)]
+    exact = [x.double().requires_grad_() for x in (query, key, value)]
+    found = gradients(native_attention(mine[0], mine[1], mine[2], parts, 0.2), mine)
+    expected = gradients(_whole(exact[0], exact[1], exact[2], shapes, 0.2), exact)
     for one, other in zip(found, expected, strict=True):
         tolerance = 1e-5 if one.dtype == torch.float32 else 2**-8
         assert float((one.double() - other).abs().max()) <= tolerance * max(float(other.abs().max()), 1.0)
@@ -212,17 +212,17 @@ def test_attention_in_c_is_attention_over_the_row(
 
 def test_attention_in_c_depends_on_no_number_of_threads() -> None:
     torch.manual_seed(0)
-    shapes = [(30, [20, 3]), (7, [9]), (50, [])]
+    shapes: list[tuple[int, list[int]]] = [(30, [20, 3]), (7, [9]), (50, [])]
     length = sum(prompt + sum(samples) for prompt, samples in shapes)
-    rows = [torch.randn(length, 4, 32), torch.randn(length, 2, 32), torch.randn(length, 2, 32).bfloat16()]
-    if not suits(*rows):
+    query, key, value = torch.randn(length, 4, 32), torch.randn(length, 2, 32), torch.randn(length, 2, 32).bfloat16()
+    if not suits(query, key, value):
         pytest.skip("no C compiler")
     found, threads = [], torch.get_num_threads()
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            own = [x.clone().requires_grad_() for x in rows]
-            out = native_attention(*own, RowParts.of(shapes), 0.2)
+            own = [x.clone().requires_grad_() for x in (query, key, value)]
+            out = native_attention(own[0], own[1], own[2], RowParts.of(shapes), 0.2)
             found.append([out.detach(), *torch.autograd.grad(out.float().square().sum(), own)])
     finally:
         torch.set_num_threads(threads)

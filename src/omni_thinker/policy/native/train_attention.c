@@ -130,6 +130,18 @@ static void softmax(float *scores, long prompt, long room, long own, long all, f
     for (long t = room + own; t < all; t++) scores[t] = 0.0f;
 }
 
+/* To the gradient of every value, or key: the sum of BLOCK rows by what each gives it; coefficients [BLOCK, all], of
+   which the first `before` are the prompt's. */
+static void add_by_key(const struct keys *prompt, const struct keys *own, int values, long before, long all,
+                       const float *coefficients, const float *rows, long width) {
+    for (long t = 0; t < all; t += MOST) {
+        const struct keys *k = t < before ? prompt : own;
+        float *grads = values ? k->value_grad : k->key_grad, *few[MOST];
+        for (long n = 0; n < MOST; n++) few[n] = grads + ((t < before ? t : t - before) + n) * width;
+        combine(few, coefficients + t, 1, all, rows, BLOCK, width);
+    }
+}
+
 /* A block of up to BLOCK tokens from `first` of a part that begins at `begin`, of one query head. `prompt`: keys that all
    of them see, or none; `own`: keys of the part itself, which each sees up to its own place. Forward where `out_grad` is
    none. */
@@ -181,13 +193,7 @@ static void attend_block(const float *queries, bf16 *outs, const bf16 *out_grad,
         if (prompt) dots(few, prompt->value_last, s->share_grads + i * all, all, prompt->room, prompt->room, width);
         dots(few, own->value_last, s->share_grads + i * all + before, all, reach, own->room, width);
     }
-    for (long t = 0; t < all; t += MOST) { /* gradients of values before shares become gradients of scores */
-        float *few[MOST];
-        const struct keys *k = prompt && t < before ? prompt : own;
-        long at = prompt && t < before ? t : t - before;
-        for (long n = 0; n < MOST; n++) few[n] = k->value_grad + (at + n) * width;
-        combine(few, s->shares + t, 1, all, s->grad, BLOCK, width);
-    }
+    add_by_key(prompt, own, 1, before, all, s->shares, s->grad, width); /* before shares become something else */
     for (long i = 0; i < BLOCK; i++) {
         float *share = s->shares + i * all, *grad = s->share_grads + i * all, along = 0.0f;
 #pragma omp simd reduction(+ : along)
@@ -200,13 +206,7 @@ static void attend_block(const float *queries, bf16 *outs, const bf16 *out_grad,
         if (prompt) combine(few, s->share_grads + i * all, all, 1, prompt->key, prompt->length, width);
         combine(few, s->share_grads + i * all + before, all, 1, own->key, seen, width);
     }
-    for (long t = 0; t < all; t += MOST) {
-        float *few[MOST];
-        const struct keys *k = prompt && t < before ? prompt : own;
-        long at = prompt && t < before ? t : t - before;
-        for (long n = 0; n < MOST; n++) few[n] = k->key_grad + (at + n) * width;
-        combine(few, s->share_grads + t, 1, all, s->query, BLOCK, width);
-    }
+    add_by_key(prompt, own, 0, before, all, s->share_grads, s->query, width);
     for (long i = 0; i < count; i++)
         memcpy(query_grad + ((begin + first + i) * r->heads + head) * width, s->query_grad + i * width,
                sizeof(float) * (size_t)width);
