@@ -33,7 +33,8 @@ class _RmsNorm(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, None]:
         x, weight, inverse = ctx.saved_tensors
         if (c := _native(weight, x)) is not None:
-            grad, x_grad = grads[0].contiguous(), torch.empty_like(x)
+            grad, x = grads[0].contiguous(), x.contiguous()
+            x_grad = torch.empty_like(x)
             rows, width = x.numel() // x.shape[-1], x.shape[-1]
             blocks = torch.empty(-(-rows // _BLOCK), width)
             parts = (grad, x, weight, inverse, x_grad, blocks)
