@@ -8,9 +8,7 @@ from typing import Any
 
 import torch
 
-from omni_thinker.policy.native import kernels
-
-_LANES = 16
+from omni_thinker.policy.native import LANES, kernels
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +42,7 @@ class RowParts:
 
 def suits(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
     """Whether `native_attention` takes these on this machine."""
-    if query.shape[-1] % _LANES or value.dtype != torch.bfloat16 or value.device.type != "cpu":
+    if query.shape[-1] % LANES or value.dtype != torch.bfloat16 or value.device.type != "cpu":
         return False
     return query.dtype == key.dtype == torch.float32 and kernels() is not None
 

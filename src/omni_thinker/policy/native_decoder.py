@@ -1,4 +1,4 @@
-"""The decoding pass with everything between its matrix products in C: see native/kernels.c."""
+"""The decoding pass with everything between its matrix products in C: see native/."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from omni_thinker.policy.fused import FusedDecoder
 from omni_thinker.policy.kernels import gated
-from omni_thinker.policy.native import kernels
+from omni_thinker.policy.native import LANES, kernels
 from omni_thinker.types import TokenIds
 
 
@@ -26,8 +26,7 @@ class NativeDecoder(FusedDecoder):
     """See Decoder. Keys and values in fp32; those of prompts with their tokens last, [kv heads, width, T], so that
     scores are sums of whole vectors."""
 
-    multiple = 16
-    """Numbers in a vector."""
+    multiple = LANES
 
     def prefill(self, prompts: Sequence[TokenIds]) -> torch.Tensor:
         logits = super().prefill(prompts)

@@ -23,6 +23,8 @@ from omni_thinker.models.home import home
 
 SWITCH = "OMNI_THINKER_NATIVE"
 """Set to 0 in the environment: no kernels in C."""
+LANES = 16
+"""Floats that the kernels take as one vector."""
 _SOURCES = sorted(Path(__file__).parent.glob("*.[ch]"))
 _FLAGS = (
     *("-O3", "-march=native", "-std=gnu11", "-fPIC", "-shared", "-fopenmp"),

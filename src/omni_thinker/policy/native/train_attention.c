@@ -130,6 +130,33 @@ static void softmax(float *scores, long prompt, long room, long own, long all, f
     for (long t = room + own; t < all; t++) scores[t] = 0.0f;
 }
 
+/* Products of BLOCK rows with every key, or value: [BLOCK, before + reach], the prompt's and then the first `reach` of
+   the part's own. */
+static void score_all(const struct keys *prompt, const struct keys *own, int values, long before, long reach,
+                      const float *rows, float *out, long width) {
+    long all = before + reach;
+    for (long i = 0; i < BLOCK; i += MOST) {
+        const float *few[MOST];
+        for (long n = 0; n < MOST; n++) few[n] = rows + (i + n) * width;
+        if (prompt)
+            dots(few, values ? prompt->value_last : prompt->key_last, out + i * all, all, before, before, width);
+        dots(few, values ? own->value_last : own->key_last, out + i * all + before, all, reach, own->room, width);
+    }
+}
+
+/* To BLOCK rows: the sum of values, or keys, by what each gives a row; coefficients [BLOCK, all], of which the first
+   `before` are the prompt's and the next `seen` are the part's own. */
+static void add_by_query(const struct keys *prompt, const struct keys *own, int values, long before, long all,
+                         long seen, const float *coefficients, float *rows, long width) {
+    for (long i = 0; i < BLOCK; i += MOST) {
+        const float *by = coefficients + i * all;
+        float *few[MOST];
+        for (long n = 0; n < MOST; n++) few[n] = rows + (i + n) * width;
+        if (prompt) combine(few, by, all, 1, values ? prompt->value : prompt->key, prompt->length, width);
+        combine(few, by + before, all, 1, values ? own->value : own->key, seen, width);
+    }
+}
+
 /* To the gradient of every value, or key: the sum of BLOCK rows by what each gives it; coefficients [BLOCK, all], of
    which the first `before` are the prompt's. */
 static void add_by_key(const struct keys *prompt, const struct keys *own, int values, long before, long all,
@@ -157,23 +184,13 @@ static void attend_block(const float *queries, bf16 *outs, const bf16 *out_grad,
         memcpy(s->query + i * width, from, sizeof(float) * (size_t)width);
         memset(s->out + i * width, 0, sizeof(float) * (size_t)width);
     }
-    for (long i = 0; i < BLOCK; i += MOST) {
-        const float *few[MOST];
-        for (long n = 0; n < MOST; n++) few[n] = s->query + (i + n) * width;
-        if (prompt) dots(few, prompt->key_last, s->shares + i * all, all, prompt->room, prompt->room, width);
-        dots(few, own->key_last, s->shares + i * all + before, all, reach, own->room, width);
-    }
+    score_all(prompt, own, 0, before, reach, s->query, s->shares, width);
     for (long i = 0; i < BLOCK; i++) {
         long place = first + (i < count ? i : count - 1);
         softmax(s->shares + i * all, prompt ? prompt->length : 0, before, place + 1, all, r->scale);
     }
     if (!out_grad) {
-        for (long i = 0; i < BLOCK; i += MOST) {
-            float *few[MOST];
-            for (long n = 0; n < MOST; n++) few[n] = s->out + (i + n) * width;
-            if (prompt) combine(few, s->shares + i * all, all, 1, prompt->value, prompt->length, width);
-            combine(few, s->shares + i * all + before, all, 1, own->value, seen, width);
-        }
+        add_by_query(prompt, own, 1, before, all, seen, s->shares, s->out, width);
         for (long i = 0; i < count; i++) {
             bf16 *to = outs + ((begin + first + i) * r->heads + head) * width;
             for (long w = 0; w < width; w++) to[w] = narrow(s->out[i * width + w]);
@@ -187,12 +204,7 @@ static void attend_block(const float *queries, bf16 *outs, const bf16 *out_grad,
         for (long w = 0; w < width; w++) s->grad[i * width + w] = real * widen(from[w]);
         memset(s->query_grad + i * width, 0, sizeof(float) * (size_t)width);
     }
-    for (long i = 0; i < BLOCK; i += MOST) {
-        const float *few[MOST];
-        for (long n = 0; n < MOST; n++) few[n] = s->grad + (i + n) * width;
-        if (prompt) dots(few, prompt->value_last, s->share_grads + i * all, all, prompt->room, prompt->room, width);
-        dots(few, own->value_last, s->share_grads + i * all + before, all, reach, own->room, width);
-    }
+    score_all(prompt, own, 1, before, reach, s->grad, s->share_grads, width);
     add_by_key(prompt, own, 1, before, all, s->shares, s->grad, width); /* before shares become something else */
     for (long i = 0; i < BLOCK; i++) {
         float *share = s->shares + i * all, *grad = s->share_grads + i * all, along = 0.0f;
@@ -200,12 +212,7 @@ static void attend_block(const float *queries, bf16 *outs, const bf16 *out_grad,
         for (long t = 0; t < all; t++) along += share[t] * grad[t];
         for (long t = 0; t < all; t++) grad[t] = share[t] * (grad[t] - along) * r->scale;
     }
-    for (long i = 0; i < BLOCK; i += MOST) {
-        float *few[MOST];
-        for (long n = 0; n < MOST; n++) few[n] = s->query_grad + (i + n) * width;
-        if (prompt) combine(few, s->share_grads + i * all, all, 1, prompt->key, prompt->length, width);
-        combine(few, s->share_grads + i * all + before, all, 1, own->key, seen, width);
-    }
+    add_by_query(prompt, own, 0, before, all, seen, s->share_grads, s->query_grad, width);
     add_by_key(prompt, own, 0, before, all, s->share_grads, s->query, width);
     for (long i = 0; i < count; i++)
         memcpy(query_grad + ((begin + first + i) * r->heads + head) * width, s->query_grad + i * width,
