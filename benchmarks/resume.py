@@ -57,7 +57,7 @@ def _checkpoint(folder: Path) -> dict[str, Any]:
     policy = TorchPolicy(ModelSpec(name="builtin"))
     for master in policy._masters:
         master.grad = master.detach().clone()
-    policy._optimizer.step()
+    policy._updates.optimizer.step()
     kept = Checkpoints(folder, folder, "a.checkpoint", 0)
     took = []
     for step in range(1, 4):

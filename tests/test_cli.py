@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -354,3 +355,23 @@ def test_a_key_that_is_there_twice_is_refused(run: Run, tmp_path: Path) -> None:
     code, _, err = run("plan", "--matrix", "m.json")
     assert code == 2
     assert "is there twice" in err
+
+
+def test_what_a_signal_left_half_made_says_nothing(repo: Path) -> None:
+    script = """
+import omni_thinker.cli as cli
+
+class HalfMade:
+    def __del__(self):
+        raise AttributeError("not set yet")
+
+def app():
+    half_made = HalfMade()
+    raise cli._Interrupted
+
+cli.app = app
+cli.main()
+"""
+    ended = subprocess.run([sys.executable, "-c", script], check=False, cwd=repo, capture_output=True, text=True)
+    assert ended.returncode == 130
+    assert ended.stderr == "omni-thinker: interrupted; `omni-thinker study DIR --resume` goes on with a study\n"

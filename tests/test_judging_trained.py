@@ -18,13 +18,16 @@ from omni_thinker.judging.agreement import measure, read_pairs
 from omni_thinker.judging.trained import (
     MAX_ANSWER,
     MAX_PROMPT,
+    Families,
     TrainedJudge,
     encode,
     last_hidden,
     load_card,
     merge_adapter,
+    through_transformers,
 )
 from omni_thinker.models.load import compute_dtype, load_model, load_tokenizer
+from omni_thinker.policy.states import last_states
 
 SHIPPED = Path(str(files("omni_thinker.judging"))) / "adapter"
 
@@ -152,3 +155,57 @@ def test_a_shared_beginning_changes_no_hidden_state(tiny_model: Path, shared: in
         alone = torch.cat([last_hidden(model, [row]) for row in rows])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
     assert (together[0] - together[1]).abs().max() > 1e-2
+
+
+def test_the_engine_of_the_policy_finds_the_same(tiny_model: Path) -> None:
+    """Families of several rows, of one, and of rows that are the same; more than fits one packed row."""
+    model = load_model(str(tiny_model), torch.float32)
+    start = list(range(10, 20))
+    families = [[[*start, *range(n, 60)], [*start, 5], [*start, 9]] for n in range(20, 56)]
+    families += [[[3, 4]], [[*start, 7, 8]] * 2, [[1, *range(30, 90)], [1, *range(31, 90)]]]
+    assert sum(len(row) for rows in families for row in rows) > 2048
+    with torch.inference_mode():
+        expected = through_transformers(model, families)
+        found = last_states(model, families)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_what_is_asked_in_one_turn_is_computed_together(builtin_model: Path) -> None:
+    calls = []
+
+    def hidden(model: object, families: Families) -> torch.Tensor:
+        calls.append([len(rows) for rows in families])
+        if len(calls) == 4:
+            raise MemoryError("none left")
+        return last_states(model, families)  # type: ignore[arg-type]
+
+    judge = TrainedJudge(load_model("builtin", compute_dtype("auto")), load_tokenizer("builtin"), hidden=hidden)
+    asked = {request: [f"It is {request}.", GOOD] for request in ("one", "two", "three")}
+
+    async def ask(*requests: str) -> list[list[Verdict] | BaseException]:
+        return await asyncio.gather(
+            *(judge.compare(request, asked[request], "Nothing.") for request in requests), return_exceptions=True
+        )
+
+    async def ask_and_turn_away() -> list[Verdict]:
+        first = asyncio.ensure_future(judge.compare("four", [GOOD], "Nothing."))
+        second = asyncio.ensure_future(judge.compare("five", [GOOD], "Nothing."))
+        await asyncio.sleep(0)
+        first.cancel()
+        return await second
+
+    together = asyncio.run(ask("one", "two"))
+    assert calls == [[3, 3]]
+    assert asyncio.run(ask("one", "two")) == together
+    assert calls == [[3, 3]], "known by now"
+    (alone,) = asyncio.run(ask("three"))
+    assert not isinstance(alone, BaseException)
+    assert asyncio.run(ask_and_turn_away())[0].outcome == "win"
+    assert calls == [[3, 3], [3], [2, 2]]
+    asked |= {"six": [GOOD], "seven": [GOOD]}
+    assert [type(found) for found in asyncio.run(ask("six", "seven"))] == [MemoryError, MemoryError]
+    fresh = TrainedJudge(load_model("builtin", compute_dtype("auto")), load_tokenizer("builtin"))
+    for request, verdicts in zip(("one", "two"), together, strict=True):
+        assert not isinstance(verdicts, BaseException)
+        expected = asyncio.run(fresh.compare(request, asked[request], "Nothing."))
+        assert [own.margin for own in verdicts] == pytest.approx([own.margin for own in expected], abs=0.35)

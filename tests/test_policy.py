@@ -159,7 +159,7 @@ def test_gradients_are_clipped_to_the_norm_that_was_asked(tiny_model: Path) -> N
     report = policy.optim_step(OptimParams(lr=0.0, max_grad_norm=norm / 3))
     assert report.grad_norm == pytest.approx(norm, rel=1e-4)
     # The first moment is (1 - beta1) times the gradient that was applied.
-    moments = [policy._optimizer.state[m]["exp_avg"] for m in policy._masters]
+    moments = [policy._updates.optimizer.state[m]["exp_avg"] for m in policy._masters]
     applied = math.sqrt(sum(float(m.square().sum()) for m in moments)) / 0.1
     assert applied == pytest.approx(norm / 3, rel=1e-3)
 

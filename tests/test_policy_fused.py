@@ -53,6 +53,8 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     ),
     "one head for all queries": lambda: LlamaForCausalLM(LlamaConfig(**{**SIZE, "num_key_value_heads": 1})),
     "wide heads": lambda: LlamaForCausalLM(LlamaConfig(**SIZE, head_dim=32)),
+    "heads of 64": lambda: LlamaForCausalLM(LlamaConfig(**SIZE, head_dim=64)),
+    "heads of 128": lambda: LlamaForCausalLM(LlamaConfig(**SIZE, head_dim=128)),
     "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZE, sliding_window=None)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZE)),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZE, head_dim=16)),
@@ -278,3 +280,22 @@ def test_the_first_of_several_stop_texts_counts() -> None:
     [cut] = sample_groups(model, [request], SamplingParams(1), NO_STOPS, _words)
     assert cut.samples[0].text == ""
     assert len(cut.samples[0].tokens) == 3
+
+
+def test_more_tokens_than_there_is_room_for_are_refused() -> None:
+    model = MODELS["heads of 64"]().bfloat16()
+    if not speeds_up(model):
+        pytest.skip("no C compiler")
+    with torch.inference_mode():
+        decoder = NativeDecoder(model, 2, 1)
+        decoder.prefill([(1, 2, 3)])
+        token, sample = torch.ones(1, 2, dtype=torch.long), torch.zeros(1, 2, dtype=torch.long)
+        decoder.step(token, sample)
+        with pytest.raises(IndexError, match="no room for token 2"):
+            decoder.step(token, sample)
+
+
+def test_weights_of_several_types_are_torchs() -> None:
+    model = MODELS["llama"]().bfloat16()
+    model.model.norm.float()
+    assert not speeds_up(model)

@@ -99,7 +99,7 @@ def policy(tiny_model: Path) -> TorchPolicy:
     with torch.no_grad():
         for master in made._masters:
             master.add_(0.01 * torch.randn(master.shape, generator=rng))
-    made._publish()
+    made._updates.publish()
     return made
 
 

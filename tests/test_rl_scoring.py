@@ -72,6 +72,21 @@ def test_what_needs_the_cores_waits_until_sampling_is_done() -> None:
         assert scoring.results()[0].values == [0.25, 0.25]
 
 
+def test_what_needs_the_cores_begins_in_one_turn_of_the_loop() -> None:
+    """So that a judge in this process can answer all at once."""
+
+    class Counting(Slow):
+        async def score(self, group: Group, problem: Problem) -> list[Score]:
+            self.began[problem.id] = 0.0
+            await asyncio.sleep(0)
+            return [Score.of(len(self.began) / 50)] * len(group.samples)
+
+    with Scoring({"t": Counting(local=True)}) as scoring:
+        for place, problem in enumerate(problems(*[0.0] * 50)):
+            scoring.submit(place, problem, group())
+        assert [own.values for own in scoring.results()] == [[1.0, 1.0]] * 50
+
+
 def test_a_slow_call_delays_its_own_group_until_the_deadline() -> None:
     with Scoring({"t": Slow()}) as scoring:
         for place, problem in enumerate(problems(0.0, 60.0, 0.1)):

@@ -119,7 +119,7 @@ def test_the_policy_gradient_is_the_slope_of_the_mean_score(tiny_model: Path) ->
         for master in policy._masters:
             if master.grad is not None:
                 master -= size * master.grad
-    policy._publish()
+    policy._updates.publish()
     assert surrogate() - before == pytest.approx(size * square, rel=0.05)
 
 
@@ -303,7 +303,7 @@ def _adapted(folder: Path, out: Path, seed: int, **lora: Any) -> TorchPolicy:
     with torch.no_grad():
         for master in policy._masters:
             master.normal_(0, 0.02)
-    policy._publish()
+    policy._updates.publish()
     policy.export_adapter(out)
     return policy
 

@@ -71,12 +71,11 @@ def main() -> None:
     except UserError as exc:
         sys.stderr.write(f"omni-thinker: {exc}\n")
         sys.exit(2)
-    except _Interrupted:
-        sys.stderr.write("omni-thinker: interrupted; `omni-thinker study DIR --resume` goes on with a study\n")
-        sys.exit(130)
-    except _Terminated:
-        sys.stderr.write("omni-thinker: terminated; `omni-thinker study DIR --resume` goes on with a study\n")
-        sys.exit(143)
+    except (_Interrupted, _Terminated) as exc:
+        sys.unraisablehook = lambda _: None  # what was half made when the signal came complains when it is collected
+        word, code = ("interrupted", 130) if isinstance(exc, _Interrupted) else ("terminated", 143)
+        sys.stderr.write(f"omni-thinker: {word}; `omni-thinker study DIR --resume` goes on with a study\n")
+        sys.exit(code)
     except Exception as exc:
         if (why := machine_error(exc)) is None:
             raise

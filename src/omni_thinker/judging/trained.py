@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import SafetensorError
@@ -27,6 +29,7 @@ MAX_PROMPT, MAX_ANSWER = 320, 320
 MULTIPLE = 16
 """Widths are filled up, so that matrix products come in few shapes."""
 _BATCH = 16
+"""Rows of one pass through transformers."""
 _WORTH_SHARING = 8
 _REMEMBERED = 4096
 
@@ -77,6 +80,18 @@ def last_hidden(model: Any, rows: Sequence[Sequence[int]]) -> torch.Tensor:
     return found
 
 
+Families = Sequence[Sequence[Sequence[int]]]
+"""Rows of tokens, in families that begin alike."""
+Hidden = Callable[[Any, Families], torch.Tensor]
+"""What a causal LM has at the last token of each row, in order; [N, hidden], fp32."""
+
+
+def through_transformers(model: Any, families: Families) -> torch.Tensor:
+    """A Hidden that any model can do. Rows of a family are in the order of their length, so that none pads all."""
+    parts = [rows[begin : begin + _BATCH] for rows in families for begin in range(0, len(rows), _BATCH)]
+    return torch.cat([last_hidden(model, part) for part in parts])
+
+
 def _shared_beginning(rows: Sequence[Sequence[int]]) -> int:
     """Tokens that all rows begin with, where it pays; at least one token of each is left."""
     if len(rows) < 2:
@@ -108,16 +123,35 @@ def merge_adapter(model: Any, factors: Mapping[str, torch.Tensor], scale: float)
             weight += (scale * (up @ down)).to(weight)
 
 
+@dataclass(slots=True)
+class _Asked:
+    prompt: str
+    texts: Sequence[str]
+    scores: asyncio.Future[list[float]]
+    answering: asyncio.Task[None] | None = None
+    """Held here, since a loop doesn't hold its tasks."""
+
+
 class TrainedJudge:
     """Scores each answer by itself; the difference of two scores is the log-odds that the first is the better one.
 
-    A difference of at most `margin` is a tie; an empty answer loses against any other.
+    A difference of at most `margin` is a tie; an empty answer loses against any other. What is asked in one turn of the
+    event loop, such as a step's answers, is computed together.
     """
 
     local = True
 
-    def __init__(self, model: Any, tokenizer: Any, margin: float = 0.1, *, adapter: Path | None = None) -> None:
-        """`model` is the built-in model and is changed for good; `adapter`: a folder other than the shipped one.
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        margin: float = 0.1,
+        *,
+        adapter: Path | None = None,
+        hidden: Hidden = through_transformers,
+    ) -> None:
+        """`model` is the built-in model and is changed for good; `adapter`: a folder other than the shipped one;
+        `hidden`: how the model is computed.
 
         Raises ValueError for a negative margin and UserError for an adapter of another model.
         """
@@ -134,16 +168,17 @@ class TrainedJudge:
                 raise UserError(f"the judge's adapter can't be read: {exc}", file=folder) from None
         merge_adapter(model, tensors, scale)
         self._head_H, self._bias = head_H, bias
-        self._model, self._tokenizer, self._margin = model.eval(), tokenizer, margin
+        self._model, self._tokenizer, self._margin, self._hidden = model.eval(), tokenizer, margin, hidden
         self.name = f"builtin:{version}"
         self.caveat = caveat(card)
         self._scores: dict[tuple[str, str], float] = {}
         self._lock = threading.Lock()
+        self._asked: WeakKeyDictionary[asyncio.AbstractEventLoop, list[_Asked]] = WeakKeyDictionary()
         self._tally = Tally()
 
     async def compare(self, prompt: str, responses: Sequence[str], reference: str) -> list[Verdict]:
         """One verdict per response; `margin` in log-odds."""
-        scores = await asyncio.to_thread(self.scores, prompt, [*responses, reference])
+        scores = await self._scores_together(prompt, [*responses, reference])
         verdicts = [
             self._verdict(text, reference, own - scores[-1]) for text, own in zip(responses, scores[:-1], strict=True)
         ]
@@ -162,21 +197,48 @@ class TrainedJudge:
 
     def scores(self, prompt: str, texts: Sequence[str]) -> list[float]:
         """How good each text is as an answer; only differences under the same prompt mean something."""
+        return self.all_scores([(prompt, texts)])[0]
+
+    def all_scores(self, asked: Sequence[tuple[str, Sequence[str]]]) -> list[list[float]]:
+        """`scores` of several prompts with their texts."""
         with self._lock:
-            new = [text for text in dict.fromkeys(texts) if (prompt, text) not in self._scores]
-            rows = {text: encode(self._tokenizer, prompt, text) for text in new}
-            # By length, so that a long text doesn't pad all others.
-            order = sorted(new, key=lambda text: (len(rows[text]), text))
-            for begin in range(0, len(order), _BATCH):
-                part = order[begin : begin + _BATCH]
+            rows: dict[str, dict[str, list[int]]] = {}
+            for prompt, texts in asked:
+                for text in dict.fromkeys(texts):
+                    if (prompt, text) not in self._scores and text not in rows.setdefault(prompt, {}):
+                        rows[prompt][text] = encode(self._tokenizer, prompt, text)
+            new = [(p, text) for p, own in rows.items() for text in sorted(own, key=lambda t: (len(own[t]), t))]
+            if new:
+                families = [[rows[p][text] for q, text in new if q == p] for p, own in rows.items() if own]
                 with torch.inference_mode():
-                    hidden_N_H = last_hidden(self._model, [rows[text] for text in part]).cpu()
-                    found = hidden_N_H @ self._head_H + self._bias
-                self._scores |= {(prompt, text): float(score) for text, score in zip(part, found, strict=True)}
-            known = [self._scores[prompt, text] for text in texts]
+                    found = self._hidden(self._model, families).cpu() @ self._head_H + self._bias
+                self._scores |= dict(zip(new, found.tolist(), strict=True))
+            known = [[self._scores[prompt, text] for text in texts] for prompt, texts in asked]
             while len(self._scores) > _REMEMBERED:  # the oldest first
                 del self._scores[next(iter(self._scores))]
             return known
+
+    async def _scores_together(self, prompt: str, texts: Sequence[str]) -> list[float]:
+        loop = asyncio.get_running_loop()
+        asked = _Asked(prompt, texts, loop.create_future())
+        waiting = self._asked.setdefault(loop, [])
+        waiting.append(asked)
+        if len(waiting) == 1:  # it runs after all that the loop has begun by now
+            asked.answering = loop.create_task(self._answer(loop))
+        return await asked.scores
+
+    async def _answer(self, loop: asyncio.AbstractEventLoop) -> None:
+        together = self._asked.pop(loop)
+        try:
+            found = await asyncio.to_thread(self.all_scores, [(one.prompt, one.texts) for one in together])
+        except Exception as exc:
+            for one in together:
+                if not one.scores.done():
+                    one.scores.set_exception(exc)
+            return
+        for one, scores in zip(together, found, strict=True):
+            if not one.scores.done():  # else nobody waits for it any more
+                one.scores.set_result(scores)
 
     def _verdict(self, text: str, reference: str, lead: float) -> Verdict:
         if known := without_asking(text, reference):

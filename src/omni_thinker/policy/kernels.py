@@ -10,6 +10,7 @@ import ctypes
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from omni_thinker.policy.native import kernels
@@ -30,13 +31,14 @@ class _RmsNorm(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, None]:
         x, weight, inverse = ctx.saved_tensors
         if (c := _native(weight, x)) is not None:
             grad, x = grads[0].contiguous(), x.contiguous()
             x_grad = torch.empty_like(x)
             rows, width = x.numel() // x.shape[-1], x.shape[-1]
-            blocks = torch.empty(-(-rows // _BLOCK), width)
+            blocks = x.new_empty(-(-rows // _BLOCK), width)
             parts = (grad, x, weight, inverse, x_grad, blocks)
             c.norm_backward(*(part.data_ptr() for part in parts), rows, width, _BLOCK)
             return x_grad, blocks.sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None, None
@@ -59,14 +61,15 @@ class _Rotate(torch.autograd.Function):
         return rotated(x, cos, sin)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         cos, sin = ctx.saved_tensors
         grad = grads[0]
-        if ctx.dtype == torch.bfloat16 and (c := _native(None, grad, cos, sin)) is not None:
+        if ctx.dtype == torch.bfloat16 and _fit(grad, cos, sin) and (c := _native(None, grad, cos, sin)) is not None:
             rows, heads, width = grad.shape
             if grad.stride()[1:] != (width, 1):
                 grad = grad.contiguous()
-            out = torch.empty(grad.shape, dtype=ctx.dtype)
+            out = torch.empty_like(grad, dtype=ctx.dtype, memory_format=torch.contiguous_format)
             c.turn_back(*(part.data_ptr() for part in (grad, cos, sin, out)), rows, heads, width, grad.stride(0))
             return out, None, None
         return rotated(grads[0], cos, -sin).to(ctx.dtype), None, None
@@ -81,6 +84,7 @@ class _GatedSilu(torch.autograd.Function):
         return gated(gate, up)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         gate, up = ctx.saved_tensors
         if (c := _native(gate)) is not None:
@@ -124,9 +128,14 @@ def _native(narrow: torch.Tensor | None, *wide: torch.Tensor) -> ctypes.CDLL | N
     return kernels()
 
 
+def _fit(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> bool:
+    """Whether there is an angle for each number of a head of `x` [T, heads, width], as the kernels read them."""
+    return cos.shape == sin.shape == (len(x), 1, x.shape[-1]) and cos.is_contiguous() and sin.is_contiguous()
+
+
 def _normed(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
     if x.is_contiguous() and (c := _native(weight, x)) is not None:
-        out, inverse = torch.empty(x.shape, dtype=weight.dtype), torch.empty(*x.shape[:-1], 1)
+        out, inverse = torch.empty_like(x, dtype=weight.dtype), x.new_empty(*x.shape[:-1], 1)
         rows, width = inverse.numel(), x.shape[-1]
         parts = (weight, out, inverse)
         c.add_norm(x.data_ptr(), None, *(part.data_ptr() for part in parts), rows, width, eps)
@@ -138,8 +147,8 @@ def _normed(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Te
 
 def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """What `rotate` computes, without a gradient."""
-    if x.is_contiguous() and cos.is_contiguous() and sin.is_contiguous() and (c := _native(x, cos, sin)) is not None:
-        turned = torch.empty(x.shape)
+    if x.is_contiguous() and _fit(x, cos, sin) and (c := _native(x, cos, sin)) is not None:
+        turned = torch.empty_like(x, dtype=cos.dtype)
         c.turn_heads(*(part.data_ptr() for part in (x, cos, sin, turned)), *x.shape)
         return turned
     half = x.shape[-1] // 2
@@ -154,8 +163,9 @@ def gated(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """What `gated_silu` computes of [T, C] each, without a gradient; rounded once."""
     if gate.dtype == torch.float32 or gate.dtype == torch.float64:
         return F.silu(gate).mul_(up)
-    if gate.stride() == up.stride() and gate.stride(-1) == 1 and (c := _native(gate)) is not None:
-        out = torch.empty(gate.shape, dtype=gate.dtype)
+    alike = gate.dim() == 2 and gate.shape == up.shape and gate.stride() == up.stride() and gate.dtype == up.dtype
+    if alike and gate.stride(1) == 1 and (c := _native(gate)) is not None:
+        out = torch.empty_like(gate, memory_format=torch.contiguous_format)
         c.gate(*(part.data_ptr() for part in (gate, up, out)), len(gate), gate.shape[1], gate.stride(0))
         return out
     out = torch.empty_like(gate, memory_format=torch.contiguous_format)

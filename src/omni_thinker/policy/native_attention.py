@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from omni_thinker.policy.native import LANES, kernels
 
@@ -36,8 +37,10 @@ class RowParts:
                 at += count
             first.append(len(samples))
         longest = max(size for _, size in prompts), max([1, *(count for _, count in samples)])
-        one, other = (torch.tensor(part).view(-1, 2).t().contiguous() for part in (prompts, samples or [(0, 0)]))
-        return cls(one[0], one[1], torch.tensor(first), other[0], other[1], longest)
+        one, other = (
+            torch.tensor(part, device="cpu").view(-1, 2).t().contiguous() for part in (prompts, samples or [(0, 0)])
+        )
+        return cls(one[0], one[1], torch.tensor(first, device="cpu"), other[0], other[1], longest)
 
 
 def suits(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
@@ -61,13 +64,14 @@ class _Native(torch.autograd.Function):
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, parts: RowParts, scale: float
     ) -> torch.Tensor:
         query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
-        out = torch.zeros(query.shape, dtype=value.dtype)  # zeros for what fills the row
+        out = torch.zeros_like(query, dtype=value.dtype)  # zeros for what fills the row
         _call(query, key, value, parts, scale, out=out)
         ctx.save_for_backward(query, key, value)
         ctx.parts, ctx.scale = parts, scale
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None, None]:
         query, key, value = ctx.saved_tensors
         found = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(key)

@@ -17,8 +17,10 @@ from omni_thinker.types import TokenIds
 def speeds_up(model: PreTrainedModel) -> bool:
     """Whether a model that FusedDecoder knows can be decoded by NativeDecoder on this machine."""
     config: Any = model.config
-    if model.dtype != torch.bfloat16 or model.device.type != "cpu" or config.model_type == "qwen3":
+    if model.device.type != "cpu" or config.model_type == "qwen3":
         return False  # Qwen3 norms its queries and keys
+    if any(p.dtype != torch.bfloat16 for name, p in model.named_parameters() if "lora_" not in name):
+        return False
     return kernels() is not None
 
 
@@ -36,7 +38,7 @@ class NativeDecoder(FusedDecoder):
         return logits
 
     def _make_room(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        return torch.empty(shape, dtype=torch.float32)
+        return torch.empty(shape, dtype=torch.float32, device="cpu")
 
     def keep(self, groups: torch.Tensor, columns_P_G: torch.Tensor) -> None:
         super().keep(groups, columns_P_G)
@@ -49,9 +51,11 @@ class NativeDecoder(FusedDecoder):
         x = w.embed(token_P_G.reshape(-1)).float()
         rows, channels = x.shape
         cos, sin = (part[0].contiguous() for part in w.rotary(x[None], position_P_G.reshape(1, -1)))
-        normed = torch.empty(rows, channels, dtype=torch.bfloat16)
-        queries = torch.empty(rows, w.heads, w.width)
-        attended = torch.empty(rows, w.heads * w.width, dtype=torch.bfloat16)
+        if token_P_G.shape != self._own.shape[2:4] or self._used == self._own.shape[5]:
+            raise IndexError(f"no room for token {self._used + 1} of {tuple(token_P_G.shape)} samples")
+        normed = torch.empty_like(x, dtype=torch.bfloat16)
+        queries = x.new_empty(rows, w.heads, w.width)
+        attended = normed.new_empty(rows, w.heads * w.width)
         tokens, slots = self._prompt.shape[4], self._own.shape[5]
         branch: torch.Tensor | None = None
 

@@ -1,14 +1,13 @@
 """The torch policy: one causal LM of transformers, trained in place.
 
-Weights of the model are held in the compute dtype; fp32 master copies take the updates, since an update of
-1e-6 is lost to rounding in bf16.
+Weights of the model are held in the compute dtype; fp32 master copies take the updates (`masters`).
 """
 
 from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ from omni_thinker.policy.fused import drop_layout
 from omni_thinker.policy.layout import supports_group_rows
 from omni_thinker.policy.logprobs import AnswerTokens, answer_logprobs
 from omni_thinker.policy.lora import add_lora
+from omni_thinker.policy.masters import Masters
 from omni_thinker.policy.packing import micro_batches
 from omni_thinker.policy.protocol import (
     Loss,
@@ -58,7 +58,6 @@ from omni_thinker.types import Group, SampleRequest, SamplingParams
 TOKEN_BUDGET = 2048
 GPU_TOKEN_BUDGET = 16_384
 _LEAST_BUDGET = 64
-BETAS = (0.9, 0.95)
 _log = logging.getLogger(__name__)
 
 
@@ -97,17 +96,12 @@ class TorchPolicy:
         trained = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         self._names = [name for name, _ in trained]
         self._params = [p for _, p in trained]
-        self._masters = [p.detach().float().clone().requires_grad_(True) for p in self._params]
-        for param, master in zip(self._params, self._masters, strict=True):
-            param.register_post_accumulate_grad_hook(_adds_to(master))
-        self.reset_optimizer()
+        self._updates = Masters(self._params)
+        self._masters = self._updates.values
 
     def reset_optimizer(self) -> None:
         """Forget moments, as at a stage boundary."""
-        for master in self._masters:
-            master.grad = None
-        fused = self._masters[0].device.type in ("cpu", "cuda")
-        self._optimizer = torch.optim.AdamW(self._masters, lr=0.0, betas=BETAS, fused=fused)
+        self._updates.reset()
         return_free_memory()  # the moments: twice the weights
 
     # -- text -----------------------------------------------------------------------------------------------
@@ -146,7 +140,7 @@ class TorchPolicy:
                 if begun or not is_out_of_memory(exc) or self.token_budget < 2 * _LEAST_BUDGET:
                     raise
             # What was added up before memory ran out is of no use: a row's gradient may be there in part.
-            self._optimizer.zero_grad(set_to_none=True)
+            self._updates.clear()
             for param in self._params:
                 param.grad = None
             return_free_memory()
@@ -170,22 +164,15 @@ class TorchPolicy:
         return LossReport(total, computed, stats, sketches)
 
     def optim_step(self, optim: OptimParams) -> OptimReport:
-        norm = float(torch.nn.utils.clip_grad_norm_(self._masters, optim.max_grad_norm))
-        applied = norm == norm and norm != float("inf")
-        if applied:
-            for group in self._optimizer.param_groups:
-                group["lr"], group["weight_decay"] = optim.lr, optim.weight_decay
-            self._optimizer.step()
-            self._publish()
-        self._optimizer.zero_grad(set_to_none=True)
+        report = self._updates.step(optim)
         bound_free_memory()
-        return OptimReport(norm, applied)
+        return report
 
     @torch.no_grad()
     def sketch_gradient(self, seed: int) -> torch.Tensor:
         """Clear the gradient, and return its `sketch` and that of the update it would make; [2, dimensions]."""
         found = sketch([master.grad for master in self._masters], seed)
-        self._optimizer.zero_grad(set_to_none=True)
+        self._updates.clear()
         return found
 
     @torch.no_grad()
@@ -217,14 +204,14 @@ class TorchPolicy:
         with _opened(path) as tensors, torch.no_grad():
             for name, master in zip(self._names, self._masters, strict=True):
                 master.copy_(tensors.get_tensor(name))
-        self._publish()
+        self._updates.publish()
         self.reset_optimizer()
 
     def save_state(self, path: Path) -> None:
         """Masters and optimiser moments, as safetensors."""
         tensors = dict(zip(self._names, (m.detach() for m in self._masters), strict=True))
         for name, master in zip(self._names, self._masters, strict=True):
-            for key, value in self._optimizer.state[master].items():
+            for key, value in self._updates.optimizer.state[master].items():
                 tensors[f"{name}@{key}"] = value
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, path)
@@ -237,7 +224,7 @@ class TorchPolicy:
             for name, master in zip(self._names, self._masters, strict=True):
                 own = {key.partition("@")[2]: key for key in moments if key.partition("@")[0] == name}
                 if own:
-                    self._optimizer.state[master] = {key: tensors.get_tensor(full) for key, full in own.items()}
+                    self._updates.optimizer.state[master] = {key: tensors.get_tensor(full) for key, full in own.items()}
 
     def export_adapter(self, path: Path) -> None:
         """Write the LoRA factors alone, as a folder that peft reads."""
@@ -281,9 +268,6 @@ class TorchPolicy:
         for param, value in zip(self._params, values, strict=True):
             param.copy_(value)
 
-    def _publish(self) -> None:
-        self._put(self._masters)
-
 
 def use_checkpointing(model: PreTrainedModel) -> None:
     """For passes through the model's own layers. They checkpoint in training mode only, which without dropout computes
@@ -291,21 +275,6 @@ def use_checkpointing(model: PreTrainedModel) -> None:
     if not knows(model) and model.supports_gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()
-
-
-def _adds_to(master: torch.Tensor) -> Callable[[torch.Tensor], None]:
-    """Adds up micro-batches in fp32, where bf16 sums would lose the small ones, and frees each gradient at once."""
-
-    def hook(param: torch.Tensor) -> None:
-        if param.grad is None:
-            return
-        if master.grad is None:
-            master.grad = param.grad.float()
-        else:
-            master.grad.add_(param.grad)
-        param.grad = None
-
-    return hook
 
 
 def _token_batch(

@@ -69,19 +69,23 @@ class Scoring:
 
         Raises what a reward raises (none may, for what a model wrote).
         """
-        for place in self._places:
-            if place not in self._futures:
-                self._start(place)
+        left = [place for place in self._places if place not in self._futures]
+        together = asyncio.Event()
+        for place in left:
+            self._start(place, together)
+        self._loop.call_soon_threadsafe(together.set)  # in one turn of the loop: a local judge answers all at once
         until = None if deadline_s is None else time.monotonic() + deadline_s
         return [self._result(place, until, deadline_s) for place in sorted(self._places)]
 
-    def _start(self, place: int) -> None:
+    def _start(self, place: int, after: asyncio.Event | None = None) -> None:
         problem, group = self._taken[self._places[place]]
-        work = self._score(self._rewards[problem.task], group, problem)
+        work = self._score(self._rewards[problem.task], group, problem, after)
         self._futures[place] = asyncio.run_coroutine_threadsafe(work, self._loop)
 
     @staticmethod
-    async def _score(reward: Reward, group: Group, problem: Problem) -> list[Score]:
+    async def _score(reward: Reward, group: Group, problem: Problem, after: asyncio.Event | None = None) -> list[Score]:
+        if after is not None:
+            await after.wait()
         try:
             scores = list(await reward.score(group, problem))
         except (SystemExit, KeyboardInterrupt) as exc:  # these would end the loop that all others wait for

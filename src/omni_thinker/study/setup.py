@@ -28,6 +28,7 @@ from omni_thinker.models.load import (
     model_info,
 )
 from omni_thinker.policy.lora import add_lora
+from omni_thinker.policy.states import last_states
 from omni_thinker.recipe import EndpointSpec, JudgeSpec, ModelSpec, Recipe, TaskSpec
 from omni_thinker.rewards.base import Reward
 from omni_thinker.rewards.hybrid import GatesOnly
@@ -166,7 +167,8 @@ def _bare_judge(spec: JudgeSpec, system: str) -> Judge:
     if spec.endpoint is not None and spec.kind == "endpoint":
         return make_endpoint_judge(spec.endpoint)
     if spec.kind == "builtin":
-        return TrainedJudge(load_model("builtin", compute_dtype("auto")), load_tokenizer("builtin"), spec.margin)
+        model, tokenizer = load_model("builtin", compute_dtype("auto")), load_tokenizer("builtin")
+        return TrainedJudge(model, tokenizer, spec.margin, hidden=last_states)
     tokenizer = load_tokenizer(spec.model)
     model = load_model(spec.model, compute_dtype("auto"))
     return LikelihoodJudge(model, tokenizer, spec.margin, system=system, name=f"likelihood:{spec.model}")

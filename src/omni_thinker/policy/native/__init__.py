@@ -13,13 +13,13 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from functools import cache
 from pathlib import Path
 
 import torch  # first: its OpenMP runtime is the one that the kernels then find
 
-from omni_thinker.models.home import home
+from omni_thinker.errors import UserError
+from omni_thinker.models.home import home, publish_folder
 
 SWITCH = "OMNI_THINKER_NATIVE"
 """Set to 0 in the environment: no kernels in C."""
@@ -32,6 +32,7 @@ _FLAGS = (
     *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math"),
 )
 _COMPILE_S = 120
+_LIBRARY, _DIGEST = "kernels.so", "sha256"
 _POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
 _ARGUMENTS = {
     "add_norm": (*[_POINTER] * 5, _LONG, _LONG, _FLOAT),
@@ -43,6 +44,9 @@ _ARGUMENTS = {
     "turn_and_store": (*[_POINTER] * 6, *[_LONG] * 6),
     "attend": (*[_POINTER] * 7, _FLOAT, *[_LONG] * 8),
     "attend_row": (*[_POINTER] * 13, _FLOAT, *[_LONG] * 6),
+    "add_up": (_POINTER, _POINTER, _LONG),
+    "squares": (_POINTER, _POINTER, _LONG, _LONG),
+    "adamw": (*[_POINTER] * 5, _LONG, *[_FLOAT] * 7),
 }
 _log = logging.getLogger(__name__)
 
@@ -52,33 +56,44 @@ def kernels() -> ctypes.CDLL | None:
     """The library, compiled at the first call on a machine; None without a compiler, or where `SWITCH` is 0."""
     if os.environ.get(SWITCH) == "0" or not torch.backends.openmp.is_available():
         return None
-    compiler = next((found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None)
-    if compiler is None:
-        return None
-    try:
-        library = ctypes.CDLL(str(_compiled(compiler)))
-    except (OSError, subprocess.SubprocessError) as exc:
-        _log.debug("no kernels in C: %s", exc)
-        return None
-    for name, arguments in _ARGUMENTS.items():
-        getattr(library, name).argtypes = arguments
-    return library
+    for compiler in filter(None, map(shutil.which, ("cc", "gcc"))):
+        try:
+            library = _load(compiler)
+        except (OSError, RuntimeError, subprocess.SubprocessError, UserError) as exc:
+            _log.debug("no kernels in C by %s: %s", compiler, exc)
+            continue
+        for name, arguments in _ARGUMENTS.items():
+            getattr(library, name).argtypes = arguments
+        return library
+    return None
 
 
-def _compiled(compiler: str) -> Path:
-    """Where the library lies. Raises OSError or SubprocessError where it can't be made."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=_COMPILE_S).stdout
+def _load(compiler: str) -> ctypes.CDLL:
+    """Compile it unless that was done, and load it. Raises what there is to raise where it can't be."""
+    version = _run(compiler, "--version")
+    if b"clang" in version:  # its threads would be others than torch's, and both kinds would wait by spinning
+        raise OSError("clang's OpenMP isn't torch's")
     parts = (*(source.read_bytes() for source in _SOURCES), " ".join(_FLAGS).encode(), version, _processor())
-    target = home() / "native" / f"{hashlib.sha256(b''.join(parts)).hexdigest()[:16]}.so"
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-            made = Path(scratch) / "made.so"
-            sources = [str(source) for source in _SOURCES if source.suffix == ".c"]
-            command = [compiler, *_FLAGS, "-o", str(made), *sources, "-lm"]
-            subprocess.run(command, capture_output=True, check=True, timeout=_COMPILE_S)
-            made.replace(target)  # whole or not at all, also with two processes at once
-    return target
+    target = home() / "native" / hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+    sources = [str(source) for source in _SOURCES if source.suffix == ".c"]
+
+    def make(folder: Path) -> None:
+        _run(compiler, *_FLAGS, "-o", str(folder / _LIBRARY), *sources, "-lm")
+        (folder / _DIGEST).write_text(_digest(folder))
+
+    def whole(folder: Path) -> bool:  # a machine that lost power may keep a part of it
+        return (folder / _DIGEST).is_file() and (folder / _DIGEST).read_text() == _digest(folder)
+
+    return ctypes.CDLL(str(publish_folder(target, make, whole, force=False) / _LIBRARY))
+
+
+def _digest(folder: Path) -> str:
+    path = folder / _LIBRARY
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
+def _run(*command: str) -> bytes:
+    return subprocess.run(command, capture_output=True, check=True, timeout=_COMPILE_S).stdout
 
 
 def _processor() -> bytes:

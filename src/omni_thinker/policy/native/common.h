@@ -19,7 +19,7 @@ static inline float widen(bf16 half) {
 /* To the nearest, ties to even. A NaN stays one. */
 static inline bf16 narrow(float value) {
     union { float value; uint32_t bits; } both = {.value = value};
-    return (bf16)((both.bits + 0x7fffu + ((both.bits >> 16) & 1u)) >> 16);
+    return value != value ? 0x7fc0 : (bf16)((both.bits + 0x7fffu + ((both.bits >> 16) & 1u)) >> 16);
 }
 
 /* exp within 2e-7 of its value for x in [-87, 88]; what is smaller counts as -87. A polynomial, so that loops over it

@@ -119,7 +119,7 @@ static inline __attribute__((always_inline)) void attend_few(struct few f, const
 
 /* One kv head of one group; scores [MOST, tokens + slots] are scratch. */
 static void attend_group(long task, const float *queries, const float *prompt_keys, const float *prompt_values,
-                         const long *lengths, const float *own_keys, const float *own_values, bf16 *out, float *scores,
+                         const int64_t *lengths, const float *own_keys, const float *own_values, bf16 *out, float *scores,
                          float scale, struct shape s) {
     long group = task / s.kv_heads, kv = task % s.kv_heads, per = s.heads / s.kv_heads, all = s.columns * per;
     const float *keys = prompt_keys + task * s.tokens * s.width, *values = prompt_values + task * s.tokens * s.width;
@@ -146,7 +146,7 @@ static void attend_group(long task, const float *queries, const float *prompt_ke
    row: out [groups x columns, heads, width]. Prompt keys [groups, kv heads, width, tokens], of which `lengths` are
    real and the rest zeros; values [groups, kv heads, tokens, width]; own ones [groups x columns, kv heads, slots, width].
    Returns 0, or 1 where memory ran out. */
-int attend(const float *queries, const float *prompt_keys, const float *prompt_values, const long *lengths,
+int attend(const float *queries, const float *prompt_keys, const float *prompt_values, const int64_t *lengths,
            const float *own_keys, const float *own_values, bf16 *out, float scale, long groups, long columns,
            long heads, long kv_heads, long width, long tokens, long slots, long used) {
     struct shape s = {groups, columns, heads, kv_heads, width, tokens, slots, used};

@@ -45,6 +45,9 @@ void norm_backward(const bf16 *grad, const float *x, const bf16 *weight, const f
     }
 }
 
+/* Nothing where exp would be more than a float holds: times any finite number it still is nothing. */
+static inline float sigmoid(float x) { return x < -87.0f ? 0.0f : 1.0f / (1.0f + exponential(-x)); }
+
 /* out[rows, width] = silu(one) * other, whose rows are `stride` apart (arXiv 2002.05202). */
 void gate(const bf16 *one, const bf16 *other, bf16 *out, long rows, long width, long stride) {
 #pragma omp parallel for schedule(static) if (rows * width > 16384)
@@ -53,7 +56,7 @@ void gate(const bf16 *one, const bf16 *other, bf16 *out, long rows, long width, 
         bf16 *to = out + row * width;
         for (long i = 0; i < width; i++) {
             float value = widen(a[i]);
-            to[i] = narrow(value / (1.0f + exponential(-value)) * widen(b[i]));
+            to[i] = narrow(value * sigmoid(value) * widen(b[i]));
         }
     }
 }
@@ -64,7 +67,7 @@ void gate_backward(const bf16 *grad, const bf16 *one, const bf16 *other, bf16 *o
 #pragma omp parallel for schedule(static) if (rows * width > 16384)
     for (long row = 0; row < rows; row++)
         for (long i = row * width; i < (row + 1) * width; i++) {
-            float g = widen(grad[i]), value = widen(one[i]), share = 1.0f / (1.0f + exponential(-value));
+            float g = widen(grad[i]), value = widen(one[i]), share = sigmoid(value);
             one_grad[i] = narrow(g * widen(other[i]) * share * (1.0f + value * (1.0f - share)));
             other_grad[i] = narrow(g * value * share);
         }

@@ -10,7 +10,7 @@
 
 /* The row: tokens of P prompts, each followed by its samples. `samples[p]` to `samples[p + 1]` are p's. */
 struct row {
-    const long *prompt_begin, *prompt_length, *samples, *sample_begin, *sample_length;
+    const int64_t *prompt_begin, *prompt_length, *samples, *sample_begin, *sample_length;
     long prompts, heads, kv_heads, width;
     float scale;
 };
@@ -254,8 +254,8 @@ static void attend_prompt(long p, long kv, const float *queries, const float *ke
    instead to the gradients of all three. What lies in no part is left as it is. `width` is a multiple of LANES; longest:
    of all prompts, and of all samples. Returns 0, or 1 where memory ran out. */
 int attend_row(const float *queries, const float *keys, const bf16 *values, bf16 *outs, const bf16 *out_grad,
-               float *query_grad, float *key_grads, float *value_grads, const long *prompt_begin,
-               const long *prompt_length, const long *samples, const long *sample_begin, const long *sample_length,
+               float *query_grad, float *key_grads, float *value_grads, const int64_t *prompt_begin,
+               const int64_t *prompt_length, const int64_t *samples, const int64_t *sample_begin, const int64_t *sample_length,
                float scale, long prompts, long heads, long kv_heads, long width, long longest_prompt,
                long longest_sample) {
     struct row r = {prompt_begin, prompt_length, samples, sample_begin, sample_length,

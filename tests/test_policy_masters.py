@@ -1,0 +1,115 @@
+"""Updates through fp32 masters: AdamW by hand, in torch and in C."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from omni_thinker.policy.masters import BETAS, Masters
+from omni_thinker.policy.native import kernels
+from omni_thinker.policy.protocol import OptimParams
+
+SHAPES = [(1,), (7, 3), (129, 300)]  # the last is more than one block of squares, and more than one thread's share
+
+
+@pytest.fixture(params=["c", "torch"])
+def made(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Masters:
+    """In bf16, so that it is C's where there is a compiler."""
+    if request.param == "torch":
+        monkeypatch.setattr("omni_thinker.policy.masters.kernels", lambda: None)
+    elif kernels() is None:
+        pytest.skip("no C compiler")
+    torch.manual_seed(0)
+    found = Masters([torch.nn.Parameter(torch.randn(shape).bfloat16()) for shape in SHAPES])
+    assert (found._native is None) == (request.param == "torch")
+    return found
+
+
+def _backward(own: Masters, grads: list[torch.Tensor]) -> None:
+    sum((param * grad).sum() for param, grad in zip(own.params, grads, strict=True)).backward()  # type: ignore[union-attr]
+
+
+def test_steps_are_adamws_by_hand(made: Masters) -> None:
+    optim = OptimParams(lr=3e-3, weight_decay=0.1, max_grad_norm=5.0)
+    expected = [master.detach().double() for master in made.values]
+    means = [torch.zeros_like(value) for value in expected]
+    squares = [torch.zeros_like(value) for value in expected]
+    for step in range(1, 5):
+        parts = [[torch.randn(shape).bfloat16() for shape in SHAPES] for _ in range(3)]
+        for part in parts:
+            _backward(made, part)
+        assert all(param.grad is None for param in made.params)
+        sums = [sum(part[i].double() for part in parts) for i in range(len(SHAPES))]
+        norm = math.sqrt(float(sum(torch.as_tensor(grad).square().sum() for grad in sums)))
+        report = made.step(optim)
+        assert report.applied
+        assert report.grad_norm == pytest.approx(norm, rel=1e-5)
+        assert norm > 100  # clipped
+        for i, total in enumerate(sums):
+            grad = total * 5.0 / norm
+            means[i] = BETAS[0] * means[i] + (1 - BETAS[0]) * grad
+            squares[i] = BETAS[1] * squares[i] + (1 - BETAS[1]) * grad**2
+            root = (squares[i] / (1 - BETAS[1] ** step)).sqrt() + 1e-8
+            expected[i] = expected[i] * (1 - 3e-4) - 3e-3 * means[i] / (1 - BETAS[0] ** step) / root
+        for master, param, exact in zip(made.values, made.params, expected, strict=True):
+            torch.testing.assert_close(master.detach().double(), exact, atol=1e-6, rtol=1e-6)
+            assert torch.equal(param, master.bfloat16())
+            assert master.grad is None
+
+
+def test_a_small_gradient_is_not_scaled(made: Masters) -> None:
+    _backward(made, [torch.full(shape, 1e-3).bfloat16() for shape in SHAPES])
+    made.step(OptimParams(lr=1e-3, max_grad_norm=1.0))
+    for master in made.values:
+        mean = made.optimizer.state[master]["exp_avg"]
+        torch.testing.assert_close(mean, torch.full_like(mean, 0.1 * float(torch.tensor(1e-3).bfloat16())))
+
+
+def test_weights_without_a_gradient_stay(made: Masters) -> None:
+    before = [master.detach().clone() for master in made.values]
+    made.params[1].sum().backward()
+    made.step(OptimParams(lr=1e-3))
+    assert [bool(torch.equal(a, b)) for a, b in zip(before, made.values, strict=True)] == [True, False, True]
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf])
+def test_a_step_that_is_not_finite_is_not_made(made: Masters, odd: float) -> None:
+    before = [master.detach().clone() for master in made.values]
+    _backward(made, [torch.full(shape, odd).bfloat16() for shape in SHAPES])
+    assert not made.step(OptimParams(lr=1e-3)).applied
+    assert all(torch.equal(a, b) for a, b in zip(before, made.values, strict=True))
+    assert not made.optimizer.state
+    assert all(master.grad is None for master in made.values)
+
+
+def test_torch_goes_on_with_what_c_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    if kernels() is None:
+        pytest.skip("no C compiler")
+    grads = [torch.randn(SHAPES[2]).bfloat16() for _ in range(4)]
+    ends = []
+    for switch in (None, 2, 0):  # C throughout, C for two steps, torch throughout
+        torch.manual_seed(0)
+        own = Masters([torch.nn.Parameter(torch.randn(SHAPES[2]).bfloat16())])
+        for step, grad in enumerate(grads):
+            if step == switch:
+                monkeypatch.setattr(own, "_native", None)
+            _backward(own, [grad])
+            own.step(OptimParams(lr=1e-2, weight_decay=0.1))
+        ends.append(own.values[0].detach())
+    for end in ends[1:]:
+        torch.testing.assert_close(end, ends[0], atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("made", ["c"], indirect=True)
+def test_numbers_depend_on_no_number_of_threads(made: Masters) -> None:
+    before, norms, threads = made.values[2].detach().clone(), [], torch.get_num_threads()
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        torch.manual_seed(1)
+        _backward(made, [torch.randn(shape).bfloat16() for shape in SHAPES])
+        norms.append(made.step(OptimParams(lr=0.0)).grad_norm)
+    torch.set_num_threads(threads)
+    assert norms[0] == norms[1] == norms[2]
+    assert torch.equal(before, made.values[2])
