@@ -34,7 +34,8 @@ SHIPPED = Path(str(files("omni_thinker.judging"))) / "adapter"
 
 @pytest.fixture(scope="module")
 def judge(builtin_model: Path) -> TrainedJudge:
-    return TrainedJudge(load_model("builtin", compute_dtype("auto")), load_tokenizer("builtin"))
+    """As studies make it."""
+    return TrainedJudge(load_model("builtin", compute_dtype("auto")), load_tokenizer("builtin"), hidden=last_states)
 
 
 def outcome(judge: TrainedJudge, prompt: str, text: str, reference: str) -> Verdict:
@@ -102,9 +103,8 @@ def test_empty_and_equal_texts_need_no_model(judge: TrainedJudge) -> None:
 def test_a_group_is_told_apart_whatever_its_company(judge: TrainedJudge) -> None:
     texts = [GOOD, *WORSE.values()]
     together = judge.scores(REQUEST, texts)
-    fresh = TrainedJudge(load_model("builtin", compute_dtype("auto")), load_tokenizer("builtin"))
-    alone = [fresh.scores(REQUEST, [text])[0] for text in texts]
-    assert together == pytest.approx(alone, abs=0.35), "bf16 kernels of other shapes differ a little"
+    alone = [judge.scores(REQUEST, [text])[0] for text in texts]
+    assert together == pytest.approx(alone, abs=0.15), "bf16 products of other shapes differ a little"
     assert judge.metrics()["judge/verdicts"] > 0
 
 
@@ -175,7 +175,7 @@ def test_what_is_asked_in_one_turn_is_computed_together(builtin_model: Path) -> 
 
     def hidden(model: object, families: Families) -> torch.Tensor:
         calls.append([len(rows) for rows in families])
-        if len(calls) == 4:
+        if len(calls) == 5:
             raise MemoryError("none left")
         return last_states(model, families)  # type: ignore[arg-type]
 
@@ -196,16 +196,15 @@ def test_what_is_asked_in_one_turn_is_computed_together(builtin_model: Path) -> 
 
     together = asyncio.run(ask("one", "two"))
     assert calls == [[3, 3]]
-    assert asyncio.run(ask("one", "two")) == together
-    assert calls == [[3, 3]], "known by now"
     (alone,) = asyncio.run(ask("three"))
     assert not isinstance(alone, BaseException)
     assert asyncio.run(ask_and_turn_away())[0].outcome == "win"
     assert calls == [[3, 3], [3], [2, 2]]
+    assert asyncio.run(ask("one", "two")) == together, "to the last bit, whatever was asked before"
     asked |= {"six": [GOOD], "seven": [GOOD]}
     assert [type(found) for found in asyncio.run(ask("six", "seven"))] == [MemoryError, MemoryError]
     fresh = TrainedJudge(load_model("builtin", compute_dtype("auto")), load_tokenizer("builtin"))
     for request, verdicts in zip(("one", "two"), together, strict=True):
         assert not isinstance(verdicts, BaseException)
         expected = asyncio.run(fresh.compare(request, asked[request], "Nothing."))
-        assert [own.margin for own in verdicts] == pytest.approx([own.margin for own in expected], abs=0.35)
+        assert [own.margin for own in verdicts] == pytest.approx([own.margin for own in expected], abs=0.5)

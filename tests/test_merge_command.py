@@ -16,6 +16,7 @@ from omni_thinker.baselines.merge import Weights, merge
 from omni_thinker.baselines.merge_rules import MergeRule
 from omni_thinker.baselines.tensors import INDEX, SINGLE, Tensors
 from omni_thinker.cli import app
+from omni_thinker.errors import UserError
 
 Refused = Callable[..., str]
 
@@ -97,6 +98,8 @@ def test_what_is_wrong_is_one_line(tiny_model: Path, experts: list[Path], tmp_pa
         (["--weights", "1,2"], "--weights: takes 1 finite numbers"),
         (["--weights", "one"], "--weights: takes numbers by commas"),
         (["--weights", "nan"], "--weights: takes 1 finite numbers"),
+        (["--weights", "1e39"], "--weights: takes 1 finite numbers, one for each expert, of at most 1e+06"),
+        (["--scale", "1e39"], "--scale: takes a finite number of at most 1e+06"),
         (["--scale", "nan"], "--scale: takes a finite number"),
         (["--density", "0.5"], "--density: is for ties, dare and dare_ties"),
         (["x" * 300], "EXPERTS: can't be a folder"),
@@ -126,6 +129,8 @@ def test_an_index_names_only_what_lies_beside_it(
     index: str, words: str, tiny_model: Path, experts: list[Path], tmp_path: Path, refused: Refused
 ) -> None:
     (experts[0] / INDEX).write_text(index, "utf-8")
+    assert refused("merge", tiny_model, experts[0], "--out", tiny_model), "not for the index: the single file is read"
+    (experts[0] / SINGLE).unlink()
     assert words in refused("merge", tiny_model, experts[0], "--out", tmp_path / "out")
 
 
@@ -138,6 +143,7 @@ def test_an_index_names_only_what_lies_beside_it(
         ('{"r": 0, "lora_alpha": 4}', "its r and lora_alpha"),
         ('{"r": 2, "lora_alpha": NaN}', "its r and lora_alpha"),
         ('{"r": 2, "lora_alpha": 4}', "has another shape than"),
+        ('{"r": 2, "lora_alpha": 4, "init_lora_weights": "pissa_niter_4"}', "only plain LoRA adapters"),
         ("{", "not a LoRA adapter"),
     ],
 )
@@ -151,6 +157,12 @@ def test_adapters_that_are_none_are_one_line(
     factors = {f"{name}.lora_A.weight": torch.ones(2, 3), f"{name}.lora_B.weight": torch.ones(4, 5)}
     save_file(factors, folder / "adapter_model.safetensors")
     assert words in refused("merge", tiny_model, folder, "--out", tmp_path / "out")
+    if words.startswith("has another"):
+        for missing in ("lora_A", "lora_B"):
+            save_file({n: f for n, f in factors.items() if missing not in n}, folder / "adapter_model.safetensors")
+            assert "adapter" in refused("merge", tiny_model, folder, "--out", tmp_path / "out")
+        save_file({}, folder / "adapter_model.safetensors")
+        assert "holds no factors" in refused("merge", tiny_model, folder, "--out", tmp_path / "out")
     (folder / "adapter_model.safetensors").write_bytes(b"torn")
     assert "not a LoRA adapter" in refused("merge", tiny_model, folder, "--out", tmp_path / "out")
 
@@ -165,3 +177,41 @@ def test_experts_of_another_model_and_torn_files_are_refused(
     assert "is no safetensors file" in refused("merge", tiny_model, experts[1], "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".out-*"))
+
+
+@pytest.mark.parametrize("method", ["linear", "ties", "dare"])
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+def test_numbers_that_are_none_are_not_merged(
+    method: str, odd: float, tiny_model: Path, experts: list[Path], tmp_path: Path, refused: Refused
+) -> None:
+    tensors = load_file(experts[1] / SINGLE)
+    name = sorted(tensors)[3]
+    tensors[name].view(-1)[5] = odd
+    save_file(tensors, experts[1] / SINGLE, metadata={"format": "pt"})
+    said = refused("merge", tiny_model, *experts, "--out", tmp_path / "out", "--method", method)
+    assert f"{experts[1]}: {name!r} holds numbers that aren't finite" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_result_that_overflows_is_refused(
+    tiny_model: Path, experts: list[Path], tmp_path: Path, refused: Refused
+) -> None:
+    tensors = {name: 1e36 * own for name, own in load_file(experts[0] / SINGLE).items()}
+    save_file(tensors, experts[0] / SINGLE, metadata={"format": "pt"})
+    said = refused("merge", tiny_model, experts[0], "--out", tmp_path / "out", "--scale", "1e6")
+    assert "smaller weights or scale help" in said
+
+
+def test_whole_numbers_are_kept_and_not_added(tmp_path: Path) -> None:
+    """Packed weights and buffers of counts; and tensors without a single number."""
+    big = torch.tensor([2**40 + 1, 7])
+    start = {"w": torch.ones(4), "count": big, "none": torch.empty(0, 4)}
+    for name, count in (("start", big), ("same", big), ("other", big + 1)):
+        save_file({**start, "w": torch.full((4,), 2.0), "count": count} if name != "start" else start, tmp_path / name)
+    rule = MergeRule("ties", density=0.5)
+    merge(tmp_path / "start", [Weights(tmp_path / "same")], rule, tmp_path / "out")
+    found = load_file(tmp_path / "out")
+    assert torch.equal(found["count"], big)
+    assert found["w"].tolist() == [2.0, 2.0, 1.0, 1.0]
+    with pytest.raises(UserError, match="'count' holds whole numbers"):
+        merge(tmp_path / "start", [Weights(tmp_path / "other")], rule, tmp_path / "out")

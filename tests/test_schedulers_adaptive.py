@@ -97,20 +97,34 @@ def test_dump_by_hand() -> None:
 
 def test_tscl_by_hand() -> None:
     tscl = Tscl(TASKS, 8, window=3, explore=0.3)
-    for step, rewards in enumerate([(0.1, 0.5, 0.2), (0.2, 0.4, 0.2), (0.3, 0.1, 0.2), (0.4, 0.0, 0.2)]):
-        assert tscl.shares() == (
-            dict.fromkeys(TASKS, 1 / 3) if step < 2 else pytest.approx({"a": 0.1, "b": 0.8, "c": 0.1})
-        ), "b falls faster than a rises" if step == 3 else step
-        if step == 2:
-            break
-        tscl.learn(step, {f"reward/{task}": reward for task, reward in zip(TASKS, rewards, strict=True)})
-        if step == 1:
-            tscl.learn(2, {"reward/a": 0.3, "reward/b": 0.1, "reward/c": 0.2})
-    # Through (0, .5), (1, .4), (2, .1): -0.2 a step.
+    even = pytest.approx(dict.fromkeys(TASKS, 1 / 3))
+    assert tscl.shares() == even
+    for step, (a, b) in enumerate([(0.1, 0.5), (0.2, 0.4), (0.3, 0.1)]):
+        tscl.learn(step, {"reward/a": a, "reward/b": b, "reward/c": 0.2})
+        if step == 0:
+            assert tscl.shares() == even, "no slope has been seen yet"
+    # Through (0, .5), (1, .4), (2, .1): -0.2 a step, which is steeper than a's rise.
     assert tscl.slopes() == pytest.approx({"a": 0.1, "b": -0.2, "c": 0.0})
+    assert tscl.shares() == pytest.approx({"a": 0.1, "b": 0.8, "c": 0.1})
     tscl.learn(4, {"reward/b": 0.1})
-    assert tscl.slopes()["b"] == pytest.approx(slope([(1, 0.4), (2, 0.1), (4, 0.1)]))
-    assert slope([(1, 0.4), (2, 0.1), (4, 0.1)]) == pytest.approx(-0.5 / 6 - 0.0, abs=0.01)
+    # Around the mean (7/3, .2): -.4 over 42/9.
+    assert tscl.slopes()["b"] == pytest.approx(-0.4 / (42 / 9))
+    assert slope([(1, 0.4), (2, 0.1), (4, 0.1)]) == pytest.approx(-0.4 / (42 / 9))
+    for step in range(5, 9):
+        tscl.learn(step, dict.fromkeys(("reward/a", "reward/b", "reward/c"), 0.0))
+    assert tscl.shares() == even, "nothing changes"
+
+
+def test_worst_task_survives_any_gain() -> None:
+    worst = WorstTask(("a", "b"), 8, rate=100.0, floor=0.0)
+    worst.learn(0, {"reward/a": 1.0, "reward/b": 0.0})
+    for step in range(1, 40):
+        worst.learn(step, {"reward/a": float(step % 2 == 0), "reward/b": float(step % 2)})
+        assert sum(worst.weights.values()) == pytest.approx(1.0)
+        assert all(0.0 <= weight <= 1.0 for weight in worst.weights.values())
+    for step in range(40, 60):
+        worst.learn(step, {"reward/a": 1.0 - (step - 40) / 20, "reward/b": 1.0})
+    assert worst.weights["a"] > 0.99, "a task that falls comes back"
 
 
 def test_worst_task_by_hand() -> None:

@@ -247,6 +247,8 @@ def test_one_seed_is_called_one_seed() -> None:
 def test_only_the_macro_average_is_put_into_words() -> None:
     assert verdict([_comparison("joint", "start", 0.1, 0.05, 0.15, task="math")], 0.95, 1) == "Nothing was compared."
     assert verdict([], 0.95, 1) == "Nothing was compared."
+    alone = verdict([_comparison("sec", "dump", 0.1, 0.05, 0.15)], 0.95, 1)
+    assert alone == "Nothing was compared with the start or with joint training."
 
 
 def test_every_question_is_answered_once() -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from omni_thinker.recipe import builtin_recipe
+from omni_thinker.study.parallel import _Processes, drop_parts
 from test_faults_study import QUICK, begin, journalled, wait_for
 from test_resume import traces
 
@@ -21,10 +24,15 @@ def journal(out: Path) -> list[tuple[str, str]]:
     return [(row["key"], row["kind"]) for row in rows if not row["key"].startswith("result")]
 
 
+def commands() -> Iterator[Path]:
+    """Of all processes: files with their command lines."""
+    return Path("/proc").glob("[0-9]*/cmdline")
+
+
 def at_work(out: Path) -> list[str]:
     """Processes that name the directory."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for path in commands():
         try:
             found.append(path.read_text("utf-8", "replace"))
         except OSError:
@@ -70,6 +78,7 @@ def test_side_by_side_is_one_after_another(repo: Path, tmp_path: Path, monkeypat
     assert not (out / "seeds").exists()
     assert begin(errors, out, "--resume", "--jobs", "2").wait(100) == 0
     assert "nothing is left to do" in errors.read_text("utf-8")
+    assert "its seeds run one after another" in errors.read_text("utf-8")
 
 
 @pytest.mark.timeout(200)
@@ -80,6 +89,40 @@ def test_a_seed_that_fails_is_named_and_the_others_stop(repo: Path, tmp_path: Pa
     line = errors.read_text("utf-8").splitlines()[-1]
     assert "ended early" in line
     assert ".log" in line
+    assert not at_work(out)
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="no /proc to look for processes in")
+@pytest.mark.timeout(200)
+def test_a_seed_that_is_killed_is_told_and_the_others_stop(repo: Path, tmp_path: Path) -> None:
+    errors, out = tmp_path / "err", tmp_path / "run"
+    process = begin(errors, repo / "recipes" / "tiny.toml", "--out", out, *SEEDS, "--jobs", "2")
+    wait_for(process, journalled(out / "seeds" / "3", '"kind": "checkpoint"'))
+    own = [int(path.parent.name) for path in commands() if f"{out}/seeds/3" in path.read_text("utf-8", "replace")]
+    os.kill(min(own), signal.SIGKILL)
+    assert process.wait(60) == 2
+    assert "seed 3 ended early: killed by SIGKILL" in errors.read_text("utf-8").splitlines()[-1]
+    assert not at_work(out)
+
+
+def test_devices_are_dealt_out_in_turn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    recipe = builtin_recipe(["study.seeds=[0, 1, 2, 3]"])
+    assert _Processes(recipe, tmp_path, 3, ()).devices == ["4", "6", "4"]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert _Processes(recipe, tmp_path, 3, ()).devices == []
+
+
+def test_parts_that_have_become_one_go(tmp_path: Path) -> None:
+    recipe = builtin_recipe(["study.seeds=[0, 1]"])
+    (tmp_path / "seeds" / "1").mkdir(parents=True)
+    (tmp_path / "seeds" / "1.log").write_text("log")
+    drop_parts(recipe, tmp_path)
+    assert (tmp_path / "seeds" / "1").exists(), "they aren't one yet"
+    (tmp_path / "journal.jsonl").write_text("")
+    drop_parts(recipe, tmp_path)
+    assert not (tmp_path / "seeds").exists()
 
 
 def test_a_folder_of_that_name_is_left_alone(repo: Path, tmp_path: Path) -> None:

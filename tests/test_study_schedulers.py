@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from omni_thinker.errors import UserError
 from omni_thinker.recipe import parse_recipe, scheduled_arms
+from omni_thinker.rl.evaluate import Evaluation
 from omni_thinker.schedulers.mixture import Mixture
 from omni_thinker.study.probing import charged_steps, probe_lengths
-from omni_thinker.study.scheduled import make_scheduler, read_stages
+from omni_thinker.study.result import _as_trained
+from omni_thinker.study.scheduled import check_schedulers, make_scheduler, read_stages
+from omni_thinker.study.session import ArmResult, Spent, Stage
+from omni_thinker.study.setup import prepare
 from test_faults_study import QUICK, begin, journalled, wait_for
 from test_resume import traces
 
@@ -32,6 +38,61 @@ def test_mixtures_by_hand() -> None:
     assert scheduler({"kind": "uniform"}).quotas(0) == {"a": 4, "b": 4}
     assert scheduler({"kind": "proportional"}).shares == pytest.approx({"a": 0.2, "b": 0.8})
     assert scheduler({"kind": "proportional", "temperature": 2.0}).shares == pytest.approx({"a": 1 / 3, "b": 2 / 3})
+
+
+def test_mixtures_of_any_temperature() -> None:
+    cold = scheduler({"kind": "proportional", "temperature": 0.001})
+    assert cold.shares == pytest.approx({"a": 0.0, "b": 1.0})
+    assert cold.quotas(0) == {"b": 8}
+    assert scheduler({"kind": "proportional", "temperature": 1e9}).shares == pytest.approx({"a": 0.5, "b": 0.5})
+
+
+def test_a_cold_start_leaves_steps_to_the_rule() -> None:
+    assert [scheduler({"kind": "pac"}, steps=n).cold_start for n in (1, 10, 400)] == [0, 2, 50]
+    assert scheduler({"kind": "pac", "cold_start": 9}).cold_start == 9
+    with pytest.raises(UserError, match=r"study.schedulers.x.cold_start: leaves nothing of 10 steps"):
+        scheduler({"kind": "pac", "cold_start": 10})
+
+
+def test_some_first_leave_a_step_to_all() -> None:
+    late = scheduler({"kind": "first", "tasks": ["a"], "share": 0.99})
+    assert [late.quotas(step) for step in (8, 9)] == [{"a": 8}, {"a": 2, "b": 6}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"arms": ["start", "joint", "first"]}, "study.arms.first: there is no task that a judge scores"),
+        (
+            {"arms": ["joint", "x"], "schedulers": {"x": {"kind": "pac", "cold_start": 60}}},
+            "study.schedulers.x.cold_start: leaves nothing of 48 steps",
+        ),
+    ],
+)
+def test_what_a_scheduler_lacks_is_told_before_anything_runs(changes: dict[str, Any], words: str) -> None:
+    recipe = parse_recipe({"model": {"name": "tiny"}, "tasks": TASKS, "study": changes}, "r.toml")
+    with pytest.raises(UserError) as caught:
+        prepare(recipe)
+    assert words in str(caught.value)
+
+
+def test_gradients_that_can_not_be_seen_are_told_before_anything_runs(tmp_path: Path, tiny_model: Path) -> None:
+    for file in (*tiny_model.glob("*token*"), *tiny_model.glob("*.jinja")):
+        shutil.copy(file, tmp_path)
+    config = GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=50, n_positions=64, bos_token_id=0, eos_token_id=1)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    table = {"model": {"name": str(tmp_path)}, "tasks": TASKS, "study": {"arms": ["joint", "tac"]}}
+    with pytest.raises(UserError, match=r"study.arms.tac: looks at gradients of layers named down_proj"):
+        check_schedulers(parse_recipe(table, "r.toml"), SIZES, ())
+
+
+def test_a_stage_longer_than_its_share_of_few_steps(tmp_path: Path) -> None:
+    """Two steps are less than four tasks: none has a stage of its own to be measured in."""
+    tasks = {name: {"source": "builtin:math"} for name in "abcd"}
+    study = {"steps": 2, "arms": ["joint", "x"], "schedulers": {"x": {"kind": "sequence", "stages": ["d", "a"]}}}
+    evaluation = Evaluation({}, {}, 0)
+    arm = ArmResult("x", tmp_path, Spent(), {}, [Stage("d", evaluation, 1), Stage("a", evaluation, 1)])
+    assert [own.passes for own in _as_trained(arm, parse_recipe({"tasks": tasks, "study": study}, "r.toml"))] == [1, 1]
 
 
 def test_some_first_then_all() -> None:
@@ -56,6 +117,10 @@ def test_stages_share_all_steps() -> None:
         ({"arms": ["sequence"]}, "study.arms"),
         ({"schedulers": {"joint": {"kind": "sec"}}}, "study.schedulers.joint"),
         ({"schedulers": {"../x": {"kind": "sec"}}}, "study.schedulers.../x"),
+        ({"schedulers": {"single-a": {"kind": "sec"}}}, "study.schedulers.single-a"),
+        ({"schedulers": {"probe-a": {"kind": "sec"}}}, "study.schedulers.probe-a"),
+        ({"schedulers": {"x": {"kind": "worst_task", "rate": 1000}}}, "study.schedulers.x.worst_task.rate"),
+        ({"bootstrap": 1}, "study.bootstrap"),
         ({"schedulers": {"x": {"kind": "oracle"}}}, "study.schedulers.x"),
         ({"schedulers": {"x": {"kind": "sec", "window": 3}}}, "study.schedulers.x.sec.window"),
         ({"schedulers": {"x": {"kind": "sec", "rate": 2.0}}}, "study.schedulers.x.sec.rate"),

@@ -432,7 +432,7 @@ def _run(
         from omni_thinker.runs.rundir import check_free
 
         check_free(target)
-    from omni_thinker.study.parallel import follow_parent, is_parallel, run_parallel
+    from omni_thinker.study.parallel import drop_parts, follow_parent, is_parallel, run_parallel
     from omni_thinker.study.study import describe, run_study
 
     if dry_run:
@@ -448,7 +448,10 @@ def _run(
             if is_parallel(target) if resume else jobs > 1:
                 result = run_parallel(loaded, target, jobs, resume=resume, options=options)
             else:
+                if jobs > 1:
+                    typer.echo("its seeds run one after another, as they are one run already", err=True)
                 result = run_study(loaded, target, resume=resume)
+                drop_parts(loaded, target)
     except KeyboardInterrupt:
         raise _Interrupted from None
     from omni_thinker.report import write_report

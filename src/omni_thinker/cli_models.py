@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -18,6 +17,8 @@ if TYPE_CHECKING:
 model_app = typer.Typer(no_args_is_help=True, help="The built-in model, and what is known of any model.")
 
 _METHODS = ("linear", "ties", "dare", "dare_ties")
+_MOST = 1e6
+"""Of weights and scale: larger ones leave nothing of what is merged."""
 
 
 @model_app.command("fetch")
@@ -75,8 +76,8 @@ def merge_models(
         raise UserError(f"takes a share above 0, up to 1, got {density:g}", key="--density")
     if density < 1 and method == "linear":
         raise UserError("is for ties, dare and dare_ties: linear keeps all of a change", key="--density")
-    if not isfinite(scale):
-        raise UserError(f"takes a finite number, got {scale:g}", key="--scale")
+    if not abs(scale) <= _MOST:
+        raise UserError(f"takes a finite number of at most {_MOST:g}, got {scale:g}", key="--scale")
     shares = _numbers(weights, len(experts))
     if _is_there(out, "--out"):
         raise UserError("exists already; name another folder", file=out, key="--out")
@@ -91,7 +92,7 @@ def merge_models(
             merge(origin, [_expert(path) for path in experts], rule, partial)
             for path in sorted(origin.iterdir()):  # configuration, tokenizer, licence; not weights in other forms
                 if path.is_file() and path.suffix in (".json", ".jinja", ".txt", ".model", ".md", ""):
-                    shutil.copyfile(path, partial / path.name)
+                    (partial / path.name).write_bytes(_bytes(path))
         partial.chmod(0o777 & ~_umask())
         os.rename(partial, out)
     except OSError as exc:
@@ -102,6 +103,13 @@ def merge_models(
     seconds = time.monotonic() - began
     typer.echo(f"merged {len(experts)} experts by {method}: {out}")
     finish({"out": str(out), "method": method, "experts": [str(path) for path in experts], "seconds": seconds}, json_)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as exc:
+        raise UserError(f"can't be read: {exc.strerror or exc}", file=path) from None
 
 
 def _umask() -> int:
@@ -144,6 +152,7 @@ def _numbers(text: str, count: int) -> tuple[float, ...]:
         found = tuple(float(part) for part in text.split(","))
     except ValueError:
         raise UserError(f"takes numbers by commas, got {text!r:.80}", key="--weights") from None
-    if len(found) != count or not all(map(isfinite, found)):
-        raise UserError(f"takes {count} finite numbers, one for each expert, got {text!r:.80}", key="--weights")
+    if len(found) != count or not all(abs(number) <= _MOST for number in found):
+        wanted = f"{count} finite numbers, one for each expert, of at most {_MOST:g}"
+        raise UserError(f"takes {wanted}, got {text!r:.80}", key="--weights")
     return found

@@ -273,7 +273,8 @@ class StudySpec(Table):
     """Task arithmetic (arXiv 2212.04089): start + scale x sum of (expert - start)."""
     checkpoint_steps: Count = 0
     """Steps between two points that a killed study goes on from; 0: as few as keep their cost under 2 % of the time."""
-    bootstrap: Positive = 4000
+    bootstrap: Annotated[Positive, Field(ge=50)] = 4000
+    """Resamples of a study of one seed."""
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
 
 
@@ -343,7 +344,9 @@ def scheduled_arms(study: StudySpec) -> dict[str, SchedulerSpec]:
 def _check_arms(study: StudySpec, tasks: list[str]) -> None:
     """Raises UserError for arms that nothing makes, and schedulers of tasks that aren't there."""
     for name in study.schedulers:
-        if name in ARMS or name in RESERVED or not _TASK_NAME.fullmatch(name):
+        # Files of single-task arms and probes begin with these.
+        taken = name in ARMS or name in RESERVED or name.startswith(("single-", "probe-", "lora-"))
+        if taken or not _TASK_NAME.fullmatch(name):
             raise UserError("can't be the name of an arm", key=f"study.schedulers.{name}")
     for name in study.arms:
         if name not in ARMS and name not in study.schedulers and name not in PLAIN:

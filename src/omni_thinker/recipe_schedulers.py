@@ -58,7 +58,8 @@ class Pac(Table):
     """Thompson sampling of learnability that grows with progress."""
 
     kind: Literal["pac"]
-    cold_start: Count = 50
+    cold_start: Count | None = None
+    """Steps of even shares; none: 50, or a quarter of the study's where that is less."""
     window: Annotated[Positive, Field(ge=2)] = 10
     drift: PositiveFloat = 0.01
     noise: PositiveFloat = 0.1
@@ -68,7 +69,7 @@ class WorstTask(Table):
     """More for the tasks that gain least (MT-GRPO, arXiv 2602.05547)."""
 
     kind: Literal["worst_task"]
-    rate: PositiveFloat = 2.0
+    rate: Annotated[PositiveFloat, Field(le=100.0)] = 2.0
     floor: Share = 0.1
 
 
@@ -82,7 +83,7 @@ class Tac(Table):
 
 class Serial(Table):
     """Joint training's shares, but each step updates once for each of its tasks, in random order (CGPO,
-    arXiv 2409.20370)."""
+    arXiv 2409.20370); `rl.minibatches` doesn't count."""
 
     kind: Literal["serial"]
 

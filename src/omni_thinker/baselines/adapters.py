@@ -14,6 +14,8 @@ from omni_thinker.baselines.tensors import Shapes
 from omni_thinker.errors import UserError
 
 _PREFIX = "base_model.model."
+_INITS = (True, False, "gaussian", "eva", "orthogonal")
+"""Those that leave the base as it is: the others move a part of it into the factors."""
 
 
 class Adapter:
@@ -23,16 +25,16 @@ class Adapter:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.path = folder
         self._factors = _factors(folder)
 
     def check(self, start: Path, shapes: Shapes) -> None:
         if unknown := set(self._factors) - set(shapes):
-            raise UserError(f"adapts {min(unknown)!r}, which {start} doesn't have", file=self.folder)
+            raise UserError(f"adapts {min(unknown)!r}, which {start} doesn't have", file=self.path)
         for name, (up, down, _) in self._factors.items():
             fits = up.dim() == down.dim() == 2 and up.shape[1] == down.shape[0]
             if not fits or [up.shape[0], down.shape[1]] != list(shapes[name]):
-                raise UserError(f"has another shape than {start} at {name!r}", file=self.folder)
+                raise UserError(f"has another shape than {start} at {name!r}", file=self.path)
 
     def change(self, name: str, origin: torch.Tensor) -> torch.Tensor | None:
         if name not in self._factors:
@@ -51,7 +53,8 @@ def _factors(folder: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor, float]
     if not isinstance(config, dict) or config.get("peft_type", "LORA") != "LORA":
         raise UserError("not a LoRA adapter, but one of another kind", file=folder)
     kinds = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "modules_to_save")
-    if any(config.get(kind) for kind in kinds) or config.get("bias", "none") != "none":
+    odd = any(config.get(kind) for kind in kinds) or config.get("bias", "none") != "none"
+    if odd or config.get("init_lora_weights", True) not in _INITS:
         raise UserError("only plain LoRA adapters can be added up", file=folder)
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float) or not isfinite(alpha):
@@ -64,6 +67,8 @@ def _factors(folder: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor, float]
             found[module.removeprefix(_PREFIX) + ".weight"] = factors[module + ".lora_B.weight"], down, share
         elif not name.endswith(".lora_B.weight"):
             raise UserError(f"{name!r} is no factor of a linear layer: it can't be added up", file=folder)
+    if 2 * len(found) != len(factors) or not found:
+        raise UserError("holds no factors, or one without its other half", file=folder)
     return found
 
 

@@ -17,6 +17,8 @@ from omni_thinker.errors import UserError
 class Expert(Protocol):
     """One that began as the start, and what it changed."""
 
+    path: Path
+
     def check(self, start: Path, shapes: Shapes) -> None:
         """Raises UserError where it did not begin as `start`, whose weights have these shapes."""
         ...
@@ -37,8 +39,13 @@ class Weights:
         if self._tensors.shapes != shapes:
             raise UserError(f"holds other tensors than {start}", file=self.path)
 
-    def change(self, name: str, origin: torch.Tensor) -> torch.Tensor:
-        return self._tensors[name].float() - origin.float()
+    def change(self, name: str, origin: torch.Tensor) -> torch.Tensor | None:
+        own = self._tensors[name]
+        if origin.is_floating_point() and own.is_floating_point():
+            return own.float() - origin.float()
+        if not torch.equal(own, origin):  # such as packed weights, whose differences mean nothing
+            raise UserError(f"{name!r} holds whole numbers, which can't be added up", file=self.path)
+        return None
 
 
 def merge(start: Path, experts: Sequence[Expert], rule: MergeRule, out: Path) -> None:
@@ -62,8 +69,15 @@ def _merged(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     for name in names:
         origin = start[name]
-        found = ((place, expert.change(name, origin)) for place, expert in enumerate(experts))
-        changes = [(place, change) for place, change in found if change is not None]
+        changes = []
+        for place, expert in enumerate(experts):
+            if (change := expert.change(name, origin)) is None:
+                continue
+            if not change.isfinite().all():
+                raise UserError(f"{name!r} holds numbers that aren't finite", file=expert.path)
+            changes.append((place, change))
         if changes:
             origin = (origin.float() + rule.combine(name, changes)).to(origin.dtype)
+            if not origin.isfinite().all():
+                raise UserError(f"{name!r} would hold numbers that aren't finite; smaller weights or scale help")
         yield name, origin

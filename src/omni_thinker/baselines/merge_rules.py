@@ -59,6 +59,8 @@ class MergeRule:
 def _largest(change: torch.Tensor, density: float) -> torch.Tensor:
     """The largest `density` of the numbers by size, at least one, the first of equal ones; the others become 0."""
     flat = change.reshape(-1)
+    if not len(flat):
+        return change
     count = max(1, int(density * flat.numel()))
     sizes = flat.abs()
     least = float(np.partition(sizes.numpy(), -count)[-count])  # three times as fast as torch's topk

@@ -55,10 +55,10 @@ def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     index = path / INDEX
-    if not index.exists():
-        if not (path / SINGLE).exists():
-            raise UserError(f"holds neither {SINGLE} nor {INDEX}", file=path)
+    if (path / SINGLE).exists():  # read first by transformers too: an index beside it is of an older save
         return [path / SINGLE]
+    if not index.exists():
+        raise UserError(f"holds neither {SINGLE} nor {INDEX}", file=path)
     try:
         named = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
         safe = all(name == Path(name).name and name.endswith(".safetensors") for name in named)

@@ -31,7 +31,6 @@ MULTIPLE = 16
 _BATCH = 16
 """Rows of one pass through transformers."""
 _WORTH_SHARING = 8
-_REMEMBERED = 4096
 
 
 def encode(tokenizer: Any, prompt: str, answer: str) -> list[int]:
@@ -171,7 +170,6 @@ class TrainedJudge:
         self._model, self._tokenizer, self._margin, self._hidden = model.eval(), tokenizer, margin, hidden
         self.name = f"builtin:{version}"
         self.caveat = caveat(card)
-        self._scores: dict[tuple[str, str], float] = {}
         self._lock = threading.Lock()
         self._asked: WeakKeyDictionary[asyncio.AbstractEventLoop, list[_Asked]] = WeakKeyDictionary()
         self._tally = Tally()
@@ -200,23 +198,23 @@ class TrainedJudge:
         return self.all_scores([(prompt, texts)])[0]
 
     def all_scores(self, asked: Sequence[tuple[str, Sequence[str]]]) -> list[list[float]]:
-        """`scores` of several prompts with their texts."""
+        """`scores` of several prompts with their texts, one or more each.
+
+        Nothing is remembered: in bf16 a score depends a little on what it is computed with, and a run that is gone on
+        with must find what it would have found.
+        """
         with self._lock:
             rows: dict[str, dict[str, list[int]]] = {}
             for prompt, texts in asked:
-                for text in dict.fromkeys(texts):
-                    if (prompt, text) not in self._scores and text not in rows.setdefault(prompt, {}):
-                        rows[prompt][text] = encode(self._tokenizer, prompt, text)
-            new = [(p, text) for p, own in rows.items() for text in sorted(own, key=lambda t: (len(own[t]), t))]
-            if new:
-                families = [[rows[p][text] for q, text in new if q == p] for p, own in rows.items() if own]
-                with torch.inference_mode():
-                    found = self._hidden(self._model, families).cpu() @ self._head_H + self._bias
-                self._scores |= dict(zip(new, found.tolist(), strict=True))
-            known = [[self._scores[prompt, text] for text in texts] for prompt, texts in asked]
-            while len(self._scores) > _REMEMBERED:  # the oldest first
-                del self._scores[next(iter(self._scores))]
-            return known
+                own = rows.setdefault(prompt, {})
+                own |= {text: encode(self._tokenizer, prompt, text) for text in texts if text not in own}
+            # By length, so that a long text doesn't pad all others where they are computed side by side.
+            rows = {p: dict(sorted(own.items(), key=lambda item: (len(item[1]), item[0]))) for p, own in rows.items()}
+            with torch.inference_mode():
+                hidden_N_H = self._hidden(self._model, [list(own.values()) for own in rows.values()]).cpu()
+                found = (hidden_N_H @ self._head_H + self._bias).tolist()
+            known = dict(zip(((p, text) for p, own in rows.items() for text in own), found, strict=True))
+            return [[known[prompt, text] for text in texts] for prompt, texts in asked]
 
     async def _scores_together(self, prompt: str, texts: Sequence[str]) -> list[float]:
         loop = asyncio.get_running_loop()

@@ -28,13 +28,18 @@ Sketches = dict[TaskName, torch.Tensor]
 """Of each task's gradient: [layers x RANK x RANK], flat, fp32, on the CPU."""
 
 
+def watched_layers(model: PreTrainedModel) -> list[Any]:
+    """Those whose gradients are told apart; none where the model has no down-projection by that name."""
+    found = [m for name, m in model.named_modules() if name.endswith("down_proj") and hasattr(m, "in_features")]
+    return found[:: max(1, len(found) // LAYERS)][-LAYERS:]
+
+
 class TaskGradients:
     """Watches a model's training passes. Made once a model; layers are told apart by name, so that models of unknown
     families have none and yield no sketches."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        found = [m for name, m in model.named_modules() if name.endswith("down_proj") and hasattr(m, "in_features")]
-        self._layers: list[Any] = found[:: max(1, len(found) // LAYERS)][-LAYERS:]
+        self._layers = watched_layers(model)
         generator = torch.Generator().manual_seed(0)
         self._projections = [
             tuple(

@@ -12,7 +12,7 @@ from omni_thinker.types import TaskName
 class Tscl(Adaptive):
     """The paper's window algorithm: each task's slope is that of a straight line through its last `window` rewards over
     the steps they came from; the task with the steepest slope, up or down, gets 1 - explore of a step, and `explore` is
-    shared evenly. Until each task has two rewards, all shares are even.
+    shared evenly. Until each task has two rewards, and where nothing changes, all shares are even.
     """
 
     def __init__(
@@ -30,6 +30,8 @@ class Tscl(Adaptive):
         if any(len(own) < 2 for own in self._seen.values()):
             return dict.fromkeys(self.tasks, even)
         slopes = self.slopes()
+        if not any(slopes.values()):
+            return dict.fromkeys(self.tasks, even)
         steepest = max(self.tasks, key=lambda task: abs(slopes[task]))
         return {task: self.explore * even + (1 - self.explore) * (task == steepest) for task in self.tasks}
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import exp
+from math import exp, log
 from typing import Any
 
 from omni_thinker.schedulers.adaptive import Adaptive, Shares
 from omni_thinker.types import TaskName
+
+_LEAST = 1e-12
+"""So that a weight that was all but gone can come back."""
 
 
 class WorstTask(Adaptive):
@@ -32,14 +35,14 @@ class WorstTask(Adaptive):
         return {task: even + (1 - self.floor) * weight for task, weight in self.weights.items()}
 
     def learn(self, step: int, metrics: Mapping[str, float]) -> None:
+        logs = {task: log(max(weight, _LEAST)) for task, weight in self.weights.items()}
         for task in self.tasks:
-            if (reward := metrics.get(f"reward/{task}")) is None:
-                continue
-            gained = reward - self._reward.get(task, reward)
-            self.weights[task] *= exp(-self.rate * gained)
-            self._reward[task] = reward
-        total = sum(self.weights.values())
-        self.weights = {task: weight / total for task, weight in self.weights.items()}
+            if (reward := metrics.get(f"reward/{task}")) is not None:
+                logs[task] -= self.rate * (reward - self._reward.get(task, reward))
+                self._reward[task] = reward
+        most = max(logs.values())
+        total = sum(exp(own - most) for own in logs.values())
+        self.weights = {task: exp(own - most) / total for task, own in logs.items()}
 
     def learned(self) -> dict[str, Any]:
         return {"weights": dict(self.weights), "reward": dict(self._reward)}

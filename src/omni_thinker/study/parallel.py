@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -66,17 +67,25 @@ def run_parallel(
         progress.say(f"study {recipe.name!r} into {out}: {count} seeds, {min(jobs, count)} at a time")
         if not resume and (words := power_words(bench)):
             progress.say(words)
+        del bench  # a judge's model among it; the processes load their own
         _Processes(recipe, out, jobs, options).run(progress)
     parts = {seed: out / SEEDS / str(seed) for seed in recipe.study.seeds}
     join_runs(list(parts.values()), out, LOGS, {"recipe": now})
     run.close()
     result = run_study(recipe, out, resume=True)
-    for seed, part in parts.items():
-        shutil.rmtree(part, ignore_errors=True)
+    drop_parts(recipe, out)
+    return result
+
+
+def drop_parts(recipe: Recipe, out: Path) -> None:
+    """What is left of the seeds' own directories, where they have become one."""
+    if not (out / SEEDS).is_dir() or is_parallel(out):
+        return
+    for seed in recipe.study.seeds:
+        shutil.rmtree(out / SEEDS / str(seed), ignore_errors=True)
         _log(out, seed).unlink(missing_ok=True)
     if not any((out / SEEDS).iterdir()):
         (out / SEEDS).rmdir()
-    return result
 
 
 def follow_parent() -> None:
@@ -109,7 +118,7 @@ class _Processes:
         self.seeds, self.out, self.options = list(recipe.study.seeds), out, tuple(options)
         self.jobs = min(jobs, len(self.seeds))
         self.running: dict[int, tuple[subprocess.Popen[bytes], str]] = {}
-        self.devices = _devices()
+        self.devices = list(islice(cycle(_devices()), self.jobs))
 
     def run(self, progress: Progress) -> None:
         """Raises UserError where one ends with an error; the others are stopped then, and kept."""
@@ -124,8 +133,9 @@ class _Processes:
                     del self.running[seed]
                     self.devices += [device] if device else []
                     if process.returncode:
+                        how = f"killed by {_signal(-process.returncode)}; " if process.returncode < 0 else ""
                         raise UserError(
-                            f"seed {seed} ended early: {_last_line(self.out, seed)}", file=_log(self.out, seed)
+                            f"seed {seed} ended early: {how}{_last_line(self.out, seed)}", file=_log(self.out, seed)
                         )
                     progress.say(f"seed {seed} has ended")
                 if self.running and time.monotonic() - shown > 1:
@@ -185,6 +195,13 @@ def _await_free(folder: Path) -> None:
         time.sleep(_LOOK_S)
 
 
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def _log(out: Path, seed: int) -> Path:
     return out / SEEDS / f"{seed}.log"
 
@@ -198,7 +215,7 @@ def _last_line(out: Path, seed: int) -> str:
 
 
 def _devices() -> list[str]:
-    """GPUs that this process may use, where there are several to be dealt out."""
+    """GPUs that this process may use, where there are several to be dealt out, in turn if there are more processes."""
     import torch
 
     count = torch.cuda.device_count()

@@ -185,7 +185,7 @@ def _as_trained(arm: ArmResult, recipe: Recipe) -> StagePlan:
     def passes(stage: Stage) -> float:
         # Which tasks of an even sequence get a step more depends on the order; that is no other length.
         same = even and abs(stage.steps - whole[stage.task]) <= 1
-        return 1.0 if same else stage.steps / whole[stage.task]
+        return 1.0 if same else stage.steps / max(1, whole[stage.task])  # fewer steps than tasks leave some none
 
     return tuple(PlannedStage(stage.task, passes(stage)) for stage in arm.stages)
 

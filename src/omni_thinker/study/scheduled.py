@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from math import exp, log
 
 from omni_thinker.errors import UserError
+from omni_thinker.models.load import empty_model
+from omni_thinker.policy.task_gradients import watched_layers
 from omni_thinker.recipe import Recipe, scheduled_arms
 from omni_thinker.recipe_schedulers import First, SchedulerSpec
+from omni_thinker.recipe_schedulers import Pac as Pac_
 from omni_thinker.schedulers.base import Scheduler
 from omni_thinker.schedulers.dump import Dump
 from omni_thinker.schedulers.mixture import Mixture
@@ -29,12 +33,13 @@ def make_scheduler(
     Raises UserError where the recipe's tasks leave it nothing to do.
     """
     spec, tasks, per_step = scheduled_arms(recipe.study)[name], list(recipe.tasks), recipe.rl.problems_per_step
-    options = spec.model_dump(exclude={"kind"})
+    options = spec.model_dump(exclude={"kind", "cold_start"})
     match spec.kind:
         case "uniform":
             return Mixture(dict.fromkeys(tasks, 1.0), per_step)
         case "proportional":
-            return Mixture({task: sizes[task] ** (1 / spec.temperature) for task in tasks}, per_step)
+            logs = {task: log(sizes[task]) / spec.temperature for task in tasks}
+            return Mixture({task: exp(own - max(logs.values())) for task, own in logs.items()}, per_step)
         case "round_robin":
             return RoundRobin(tasks, per_step)
         case "sec":
@@ -44,7 +49,7 @@ def make_scheduler(
         case "tscl":
             return Tscl(tasks, per_step, **options)
         case "pac":
-            return Pac(tasks, per_step, seed=seed, **options)
+            return Pac(tasks, per_step, seed=seed, **options, cold_start=_cold_start(recipe, name, spec))
         case "worst_task":
             return WorstTask(tasks, per_step, **options)
         case "tac":
@@ -57,6 +62,16 @@ def make_scheduler(
             return Stages(read_stages(spec.stages, recipe.study.steps), per_step)
 
 
+def check_schedulers(recipe: Recipe, sizes: Mapping[TaskName, int], judged: Collection[TaskName]) -> None:
+    """Make each once. Raises UserError for the first that can't be made, or that would only seem to be at work."""
+    for name, spec in scheduled_arms(recipe.study).items():
+        make_scheduler(recipe, name, sizes, judged, 0)
+        if spec.kind == "tac" and not watched_layers(empty_model(recipe.model.name)):
+            raise UserError(
+                "looks at gradients of layers named down_proj, which this model doesn't have", key=f"study.arms.{name}"
+            )
+
+
 def joint_weights(recipe: Recipe) -> dict[TaskName, float]:
     """Of joint training, in proportion to which it mixes."""
     return {task: spec.weight for task, spec in recipe.tasks.items()}
@@ -67,12 +82,21 @@ def stages_of(spec: SchedulerSpec) -> int:
     return len(spec.stages) if spec.kind == "sequence" else 0
 
 
+def _cold_start(recipe: Recipe, name: str, spec: Pac_) -> int:
+    steps = recipe.study.steps
+    if spec.cold_start is None:
+        return min(50, steps // 4)
+    if spec.cold_start >= steps:
+        raise UserError(f"leaves nothing of {steps} steps", key=f"study.schedulers.{name}.cold_start")
+    return spec.cold_start
+
+
 def _first(recipe: Recipe, name: str, spec: First, judged: Collection[TaskName]) -> Phases:
     steps, weights = recipe.study.steps, joint_weights(recipe)
     chosen = spec.tasks or tuple(task for task in weights if task in judged)
     if not chosen:
         raise UserError("there is no task that a judge scores; name those that come first", key=f"study.arms.{name}")
-    begin = min(steps, max(1, round(spec.share * steps)))
+    begin = max(1, min(steps - 1, round(spec.share * steps)))
     per_step = recipe.rl.problems_per_step
     own = Mixture({task: weights[task] for task in chosen}, per_step)
     return Phases([(own, begin), (Mixture(weights, per_step), steps - begin)])

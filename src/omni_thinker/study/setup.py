@@ -34,6 +34,7 @@ from omni_thinker.rewards.base import Reward
 from omni_thinker.rewards.hybrid import GatesOnly
 from omni_thinker.rewards.registry import make_reward, measuring
 from omni_thinker.rl.stream import stable_seed
+from omni_thinker.study.scheduled import check_schedulers
 from omni_thinker.tasks.base import Task
 from omni_thinker.tasks.registry import check_splits, make_task
 from omni_thinker.types import SPLITS, Problem, SamplingParams, Score, Split, TaskName
@@ -118,7 +119,10 @@ def prepare(recipe: Recipe, *, with_judge: bool = True) -> Bench:
         check_rows(task, rewards[name])
     if context is not None:
         _check_lengths(tasks.values(), recipe.model, context)
-    return Bench(recipe, tasks, rewards, measures, forms, _pools(recipe, tasks), judge)
+    pools = _pools(recipe, tasks)
+    sizes = {name: len(own) for name, own in pools["train"].items()}
+    check_schedulers(recipe, sizes, [name for name, task in tasks.items() if not task.verifiable])
+    return Bench(recipe, tasks, rewards, measures, forms, pools, judge)
 
 
 class _NoJudge:

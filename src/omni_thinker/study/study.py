@@ -9,6 +9,7 @@ The test split is touched only after all training has ended.
 from __future__ import annotations
 
 import gc
+import json
 import shutil
 import time
 from collections.abc import Sequence
@@ -82,9 +83,9 @@ def run_study(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, A
             _write_transfer(run, recipe, outcomes)
             gc.collect()  # the last seed's policy, before the next one is loaded
             if left := len(recipe.study.seeds) - len(outcomes):
-                run.write_json("result.json", to_result(bench, outcomes, time.monotonic() - began, left=left))
+                run.write_json("result.json", to_result(bench, outcomes, _seconds(run, began), left=left))
         before = sum(note != asked for note in run.journal.notes("result of "))
-        result = to_result(bench, outcomes, time.monotonic() - began, before=before)
+        result = to_result(bench, outcomes, _seconds(run, began), before=before)
         run.write_json("result.json", result)
         run.journal.note(asked, result)
         progress.say(result["verdict"])
@@ -106,6 +107,14 @@ def describe(recipe: Recipe) -> dict[str, Any]:
         "detectable": sees,
         "recipe": recipe.model_dump(mode="json"),
     }
+
+
+def _seconds(run: RunDir, began: float) -> float:
+    """That the study took so far; where it was gone on with, or seeds ran side by side, those of its steps and
+    evaluations in all."""
+    lines = (run.path / "metrics.jsonl").read_text("utf-8").splitlines()
+    worked: float = sum(json.loads(line)["seconds"] for line in lines)
+    return max(time.monotonic() - began, worked)
 
 
 def _run_seed(bench: Bench, run: RunDir, progress: Progress, seed: int) -> SeedOutcome:

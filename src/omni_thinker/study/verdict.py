@@ -30,7 +30,7 @@ def verdict(comparisons: Sequence[Comparison], confidence: float, seeds: int) ->
         if comparison is not None:
             sentences.append(_sentence(comparison, subject, object_, confidence))
     if not sentences:
-        return "Nothing was compared."
+        return "Nothing was compared with the start or with joint training." if found else "Nothing was compared."
     if headline := _headline(found):
         sentences.insert(0, headline)
     scope = "one seed: another training run may come out differently" if seeds == 1 else f"{seeds} seeds"
