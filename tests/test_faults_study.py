@@ -18,6 +18,7 @@ import pytest
 from judge_server import JudgeServer
 from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.recipe import ModelSpec
+from omni_thinker.runs.stopping import PATIENCE_S
 from omni_thinker.study.checkpoints import Checkpoints
 from test_resume import traces
 
@@ -92,6 +93,14 @@ def _workers(parent: int) -> list[int]:
         if "isolation" in command or "harness" in command:
             found.append(pid)
     return found
+
+
+def _are_gone(workers: list[int]) -> None:
+    assert workers, "nothing scored for it"
+    until = time.monotonic() + 5  # whoever adopts what was killed has to take note of it
+    while left := [pid for pid in workers if Path(f"/proc/{pid}/cmdline").exists()]:
+        assert time.monotonic() < until, left
+        time.sleep(0.1)
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc to find the workers in")
@@ -226,6 +235,8 @@ def test_the_newest_checkpoints_are_kept_by_step_not_by_clock(tmp_path: Path) ->
         os.utime(tmp_path / f"a.checkpoint.{step}.safetensors", (1e9 - step, 1e9 - step))
     kept.drop()
     assert {path.name for path in tmp_path.iterdir()} == {f"a.checkpoint.{step}.safetensors" for step in (9, 10)}
+    kept.read(policy, {"file": "a.checkpoint.9.safetensors"})
+    assert [path.name for path in tmp_path.iterdir()] == ["a.checkpoint.9.safetensors"], "10 was passed over: damaged"
 
 
 def test_a_cache_that_is_deleted_is_made_again(undisturbed: Path, repo: Path, tmp_path: Path) -> None:
@@ -293,8 +304,10 @@ def test_a_signal_lets_the_step_end_and_keeps_it(
     out, errors = tmp_path / "run", tmp_path / "err"
     process = begin(errors, repo / "recipes" / "tiny.toml", "--out", out, *QUICK, "--set", "study.checkpoint_steps=0")
     wait_for(process, lambda: (out / "metrics.jsonl").exists() and '"train"' in (out / "metrics.jsonl").read_text())
+    workers = _workers(process.pid)
     process.send_signal(number)
     assert process.wait(timeout=30) == code
+    _are_gone(workers)
     said = errors.read_text("utf-8")
     assert "stopping after this step, which is kept" in said
     assert "`omni-thinker study DIR --resume` goes on" in said.splitlines()[-1]
@@ -310,12 +323,16 @@ def test_two_interrupts_end_it_at_once_and_corrupt_nothing(undisturbed: Path, re
     out, errors = tmp_path / "run", tmp_path / "err"
     process = begin(errors, repo / "recipes" / "tiny.toml", "--out", out, *QUICK)
     wait_for(process, journalled(out, '"key": "0 train joint", "kind": "checkpoint"'))
+    workers = _workers(process.pid)
+    for pid in workers:  # the step can't end by itself
+        os.kill(pid, signal.SIGSTOP)
     process.send_signal(signal.SIGINT)
     time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=30) == 130
+    assert process.wait(timeout=PATIENCE_S - 5) == 130
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
+    _are_gone(workers)
     assert "Traceback" not in errors.read_text("utf-8")
     assert begin(errors, out, "--resume").wait(280) == 0, errors.read_text("utf-8")[-2000:]
     assert traces(out) == traces(undisturbed)

@@ -148,14 +148,13 @@ def test_weights_that_are_gone_or_damaged_are_one_clear_line(repo: Path, tmp_pat
     process.wait()
     weights = out / "models" / "seed-0" / "state" / "start.safetensors"
     whole = weights.read_bytes()
-    for damage in (weights.unlink, lambda: weights.write_bytes(whole[:1000]), lambda: weights.write_bytes(b"pickle")):
-        damage()
+    flipped = bytearray(whole)
+    flipped[-1] ^= 1
+    for damage in (None, whole[:1000], b"pickle", bytes(flipped)):
+        weights.unlink() if damage is None else weights.write_bytes(damage)
         assert run(out, "--resume", stderr=errors) == 2
-        assert (
-            errors.read_text("utf-8")
-            .splitlines()[-1]
-            .startswith(f"omni-thinker: {weights}: these weights can't be read: ")
-        )
+        said = errors.read_text("utf-8").splitlines()[-1]
+        assert said.startswith(f"omni-thinker: {weights}: isn't as it was written")
     weights.write_bytes(whole)
     assert run(out, "--resume", stderr=errors) == 0, errors.read_text("utf-8")[-2000:]
     result = out / "result.json"
@@ -176,6 +175,10 @@ def test_more_seeds_are_an_extension(undisturbed: tuple[Path, float], tmp_path: 
         assert len(found["arms"][name]) == 2
     assert run(out, "--resume", stderr=errors) == 0
     assert "this study has ended" in errors.read_text("utf-8").splitlines()[-1]
+    before = traces(out)
+    assert run(out, "--resume", "--set", "study.seeds=[0, 2]", stderr=errors) == 2
+    assert "study.seeds: the run has [0, 1]; more can only follow these" in errors.read_text("utf-8").splitlines()[-1]
+    assert traces(out) == before
 
 
 def test_a_terminated_study_exits_143_leaves_no_child_and_goes_on(repo: Path, tmp_path: Path) -> None:

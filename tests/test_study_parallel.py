@@ -116,11 +116,16 @@ def test_devices_are_dealt_out_in_turn(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 def test_parts_that_have_become_one_go(tmp_path: Path) -> None:
     recipe = builtin_recipe(["study.seeds=[0, 1]"])
-    (tmp_path / "seeds" / "1").mkdir(parents=True)
+    for seed in ("0", "1"):
+        (tmp_path / "seeds" / seed).mkdir(parents=True)
+    (tmp_path / "seeds" / "1" / "journal.jsonl").write_text("")
     (tmp_path / "seeds" / "1.log").write_text("log")
     drop_parts(recipe, tmp_path)
     assert (tmp_path / "seeds" / "1").exists(), "they aren't one yet"
     (tmp_path / "journal.jsonl").write_text("")
+    drop_parts(recipe, tmp_path)
+    assert [path.name for path in (tmp_path / "seeds").iterdir()] == ["0"], "without a journal: somebody's own"
+    (tmp_path / "seeds" / "0" / "journal.jsonl").write_text("")
     drop_parts(recipe, tmp_path)
     assert not (tmp_path / "seeds").exists()
 

@@ -119,6 +119,7 @@ def test_stages_share_all_steps() -> None:
         ({"schedulers": {"../x": {"kind": "sec"}}}, "study.schedulers.../x"),
         ({"schedulers": {"single-a": {"kind": "sec"}}}, "study.schedulers.single-a"),
         ({"schedulers": {"probe-a": {"kind": "sec"}}}, "study.schedulers.probe-a"),
+        ({"schedulers": {"state": {"kind": "sec"}}}, "study.schedulers.state"),
         ({"schedulers": {"x": {"kind": "worst_task", "rate": 1000}}}, "study.schedulers.x.worst_task.rate"),
         ({"bootstrap": 1}, "study.bootstrap"),
         ({"schedulers": {"x": {"kind": "oracle"}}}, "study.schedulers.x"),

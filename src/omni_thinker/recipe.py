@@ -345,7 +345,7 @@ def _check_arms(study: StudySpec, tasks: list[str]) -> None:
     """Raises UserError for arms that nothing makes, and schedulers of tasks that aren't there."""
     for name in study.schedulers:
         # Files of single-task arms and probes begin with these.
-        taken = name in ARMS or name in RESERVED or name.startswith(("single-", "probe-", "lora-"))
+        taken = name in (*ARMS, *RESERVED, "state", "warmup") or name.startswith(("single-", "probe-", "lora-"))
         if taken or not _TASK_NAME.fullmatch(name):
             raise UserError("can't be the name of an arm", key=f"study.schedulers.{name}")
     for name in study.arms:
@@ -465,6 +465,8 @@ def _set(table: dict[str, Any], override: str) -> None:
         value = text  # a bare word is a string
     except RecursionError:
         raise UserError("nested too deeply", key=key) from None
+    except ValueError as exc:  # a whole number of too many digits
+        raise UserError(f"can't be read: {exc}", key=key) from None
     *path, last = key.strip().split(".")
     for part in path:
         table = table.setdefault(part, {})

@@ -7,6 +7,7 @@ import gzip
 import json
 import math
 import time
+import zlib
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -19,6 +20,7 @@ from omni_thinker.judging.tally import POINTS as _POINTS
 
 _TEXTS = ("prompt", "response_1", "response_2")
 _AT_ONCE = 64
+_MOST_BYTES = 1 << 30
 Row = Mapping[str, Any]
 
 
@@ -29,10 +31,13 @@ def read_pairs(path: Path, limit: int | None = None) -> list[Row]:
     Raises UserError for a row that is none, naming its line.
     """
     try:
-        data = path.read_bytes()
-        lines = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig").split("\n")
-    except (OSError, ValueError, EOFError) as exc:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            data = stream.read(_MOST_BYTES + 1)
+        lines = data.decode("utf-8-sig").split("\n")
+    except (OSError, ValueError, EOFError, zlib.error) as exc:
         raise UserError(f"can't be read: {exc}", file=path, key="--pairs") from None
+    if len(data) > _MOST_BYTES:
+        raise UserError(f"more than {_MOST_BYTES:,} bytes in all", file=path, key="--pairs")
     rows: list[Row] = []
     for number, line in enumerate(lines, 1):
         if line.strip():

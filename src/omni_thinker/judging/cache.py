@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import sqlite3
 import threading
 import time
@@ -25,6 +26,7 @@ CREATE TABLE IF NOT EXISTS replies (
 """
 _COLUMNS = ("key", "model", "prompt_version", "reply", "input_tokens", "output_tokens", "created")
 _BUSY_S = 30.0
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,7 @@ class JudgeCache:
         """Raises UserError where `path` can't be opened or is no cache."""
         self.path = path
         self.hits = self.misses = 0
+        self._warned = False
         self._lock = threading.Lock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,18 +73,31 @@ class JudgeCache:
     def get(self, key: str) -> Reply | None:
         """The reply, or None. Counted as a hit or a miss."""
         with self._lock:
-            row = self._db.execute(
-                "SELECT reply, input_tokens, output_tokens FROM replies WHERE key = ?", (key,)
-            ).fetchone()
+            try:
+                row = self._db.execute(
+                    "SELECT reply, input_tokens, output_tokens FROM replies WHERE key = ?", (key,)
+                ).fetchone()
+            except sqlite3.Error as exc:
+                self._lost(exc)
+                row = None
             self.hits += row is not None
             self.misses += row is None
         return None if row is None else Reply(*row)
 
     def put(self, key: str, reply: Reply, *, model: str, prompt_version: str) -> None:
-        """Keep a reply; on the disk when this returns. The first one of a key stays."""
+        """Keep a reply; on the disk when this returns. The first one of a key stays. Where the disk is full or the file
+        is locked for long, what was paid for is used all the same, and may have to be paid for again."""
         values = (key, model, prompt_version, reply.text, reply.input_tokens, reply.output_tokens, time.time())
         with self._lock:
-            self._db.execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+            try:
+                self._db.execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+            except sqlite3.Error as exc:
+                self._lost(exc)
+
+    def _lost(self, exc: sqlite3.Error) -> None:
+        if not self._warned:
+            self._warned = True
+            _log.warning("the judge's cache %s fails (%s); replies are not kept", self.path, exc)
 
     def stats(self) -> dict[str, Any]:
         """Counts by model, and the size of the file."""

@@ -122,6 +122,11 @@ def merge_adapter(model: Any, factors: Mapping[str, torch.Tensor], scale: float)
             weight += (scale * (up @ down)).to(weight)
 
 
+def _by_length(item: tuple[str, Sequence[int]]) -> tuple[int, str]:
+    """So that a long text doesn't pad all others where they are computed side by side."""
+    return len(item[1]), item[0]
+
+
 @dataclass(slots=True)
 class _Asked:
     prompt: str
@@ -208,12 +213,12 @@ class TrainedJudge:
             for prompt, texts in asked:
                 own = rows.setdefault(prompt, {})
                 own |= {text: encode(self._tokenizer, prompt, text) for text in texts if text not in own}
-            # By length, so that a long text doesn't pad all others where they are computed side by side.
-            rows = {p: dict(sorted(own.items(), key=lambda item: (len(item[1]), item[0]))) for p, own in rows.items()}
+            # In an order of their own: in which they arrive is a matter of luck.
+            families = {p: sorted(own.items(), key=_by_length) for p, own in sorted(rows.items())}
             with torch.inference_mode():
-                hidden_N_H = self._hidden(self._model, [list(own.values()) for own in rows.values()]).cpu()
+                hidden_N_H = self._hidden(self._model, [[row for _, row in own] for own in families.values()]).cpu()
                 found = (hidden_N_H @ self._head_H + self._bias).tolist()
-            known = dict(zip(((p, text) for p, own in rows.items() for text in own), found, strict=True))
+            known = dict(zip(((p, text) for p, own in families.items() for text, _ in own), found, strict=True))
             return [[known[prompt, text] for text in texts] for prompt, texts in asked]
 
     async def _scores_together(self, prompt: str, texts: Sequence[str]) -> list[float]:

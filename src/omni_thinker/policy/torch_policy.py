@@ -58,6 +58,7 @@ from omni_thinker.types import Group, SampleRequest, SamplingParams
 TOKEN_BUDGET = 2048
 GPU_TOKEN_BUDGET = 16_384
 _LEAST_BUDGET = 64
+_BUDGET = "token_budget"
 _log = logging.getLogger(__name__)
 
 
@@ -69,6 +70,15 @@ def _opened(path: Path) -> Iterator[Any]:
             yield tensors
     except (SafetensorError, OSError, RuntimeError) as exc:
         raise UserError(f"these weights can't be read: {exc}", file=path) from None
+
+
+def _like(master: torch.Tensor, name: str, tensors: Any, path: Path, *, scalar: bool = False) -> torch.Tensor:
+    """A tensor of the master's kind, where the master is. Raises UserError where it is of another."""
+    found: torch.Tensor = tensors.get_tensor(name)
+    shape = torch.Size([]) if scalar else master.shape
+    if found.shape != shape or found.dtype != master.dtype:
+        raise UserError(f"{name!r} is {found.dtype} of shape {tuple(found.shape)}, not {tuple(shape)}", file=path)
+    return found.to(master.device)
 
 
 class TorchPolicy:
@@ -203,7 +213,7 @@ class TorchPolicy:
         """Masters written by `save_weights`, with a fresh optimiser. Raises UserError where the file isn't that."""
         with _opened(path) as tensors, torch.no_grad():
             for name, master in zip(self._names, self._masters, strict=True):
-                master.copy_(tensors.get_tensor(name))
+                master.copy_(_like(master, name, tensors, path))
         self._updates.publish()
         self.reset_optimizer()
 
@@ -214,7 +224,8 @@ class TorchPolicy:
             for key, value in self._updates.optimizer.state[master].items():
                 tensors[f"{name}@{key}"] = value
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, path)
+        # Rows that memory had no room for are cut in other places: a part of the arithmetic.
+        save_file(tensors, path, metadata={_BUDGET: str(self.token_budget)})
 
     def load_state(self, path: Path) -> None:
         """Masters and moments written by `save_state`."""
@@ -224,7 +235,12 @@ class TorchPolicy:
             for name, master in zip(self._names, self._masters, strict=True):
                 own = {key.partition("@")[2]: key for key in moments if key.partition("@")[0] == name}
                 if own:
-                    self._updates.optimizer.state[master] = {key: tensors.get_tensor(full) for key, full in own.items()}
+                    self._updates.optimizer.state[master] = {
+                        key: _like(master, full, tensors, path, scalar=key == "step") for key, full in own.items()
+                    }
+            budget = (tensors.metadata() or {}).get(_BUDGET, "")
+            if budget.isdecimal():
+                self.token_budget = max(_LEAST_BUDGET, min(self.token_budget, int(budget)))
 
     def export_adapter(self, path: Path) -> None:
         """Write the LoRA factors alone, as a folder that peft reads."""

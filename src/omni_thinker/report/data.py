@@ -375,7 +375,7 @@ def _recipe(path: Path, gaps: list[str]) -> tuple[str, dict[str, Any]]:
         return "", {}
     try:
         return text, tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:
+    except (ValueError, RecursionError) as exc:
         gaps.append(f"{path.name} is not valid TOML: {exc}")
         return text, {}
 

@@ -154,6 +154,12 @@ class Journal:
         found = (line.key for line in self._known if line.kind == "note" and line.key.startswith(prefix))
         return list(dict.fromkeys(found))
 
+    @property
+    def seeds(self) -> list[int]:
+        """In the order in which they were begun, as the journal was opened with: moves of a seed begin with it."""
+        first = (line.key.partition(" ")[0] for line in self._known if line.kind in ("move", "begin"))
+        return list(dict.fromkeys(int(word) for word in first if word.isdecimal()))
+
     def noted(self, key: str) -> Value | None:
         """What the newest note of this key said when the journal was opened."""
         return next((line.value for line in reversed(self._known) if (line.kind, line.key) == ("note", key)), None)

@@ -34,6 +34,7 @@ class RunDir:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = Lock(path)
             if not resume:
+                check_free(path)  # again: another may have begun and ended before this one had the lock
                 self.write_recipe(recipe)
         except OSError as exc:
             raise UserError(f"can't be written: {exc.strerror or exc}", file=path) from None

@@ -45,7 +45,12 @@ class Checkpoints:
         return found
 
     def read(self, policy: TorchPolicy, value: Mapping[str, Any]) -> None:
-        policy.load_state(self._root / value["file"])
+        """Go back to it: what is later was passed over, and must not count among the newest."""
+        path = self._root / value["file"]
+        policy.load_state(path)
+        for other in self._folder.glob(f"{self._name}.*.safetensors*"):
+            if self._step(other) > self._step(path):
+                other.unlink()
 
     def drop(self, kept: int = _KEPT) -> None:
         """All but the newest, once the journal knows of those."""

@@ -82,8 +82,9 @@ def drop_parts(recipe: Recipe, out: Path) -> None:
     if not (out / SEEDS).is_dir() or is_parallel(out):
         return
     for seed in recipe.study.seeds:
-        shutil.rmtree(out / SEEDS / str(seed), ignore_errors=True)
-        _log(out, seed).unlink(missing_ok=True)
+        if (out / SEEDS / str(seed) / JOURNAL).exists():  # else it is somebody else's
+            shutil.rmtree(out / SEEDS / str(seed), ignore_errors=True)
+            _log(out, seed).unlink(missing_ok=True)
     if not any((out / SEEDS).iterdir()):
         (out / SEEDS).rmdir()
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from omni_thinker.errors import UserError
 from omni_thinker.models.load import model_info
-from omni_thinker.recipe import Recipe
 from omni_thinker.runs.files import checksum
 from omni_thinker.runs.journal import NAME as JOURNAL
 from omni_thinker.runs.rundir import RunDir
+from omni_thinker.study.setup import Bench
+from omni_thinker.types import Problem
 
 FREE = (
     *(
@@ -45,14 +48,21 @@ _READ_BYTES = 1 << 30
 _ABSENT = object()
 
 
-def check_recipe(run: RunDir, recipe: Recipe) -> None:
-    """Note the recipe of a run that begins. Raises UserError, naming each key, where one that goes on has another."""
+def check_run(run: RunDir, bench: Bench) -> None:
+    """Note what a run begins with. Raises UserError, naming each key, where one that goes on has something else."""
+    recipe = bench.recipe
     now = recipe.model_dump(mode="json")
     kept = run.journal.once("recipe", lambda: now)
     if not isinstance(kept, dict):
         raise UserError("holds no recipe", file=run.path / JOURNAL)
     refuse_changes(run.path, kept, now)
+    done = run.journal.seeds
+    if list(recipe.study.seeds)[: len(done)] != done:
+        raise UserError(f"the run has {done}; more can only follow these", file=run.path, key="study.seeds")
     _check_model(run, recipe.model.name)
+    if recipe.judge.kind == "likelihood" and bench.judge is not None:
+        _check_model(run, recipe.judge.model, "judge")
+    _check_problems(run, bench)
     run.write_recipe(recipe)
 
 
@@ -65,16 +75,33 @@ def refuse_changes(path: Path, kept: Mapping[str, Any], now: Mapping[str, Any]) 
         )
 
 
-def _check_model(run: RunDir, name: str) -> None:
+def _check_problems(run: RunDir, bench: Bench) -> None:
+    """Note what every task's problems are. Raises UserError where they have changed under a run."""
+    now = {f"{task} ({split})": _digest(own) for split, pools in bench.pools.items() for task, own in pools.items()}
+    kept = run.journal.once("problems", lambda: now)
+    if kept != now and isinstance(kept, dict):
+        changed = [part for part in {**kept, **now} if kept.get(part) != now.get(part)]
+        raise UserError(f"problems have changed since the run was begun: {', '.join(changed)}", file=run.path)
+
+
+def _digest(problems: Sequence[Problem]) -> str:
+    found = sha256()
+    for problem in problems:
+        found.update(json.dumps([problem.id, problem.prompt, problem.answer, problem.data], default=repr).encode())
+    return found.hexdigest()
+
+
+def _check_model(run: RunDir, name: str, part: Literal["model", "judge"] = "model") -> None:
     """Note what the model's folder holds. Raises UserError where it has changed under a run."""
     folder = model_info(name)["folder"]
     if folder is None:
         return  # of a hub, which names what it gives by its content, or made here
     now = {path.name: _print(path) for path in sorted(Path(folder).iterdir()) if path.is_file()}
-    kept = run.journal.once("model", lambda: now)
+    kept = run.journal.once(part, lambda: now)
     if kept != now and isinstance(kept, dict):
         changed = [file for file in {**kept, **now} if kept.get(file) != now.get(file)]
-        raise UserError(f"has changed since the run was begun: {', '.join(changed)}", file=folder, key="model.name")
+        key = "model.name" if part == "model" else "judge.model"
+        raise UserError(f"has changed since the run was begun: {', '.join(changed)}", file=folder, key=key)
 
 
 def _print(path: Path) -> str:

@@ -20,7 +20,7 @@ from omni_thinker.rl.difficulty import training_streams
 from omni_thinker.rl.evaluate import Estimate, Evaluation, evaluate
 from omni_thinker.rl.loop import Diverged, Learner, StepResult
 from omni_thinker.rl.stream import make_streams
-from omni_thinker.runs.files import write_whole
+from omni_thinker.runs.files import checksum, is_whole, write_whole
 from omni_thinker.runs.progress import Progress
 from omni_thinker.runs.rundir import RunDir
 from omni_thinker.runs.stopping import stopping
@@ -86,6 +86,9 @@ class Session:
         self._to_load = False
         self._start: Path | None = None
         """Weights of the start, where the policy doesn't know them yet."""
+        self._doubted: dict[Path, str] = {}
+        """Files of an earlier process that have not been read since, with their checksums."""
+        self._exported: set[str] = set()
 
     # -- the start ------------------------------------------------------------------------------------------
 
@@ -98,13 +101,14 @@ class Session:
             report = self._warm_up(key, known.values)
             self.policy.mark_start()
             write_whole(path, self.policy.save_weights)
-            return asdict(report)
+            return {**asdict(report), "sum": checksum(path)}
 
         row = self.run.journal.once(key, make)
         self._kept("warmup").drop(0)
         self._at_hand = path
         if known.ended:
             self._to_load, self._start = True, path
+            self._doubted[path] = row["sum"]
             self.progress.skip("warmup", self.recipe.warmup.steps)
         return WarmupReport(row["steps"], row["tokens"], _estimates(row["reached"]), row["inside"])
 
@@ -233,7 +237,8 @@ class Session:
                         on_stage(stages)
                 if at_step is not None:
                     at_step(replace(spent))
-                if step >= len(costs) and step + 1 < steps and (kept.due() or stop.wanted):
+                spent_up = step >= len(costs) and self.bench.costly is not None and self.bench.costly.exhausted
+                if step >= len(costs) and step + 1 < steps and (kept.due() or stop.wanted or spent_up):
                     value = {
                         "spent": [asdict(own) for own in unwritten],
                         "learner": learner.state(),
@@ -242,15 +247,19 @@ class Session:
                     self.run.journal.checkpoint(key, kept.write(self.policy, step + 1) | value)
                     unwritten.clear()
                     kept.drop()
+                if spent_up:
+                    raise UserError(f"spent after step {step + 1} of {arm}", key="judge.endpoint.budget")
                 if stop.wanted:
                     stop.leave()
         path = self._file(arm)
 
         def end() -> dict[str, Any]:
             write_whole(path, self.policy.save_weights)
-            return {"spent": [asdict(own) for own in unwritten]}
+            return {"spent": [asdict(own) for own in unwritten], "sum": checksum(path)}
 
-        self.run.journal.once(key, end)
+        row = self.run.journal.once(key, end)
+        if known.ended:
+            self._doubted[path] = row["sum"]
         kept.drop(0)
         self._at_hand, self._to_load = path, known.ended
         return spent, stages
@@ -271,8 +280,6 @@ class Session:
         scheduler.observe(step, result.metrics)
         metrics = {**result.metrics, **(self.bench.judge.metrics() if self.bench.judge else {})}
         self.log(arm, "train", step + 1, seconds, metrics, scheduler.stage(step))
-        if self.bench.costly and self.bench.costly.exhausted:
-            raise UserError(f"spent after step {step + 1} of {arm}", key="judge.endpoint.budget")
         self.progress.unit("step", seconds)
         self._show(arm, step + 1, steps, result, seconds)
         return spent
@@ -295,11 +302,14 @@ class Session:
         path = self._file(arm)
         fresh = not self.run.journal.replaying
 
-        def make() -> None:
+        def make() -> str:
             self.bring()
             write_whole(path, write)
+            return checksum(path)
 
-        self.run.journal.once(f"{self.seed} weights {arm}", make)
+        found = self.run.journal.once(f"{self.seed} weights {arm}", make)
+        if not fresh:
+            self._doubted[path] = found
         self._at_hand, self._to_load = path, not fresh
         return path
 
@@ -308,11 +318,19 @@ class Session:
         folder = self.run.models(self.seed) / _slug(name)
 
         def make() -> None:
-            self.bring()
-            (self.policy.export_adapter if adapter else self.policy.export)(folder)
+            if name not in self._exported:  # else a kill now would tear what is there already
+                self.bring()
+                (self.policy.export_adapter if adapter else self.policy.export)(folder)
 
         self.run.journal.once(f"{self.seed} export {name}", make)
+        self._exported.add(name)
         return folder
+
+    def check(self, path: Path) -> None:
+        """Raises UserError where weights that an earlier process wrote aren't as it left them."""
+        expected = self._doubted.pop(path, None)
+        if expected is not None and not is_whole(path, expected):
+            raise UserError("isn't as it was written, and can't be made again; begin another run", file=path)
 
     def load(self, path: Path) -> None:
         """Go back to kept weights, with a fresh optimiser."""
@@ -321,10 +339,12 @@ class Session:
     def bring(self) -> None:
         """Let the policy have the weights at hand, before anything is computed with it."""
         if self._start is not None:
+            self.check(self._start)
             self.policy.load_weights(self._start)
             self.policy.mark_start()
             self._start = None
         if self._to_load and self._at_hand is not None:
+            self.check(self._at_hand)
             self.policy.load_weights(self._at_hand)
         self._to_load = False
 

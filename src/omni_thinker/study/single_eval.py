@@ -60,13 +60,15 @@ def _with_reference(problem: Problem, known: dict[str, str]) -> Problem:
 def _read_references(path: Path) -> dict[str, str]:
     known: dict[str, str] = {}
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8").split("\n")  # a text may hold what splitlines takes for an end
     except (OSError, UnicodeDecodeError) as exc:
         raise UserError(f"can't be read: {exc}", file=path, key="--references") from None
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
             known.setdefault(str(row["problem"]), str(row["reference"]))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(f"line {number} is no reference", file=path) from None
     return known

@@ -36,7 +36,7 @@ from omni_thinker.study.probing import (
     probe_kinds,
 )
 from omni_thinker.study.result import SeedOutcome, joint_shares, to_result
-from omni_thinker.study.resume import check_recipe
+from omni_thinker.study.resume import check_run
 from omni_thinker.study.scheduled import joint_weights, make_scheduler, stages_of
 from omni_thinker.study.session import ArmResult, Session, Spent, Stage
 from omni_thinker.study.setup import Bench, prepare, study_seed
@@ -65,7 +65,7 @@ def run_study(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, A
         bench = prepare(recipe)
         run = RunDir(out, recipe, resume=resume)
         run.open_journal(LOGS, usable=lambda value: usable(out, value), counts=bench.counting)
-        check_recipe(run, recipe)
+        check_run(run, bench)
         run.journal.cut()
         progress.say(f"study {recipe.name!r} into {out}" + (", going on" if run.journal.replaying else ""))
         if run.journal.dropped:
@@ -233,6 +233,9 @@ def _mixed(
 def _merge(session: Session, start: Path, experts: Sequence[ArmResult], *, adapters: bool) -> ArmResult:
     """The experts' own training is what this arm cost."""
     rule = MergeRule(scale=session.recipe.study.merge_scale)
+
+    for path in (start, *(expert.weights for expert in experts)):
+        session.check(path)
 
     def write(path: Path) -> None:
         kind = Adapter if adapters else Weights

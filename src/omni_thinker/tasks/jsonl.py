@@ -17,6 +17,7 @@ from omni_thinker.types import TaskName
 
 MAX_LINE_BYTES = 1 << 20
 MAX_FILE_BYTES = 2 << 30
+MAX_ROWS = 5_000_000
 """Both after decompression: a zip bomb ends in one line of error, not in a full memory."""
 MAX_BLANK_LINES = 1 << 20
 GZIP_MAGIC = b"\x1f\x8b"
@@ -63,6 +64,8 @@ def _rows(path: Path, stream: IO[bytes] | gzip.GzipFile) -> Iterator[Row]:
         where = f"{path}:{number}"
         if len(line) > MAX_LINE_BYTES:
             raise UserError(f"line longer than {MAX_LINE_BYTES:,} bytes", file=where)
+        if number > MAX_ROWS:
+            raise UserError(f"more than {MAX_ROWS:,} lines; split the file", file=where)
         if total > MAX_FILE_BYTES:
             raise UserError(f"more than {MAX_FILE_BYTES:,} bytes in all; split the file", file=where)
         if line.strip():

@@ -1,0 +1,121 @@
+"""Files that are not what they were, or that fail while they are used."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sqlite3
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from omni_thinker.errors import UserError
+from omni_thinker.judging import agreement
+from omni_thinker.judging.cache import JudgeCache, Reply
+from omni_thinker.policy.torch_policy import TorchPolicy
+from omni_thinker.recipe import ModelSpec, load_recipe
+from omni_thinker.runs.rundir import RunDir
+from omni_thinker.study.resume import check_run
+from omni_thinker.study.setup import Bench, prepare
+from omni_thinker.study.single_eval import _read_references
+from omni_thinker.study.study import LOGS
+from omni_thinker.tasks import jsonl
+
+Refused = Callable[..., str]
+
+
+def test_problems_that_change_under_a_run_are_refused(repo: Path, tmp_path: Path) -> None:
+    bench = prepare(load_recipe(repo / "recipes" / "tiny.toml"))
+
+    def begin(bench: Bench, *, resume: bool) -> None:
+        run = RunDir(tmp_path / "run", bench.recipe, resume=resume)
+        try:
+            run.open_journal(LOGS, usable=lambda _: True)
+            check_run(run, bench)
+        finally:
+            run.close()
+
+    begin(bench, resume=False)
+    begin(bench, resume=True)
+    train = dict(bench.pools["train"])
+    first, *rest = train["math"]
+    for own in ([*rest], [*rest, first], [replace(first, answer="other"), *rest]):
+        changed = replace(bench, pools={**bench.pools, "train": {**train, "math": own}})
+        with pytest.raises(UserError, match=r"problems have changed since the run was begun: math \(train\)$"):
+            begin(changed, resume=True)
+    begin(bench, resume=True)
+
+
+def test_a_checkpoint_of_other_shapes_is_refused(tmp_path: Path) -> None:
+    """Its checksum may be right: what reads and writes memory has to look itself."""
+    policy = TorchPolicy(ModelSpec(name="tiny", dtype="float32"))
+    name, master = policy._names[0], policy._masters[0]
+    policy._updates.optimizer.state[master] = {"exp_avg": master.detach().clone()}
+    path = tmp_path / "a.safetensors"
+    policy.token_budget //= 4
+    policy.save_state(path)
+    whole = load_file(path)
+    other = TorchPolicy(ModelSpec(name="tiny", dtype="float32"))
+    other.load_state(path)
+    assert other.token_budget == policy.token_budget, "rows are cut where they were"
+    for key in (name, f"{name}@exp_avg"):
+        for odd in (whole[key][:1], whole[key].double()):
+            save_file({**whole, key: odd.contiguous()}, path)
+            with pytest.raises(UserError, match="of shape"):
+                other.load_state(path)
+
+
+def test_a_cache_that_fails_costs_no_reply(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache = JudgeCache(tmp_path / "cache.sqlite")
+    cache.put("a", Reply("yes", 1, 1), model="m", prompt_version="1")
+    other = sqlite3.connect(tmp_path / "cache.sqlite", isolation_level=None)
+    other.execute("DROP TABLE replies")
+    cache.put("b", Reply("no", 1, 1), model="m", prompt_version="1")
+    assert cache.get("a") is None
+    assert [record.levelname for record in caplog.records] == ["WARNING"], "said once"
+    assert "replies are not kept" in caplog.text
+
+
+def test_pairs_that_are_damaged_or_a_bomb_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "pairs.jsonl.gz"
+    row = {"id": "1", "prompt": "p", "response_1": "a", "response_2": "b", "label": 1}
+    packed = gzip.compress(json.dumps(row).encode() * 3)
+    for place in (10, 12, len(packed) - 6):
+        damaged = bytearray(packed)
+        damaged[place] ^= 0xFF
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"can't be read|line 1"):
+            agreement.read_pairs(path)
+    monkeypatch.setattr(agreement, "_MOST_BYTES", 100)
+    path.write_bytes(gzip.compress(b"x" * 200))
+    with pytest.raises(UserError, match="more than 100 bytes in all"):
+        agreement.read_pairs(path)
+
+
+def test_rows_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jsonl, "MAX_ROWS", 3)
+    path = tmp_path / "rows.jsonl"
+    path.write_text("{}\n" * 3)
+    assert len(list(jsonl.read_rows(path, "k"))) == 3
+    path.write_text("{}\n" * 4)
+    with pytest.raises(UserError, match="more than 3 lines"):
+        list(jsonl.read_rows(path, "k"))
+
+
+def test_references_may_hold_any_character(tmp_path: Path) -> None:
+    path = tmp_path / "references.jsonl"
+    texts = {"a": "one\u2028two", "b": "three\x85four"}
+    rows = [json.dumps({"problem": name, "reference": text}, ensure_ascii=False) for name, text in texts.items()]
+    path.write_text("\n".join(rows) + "\n", "utf-8")
+    assert _read_references(path) == texts
+    path.write_text('{"problem": ' + "[" * 100_000)
+    with pytest.raises(UserError, match="line 1 is no reference"):
+        _read_references(path)
+
+
+def test_a_number_of_many_digits_is_one_line(refused: Refused, repo: Path) -> None:
+    said = refused("study", repo / "recipes" / "tiny.toml", "--set", "rl.lr=" + "9" * 5000, "--dry-run")
+    assert "rl.lr: can't be read" in said
