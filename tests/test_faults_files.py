@@ -17,6 +17,7 @@ from omni_thinker.judging import agreement
 from omni_thinker.judging.cache import JudgeCache, Reply
 from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.recipe import ModelSpec, load_recipe
+from omni_thinker.rl.evaluate import estimate
 from omni_thinker.runs.rundir import RunDir
 from omni_thinker.study.resume import check_run
 from omni_thinker.study.setup import Bench, prepare
@@ -114,6 +115,17 @@ def test_references_may_hold_any_character(tmp_path: Path) -> None:
     path.write_text('{"problem": ' + "[" * 100_000)
     with pytest.raises(UserError, match="line 1 is no reference"):
         _read_references(path)
+
+
+def test_a_stop_text_that_can_not_be_met_is_one_line(refused: Refused, repo: Path) -> None:
+    stop = 'tasks.math.stop=["\\n", "<|im_end|>"]'
+    said = refused("study", repo / "recipes" / "tiny.toml", "--set", stop, "--dry-run")
+    assert "tasks.math.stop: '<|im_end|>' holds a special token" in said
+
+
+def test_equal_scores_still_have_an_error() -> None:
+    for value in (0.1, 0.7, 1.0):
+        assert 0.01 < estimate([value] * 96).stderr < 0.06
 
 
 def test_a_number_of_many_digits_is_one_line(refused: Refused, repo: Path) -> None:

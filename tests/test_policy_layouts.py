@@ -20,6 +20,7 @@ from omni_thinker.policy.logprobs import ROWS, _ChosenLogprobs, _select, answer_
 from omni_thinker.policy.packing import MULTIPLE, micro_batches, pack, row_length
 from omni_thinker.policy.protocol import TrainGroup
 from omni_thinker.policy.sampling import sample_groups
+from omni_thinker.policy.torch_policy import use_checkpointing
 from omni_thinker.types import Sample, SampleRequest, SamplingParams
 
 VOCABULARY = 97
@@ -172,6 +173,22 @@ def test_no_model_is_sampled_by_another_distribution(family: str) -> None:
         padded = answer_logprobs(model, groups, temperature=1.0, packed=False).logprobs_N
     sampled = torch.tensor([x for g in drawn for s in g.samples for x in s.logprobs])
     torch.testing.assert_close(sampled, padded, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma3_text", "llama"])
+def test_activations_that_are_computed_again_give_the_same_gradient(family: str) -> None:
+    """Through the models' own layers too, whose attention goes group by group."""
+    found = []
+    for lean in (False, True):
+        model = make_model(family)
+        use_blocks(model)
+        if lean:
+            use_checkpointing(model)
+        made = answer_logprobs(model, make_groups(RAGGED), temperature=1.0, packed=True, recompute=lean)
+        found.append(_gradients(model, made.logprobs_N.sum()))
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, atol=1e-5, rtol=1e-4, msg=_named(name))
 
 
 def test_a_window_shorter_than_the_row_is_refused() -> None:

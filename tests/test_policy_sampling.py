@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -310,6 +311,8 @@ def test_streams_of_samples_are_apart() -> None:
     assert np.array_equal(streams[:, :20], uniforms(5, 6, 20))
     assert len(np.unique(streams)) == streams.size
     assert not np.isin(uniforms(6, 6, 50), streams).any()
+    large = [uniforms(seed, 1, 20) for seed in (0, -2, 2**63, 2**63 + 1, 2**64 - 1)]
+    assert len(np.unique(np.concatenate(large))) == 100
 
 
 # -- one row per sample, for models without free masks ------------------------------------------------------
@@ -369,3 +372,44 @@ def test_rows_leave_the_global_generator_alone(policy: TorchPolicy, requests: li
     before = torch.random.get_rng_state()
     _rows(policy, requests[:1])
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_rows_are_filtered_and_stop_at_texts(policy: TorchPolicy, requests: list[SampleRequest]) -> None:
+    """Log-probs are those of what was drawn from: with one token left over, 0."""
+    draws = (policy.model, requests)
+    best = sample_rows(*draws, SamplingParams(1, 0.0), policy.stop_ids, policy.decode)
+    only = sample_rows(*draws, SamplingParams(2, 1.0, top_k=1), policy.stop_ids, policy.decode)
+    for one, other in zip(best, only, strict=True):
+        assert all(sample.tokens == one.samples[0].tokens for sample in other.samples)
+        assert all(x == 0.0 for sample in other.samples for x in sample.logprobs)
+    few = sample_rows(*draws, SamplingParams(3, 1.0, top_p=0.01), policy.stop_ids, policy.decode)
+    assert min(x for group in few for sample in group.samples for x in sample.logprobs) > -8.0, "of 500 tokens a few"
+
+    whole = _rows(policy, requests, 4)
+    stopped = 0
+    for request, group in zip(requests, whole, strict=True):
+        text = next((s.text for s in group.samples if len(s.text) > 8), "")
+        if not text:
+            continue
+        stop = text[3:6]
+        cut = _rows(policy, [replace(request, stop=(stop,))], 4)[0]
+        for before, after in zip(group.samples, cut.samples, strict=True):
+            assert after.tokens == before.tokens[: len(after.tokens)]
+            assert stop not in after.text
+            stopped += after.stop == "stop" and len(after.tokens) < len(before.tokens)
+    assert stopped > 0
+
+
+def test_a_long_request_changes_nothing_for_the_others(
+    policy: TorchPolicy, requests: list[SampleRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a model whose window is too short for one of them."""
+    alone = policy.sample(requests, SamplingParams(2))
+    most = max(len(request.prompt) + request.max_tokens for request in requests)
+    monkeypatch.setattr("omni_thinker.policy.torch_policy.supports_group_rows", lambda _, length: length <= most)
+    long = replace(requests[0], prompt=tuple(requests[0].prompt) * 20)
+    told: dict[int, Group] = {}
+    found = policy.sample([long, *requests], SamplingParams(2), told.__setitem__)
+    assert _tokens(found[1:]) == _tokens(alone)
+    assert found[0].prompt == long.prompt
+    assert told == dict(enumerate(found))

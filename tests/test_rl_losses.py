@@ -11,7 +11,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omni_thinker.policy import torch_policy
 from omni_thinker.policy.protocol import LossTerms, TokenBatch, TrainGroup
 from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.recipe import ModelSpec, RlSpec
@@ -250,13 +249,13 @@ def test_token_budget_and_order_of_groups_are_nothing(
     loss: str, policy: TorchPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     groups = _train_groups()
-    monkeypatch.setattr(torch_policy, "TOKEN_BUDGET", 10_000)
+    monkeypatch.setattr(policy, "token_budget", 10_000)
     whole, gradients, stats = _run(policy, groups, loss)
     assert stats["a.tokens"] == 10
     assert stats["b.tokens"] == 15
     assert max(float(g.abs().max()) for g in gradients) > 1e-3
     for budget, order in ((10_000, groups[::-1]), (20, groups), (1, groups[2:] + groups[:2])):
-        monkeypatch.setattr(torch_policy, "TOKEN_BUDGET", budget)
+        monkeypatch.setattr(policy, "token_budget", budget)
         again, others, other_stats = _run(policy, order, loss)
         assert again == pytest.approx(whole, abs=1e-5)
         assert other_stats == pytest.approx(stats, rel=1e-5)

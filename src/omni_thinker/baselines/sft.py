@@ -96,7 +96,10 @@ def warm_up(
         problems = [
             problem
             for i, task in enumerate(active)
-            for problem, _ in streams[task].take(spec.batch // len(active) + (i < spec.batch % len(active)))
+            # What is left over goes round, so that no task has to wait for another to rest.
+            for problem, _ in streams[task].take(
+                spec.batch // len(active) + ((i - step) % len(active) < spec.batch % len(active))
+            )
         ]
         batch = gold_batch(policy, problems)
         report = policy.forward_backward(batch, gold_loss)

@@ -7,7 +7,7 @@ length for a mask that is mostly empty; cut at the groups, the cost is the sum o
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -34,6 +34,12 @@ def blocks(lengths: Sequence[int]) -> Iterator[None]:
         yield
     finally:
         _lengths.reset(token)
+
+
+def computed_again() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """For layers that are checkpointed (`context_fn` of torch.utils.checkpoint): computed again for the gradient they
+    see the blocks that they see now."""
+    return nullcontext(), blocks(_lengths.get())
 
 
 def _attention(

@@ -147,13 +147,9 @@ class _Chunk:
             texts = self.requests[r].stop
             if not texts or self.stopped_R_G[r, g]:
                 continue
-            ids = self.tokens_R_G_T[r, g, : self.length_R_G[r, g]].tolist()
-            tail = self.decode(ids[-(max(map(len, texts)) + _TAIL) :])
-            if any(text in tail for text in texts):
-                whole = self.decode(ids)
-                places = [place for text in texts if (place := whole.find(text)) >= 0]
-                if places:
-                    self.stopped_R_G[r, g], self.cut_R_G[r, g] = True, min(places)
+            place = stop_place(self.tokens_R_G_T[r, g, : self.length_R_G[r, g]].tolist(), texts, self.decode)
+            if place is not None:
+                self.stopped_R_G[r, g], self.cut_R_G[r, g] = True, place
 
     def _compact(self, token_P_G: torch.Tensor) -> torch.Tensor:
         """Drop finished groups, and columns that no group needs, where that saves at least a fifth of the rows.
@@ -188,7 +184,20 @@ class _Chunk:
         return Group(tuple(self.requests[r].prompt), tuple(samples))
 
 
+def stop_place(ids: Sequence[int], texts: Sequence[str], decode: Decode) -> int | None:
+    """Where in the text of `ids` the first of `texts` begins that their last tokens complete; None where none does."""
+    if not texts:
+        return None
+    tail = decode(ids[-(max(map(len, texts)) + _TAIL) :])
+    if not any(text in tail for text in texts):
+        return None
+    whole = decode(ids)
+    return min((place for text in texts if (place := whole.find(text)) >= 0), default=None)
+
+
 def uniforms(seed: int, group_size: int, steps: int) -> NDArray[np.float64]:
     """One stream per sample, so that sample g is the same whatever the size of its group."""
-    streams = [np.random.Generator(np.random.Philox(key=(seed % 2**64, g))) for g in range(group_size)]
+    streams = [
+        np.random.Generator(np.random.Philox(key=np.array([seed % 2**64, g], np.uint64))) for g in range(group_size)
+    ]
     return np.stack([stream.random(steps) for stream in streams])

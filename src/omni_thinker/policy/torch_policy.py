@@ -28,7 +28,7 @@ from omni_thinker.models.load import (
 )
 from omni_thinker.models.memory import bound_free_memory, is_out_of_memory, return_free_memory
 from omni_thinker.models.quiet import quiet
-from omni_thinker.policy.blocks import use_blocks
+from omni_thinker.policy.blocks import computed_again, use_blocks
 from omni_thinker.policy.forward import knows
 from omni_thinker.policy.fused import drop_layout
 from omni_thinker.policy.layout import supports_group_rows
@@ -132,11 +132,23 @@ class TorchPolicy:
     ) -> list[Group]:
         if not requests:
             return []
-        longest = max(len(request.prompt) + request.max_tokens for request in requests)
-        draw = sample_groups if supports_group_rows(self.model, longest) else sample_rows
-        groups = draw(self.model, requests, params, self.stop_ids, self.decode, on_group)
+        # Each by itself: how a request is answered must not depend on its company.
+        share = [supports_group_rows(self.model, len(own.prompt) + own.max_tokens) for own in requests]
+        found: dict[int, Group] = {}
+        with self._evaluating():
+            for draw, wanted in ((sample_groups, True), (sample_rows, False)):
+                places = [place for place, own in enumerate(share) if own is wanted]
+                if not places:
+                    continue
+
+                def tell(place: int, group: Group, places: Sequence[int] = places) -> None:
+                    if on_group is not None:
+                        on_group(places[place], group)
+
+                own = draw(self.model, [requests[place] for place in places], params, self.stop_ids, self.decode, tell)
+                found |= dict(zip(places, own, strict=True))
         bound_free_memory()
-        return groups
+        return [found[place] for place in range(len(requests))]
 
     def forward_backward(
         self, batch: TrainBatch, loss: Loss, *, temperature: float = 1.0, reference: bool = False
@@ -279,6 +291,18 @@ class TorchPolicy:
         finally:
             self._put(present)
 
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Without checkpoints, with which transformers' layers keep no keys and values."""
+        if not self.model.training:
+            yield
+            return
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train()
+
     @torch.no_grad()
     def _put(self, values: Sequence[torch.Tensor]) -> None:
         for param, value in zip(self._params, values, strict=True):
@@ -289,7 +313,8 @@ def use_checkpointing(model: PreTrainedModel) -> None:
     """For passes through the model's own layers. They checkpoint in training mode only, which without dropout computes
     the same. Does nothing where the layers are written out here, or the architecture knows no checkpoints."""
     if not knows(model) and model.supports_gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        options = {"use_reentrant": False, "context_fn": computed_again}
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
         model.train()
 
 

@@ -57,7 +57,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     if n < 2:
         return Estimate(float(values[0]) if n else float("nan"), n, float("inf"))
     mean, spread = float(np.mean(values)), float(np.std(values, ddof=1))
-    if spread == 0:
+    if max(values) - min(values) < 1e-9:
         # All alike: n problems can't know that there are no others. One half of a success and of a failure more.
         shrunk = (mean * n + 0.5) / (n + 1)
         spread = float(np.sqrt(shrunk * (1 - shrunk)))
@@ -104,7 +104,7 @@ def evaluate(
     metrics = group_metrics(scored)
     for task in problems:
         own = sampled_entropy(group for group in scored if group.problem.task == task)
-        if own is not None:
+        if own is not None and params.temperature > 0:  # what is always drawn has no surprise
             metrics[f"entropy/{task}"] = own
     tokens = sum(len(sample.tokens) for group in scored for sample in group.group.samples)
     return Evaluation(values, metrics, tokens, tuple(scored))

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -86,7 +87,7 @@ class Learner:
         groups = self._sample_quotas(quotas, clock)
         stop_on_errors(groups, self.spec.max_error_rate)
         trained = _fill(groups, quotas)
-        longest = max(self.max_tokens[task] for task in quotas)
+        longest = max(self.max_tokens.values())  # of all tasks: a constant, whatever a step is made of
         batches = build_batches(trained, self.spec, longest, self._order(quotas) if self.serial else ())
         batch = [group for part in batches for group in part]
         metrics = self._update(batches, number, clock)
@@ -173,6 +174,7 @@ class Learner:
         metrics: Metrics = {"lr": learning_rate}
         stats: dict[TaskName, TokenStats] = {}
         sketches: Sketches = {}
+        losses, norms_, applied = list[float](), list[float](), list[bool]()
         for part in batches:  # none where every group was unanimous: such a step has nothing to teach
             with clock("train"):
                 reference = spec.kl_beta > 0 or measure
@@ -185,7 +187,11 @@ class Learner:
             for task, sketch in report.sketches.items():
                 sketches[task] = sketches[task] + sketch if task in sketches else sketch
             self._stop_on_divergence(part, report.loss, optim, learning_rate)
-            metrics |= {"loss": report.loss, "grad_norm": optim.grad_norm, "update_applied": float(optim.applied)}
+            losses.append(report.loss)
+            norms_.append(optim.grad_norm)
+            applied.append(optim.applied)
+        if batches:
+            metrics |= {"loss": fmean(losses), "grad_norm": fmean(norms_), "update_applied": float(all(applied))}
         metrics |= {f"gradient/{task}": value for task, value in norms(sketches).items()}
         metrics |= {f"alignment/{task}": value for task, value in alignments(sketches).items()}
         return metrics | token_metrics(stats)

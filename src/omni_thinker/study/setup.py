@@ -117,6 +117,7 @@ def prepare(recipe: Recipe, *, with_judge: bool = True) -> Bench:
     for name, task in tasks.items():
         check_splits(task)
         check_rows(task, rewards[name])
+    _check_stops(recipe)
     if context is not None:
         _check_lengths(tasks.values(), recipe.model, context)
     pools = _pools(recipe, tasks)
@@ -196,6 +197,18 @@ def check_rows(task: Task, reward: Reward) -> None:
         for problem in task.problems(split):
             if why := reward.check(problem):
                 raise UserError(f"can't score {split} row {problem.id!r}: {why}", key=f"tasks.{task.name}.reward")
+
+
+def _check_stops(recipe: Recipe) -> None:
+    """Raises UserError for a stop text that can't be met, since special tokens are no part of an answer's text."""
+    special: Sequence[str] = load_tokenizer(recipe.model.name).all_special_tokens if _stops(recipe) else ()
+    for name, text in _stops(recipe):
+        if any(token in text for token in special):
+            raise UserError(f"{text!r} holds a special token, which no answer's text has", key=f"tasks.{name}.stop")
+
+
+def _stops(recipe: Recipe) -> list[tuple[TaskName, str]]:
+    return [(name, text) for name, spec in recipe.tasks.items() for text in spec.stop]
 
 
 def _check_lengths(tasks: Iterable[Task], model: ModelSpec, context: int) -> None:

@@ -234,10 +234,9 @@ def _merge(session: Session, start: Path, experts: Sequence[ArmResult], *, adapt
     """The experts' own training is what this arm cost."""
     rule = MergeRule(scale=session.recipe.study.merge_scale)
 
-    for path in (start, *(expert.weights for expert in experts)):
-        session.check(path)
-
     def write(path: Path) -> None:
+        for read in (start, *(expert.weights for expert in experts)):
+            session.check(read)
         kind = Adapter if adapters else Weights
         merge(start, [kind(expert.weights) for expert in experts], rule, path)
 
