@@ -125,7 +125,7 @@ def test_a_stop_text_that_can_not_be_met_is_one_line(refused: Refused, repo: Pat
 
 def test_equal_scores_still_have_an_error() -> None:
     for value in (0.1, 0.7, 1.0):
-        assert 0.01 < estimate([value] * 96).stderr < 0.06
+        assert 0.005 < estimate([value] * 96).stderr < 0.06
 
 
 def test_a_number_of_many_digits_is_one_line(refused: Refused, repo: Path) -> None:
