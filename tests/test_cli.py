@@ -145,7 +145,12 @@ def test_dry_run_checks_everything_and_writes_nothing(run: Run, tmp_path: Path) 
     before = sorted(path.name for path in tmp_path.iterdir())
     code, out, _ = run("study", recipe, "--dry-run", "--json")
     assert code == 0
-    assert json.loads(out.splitlines()[-1])["name"] == "dry"
+    *said, last = out.splitlines()
+    assert json.loads(last)["name"] == "dry"
+    assert said[:3] == ["name: dry", "model: tiny", f"train: sums {json.loads(last)['problems']['train']['sums']}"]
+    assert "steps of RL" in next(line for line in said if line.startswith("work: "))
+    assert any(line.startswith("sees: ") for line in said)
+    assert not any("{" in line for line in said)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 

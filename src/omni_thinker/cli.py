@@ -16,7 +16,7 @@ import typer
 from omni_thinker import __version__
 from omni_thinker.cli_judge import judge_app
 from omni_thinker.cli_models import merge_models, model_app
-from omni_thinker.cli_output import Json, finish
+from omni_thinker.cli_output import Json, finish, tell
 from omni_thinker.errors import UserError, machine_error
 
 app = typer.Typer(
@@ -156,7 +156,7 @@ def train(
 
 @app.command()
 def probe(
-    recipe: RecipeFile,
+    recipe: Annotated[Path, typer.Argument(help="A recipe file (TOML).")],
     kinds: Annotated[
         str,
         typer.Option("--kinds", help="full, short, lora, gradient; several (a,b) are compared. Default: the recipe's."),
@@ -433,13 +433,12 @@ def _run(
 
         check_free(target)
     from omni_thinker.study.parallel import drop_parts, follow_parent, is_parallel, run_parallel
-    from omni_thinker.study.study import describe, run_study
+    from omni_thinker.study.study import WORK, describe, run_study
 
     if dry_run:
         with _in_recipe(recipe):
             summary = describe(loaded)
-        for key, value in summary.items():
-            typer.echo(f"{key}: {value}")
+        tell(summary, units=WORK)
         finish(summary, json_)
         return
     follow_parent()

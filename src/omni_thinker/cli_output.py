@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -15,3 +16,17 @@ def finish(table: dict[str, Any], json_: bool) -> None:
         from omni_thinker.runs.rundir import to_json
 
         typer.echo(to_json(table))
+
+
+def tell(summary: Mapping[str, Any], units: Mapping[str, str]) -> None:
+    """A dry run, for people: what is too long for a line (the recipe) or said in words already is left to --json."""
+    for key, value in summary.items():
+        if key == "work":
+            typer.echo("work: " + ", ".join(f"{count} {units[kind]}" for kind, count in value.items()))
+        elif key == "problems":
+            for split, tasks in value.items():
+                typer.echo(f"{split}: " + ", ".join(f"{task} {count}" for task, count in tasks.items()))
+        elif isinstance(value, list):
+            typer.echo(f"{key}: {', '.join(map(str, value))}")
+        elif isinstance(value, str):
+            typer.echo(f"{key}: {value}")

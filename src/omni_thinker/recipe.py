@@ -395,6 +395,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise UserError("no such recipe file", file=path) from None
     except tomllib.TOMLDecodeError as exc:
         raise UserError(f"not valid TOML: {exc}", file=path) from None
+    except IsADirectoryError:
+        raise UserError("is a directory; a run in it goes on with --resume", file=path) from None
     except (OSError, ValueError) as exc:
         raise UserError(f"can't be read as a recipe: {exc}", file=path) from None
     except RecursionError:

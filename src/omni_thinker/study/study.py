@@ -52,6 +52,16 @@ LOGS = ("metrics.jsonl", "samples.jsonl", "references.jsonl")
 """Files of a run that only grow."""
 
 
+WORK = {
+    "warmup": "steps of warm-up",
+    "check": "evaluations in it",
+    "step": "steps of RL",
+    "validation": "evaluations on validation",
+    "test": "evaluations on test",
+}
+"""What units of work are."""
+
+
 def run_study(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, Any]:
     """Run a whole study into the fresh directory `out`, or go on with the one there; returns what `result.json` holds.
 
@@ -96,7 +106,6 @@ def describe(recipe: Recipe) -> dict[str, Any]:
     """Check everything that can be checked before step 0, and tell the work ahead. Writes nothing."""
     bench = prepare(recipe)
     work, _ = expected_work(recipe)
-    sees = smallest_difference(bench)
     return {
         "name": recipe.name,
         "model": recipe.model.name,
@@ -104,7 +113,8 @@ def describe(recipe: Recipe) -> dict[str, Any]:
         "arms": list(recipe.study.arms),
         "seeds": list(recipe.study.seeds),
         "work": work,
-        "detectable": sees,
+        "detectable": smallest_difference(bench),
+        "sees": power_words(bench) or "nothing to compare with joint training",
         "recipe": recipe.model_dump(mode="json"),
     }
 
