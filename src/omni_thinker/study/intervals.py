@@ -111,7 +111,8 @@ def expected_detectable(
 
     `problems` of each task, answered `samples` times, by `arms` trained arms of which `rivals` are compared with one
     control. Supposes answers about as uncertain as coins of 0.4, arms that differ by 0.1 from problem to problem, and
-    runs by 0.015 from seed to seed: guesses, to be replaced by what the comparisons of a first study say.
+    runs by 0.015 from seed to seed: on the safe side of what a study of seven arms and three seeds found (coins of 0.13
+    in these terms, 0.03 and 0.013).
     """
     coin, by_problem, by_seed = 0.24, 0.1, 0.015
     per_problem = 2 * (by_problem**2 + coin / (samples * seeds))
