@@ -16,10 +16,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from omni_thinker.policy.blocks import NAME, use_blocks
 from omni_thinker.policy.layout import supports_group_rows
-from omni_thinker.policy.logprobs import ROWS, _ChosenLogprobs, _select, answer_logprobs
+from omni_thinker.policy.logprobs import _select, answer_logprobs
 from omni_thinker.policy.packing import MULTIPLE, micro_batches, pack, row_length
 from omni_thinker.policy.protocol import TrainGroup
 from omni_thinker.policy.sampling import sample_groups
+from omni_thinker.policy.softmax import ROWS, ChosenLogprobs
 from omni_thinker.policy.torch_policy import use_checkpointing
 from omni_thinker.types import Sample, SampleRequest, SamplingParams
 
@@ -295,7 +296,7 @@ def test_the_head_in_chunks_is_the_head(tied: bool, monkeypatch: pytest.MonkeyPa
     model, groups = make_model("llama", tie_word_embeddings=tied), make_groups([(7, (30, 40)), (9, (11, 25, 3))])
     found = []
     for held in (2**27, 20 * VOCABULARY * 4):
-        monkeypatch.setattr("omni_thinker.policy.logprobs._HELD", held)
+        monkeypatch.setattr("omni_thinker.policy.softmax._HELD", held)
         scored = answer_logprobs(model, groups, temperature=0.8, packed=True)
         weights = torch.linspace(-1, 1, len(scored.logprobs_N))
         found.append((scored.logprobs_N, scored.entropy_N, _gradients(model, (scored.logprobs_N * weights).sum())))
@@ -328,7 +329,7 @@ def test_recomputed_activations_change_no_gradient(family: str) -> None:
 
 
 def _chosen(logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    found: tuple[torch.Tensor, torch.Tensor] = _ChosenLogprobs.apply(logits, target)  # type: ignore[no-untyped-call]
+    found: tuple[torch.Tensor, torch.Tensor] = ChosenLogprobs.apply(logits, target)  # type: ignore[no-untyped-call]
     return found
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from omni_thinker.policy.native import kernels
 from omni_thinker.types import SamplingParams
 
 _ROWS = 16
@@ -26,6 +27,8 @@ def draw(
 
     N rows of V logits, any dtype; computed in fp32.
     """
+    if (drawn := _drawn_in_c(logits_N_V, uniform_N, params)) is not None:
+        return drawn
     count = len(logits_N_V)
     token_N = torch.empty(count, dtype=torch.long, device=logits_N_V.device)
     logprob_N = torch.empty(count, dtype=torch.float32, device=logits_N_V.device)
@@ -34,6 +37,25 @@ def draw(
         part = slice(begin, begin + rows)
         one = _greedy(logits_N_V[part]) if params.temperature == 0 else _draw(logits_N_V[part], uniform_N[part], params)
         token_N[part], logprob_N[part] = one
+    return token_N, logprob_N
+
+
+def _drawn_in_c(
+    logits_N_V: torch.Tensor, uniform_N: torch.Tensor, params: SamplingParams
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """The same where the kernel in C knows it: logits in bf16 on a CPU, drawn from without a filter."""
+    filters = 0 < params.top_k < logits_N_V.shape[1] or params.top_p < 1 or params.min_p > 0
+    if params.temperature == 0 or filters or logits_N_V.dtype != torch.bfloat16 or logits_N_V.device.type != "cpu":
+        return None
+    if (c := kernels()) is None:
+        return None
+    logits_N_V, uniform_N = logits_N_V.contiguous(), uniform_N.to(torch.float64).contiguous()
+    count, vocabulary = logits_N_V.shape
+    token_N = torch.empty(count, dtype=torch.long)
+    logprob_N = torch.empty(count, dtype=torch.float32)
+    sums = torch.empty(count, -(-vocabulary // _BLOCK), dtype=torch.float32)
+    parts = (logits_N_V, uniform_N, sums, token_N, logprob_N)
+    c.draw(*(part.data_ptr() for part in parts), 1 / params.temperature, count, vocabulary)
     return token_N, logprob_N
 
 
