@@ -26,6 +26,7 @@ from omni_thinker.isolation import (
     shutdown,
 )
 from timing import quickest
+from traces import children, left_behind, state
 
 GOOD = "def f(x):\n    return x + 3\n"
 TESTS = ["assert f(2) == 5", "assert f(0) == 3"]
@@ -35,19 +36,7 @@ TESTS = ["assert f(2) == 5", "assert f(0) == 3"]
 def _closed() -> Iterator[None]:
     yield
     shutdown()
-    assert not _children()
-
-
-def _children() -> list[str]:
-    """Command lines of the worker processes below this one, zombies included."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == os.getpid():
-                found.append((entry / "cmdline").read_text())
-        except OSError:
-            continue
-    return [line for line in found if not line or "isolation" in line]
+    assert not children()
 
 
 def _run(program: str, tests: list[str] | None = None, timeout: float = 2.0) -> TestReport:
@@ -385,31 +374,18 @@ def test_hostile_programs_leave_the_machine_as_it_was() -> None:
         return list(await asyncio.gather(*runs))
 
     _run(GOOD)
-    before = _state()
+    before = state()
     reports = asyncio.run(everything())
     assert not [name for name, report in zip(hostile.ALL, reports, strict=True) if report.outcome == "passed"]
     shutdown()
     deadline = time.monotonic() + 5.0
-    while _state()["processes"] and time.monotonic() < deadline:
+    while state()["processes"] and time.monotonic() < deadline:
         time.sleep(0.05)
-    after = _state()
+    after = state()
     assert after["processes"] == set()
     assert after["files"] == before["files"]
     assert after["sockets"] - before["sockets"] == set()
-    assert not [path for path in ("/usr", "/", "/etc", "/dev/shm", "/tmp") if Path(path, "omni-hostile").exists()]
-
-
-def _state() -> dict[str, set[str]]:
-    """What of the machine could tell that a program has been there."""
-    sockets = {
-        line.split()[1] if name != "unix" else line.split()[-1]
-        for name in ("tcp", "udp", "unix")
-        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]
-        if ":B0AF" in line or "omni-hostile" in line
-    }
-    homes = (Path(tempfile.gettempdir()), Path.home(), Path("/dev/shm"), Path.cwd())
-    files = {str(path) for home in homes for path in home.iterdir() if not path.name.startswith("omni-thinker-")}
-    return {"processes": set(_children()), "files": files, "sockets": sockets}
+    assert not left_behind()
 
 
 @pytest.mark.usefixtures("isolated")
@@ -582,4 +558,4 @@ def test_shutdown_leaves_neither_processes_nor_folders() -> None:
     assert folders
     shutdown()
     assert not any(folder.exists() for folder in folders)
-    assert not _children()
+    assert not children()

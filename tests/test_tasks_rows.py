@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import importlib
 import json
 import os
 import sys
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omni_thinker.errors import UserError
+from omni_thinker.isolation import shutdown
 from omni_thinker.recipe import TaskSpec
 from omni_thinker.tasks import jsonl
 from omni_thinker.tasks.base import Task
@@ -296,13 +298,31 @@ def test_hugging_face_rows(monkeypatch: pytest.MonkeyPatch) -> None:
         make_task("t", TaskSpec(source="hf:some/set", options={"nmae": "main"}))
 
 
-def test_gym_entries(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Sums:
-        def __getitem__(self, index: int) -> dict[str, Any]:
-            return {"question": f"{index} + 1?", "answer": str(index + 1), "metadata": {"when": object, "index": index}}
+def test_gym_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "packages" / "reasoning_gym"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(
+        "class Sums:\n"
+        "    def __getitem__(self, index):\n"
+        "        told = {'when': object, 'index': index}\n"
+        "        return {'question': f'{index} + 1?', 'answer': str(index + 1), 'metadata': told}\n"
+        "    def score_answer(self, answer, entry):\n"
+        "        return float(answer == entry['answer'])\n"
+        "def create_dataset(name, **config):\n"
+        "    return Sums()\n"
+    )
+    shutdown()
+    for name in [name for name in sys.modules if name.partition(".")[0] == "reasoning_gym"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(package.parent)
+    importlib.invalidate_caches()
+    try:
+        _check_gym_entries()
+    finally:
+        shutdown()
 
-    fake = types.SimpleNamespace(create_dataset=lambda name, **config: Sums())
-    monkeypatch.setitem(sys.modules, "reasoning_gym", fake)
+
+def _check_gym_entries() -> None:
     spec = TaskSpec(source="reasoning_gym:sums", options={"terms": 2}, train=20, validation=5, test=5)
     task = make_task("t", spec)
     assert sizes(task) == [20, 5, 5]

@@ -84,6 +84,9 @@ class TaskSpec(Table):
     """Passed on to the source."""
     stop: tuple[Annotated[str, Field(min_length=1, max_length=100)], ...] = ()
     """An answer ends where one of these texts does, and is scored without it."""
+    allow_evaluating_scorers: bool = False
+    """reasoning-gym: take sets whose scorer runs answers as Python beside the expected answer. That stays inside the
+    sandbox and touches no other score, but an answer can award itself one."""
 
 
 class WarmupSpec(Table):

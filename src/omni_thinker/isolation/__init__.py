@@ -1,4 +1,4 @@
-"""Killable worker processes; the only place where model output is executed."""
+"""Killable worker processes; the only place where model output is executed or read by scorers that aren't ours."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from omni_thinker.isolation.pool import (
     use_workers,
 )
 from omni_thinker.isolation.programs import TestReport, run_tests, run_tests_sync
+from omni_thinker.isolation.scorers import TextEvaluated, WalledScorer
 
 __all__ = [
     "IsolationError",
     "Launch",
     "TestReport",
+    "TextEvaluated",
+    "WalledScorer",
     "WorkerDied",
     "WorkerPool",
     "WorkerTimeout",

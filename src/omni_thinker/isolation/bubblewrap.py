@@ -6,9 +6,11 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -17,11 +19,13 @@ from omni_thinker.isolation.worker import IsolationError
 
 Strength = Literal["bubblewrap", "weak"]
 _SANDBOX = Path(__file__).with_name("sandbox.py")
-_HARNESS = "/harness"
+_HARNESS, _HANDLERS, _PACKAGES = "/harness", "/handlers", "/packages"
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store", "/gnu/store")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 _INSTALL = "install it (Debian, Ubuntu: apt-get install bubblewrap) or accept the weak one with --allow-weak-sandbox"
 _PYTHON = ("-I", "-S", "-B", "-X", "utf8")
+_FIXED = ("/usr/bin/env", "PYTHONHASHSEED=0", "OPENBLAS_NUM_THREADS=1", "OMP_NUM_THREADS=1")
+"""Of scorers: nothing may differ from process to process, and none has use for threads of its own."""
 _PROBE_S = 30.0
 
 
@@ -54,6 +58,47 @@ def launch() -> Launch:
         return _launch
 
 
+def launch_scorer(script: str, handler: Path, packages: Sequence[str], *arguments: str) -> Launch:
+    """How a script of this folder that calls `handler` is started, behind the same wall as programs.
+
+    It gets the path, as seen from inside, of `handler`, then `arguments`, then the folders for sys.path: those of
+    `packages` that aren't installed, and installed packages, read-only. Raises as `launch`.
+    """
+    python = (*_FIXED, _python(), "-s", "-S", "-P", "-B", "-X", "utf8")
+    if launch().strength == "weak":
+        folders = [*(str(folder.parent) for folder in _outside(packages)), *_site_folders()]
+        return Launch((*python, str(_SANDBOX.with_name(script)), str(handler), *arguments, *folders), "weak")
+    # At places of their own: a worker's /work, say, would hide what lies below a folder of that name outside.
+    sites = {f"/sites/{place}": Path(folder) for place, folder in enumerate(_site_folders())}
+    outside = {f"{_PACKAGES}/{folder.name}": folder for folder in _outside(packages)}
+    # Handlers of this package may use each other; of somebody else's folder nothing else is shown.
+    ours = handler.parent.is_relative_to(_SANDBOX.parent.parent)
+    handlers = {_HANDLERS: handler.parent} if ours else {f"{_HANDLERS}/{handler.name}": handler}
+    wall = (str(shutil.which("bwrap")), *_arguments({**sites, **outside, **handlers}))
+    folders = [*[_PACKAGES] * bool(outside), *sites]
+    command = (*wall, *python, f"{_HARNESS}/{script}", f"{_HANDLERS}/{handler.name}", *arguments, *folders)
+    return Launch(command, "bubblewrap")
+
+
+def _site_folders() -> list[str]:
+    """Where packages are installed: for this Python, for the system, for this user."""
+    paths = sysconfig.get_paths()
+    found = [paths["purelib"], paths["platlib"]]
+    found += [path for path in sys.path if os.path.basename(path) in ("site-packages", "dist-packages")]
+    return [path for path in dict.fromkeys(map(os.path.realpath, found)) if os.path.isdir(path)]
+
+
+def _outside(packages: Sequence[str]) -> Iterator[Path]:
+    """Folders of packages that aren't among the installed ones. Raises IsolationError for one that isn't there."""
+    for name in packages:
+        spec = find_spec(name)
+        if spec is None or spec.origin is None:
+            raise IsolationError(f"the package {name!r} isn't installed")
+        folder = Path(spec.origin).resolve().parent
+        if not any(folder.is_relative_to(site) for site in _site_folders()):
+            yield folder
+
+
 def _find() -> Launch:
     try:
         return _strong()
@@ -66,8 +111,8 @@ def _find() -> Launch:
 def _strong() -> Launch:
     path = shutil.which("bwrap")
     if path is None:
-        raise IsolationError(f"programs run inside bubblewrap, which is missing: {_INSTALL}")
-    wall = (path, *_arguments())
+        raise IsolationError(f"model output runs inside bubblewrap, which is missing: {_INSTALL}")
+    wall = (path, *_arguments({}))
     fault = _fault([*wall, _python(), *_PYTHON, "-c", "pass"])
     if fault is not None:
         raise IsolationError(
@@ -98,8 +143,11 @@ def _fault(command: Sequence[str]) -> str | None:
     return None if done.returncode == 0 else (done.stderr.strip() or f"exit code {done.returncode}")[-200:]
 
 
-def _arguments() -> Iterator[str]:
-    """The server's root has /proc and the harness; under it lies the root that candidates get, with neither."""
+def _arguments(binds: Mapping[str, Path]) -> Iterator[str]:
+    """The server's root has /proc and the harness; under it lies the root that workers get, with neither.
+
+    binds: where both roots show further folders or files.
+    """
     if os.geteuid() == 0:
         # Root needs no user namespace to set this up, and must be able to become somebody else (confine.leave_root).
         yield from ("--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try")
@@ -109,17 +157,19 @@ def _arguments() -> Iterator[str]:
     yield from ("--die-with-parent", "--hostname", "sandbox", "--proc", "/proc")
     yield from ("--dev", "/dev", "--ro-bind", str(_SANDBOX.parent), _HARNESS)
     for root in ("", BOX):
-        for path in _folders():
+        for target, source in [*((path, path) for path in _folders()), *((t, str(s)) for t, s in binds.items())]:
             # Named one by one: those that bubblewrap makes on its way nobody else may enter.
-            for parent in reversed(Path(root + path).parents[:-1]):
+            for parent in reversed(Path(root + target).parents[:-1]):
                 yield from ("--dir", str(parent))
-            if os.path.islink(path):
-                yield from ("--symlink", os.readlink(path), root + path)
+            if os.path.islink(source):
+                yield from ("--symlink", os.readlink(source), root + target)
             else:
-                yield from ("--ro-bind", path, root + path)
+                yield from ("--ro-bind", source, root + target)
     yield from ("--dir", f"{BOX}/work", "--dir", f"{BOX}/dev")
     for path in filter(os.path.exists, _DEVICES):
         yield from ("--dev-bind", path, BOX + path)
+    if binds:  # packages may want a place for caches when they are imported; workers don't see it
+        yield from ("--perms", "1777", "--tmpfs", "/tmp")
     yield from ("--remount-ro", "/", "--chdir", "/", "--")
 
 

@@ -77,7 +77,7 @@ def _mount(source: bytes | None, target: str, kind: bytes | None, flags: int, op
 
 
 def limit(request: dict[str, Any], processes: int | None = _PROCESSES) -> None:
-    """Bounds on memory (address space, MiB), processor time, files and processes; no capabilities from here on."""
+    """Bounds on memory (address space, MiB), processor time, files and processes, and `drop_rights`."""
     limits = [
         (resource.RLIMIT_AS, int(request["memory_mb"]) << 20),
         (resource.RLIMIT_CPU, math.ceil(request["timeout"]) + 1),
@@ -91,6 +91,11 @@ def limit(request: dict[str, Any], processes: int | None = _PROCESSES) -> None:
         hard = resource.getrlimit(which)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(which, (value, value))
+    drop_rights()
+
+
+def drop_rights() -> None:
+    """No capabilities from here on, and no way to new ones."""
     _libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0)
     _libc.capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)())
 
@@ -98,7 +103,7 @@ def limit(request: dict[str, Any], processes: int | None = _PROCESSES) -> None:
 def forbid() -> None:
     """No sockets but between processes here, and no system calls that only attacks use: a seccomp filter.
 
-    Namespaces alone leave a virtual machine's own sockets open (AF_VSOCK). Needs no_new_privs, which `limit` sets.
+    Namespaces alone leave a virtual machine's own sockets open (AF_VSOCK). After `drop_rights`.
     """
     machine = os.uname().machine
     if machine not in _SYSTEM_CALLS:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from omni_thinker.isolation.bubblewrap import launch_scorer
 from omni_thinker.isolation.scratch import sweep
 from omni_thinker.isolation.worker import IsolationError, Worker, WorkerDied, WorkerTimeout
 
@@ -132,7 +132,6 @@ class WorkerPool:
             self._busy.discard(worker)
 
 
-_CALLS = Path(__file__).with_name("calls.py")
 _pools: dict[str, WorkerPool] = {}
 _lock = threading.Lock()
 
@@ -147,10 +146,16 @@ def shared_pool(name: str, make: Callable[[], WorkerPool]) -> WorkerPool:
         return _pools[name]
 
 
-def call_pool(handler: Path, memory_mb: int = 2048, size: int | None = None) -> WorkerPool:
-    """The shared pool of workers that call `handle(request)` of the file `handler`, with site-packages."""
-    command = (sys.executable, "-I", "-B", "-X", "utf8", str(_CALLS), str(handler), str(memory_mb))
-    return shared_pool(str(handler), lambda: WorkerPool(command, size))
+def call_pool(handler: Path, packages: Sequence[str] = (), memory_mb: int = 2048) -> WorkerPool:
+    """The shared pool of workers that call `handle(request)` of the file `handler`, behind the wall, again and again.
+
+    For scorers that read a text as data. packages: those it imports. Raises IsolationError where there is no sandbox.
+    """
+
+    def make() -> WorkerPool:
+        return WorkerPool(launch_scorer("calls.py", handler, packages, str(memory_mb)).command)
+
+    return shared_pool(str(handler), make)
 
 
 def shutdown() -> None:

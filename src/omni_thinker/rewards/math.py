@@ -172,4 +172,4 @@ def _read(reply: Mapping[str, Any]) -> Score:
 
 
 def _pool() -> WorkerPool:
-    return call_pool(_HANDLER)
+    return call_pool(_HANDLER, ("math_verify",))

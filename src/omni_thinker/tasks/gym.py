@@ -1,27 +1,35 @@
-"""`source = "reasoning_gym:NAME"`: a generator of the package reasoning-gym, scored by the package itself."""
+"""`source = "reasoning_gym:NAME"`: a generator of the package reasoning-gym, scored by the package itself.
+
+Both run inside the sandbox: one set runs programs that a model wrote to make its problems, several read answers as code.
+"""
 
 from __future__ import annotations
 
-import importlib
-import json
 import random
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any, ClassVar
 
 from omni_thinker.errors import UserError
+from omni_thinker.isolation import IsolationError
 from omni_thinker.recipe import RewardSpec, TaskSpec
+from omni_thinker.rewards.gym import GYM, gym_set
 from omni_thinker.tasks.pool import Item, PooledTask
 from omni_thinker.types import TaskName, content_hash
 
 MAX_DRAWS = 1_000_000
 """Size that a generator is asked for; it makes its items one by one, when they are read."""
+_AT_ONCE = 16
+_DRAW_DEADLINE_S = 600.0
+_INSPECT_DEADLINE_S = 60.0
 
 
 class GymTask(PooledTask):
     """`options` are the generator's configuration (not `seed` and `size`).
 
     data: `gym` (its name), `entry` (question, answer, metadata, as JSON), `gym_config` and `gym_index`, from which
-    the exact entry can be made again. Disjoint across splits: the question's text.
+    the exact entry can be made again, and `evaluates` where the recipe allows its scorer to run answers as code.
+    Disjoint across splits: the question's text.
     """
 
     kind = "reasoning_gym"
@@ -31,7 +39,8 @@ class GymTask(PooledTask):
     patience: ClassVar[int] = 400  # some generators take long over an item
 
     def __init__(self, name: TaskName, spec: TaskSpec) -> None:
-        """Raises UserError where the package, the generator or one of its options is unknown."""
+        """Raises UserError where the sandbox, the package, the generator or one of its options can't be had, and
+        where its scorer runs answers as code and the recipe doesn't allow that."""
         for key in ("difficulty", "pools"):
             if getattr(spec, key) not in (None, ()):
                 raise UserError("reasoning-gym has no dial; set its options instead", key=f"tasks.{name}.{key}")
@@ -41,25 +50,49 @@ class GymTask(PooledTask):
         super().__init__(name, spec.model_copy(update={"options": {}}))
         self.gym = spec.source.partition(":")[2]
         self.config: Mapping[str, Any] = {**spec.options, "seed": spec.seed, "size": MAX_DRAWS}
-        self._dataset = _create(name, self.gym, self.config)
+        self._evaluates = _check_scorer(name, self.gym, self.config, spec.allow_evaluating_scorers)
+        self._drawn: dict[int, dict[str, Any]] = {}
 
     def generate(self, rng: random.Random, difficulty: float) -> Item:
+        ahead = random.Random()
+        ahead.setstate(rng.getstate())
         index = rng.randrange(MAX_DRAWS)
-        entry = self._dataset[index]
+        if index not in self._drawn:
+            self._draw_entries([ahead.randrange(MAX_DRAWS) for _ in range(_AT_ONCE)])
+        entry = self._drawn[index]
         question, answer = str(entry["question"]), entry.get("answer")
-        plain = json.loads(json.dumps(dict(entry), default=str))
-        data = {"gym": self.gym, "entry": plain, "gym_config": dict(self.config), "gym_index": index}
+        data = {"gym": self.gym, "entry": entry, "gym_config": dict(self.config), "gym_index": index}
+        if self._evaluates:
+            data["evaluates"] = True
         return Item(content_hash(question), question, None if answer is None else str(answer), data)
 
+    def _draw_entries(self, indices: list[int]) -> None:
+        """Ask for the entries that will be wanted next together: a process each would take longer."""
+        chosen = gym_set(self.gym, self.config)
+        request = {"set": chosen, "indices": indices}
+        try:
+            reply = GYM.call_sync(request, _DRAW_DEADLINE_S, settings=chosen, evaluates=True)
+            self._drawn = dict(zip(indices, reply["entries"], strict=True))
+        except (IsolationError, KeyError, ValueError) as exc:
+            why = f"reasoning-gym can't make problems of {self.gym!r}: {exc}"
+            raise UserError(why, key=f"tasks.{self.name}.source") from None
 
-def _create(name: TaskName, gym: str, config: Mapping[str, Any]) -> Any:
-    try:
-        package = importlib.import_module("reasoning_gym")
-    except ImportError:
+
+def _check_scorer(name: TaskName, gym: str, config: Mapping[str, Any], allowed: bool) -> bool:
+    """Whether the scorer of a set runs answers as code. Raises UserError where it does and that isn't allowed."""
+    if find_spec("reasoning_gym") is None:
         raise UserError(
             "source reasoning_gym: needs the package; run: pip install reasoning-gym", key=f"tasks.{name}.source"
-        ) from None
+        )
+    chosen = gym_set(gym, config)
     try:
-        return package.create_dataset(gym, **config)
-    except Exception as exc:  # an unknown name, an unknown option or a value its own checks refuse
+        where = GYM.call_sync({"set": chosen}, _INSPECT_DEADLINE_S, settings=chosen, evaluates=True).get("evaluates")
+    except IsolationError as exc:  # no sandbox, an unknown name, an unknown option or a value its own checks refuse
         raise UserError(f"reasoning-gym can't make {gym!r}: {exc}", key=f"tasks.{name}.source") from None
+    if where and not allowed:
+        raise UserError(
+            f"the scorer of {gym!r} runs answers as code beside the expected answer ({where}), so an answer could "
+            "award itself a score; true accepts that (it stays inside the sandbox)",
+            key=f"tasks.{name}.allow_evaluating_scorers",
+        )
+    return bool(where)

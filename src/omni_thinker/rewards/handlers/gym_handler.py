@@ -1,17 +1,37 @@
-"""reasoning_gym's scorers in a worker process. A script for isolation/calls.py, never imported."""
+"""reasoning_gym's generators and scorers. A script for isolation/scoring.py, inside the wall; never imported."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+import guard  # of the sandbox's own folder
 import reasoning_gym  # noqa: TID253  (this script runs in a process of its own, and only where it is wanted)
 
-_scorers: dict[str, Any] = {}
+_sets: dict[str, Any] = {}
+
+
+def prepare(settings: dict[str, Any]) -> None:
+    """Make the set {"gym", "config"}, once."""
+    key = json.dumps(settings, sort_keys=True)
+    if key not in _sets:
+        _sets[key] = reasoning_gym.create_dataset(settings["gym"], **settings["config"])
 
 
 def handle(request: dict[str, Any]) -> dict[str, Any]:
-    """{"gym", "answer", "entry"} -> {"score": float}. A scorer's exception is reported by the caller."""
-    name = request["gym"]
-    if name not in _scorers:
-        _scorers[name] = reasoning_gym.get_score_answer_fn(name)
-    return {"score": float(_scorers[name](request["answer"], request["entry"]))}
+    """One of
+
+    {"set", "indices"} -> {"entries": [...]}: problems of the set, as JSON
+    {"set", "answer", "entry"} -> {"score": float}
+    {"set"} -> {"evaluates": str | None}: where its scorer runs text as code
+    """
+    chosen = _sets[json.dumps(request["set"], sort_keys=True)]
+    if "indices" in request:
+        return {"entries": [_plain(dict(chosen[index])) for index in request["indices"]]}
+    if "answer" in request:
+        return {"score": float(chosen.score_answer(request["answer"], request["entry"]))}
+    return {"evaluates": guard.evaluates(chosen.score_answer)}
+
+
+def _plain(entry: dict[str, Any]) -> Any:
+    return json.loads(json.dumps(entry, default=str))

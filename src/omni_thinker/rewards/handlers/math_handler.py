@@ -13,6 +13,11 @@ from math_verify import parse, verify
 for _name in ("math_verify.parser", "math_verify.grader", "latex2sympy2_extended"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
+MAY_RUN = frozenset({"sympy", "Integer", "Float", "Rational", "Add", "Mul", "Pow"})
+"""SymPy's own parser hands numbers and their sums to `eval`; nothing else that comes of a text may run."""
+MAY_RUN_IN = "/sympy/polys/monomials.py"
+"""SymPy writes functions on monomials, from their number of variables alone."""
+
 
 def _parsed(text: str) -> list[Any]:
     found: list[Any] = parse(text, parsing_timeout=None)

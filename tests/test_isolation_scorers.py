@@ -1,0 +1,356 @@
+"""Scorers that aren't ours: what an answer can do to the machine, to the gold, and to other scores. Nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hostile
+from omni_thinker.errors import UserError
+from omni_thinker.isolation import (
+    IsolationError,
+    TextEvaluated,
+    WalledScorer,
+    WorkerDied,
+    allow_weak_sandbox,
+    call_pool,
+    guard,
+    scorers,
+    shutdown,
+)
+from omni_thinker.recipe import RewardSpec, TaskSpec
+from omni_thinker.rewards.registry import make_reward
+from omni_thinker.tasks.registry import make_task
+from omni_thinker.types import Group, Problem, Sample, Score
+from timing import quickest
+from traces import children, left_behind, state
+
+HANDLER = Path(__file__).with_name("scorer_evaluating.py")
+SCORER = WalledScorer(HANDLER)
+GOLD = 5
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _closed() -> Iterator[None]:
+    yield
+    shutdown()
+    assert not children()
+
+
+def ask(answer: str = "", how: str = "compare", evaluates: bool = False, timeout: float = 5.0) -> dict[str, Any]:
+    request = {"answer": answer, "how": how, "gold": GOLD if how != "compare" else str(GOLD)}
+    return SCORER.call_sync(request, timeout, evaluates=evaluates)
+
+
+def assert_scores_are_right() -> None:
+    for _ in range(4):  # both workers of the pool, whichever is idle
+        assert ask("5")["score"] == 1.0
+        assert ask("6")["score"] == 0.0
+
+
+# --- an answer that is code -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["exec", "eval with names"])
+def test_code_in_an_answer_does_not_run(how: str) -> None:
+    with pytest.raises(TextEvaluated):
+        ask("1" if how != "exec" else "x = 1", how)
+    assert_scores_are_right()
+
+
+def test_plain_eval_reads_literals_only() -> None:
+    assert ask(" 5", "eval")["score"] == 1.0
+    assert ask("[5]", "eval")["score"] == 0.0
+    for code in ("2 + 3", "request['gold']", "len('abcde')", "abs(5)"):
+        with pytest.raises(IsolationError, match="ValueError"):
+            ask(code, "eval")
+
+
+def test_no_hostile_program_runs_where_evaluation_is_not_allowed() -> None:
+    before = state()
+    for program in hostile.ALL.values():
+        with pytest.raises(IsolationError):
+            ask(program, "exec")
+    assert_scores_are_right()
+    assert state()["files"] == before["files"]
+    assert not left_behind()
+
+
+def test_hostile_programs_that_are_allowed_to_run_change_nothing_else() -> None:
+    """The whole corpus, sent as answers to a scorer that runs them: a recipe may allow such a scorer."""
+    ask("5")
+    before = state()
+
+    async def run_all() -> list[Any]:
+        request = {"how": "exec", "gold": GOLD}
+        calls = [SCORER.call({**request, "answer": program}, 1.0, evaluates=True) for program in hostile.ALL.values()]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    for reply in asyncio.run(run_all()):
+        assert isinstance(reply, IsolationError) or set(reply) <= {"score", "said"}
+    assert_scores_are_right()
+    shutdown()
+    after = state()
+    assert after["processes"] == set()
+    assert after["files"] == before["files"]
+    assert after["sockets"] - before["sockets"] == set()
+    assert not left_behind()
+
+
+def test_an_allowed_answer_changes_no_later_score() -> None:
+    patch = """
+import builtins, sys
+frame = sys._getframe()
+while frame.f_back and "_score_of" not in frame.f_globals:
+    frame = frame.f_back
+frame.f_globals["_score_of"] = {True: 0.0, False: 1.0}
+builtins.len = lambda x: 5
+def f(x): return -1
+"""
+    assert ask(patch, "exec", evaluates=True)["score"] == 1.0  # its own, which the recipe was told of
+    assert_scores_are_right()
+
+
+def test_an_allowed_answer_has_neither_the_user_nor_his_files(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("seen")
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_uid == os.getuid() and folder not in (Path("/"), Path("/tmp")):
+            folder.chmod(0o755)
+    look = f"""
+import os, socket
+said = []
+for path in ({str(secret)!r}, {str(HANDLER)!r}):
+    try: said.append(open(path).read())
+    except OSError: pass
+for path in ({str(tmp_path / "written")!r}, "/sites/0/written", "/handlers/written", "/usr/written", "/written"):
+    try: open(path, "w"); said.append(path)
+    except OSError: pass
+try: socket.create_connection(("127.0.0.1", 9), 1)
+except OSError as exc: said.append(type(exc).__name__)
+if os.getuid() == 0: said.append("root")
+open("mine", "w")
+"""
+    refused = ("OSError", "ConnectionRefusedError")
+    assert ask(look, "exec", evaluates=True)["said"] in [str([name]) for name in refused]
+    assert not (tmp_path / "written").exists()
+    assert "mine" not in ask("import os\nsaid = os.listdir('.')", "exec", evaluates=True)["said"]
+
+
+# --- faults ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["leave", "sleep"])
+def test_a_lost_process_costs_one_answer_an_error(how: str) -> None:
+    with pytest.raises(IsolationError):
+        ask("5", how, timeout=1.0)
+    assert_scores_are_right()
+
+
+def test_a_worker_that_is_killed_costs_one_answer_an_error() -> None:
+    """Killed from outside, as the kernel does when memory runs out."""
+    ask("5")
+    before = set(_below(os.getpid()))
+    with ThreadPoolExecutor() as threads:
+        late = threads.submit(ask, "5", "sleep", timeout=20.0)
+        for _ in range(500):
+            if len(new := [pid for pid in _below(os.getpid()) if pid not in before]) >= 2:  # a keeper and its worker
+                break
+            time.sleep(0.01)
+        os.kill(new[-1], signal.SIGKILL)
+        with pytest.raises(IsolationError, match="without a reply"):
+            late.result(timeout=10)
+    assert_scores_are_right()
+
+
+def _below(pid: int) -> list[int]:
+    """Processes below this one, parents first."""
+    found = []
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        for child in (thread / "children").read_text().split():
+            found += [int(child), *_below(int(child))]
+    return found
+
+
+def test_a_killed_sandbox_is_replaced() -> None:
+    ask("5")
+    for worker in [*SCORER._pool()._idle]:
+        worker.stop()
+    assert ask("5")["score"] == 1.0
+
+
+def test_a_reply_can_not_pass_for_the_sandbox() -> None:
+    forged = [{"outcome": "broken"}, {"evaluated": True}, {"reply": {"score": 1.0}}, [], "x", 1, None]
+    for reply in forged:
+        line = json.dumps(reply).encode() + b"\n"
+        code = f"import os\nos.write(3, {line!r})\nos._exit(0)"
+        try:
+            answer = ask(code, "exec", evaluates=True)
+        except TextEvaluated:
+            pytest.fail("a worker spoke for its server")
+        except IsolationError:
+            continue
+        assert answer == reply
+    deep = "import os\nos.write(3, b'[' * 100_000 + b']' * 100_000 + bytes([10]))\nos._exit(0)"
+    with pytest.raises(IsolationError, match="without a reply"):
+        ask(deep, "exec", evaluates=True)
+    assert_scores_are_right()
+
+
+def test_settings_are_prepared_before_the_fork_and_hashes_are_fixed() -> None:
+    request = {"how": "settings"}
+    first = SCORER.call_sync(request, 5.0, settings={"a": 1})
+    assert {"a": 1} in first["seen"]
+    shutdown()
+    assert SCORER.call_sync(request, 5.0, settings={"a": 1})["hash"] == first["hash"]
+
+
+def test_a_file_that_can_not_be_loaded_is_an_error(tmp_path: Path) -> None:
+    handler = tmp_path / "broken.py"
+    handler.write_text("import no_such_package")
+    with pytest.raises(IsolationError, match="no_such_package"):
+        WalledScorer(handler).call_sync({}, 5.0)
+    with pytest.raises(IsolationError, match="isn't installed"):
+        WalledScorer(tmp_path / "other.py", ["no_such_package"]).call_sync({}, 5.0)
+
+
+def test_workers_that_are_used_again_run_no_text() -> None:
+    pool = call_pool(HANDLER)
+    assert pool.call_sync({"how": "compare", "answer": "5", "gold": "5"}, 10.0) == {"score": 1.0}
+    with pytest.raises(WorkerDied):
+        pool.call_sync({"how": "exec", "answer": "x = 1", "gold": "5"}, 10.0)
+    assert pool.call_sync({"how": "compare", "answer": "6", "gold": "5"}, 10.0) == {"score": 0.0}
+
+
+# --- what reading a scorer finds --------------------------------------------------------------------------------------
+
+
+def _indirect(text: str) -> Any:
+    return _reads(text)
+
+
+def _reads(text: str) -> Any:
+    return json.loads(text)
+
+
+def _runs(text: str) -> Any:
+    return exec(text)
+
+
+def _calls_one_that_runs(text: str) -> Any:
+    return _runs(text)
+
+
+class _Scores:
+    def score_answer(self, text: str) -> Any:
+        return self._value(text)
+
+    def _value(self, text: str) -> Any:
+        return eval(text, {})
+
+    def harmless(self, text: str) -> Any:
+        return re.compile("a").match(text) or eval(text)
+
+
+@pytest.mark.parametrize(
+    ("scorer", "found"),
+    [
+        (_indirect, None),
+        (_calls_one_that_runs, "exec in test_isolation_scorers.py"),
+        (_Scores().score_answer, "eval with names in"),
+        (_Scores().harmless, None),
+        (len, None),
+    ],
+)
+def test_reading_a_scorer_finds_where_it_runs_text(scorer: Any, found: str | None) -> None:
+    where = guard.evaluates(scorer)
+    assert where is None if found is None else found in (where or "")
+
+
+def test_the_guard_lets_modules_be_imported_and_arithmetic_run() -> None:
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import guard\n"
+        "guard.forbid_evaluation(frozenset({'int'}))\n"
+        "import csv, dataclasses, wave\n"
+        "assert eval('int(2) * int(3)') == 6\n"
+        "print('here', flush=True)\n"
+        "eval(sys.argv[2])"
+    )
+    for text in ("len('a')", "[int(x) for x in '12'].pop()", "(lambda: int(1))()"):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(Path(guard.__file__).parent), text], capture_output=True, text=True
+        )
+        assert (done.stdout, done.returncode) == ("here\n", guard.EVALUATED), done.stderr
+
+
+# --- reasoning-gym ----------------------------------------------------------------------------------------------------
+
+
+def gym_scores(task: Any, answers: list[str]) -> list[Score]:
+    problem: Problem = task.problems("test")[0]
+    reward = make_reward(RewardSpec(sum={"reasoning_gym": 1.0}), judge=None)
+    group = Group((1,), tuple(Sample((1,), (0.0,), answer, "stop") for answer in answers))
+    return asyncio.run(reward.score(group, problem))
+
+
+def test_a_set_that_evaluates_answers_is_refused_unless_the_recipe_allows_it() -> None:
+    pytest.importorskip("reasoning_gym", reason="the extra gym isn't installed")
+    spec = TaskSpec(source="reasoning_gym:simple_integration", train=4, validation=2, test=2)
+    with pytest.raises(UserError, match=r"tasks\.t\.allow_evaluating_scorers: .*parse_expr in simple_integration"):
+        make_task("t", spec)
+    task = make_task("t", spec.model_copy(update={"allow_evaluating_scorers": True}))
+    gold = task.problems("test")[0].answer or ""
+    right, wrong = gym_scores(task, [gold, "7*x"])
+    assert right.value == 1.0
+    assert wrong.value is not None
+    assert wrong.value < 1.0
+
+
+def test_a_set_whose_scorer_reads_lists_with_eval_needs_no_permission() -> None:
+    pytest.importorskip("reasoning_gym", reason="the extra gym isn't installed")
+    task = make_task("t", TaskSpec(source="reasoning_gym:spiral_matrix", train=4, validation=2, test=2))
+    gold = task.problems("test")[0].answer or ""
+    scores = gym_scores(task, [gold, str([int(part) for part in gold.split()]), "no list"])
+    assert [score.status for score in scores] == ["value"] * 3
+    assert [score.value for score in scores] == [1.0, 0.1, 0.0]  # as the package has it
+
+
+def test_gym_answers_are_scored_by_the_options_of_the_set_and_fast_enough() -> None:
+    pytest.importorskip("reasoning_gym", reason="the extra gym isn't installed")
+    task = make_task("t", TaskSpec(source="reasoning_gym:chain_sum", train=4, validation=2, test=2))
+    assert gym_scores(task, [task.problems("test")[0].answer or ""])[0].value == 1.0
+    answers = [str(number) for number in range(40)]
+    assert quickest(lambda: gym_scores(task, answers), within=2.0) < 2.0  # 20 a second
+
+
+def test_gym_tasks_are_refused_without_bubblewrap(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("reasoning_gym", reason="the extra gym isn't installed")
+    shutdown()
+    monkeypatch.setattr("omni_thinker.isolation.bubblewrap.shutil.which", lambda name: None)
+    allow_weak_sandbox(False)
+    try:
+        with pytest.raises(UserError, match=r"tasks\.t\.source: .*apt-get install bubblewrap"):
+            make_task("t", TaskSpec(source="reasoning_gym:chain_sum"))
+        with pytest.raises(UserError, match="apt-get install bubblewrap"):
+            make_reward(RewardSpec(sum={"reasoning_gym": 1.0}), judge=None)
+    finally:
+        monkeypatch.undo()
+        allow_weak_sandbox(False)
+
+
+def test_the_deadline_is_the_sandboxs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scorers, "_PREPARE_S", 0.5)
+    with pytest.raises(IsolationError, match="before the deadline"):
+        ask("5", "sleep", timeout=0.5)
