@@ -52,6 +52,21 @@ def write_rows(folder: Path, rows: list[dict[str, object]], name: str = "rows.js
 MATH = '[tasks.sums]\nsource = "jsonl"\nfiles = ["rows.jsonl"]\n'
 
 
+def test_text_for_a_terminal_can_not_steer_it(run: Run, tmp_path: Path) -> None:
+    rows = [{"prompt": f"\x1b[2J{word}\r\n\tx", "answer": "\x9b1A"} for word in "abcdefghij"]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(
+        f'[model]\nname = "tiny"\n[tasks.t]\nsource = "jsonl"\nfiles = ["{tmp_path}/rows.jsonl"]\n'
+        "reward = { sum = { exact = 1.0 } }\n"
+    )
+    code, out, _ = run("tasks", "show", f"{recipe}:t")
+    assert code == 0
+    assert "\\x1b[2J" in out
+    assert not set(out) & {"\x1b", "\x9b", "\r"}
+    assert "\n\tx" in out
+
+
 @pytest.mark.parametrize(
     ("tasks", "words"),
     [

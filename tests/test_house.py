@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -84,3 +85,24 @@ def test_the_installed_command_answers() -> None:
 
 def test_the_version_is_plain() -> None:
     assert all(part.isdigit() for part in __version__.split("."))
+
+
+def test_every_row_of_the_security_page_has_a_test(repo: Path) -> None:
+    known = set(re.findall(r"def (test_\w+)", "\n".join(path.read_text("utf-8") for path in repo.glob("tests/*.py"))))
+    page = (repo / "docs" / "security.md").read_text("utf-8")
+    rows = [
+        line for line in page.splitlines() if line.startswith("| ") and "---" not in line and "| guard |" not in line
+    ]
+    assert len(rows) >= 20
+    for row in rows:
+        named = set(re.findall(r"`(test_\w+)`", row))
+        assert named, f"no test: {row}"
+        assert named <= known, f"no such test: {named - known}"
+
+
+def test_no_shell_and_no_pickle(repo: Path) -> None:
+    sources = {path: path.read_text("utf-8") for path in (repo / "src").rglob("*.py")}
+    unsafe = (
+        r"shell=True|os\.system\(|\bimport pickle|torch\.load\(|trust_remote_code\W+True|allow_pickle=True|yaml\.load"
+    )
+    assert not [str(path) for path, text in sources.items() if re.search(unsafe, text)]

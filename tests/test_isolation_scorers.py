@@ -96,7 +96,7 @@ def test_hostile_programs_that_are_allowed_to_run_change_nothing_else() -> None:
     async def run_all() -> list[Any]:
         request = {"how": "exec", "gold": GOLD}
         calls = [SCORER.call({**request, "answer": program}, 1.0, evaluates=True) for program in hostile.ALL.values()]
-        return await asyncio.gather(*calls, return_exceptions=True)
+        return list(await asyncio.gather(*calls, return_exceptions=True))
 
     for reply in asyncio.run(run_all()):
         assert isinstance(reply, IsolationError) or set(reply) <= {"score", "said"}
@@ -290,7 +290,10 @@ def test_the_guard_lets_modules_be_imported_and_arithmetic_run() -> None:
     )
     for text in ("len('a')", "[int(x) for x in '12'].pop()", "(lambda: int(1))()"):
         done = subprocess.run(
-            [sys.executable, "-c", code, str(Path(guard.__file__).parent), text], capture_output=True, text=True
+            [sys.executable, "-c", code, str(Path(guard.__file__).parent), text],
+            check=False,
+            capture_output=True,
+            text=True,
         )
         assert (done.stdout, done.returncode) == ("here\n", guard.EVALUATED), done.stderr
 

@@ -152,6 +152,13 @@ def test_code_in_a_folder_is_never_run(copy: Path) -> None:
     assert not (copy / "ran").exists()
 
 
+def test_a_template_runs_in_the_sandbox(copy: Path) -> None:
+    """A harmless call that a template outside the sandbox could make."""
+    (copy / "chat_template.jinja").write_text("{{ messages.append(1) }}{{ messages[0].content }}", "utf-8")
+    with pytest.raises(UserError, match="its chat template fails: SecurityError"):
+        load.load_tokenizer(str(copy))
+
+
 def test_dropout_is_off_whatever_the_config_says(copy: Path) -> None:
     config = json.loads((copy / "config.json").read_text("utf-8"))
     (copy / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.5}), "utf-8")

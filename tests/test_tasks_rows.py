@@ -304,7 +304,7 @@ def test_gym_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (package / "__init__.py").write_text(
         "class Sums:\n"
         "    def __getitem__(self, index):\n"
-        "        told = {'when': object, 'index': index}\n"
+        "        told = {'when': object, 'index': index, 'home': __file__}\n"
         "        return {'question': f'{index} + 1?', 'answer': str(index + 1), 'metadata': told}\n"
         "    def score_answer(self, answer, entry):\n"
         "        return float(answer == entry['answer'])\n"
@@ -330,6 +330,7 @@ def _check_gym_entries() -> None:
     problem = task.problems("test")[0]
     assert json.loads(json.dumps(dict(problem.data))) == problem.data
     assert problem.data["gym"] == "sums"
+    assert problem.data["entry"]["metadata"]["home"].startswith("/packages/")  # as the sandbox shows it
     assert problem.data["gym_config"]["terms"] == 2
     assert problem.data["entry"]["answer"] == problem.answer
     with pytest.raises(UserError, match=r"tasks\.t\.options\.size"):

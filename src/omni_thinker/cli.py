@@ -17,7 +17,7 @@ from omni_thinker import __version__
 from omni_thinker.cli_judge import judge_app
 from omni_thinker.cli_models import merge_models, model_app
 from omni_thinker.cli_output import Json, finish, tell
-from omni_thinker.errors import UserError, machine_error
+from omni_thinker.errors import UserError, machine_error, printable
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -69,7 +69,7 @@ def main() -> None:
     try:
         app()
     except UserError as exc:
-        sys.stderr.write(f"omni-thinker: {exc}\n")
+        sys.stderr.write(f"omni-thinker: {printable(str(exc))}\n")
         sys.exit(2)
     except (_Interrupted, _Terminated) as exc:
         sys.unraisablehook = lambda _: None  # what was half made when the signal came complains when it is collected
@@ -381,7 +381,7 @@ def tasks_show(
     task = make_tasks(loaded)[name]
     problems = task.problems(_split(split))[:count]
     for problem in problems:
-        typer.echo(f"--- {problem.id}\n{problem.prompt}\n=> {problem.answer}")
+        typer.echo(printable(f"--- {problem.id}\n{problem.prompt}\n=> {problem.answer}"))
     rows = [{"id": p.id, "prompt": p.prompt, "answer": p.answer, "data": dict(p.data)} for p in problems]
     finish({"task": name, "split": split, "problems": rows}, json_)
 
@@ -402,7 +402,7 @@ def tasks_validate(
     for name, found in failures.items():
         typer.echo(f"{name}: {'fine' if not found else f'{len(found)} rows fail'}")
         for failure in found[:5]:
-            typer.echo(f"  {failure['problem']}: {failure['reason']}")
+            typer.echo(printable(f"  {failure['problem']}: {failure['reason']}"))
     finish({"failures": failures}, json_)
     if any(failures.values()):
         raise typer.Exit(2)

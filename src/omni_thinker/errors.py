@@ -6,6 +6,7 @@ import errno
 import os
 import re
 
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _LONGEST = 400
 """Of a file's name or a key in a message."""
 
@@ -28,6 +29,14 @@ class UserError(Exception):
 
 def _short(name: str) -> str:
     return name if len(name) <= _LONGEST else f"{name[: _LONGEST // 2]}...{name[-_LONGEST // 2 :]}"
+
+
+def printable(text: str) -> str:
+    """A text for a terminal: control characters, which could move the cursor or rewrite what stands there, as \\x1b.
+
+    New lines and tabs stay. What models, judges and rows wrote goes through this before it is printed.
+    """
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def machine_error(exc: Exception) -> str | None:

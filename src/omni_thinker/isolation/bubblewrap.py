@@ -169,7 +169,7 @@ def _arguments(binds: Mapping[str, Path]) -> Iterator[str]:
     for path in filter(os.path.exists, _DEVICES):
         yield from ("--dev-bind", path, BOX + path)
     if binds:  # packages may want a place for caches when they are imported; workers don't see it
-        yield from ("--perms", "1777", "--tmpfs", "/tmp")
+        yield from ("--perms", "1777", "--tmpfs", "/tmp")  # noqa: S108
     yield from ("--remount-ro", "/", "--chdir", "/", "--")
 
 

@@ -51,7 +51,6 @@ def _serve(channel: socket.socket) -> None:
         return
 
 
-
 def _test(channel: socket.socket, request: dict[str, Any], report: int, secret: bytes) -> None:
     confine.die_with_parent(signal.SIGKILL)
     os.closerange(zygote.REQUESTS, zygote.REPLIES + 1)

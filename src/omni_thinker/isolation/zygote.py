@@ -162,9 +162,7 @@ def _keep(channel: socket.socket, order: Order, folder: str, serve: Callable[[so
     os._exit(1 if code == REFUSED else code)
 
 
-def _work(
-    channel: socket.socket, order: Order, count_processes: bool, serve: Callable[[socket.socket], None]
-) -> None:
+def _work(channel: socket.socket, order: Order, count_processes: bool, serve: Callable[[socket.socket], None]) -> None:
     os.setsid()
     confine.die_with_parent(signal.SIGKILL)
     os.dup2(channel.fileno(), 3)

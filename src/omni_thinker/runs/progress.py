@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from omni_thinker.errors import printable
+
 LOG_EVERY_SECONDS = 15.0
 
 
@@ -55,13 +57,14 @@ class Progress:
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        self.console.print(Text(f"[{_clock(time.monotonic() - self.begin)}] {text}"), soft_wrap=True)
+        line = printable(f"[{_clock(time.monotonic() - self.begin)}] {text}")
+        self.console.print(Text(line), soft_wrap=True)
 
     def show(self, text: str, *, always: bool = False) -> None:
         """The line of the moment."""
         line = f"{text} | {_clock(self.left())} left" if self.expected else text
         if self.console.is_terminal:
-            self._live.update(Text(f"[{_clock(time.monotonic() - self.begin)}] {line}"))
+            self._live.update(Text(printable(f"[{_clock(time.monotonic() - self.begin)}] {line}")))
         elif always or time.monotonic() - self._logged > LOG_EVERY_SECONDS:
             self._logged = time.monotonic()
             self.say(line)

@@ -1,6 +1,7 @@
 """`source = "reasoning_gym:NAME"`: a generator of the package reasoning-gym, scored by the package itself.
 
-Both run inside the sandbox: one set runs programs that a model wrote to make its problems, several read answers as code.
+Both run inside the sandbox: one set makes its problems with programs that a model wrote, and several scorers read
+answers as code.
 """
 
 from __future__ import annotations

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import guard  # of the sandbox's own folder
 import reasoning_gym  # noqa: TID253  (this script runs in a process of its own, and only where it is wanted)
+
+if TYPE_CHECKING:
+    from omni_thinker.isolation import guard
+else:
+    import guard  # as the sandbox's server has loaded it
 
 _sets: dict[str, Any] = {}
 
