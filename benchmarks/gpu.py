@@ -23,15 +23,15 @@ from typing import Any
 import torch
 
 import training
+from omni_thinker.engine.logprobs import answer_logprobs
 from omni_thinker.models.load import compute_device
-from omni_thinker.policy.decoder import MaskedDecoder
-from omni_thinker.policy.logprobs import answer_logprobs
-from omni_thinker.policy.protocol import TrainGroup
-from omni_thinker.policy.sampling import fastest_decoder, sample_groups
 from omni_thinker.policy.torch_policy import TorchPolicy
+from omni_thinker.protocol import TrainGroup
 from omni_thinker.recipe import ModelSpec, RlSpec
 from omni_thinker.rl.losses import make_loss
 from omni_thinker.runs.machine import machine
+from omni_thinker.sampling.decoders.base import MaskedDecoder
+from omni_thinker.sampling.loop import fastest_decoder, sample_groups
 from omni_thinker.types import Group, SampleRequest, SamplingParams
 from peers import prompts
 

@@ -23,8 +23,8 @@ from typing import Any
 
 from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.recipe import ModelSpec
+from omni_thinker.runs.checkpoints import COST, Checkpoints
 from omni_thinker.runs.machine import machine
-from omni_thinker.study.checkpoints import COST, Checkpoints
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "quickstart.toml"
 SETTINGS = (

@@ -34,9 +34,9 @@ def main() -> None:
 
 
 def _ours(chosen: argparse.Namespace) -> None:
-    from omni_thinker.policy.sampling import sample_groups
     from omni_thinker.policy.torch_policy import TorchPolicy
     from omni_thinker.recipe import ModelSpec
+    from omni_thinker.sampling.loop import sample_groups
     from omni_thinker.types import SampleRequest, SamplingParams
 
     policy = TorchPolicy(ModelSpec(name="builtin", dtype=chosen.dtype))

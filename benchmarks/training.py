@@ -13,9 +13,9 @@ import time
 
 import torch
 
-from omni_thinker.policy.logprobs import answer_logprobs
-from omni_thinker.policy.protocol import TrainGroup
+from omni_thinker.engine.logprobs import answer_logprobs
 from omni_thinker.policy.torch_policy import TorchPolicy
+from omni_thinker.protocol import TrainGroup
 from omni_thinker.recipe import ModelSpec, RlSpec
 from omni_thinker.rl.losses import make_loss
 from omni_thinker.types import Sample

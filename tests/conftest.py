@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from omni_thinker.cli import main
+from omni_thinker.cli.app import main
 from omni_thinker.models.builtin import builtin_folder, builtin_ready
 from omni_thinker.models.tiny import make_tiny
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from omni_thinker.compare.paired import Values
 from omni_thinker.schedulers.base import Scheduler
-from omni_thinker.study.statistics import Values
 
 Array = NDArray[np.float64]
 Make = Callable[[int], Scheduler]

@@ -15,8 +15,8 @@ from omni_thinker.baselines.merge import Weights, merge
 from omni_thinker.baselines.merge_rules import MergeRule
 from omni_thinker.baselines.sft import WarmupReport, gold_batch, gold_loss, warm_up
 from omni_thinker.errors import UserError
-from omni_thinker.policy.protocol import LossReport, OptimParams, OptimReport, TokenBatch, TrainBatch
 from omni_thinker.policy.torch_policy import TorchPolicy
+from omni_thinker.protocol import LossReport, OptimParams, OptimReport, TokenBatch, TrainBatch
 from omni_thinker.recipe import ModelSpec, WarmupSpec
 from omni_thinker.rl.evaluate import Estimate
 from omni_thinker.rl.stream import ProblemStream, make_streams

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from omni_thinker.cli import main
+from omni_thinker.cli.app import main
 from omni_thinker.isolation import allow_weak_sandbox, shutdown, use_workers
 
 Run = Callable[..., tuple[int, str, str]]
@@ -379,7 +379,7 @@ def test_a_key_that_is_there_twice_is_refused(run: Run, tmp_path: Path) -> None:
 
 def test_what_a_signal_left_half_made_says_nothing(repo: Path) -> None:
     script = """
-import omni_thinker.cli as cli
+import omni_thinker.cli.app as cli
 
 class HalfMade:
     def __del__(self):

@@ -94,7 +94,7 @@ def test_a_model_that_changes_under_a_run_is_refused(undisturbed: Path, repo: Pa
 MEMORY = """
 import json, resource, sys
 import torch
-from omni_thinker.policy.protocol import TrainGroup
+from omni_thinker.protocol import TrainGroup
 from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.recipe import ModelSpec, RlSpec
 from omni_thinker.rl.losses import make_loss

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from omni_thinker.cli.single_eval import _read_references
 from omni_thinker.errors import UserError
 from omni_thinker.judging import agreement
 from omni_thinker.judging.cache import JudgeCache, Reply
@@ -21,7 +22,6 @@ from omni_thinker.rl.evaluate import estimate
 from omni_thinker.runs.rundir import RunDir
 from omni_thinker.study.resume import check_run
 from omni_thinker.study.setup import Bench, prepare
-from omni_thinker.study.single_eval import _read_references
 from omni_thinker.study.study import LOGS
 from omni_thinker.tasks import jsonl
 

@@ -18,8 +18,8 @@ import pytest
 from judge_server import JudgeServer
 from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.recipe import ModelSpec
+from omni_thinker.runs.checkpoints import Checkpoints
 from omni_thinker.runs.stopping import PATIENCE_S
-from omni_thinker.study.checkpoints import Checkpoints
 from test_resume import traces
 
 AWAY_S = float(os.environ.get("OMNI_THINKER_AWAY_S", "25"))
@@ -37,7 +37,7 @@ PROBES = ("--set", 'study.probes=["short"]')
 WRAPPED = """
 import sys
 {before}
-from omni_thinker.cli import main
+from omni_thinker.cli.app import main
 main()
 """
 

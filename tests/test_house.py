@@ -64,7 +64,7 @@ def test_the_command_explains_itself_without_loading_torch(arguments: list[str])
     if not COMMAND.exists():
         pytest.skip("the package is not installed in this environment")
     code = (
-        "import sys\nfrom omni_thinker.cli import main\n"
+        "import sys\nfrom omni_thinker.cli.app import main\n"
         f"sys.argv = ['omni-thinker', *{arguments!r}]\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
         "print('torch' in sys.modules)\n"

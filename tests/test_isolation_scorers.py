@@ -26,10 +26,10 @@ from omni_thinker.isolation import (
     WorkerDied,
     allow_weak_sandbox,
     call_pool,
-    guard,
     scorers,
     shutdown,
 )
+from omni_thinker.isolation.inside import guard
 from omni_thinker.recipe import RewardSpec, TaskSpec
 from omni_thinker.rewards.registry import make_reward
 from omni_thinker.tasks.registry import make_task

@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from omni_thinker.cli.judge_agreement import agreement
 from omni_thinker.errors import UserError
 from omni_thinker.judging import Judge, Verdict
 from omni_thinker.judging.agreement import read_pairs, summarise, wilson
 from omni_thinker.judging.likelihood import LikelihoodJudge
-from omni_thinker.study.judge_agreement import agreement
 
 
 @pytest.fixture(scope="module")

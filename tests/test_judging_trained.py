@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from omni_thinker.engine.hidden_states import last_states
 from omni_thinker.errors import UserError
 from omni_thinker.judging import Judge, Verdict
 from omni_thinker.judging.agreement import measure, read_pairs
@@ -27,7 +28,6 @@ from omni_thinker.judging.trained import (
     through_transformers,
 )
 from omni_thinker.models.load import compute_dtype, load_model, load_tokenizer
-from omni_thinker.policy.states import last_states
 
 SHIPPED = Path(str(files("omni_thinker.judging"))) / "adapter"
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from omni_thinker.baselines.merge import Weights, merge
 from omni_thinker.baselines.merge_rules import MergeRule
 from omni_thinker.baselines.tensors import INDEX, SINGLE, Tensors
-from omni_thinker.cli import app
+from omni_thinker.cli.app import app
 from omni_thinker.errors import UserError
 
 Refused = Callable[..., str]

@@ -145,7 +145,7 @@ def test_two_models_of_135m_take_seconds_and_little_memory(builtin_model: Path, 
     size = sum(own.numel() * own.element_size() for own in load_file(builtin_model / "model.safetensors").values())
     code = (
         "import resource, sys; import omni_thinker.baselines.merge, omni_thinker.models.load;"
-        "from omni_thinker.cli import app;"
+        "from omni_thinker.cli.app import app;"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; app(sys.argv[1:], standalone_mode=False);"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )

@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from omni_thinker.engine.layout import supports_group_rows
 from omni_thinker.errors import UserError
-from omni_thinker.policy.layout import supports_group_rows
-from omni_thinker.policy.protocol import LossReport, LossTerms, OptimParams, TokenBatch, TrainGroup
 from omni_thinker.policy.torch_policy import TorchPolicy
+from omni_thinker.protocol import LossReport, LossTerms, OptimParams, TokenBatch, TrainGroup
 from omni_thinker.recipe import LoraSpec, ModelSpec, RlSpec, parse_recipe
 from omni_thinker.rl.evaluate import evaluate
 from omni_thinker.rl.loop import Learner

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from omni_thinker.policy.head import ShiftedHead, relative_logits, shifted_product
-from omni_thinker.policy.protocol import TrainGroup
+from omni_thinker.engine.head import ShiftedHead, relative_logits, shifted_product
 from omni_thinker.policy.torch_policy import TorchPolicy
+from omni_thinker.protocol import TrainGroup
 from omni_thinker.recipe import ModelSpec, parse_recipe
 from omni_thinker.study.setup import make_tasks
 from omni_thinker.types import SampleRequest, SamplingParams

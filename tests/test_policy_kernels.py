@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
-from omni_thinker.policy.flex import flex_attention_over, row_mask
-from omni_thinker.policy.kernels import gated_silu, rms_norm, rotate
-from omni_thinker.policy.native_attention import RowParts, native_attention, suits
-from omni_thinker.policy.packing import pack
-from omni_thinker.policy.protocol import TrainGroup
-from omni_thinker.policy.shared_attention import SharedPrompts, shared_attention
+from omni_thinker.engine.attention.flex import flex_attention_over, row_mask
+from omni_thinker.engine.attention.native_cpu import RowParts, native_attention, suits
+from omni_thinker.engine.attention.shared_prompts import SharedPrompts, shared_attention
+from omni_thinker.engine.ops import gated_silu, rms_norm, rotate
+from omni_thinker.engine.packing import pack
+from omni_thinker.protocol import TrainGroup
 from omni_thinker.types import Sample
 
 Shapes = Sequence[tuple[int, Sequence[int]]]

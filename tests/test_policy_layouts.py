@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from omni_thinker.policy.blocks import NAME, use_blocks
-from omni_thinker.policy.layout import supports_group_rows
-from omni_thinker.policy.logprobs import _select, answer_logprobs
-from omni_thinker.policy.packing import MULTIPLE, micro_batches, pack, row_length
-from omni_thinker.policy.protocol import TrainGroup
-from omni_thinker.policy.sampling import sample_groups
-from omni_thinker.policy.softmax import ROWS, ChosenLogprobs
+from omni_thinker.engine.attention.hf import NAME, use_blocks
+from omni_thinker.engine.layout import supports_group_rows
+from omni_thinker.engine.logprobs import _select, answer_logprobs
+from omni_thinker.engine.packing import MULTIPLE, micro_batches, pack, row_length
+from omni_thinker.engine.softmax import ROWS, ChosenLogprobs
 from omni_thinker.policy.torch_policy import use_checkpointing
+from omni_thinker.protocol import TrainGroup
+from omni_thinker.sampling.loop import sample_groups
 from omni_thinker.types import Sample, SampleRequest, SamplingParams
 
 VOCABULARY = 97
@@ -253,7 +253,7 @@ def test_filling_by_hand() -> None:
 def test_filling_changes_no_log_prob_and_no_gradient(multiple: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, groups = make_model("llama"), make_groups(RAGGED)
     plain = answer_logprobs(model, groups, temperature=1.0, packed=False)
-    monkeypatch.setattr("omni_thinker.policy.logprobs.pack", lambda groups, _: pack(groups, multiple))
+    monkeypatch.setattr("omni_thinker.engine.logprobs.pack", lambda groups, _: pack(groups, multiple))
     filled = answer_logprobs(model, groups, temperature=1.0, packed=True)
     torch.testing.assert_close(filled.logprobs_N, plain.logprobs_N, atol=1e-5, rtol=1e-5)
     one, other = (_gradients(model, scored.logprobs_N.sum()) for scored in (filled, plain))
@@ -296,7 +296,7 @@ def test_the_head_in_chunks_is_the_head(tied: bool, monkeypatch: pytest.MonkeyPa
     model, groups = make_model("llama", tie_word_embeddings=tied), make_groups([(7, (30, 40)), (9, (11, 25, 3))])
     found = []
     for held in (2**27, 20 * VOCABULARY * 4):
-        monkeypatch.setattr("omni_thinker.policy.softmax._HELD", held)
+        monkeypatch.setattr("omni_thinker.engine.softmax._HELD", held)
         scored = answer_logprobs(model, groups, temperature=0.8, packed=True)
         weights = torch.linspace(-1, 1, len(scored.logprobs_N))
         found.append((scored.logprobs_N, scored.entropy_N, _gradients(model, (scored.logprobs_N * weights).sum())))

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from omni_thinker.policy.masters import BETAS, Masters
-from omni_thinker.policy.native import kernels
-from omni_thinker.policy.protocol import OptimParams
+from omni_thinker.engine.native import kernels
+from omni_thinker.engine.optimizer import BETAS, Masters
+from omni_thinker.protocol import OptimParams
 
 SHAPES = [(1,), (7, 3), (129, 300)]  # the last is more than one block of squares, and more than one thread's share
 
@@ -18,7 +18,7 @@ SHAPES = [(1,), (7, 3), (129, 300)]  # the last is more than one block of square
 def made(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Masters:
     """In bf16, so that it is C's where there is a compiler."""
     if request.param == "torch":
-        monkeypatch.setattr("omni_thinker.policy.masters.kernels", lambda: None)
+        monkeypatch.setattr("omni_thinker.engine.optimizer.kernels", lambda: None)
     elif kernels() is None:
         pytest.skip("no C compiler")
     torch.manual_seed(0)

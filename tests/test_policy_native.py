@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from omni_thinker.policy import native
-from omni_thinker.policy.decoder import filled
-from omni_thinker.policy.kernels import gated_silu, rms_norm, rotate
+from omni_thinker.engine import native
+from omni_thinker.engine.ops import gated_silu, rms_norm, rotate
+from omni_thinker.sampling.decoders.base import filled
 
 SIZES = st.integers(1, 5)
 
@@ -180,7 +180,7 @@ def test_the_library_is_compiled_once(
 def test_a_damaged_library_is_compiled_anew(c: ctypes.CDLL, tmp_path: Path, damage: str) -> None:
     """In processes of their own: a library can be loaded once."""
     environment = {**os.environ, "OMNI_THINKER_HOME": str(tmp_path)}
-    script = "from omni_thinker.policy.native import kernels; assert kernels() is not None"
+    script = "from omni_thinker.engine.native import kernels; assert kernels() is not None"
     for _ in range(2):
         subprocess.run([sys.executable, "-c", script], env=environment, check=True)
         (made,) = tmp_path.glob("native/*/kernels.so")
@@ -225,7 +225,7 @@ def test_what_kernels_write_to_is_of_their_type() -> None:
     """Whatever type torch makes by default: loading a model in bf16 changes that for all threads meanwhile."""
     script = """
 import torch
-from omni_thinker.policy import kernels
+from omni_thinker.engine import ops as kernels
 torch.set_default_dtype(torch.bfloat16)
 x = torch.randn(64, 576, dtype=torch.float32, requires_grad=True)
 out = kernels.rms_norm(x, torch.ones(576), 1e-5)
@@ -278,7 +278,7 @@ def test_a_number_that_is_none_stays_none(c: ctypes.CDLL) -> None:
 
 
 def _by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("omni_thinker.policy.kernels.kernels", lambda: None)
+    monkeypatch.setattr("omni_thinker.engine.ops.kernels", lambda: None)
 
 
 @pytest.mark.parametrize("rows", [3, 200])

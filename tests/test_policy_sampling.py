@@ -12,16 +12,16 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from omni_thinker.policy.decoder import MULTIPLE, Decoder, MaskedDecoder, filled
-from omni_thinker.policy.draw import draw
-from omni_thinker.policy.fused import FusedDecoder
-from omni_thinker.policy.logprobs import answer_logprobs
-from omni_thinker.policy.protocol import TrainGroup
-from omni_thinker.policy.rows import sample_rows
-from omni_thinker.policy.sampling import sample_groups, uniforms
-from omni_thinker.policy.static import StaticDecoder
+from omni_thinker.engine.logprobs import answer_logprobs
 from omni_thinker.policy.torch_policy import TorchPolicy
+from omni_thinker.protocol import TrainGroup
 from omni_thinker.recipe import ModelSpec
+from omni_thinker.sampling.decoders.base import MULTIPLE, Decoder, MaskedDecoder, filled
+from omni_thinker.sampling.decoders.cuda_graph import StaticDecoder
+from omni_thinker.sampling.decoders.fused import FusedDecoder
+from omni_thinker.sampling.draw import draw
+from omni_thinker.sampling.generate import sample_rows
+from omni_thinker.sampling.loop import sample_groups, uniforms
 from omni_thinker.types import Group, SampleRequest, SamplingParams
 
 PROMPTS = ("How much is 2 + 2?", "Hi", "Write a Python function that returns x times three.", "Which option is right?")

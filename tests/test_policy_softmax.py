@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omni_thinker.policy import native
-from omni_thinker.policy.draw import draw
-from omni_thinker.policy.softmax import ROWS, logit_gradient, weigh
+from omni_thinker.engine import native
+from omni_thinker.engine.softmax import ROWS, logit_gradient, weigh
+from omni_thinker.sampling.draw import draw
 from omni_thinker.types import SamplingParams
 
 SHAPES = [(1, 7), (ROWS + 3, 256), (5, 1000), (33, 513)]

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from omni_thinker.policy.logprobs import answer_logprobs
-from omni_thinker.policy.protocol import LossReport, TrainGroup
-from omni_thinker.policy.task_gradients import RANK, Sketches, TaskGradients, alignments, norms
+from omni_thinker.engine.logprobs import answer_logprobs
+from omni_thinker.engine.task_gradients import RANK, Sketches, TaskGradients, alignments, norms
 from omni_thinker.policy.torch_policy import TorchPolicy
+from omni_thinker.protocol import LossReport, TrainGroup
 from omni_thinker.recipe import LoraSpec, ModelSpec, RlSpec
 from omni_thinker.rl.losses import make_loss
 from test_policy_layouts import make_groups, make_model

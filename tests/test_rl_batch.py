@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from omni_thinker.policy.protocol import TrainGroup
+from omni_thinker.protocol import TrainGroup
 from omni_thinker.recipe import RlSpec
 from omni_thinker.rl.advantages import ADVANTAGES, STD_EPS, Rewards, has_signal
 from omni_thinker.rl.batch import ScoredGroup, build_batches

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omni_thinker.policy.protocol import LossTerms, TokenBatch, TrainGroup
 from omni_thinker.policy.torch_policy import TorchPolicy
+from omni_thinker.protocol import LossTerms, TokenBatch, TrainGroup
 from omni_thinker.recipe import ModelSpec, RlSpec
 from omni_thinker.rl.losses import NORMALISERS, SURROGATES, make_loss
 from omni_thinker.types import Sample

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from omni_thinker.policy.protocol import LossReport, TrainGroup
 from omni_thinker.policy.torch_policy import TorchPolicy
+from omni_thinker.protocol import LossReport, TrainGroup
 from omni_thinker.recipe import ModelSpec, RlSpec
 from omni_thinker.rl.advantages import ADVANTAGES, Rewards
 from omni_thinker.rl.batch import ScoredGroup, build_batches
@@ -231,7 +231,7 @@ def test_share_of_clipped_tokens_is_that_of_trl(
 
 
 def _token_batch(groups: Sequence[TrainGroup], now: torch.Tensor, old: torch.Tensor, sample_of: torch.Tensor) -> Any:
-    from omni_thinker.policy.protocol import TokenBatch
+    from omni_thinker.protocol import TokenBatch
 
     advantages = torch.tensor([a for g in groups for a in g.advantages])[sample_of]
     return TokenBatch(now, old, None, advantages, torch.ones_like(now), sample_of)

@@ -12,7 +12,7 @@ from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.recipe import ModelSpec, RlSpec
 from omni_thinker.rl.batch import ScoredGroup
 from omni_thinker.rl.loop import Learner
-from omni_thinker.rl.refill import MEMORY, Refill
+from omni_thinker.rl.resample import MEMORY, Refill
 from omni_thinker.rl.stream import make_streams, stable_seed
 from omni_thinker.schedulers.base import Scheduler
 from omni_thinker.schedulers.mixture import Mixture

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from omni_thinker.policy.protocol import Loss, LossReport, OptimParams, OptimReport, TrainGroup
 from omni_thinker.policy.torch_policy import TorchPolicy
+from omni_thinker.protocol import Loss, LossReport, OptimParams, OptimReport, TrainGroup
 from omni_thinker.recipe import ModelSpec, RlSpec
 from omni_thinker.rl.loop import Learner
 from omni_thinker.rl.stream import make_streams

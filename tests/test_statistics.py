@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omni_thinker.study.statistics import Comparison, Values, compare_arms, paired_differences
-from omni_thinker.study.verdict import verdict
+from omni_thinker.compare.paired import Comparison, Values, compare_arms, paired_differences
+from omni_thinker.compare.verdict import verdict
 
 Table = dict[str, dict[str, float]]
 

@@ -9,13 +9,13 @@ from itertools import combinations
 import numpy as np
 import pytest
 
+from omni_thinker.compare.intervals import expected_detectable
+from omni_thinker.compare.paired import compare_arms, rivals
+from omni_thinker.compare.verdict import verdict
 from omni_thinker.schedulers.mixture import Mixture
 from omni_thinker.schedulers.sec import Sec
 from omni_thinker.schedulers.stages import Stages
 from omni_thinker.schedulers.worst_task import WorstTask
-from omni_thinker.study.intervals import expected_detectable
-from omni_thinker.study.statistics import compare_arms, rivals
-from omni_thinker.study.verdict import verdict
 from synthetic import Make, World, run_study, sequence, true_scores
 
 TASKS = ("code", "math", "qa", "writing")

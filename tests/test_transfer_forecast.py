@@ -31,8 +31,7 @@ from omni_thinker.transfer.forecast import (
 from omni_thinker.transfer.forecasters import FORECASTERS, make_forecaster
 from omni_thinker.transfer.hierarchical import Evidence, Hierarchical
 from omni_thinker.transfer.matrix import TransferMatrix
-from omni_thinker.transfer.probe import extrapolate, probe_steps
-from omni_thinker.transfer.quantities import (
+from omni_thinker.transfer.metrics import (
     StageSeen,
     backward_transfer,
     forgetting,
@@ -42,6 +41,7 @@ from omni_thinker.transfer.quantities import (
     to_csv,
     transfer,
 )
+from omni_thinker.transfer.probe import extrapolate, probe_steps
 from omni_thinker.transfer.simulate import WORLDS, World, seen
 
 LITERAL = ("naive", "additive", "relative", "logit")

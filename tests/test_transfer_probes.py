@@ -20,8 +20,8 @@ from matrices import AFTER, MATRIX, START, matrix
 from omni_thinker.baselines.adapters import Adapter
 from omni_thinker.baselines.merge import merge
 from omni_thinker.baselines.merge_rules import MergeRule
+from omni_thinker.engine.sketch import DIMENSIONS, sketch
 from omni_thinker.errors import UserError
-from omni_thinker.policy.sketch import DIMENSIONS, sketch
 from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.recipe import LoraSpec, ModelSpec, ProbeKind, builtin_recipe
 from omni_thinker.rl.batch import ScoredGroup
@@ -39,8 +39,8 @@ from omni_thinker.transfer.forecast import in_order
 from omni_thinker.transfer.gradient import Gradients, first_order
 from omni_thinker.transfer.hierarchical import Evidence, Hierarchical
 from omni_thinker.transfer.matrix import Entropies, TransferMatrix, load_matrix, parse_matrix, pool
+from omni_thinker.transfer.metrics import to_frame
 from omni_thinker.transfer.probe import agreement, extrapolate
-from omni_thinker.transfer.quantities import to_frame
 from omni_thinker.types import Problem, SampleRequest, SamplingParams, Score
 
 # -- sketches ---------------------------------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ def test_the_policy_gradient_is_the_slope_of_the_mean_score(tiny_model: Path) ->
 
 def add_group(policy: TorchPolicy, group: ScoredGroup, sample: Any) -> float:
     """Log-prob of one sample now."""
-    from omni_thinker.policy.protocol import TrainGroup
+    from omni_thinker.protocol import TrainGroup
 
     own = TrainGroup("t", group.group.prompt, (sample,), (1.0,), (1.0,))
     return float(policy.logprobs([own]).double().sum())

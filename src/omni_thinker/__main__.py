@@ -1,5 +1,5 @@
 """`python -m omni_thinker`."""
 
-from omni_thinker.cli import main
+from omni_thinker.cli.app import main
 
 main()

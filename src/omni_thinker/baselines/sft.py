@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import isfinite
 
 from omni_thinker.errors import UserError
-from omni_thinker.policy.protocol import LossTerms, OptimParams, Policy, TokenBatch, TrainGroup
+from omni_thinker.protocol import LossTerms, OptimParams, Policy, TokenBatch, TrainGroup
 from omni_thinker.recipe import WarmupSpec
 from omni_thinker.rl.evaluate import Estimate
 from omni_thinker.rl.stream import ProblemStream

@@ -14,11 +14,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from omni_thinker.isolation.confine import BOX
+from omni_thinker.isolation.inside.confine import BOX
 from omni_thinker.isolation.worker import IsolationError
 
 Strength = Literal["bubblewrap", "weak"]
-_SANDBOX = Path(__file__).with_name("sandbox.py")
+_SANDBOX = Path(__file__).parent / "inside" / "sandbox.py"
 _HARNESS, _HANDLERS, _PACKAGES = "/harness", "/handlers", "/packages"
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store", "/gnu/store")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
@@ -72,7 +72,7 @@ def launch_scorer(script: str, handler: Path, packages: Sequence[str], *argument
     sites = {f"/sites/{place}": Path(folder) for place, folder in enumerate(_site_folders())}
     outside = {f"{_PACKAGES}/{folder.name}": folder for folder in _outside(packages)}
     # Handlers of this package may use each other; of somebody else's folder nothing else is shown.
-    ours = handler.parent.is_relative_to(_SANDBOX.parent.parent)
+    ours = handler.parent.is_relative_to(_SANDBOX.parents[2])
     handlers = {_HANDLERS: handler.parent} if ours else {f"{_HANDLERS}/{handler.name}": handler}
     wall = (str(shutil.which("bwrap")), *_arguments({**sites, **outside, **handlers}))
     folders = [*[_PACKAGES] * bool(outside), *sites]

@@ -17,6 +17,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
+from omni_thinker.engine.attention.hf import computed_again, use_blocks
+from omni_thinker.engine.layout import supports_group_rows
+from omni_thinker.engine.llama import knows
+from omni_thinker.engine.logprobs import AnswerTokens, answer_logprobs
+from omni_thinker.engine.optimizer import Masters
+from omni_thinker.engine.packing import micro_batches
+from omni_thinker.engine.sketch import sketch
+from omni_thinker.engine.task_gradients import Sketches, TaskGradients
 from omni_thinker.errors import UserError
 from omni_thinker.models.load import (
     chat_prompt_ids,
@@ -28,15 +36,8 @@ from omni_thinker.models.load import (
 )
 from omni_thinker.models.memory import bound_free_memory, is_out_of_memory, return_free_memory
 from omni_thinker.models.quiet import quiet
-from omni_thinker.policy.blocks import computed_again, use_blocks
-from omni_thinker.policy.forward import knows
-from omni_thinker.policy.fused import drop_layout
-from omni_thinker.policy.layout import supports_group_rows
-from omni_thinker.policy.logprobs import AnswerTokens, answer_logprobs
 from omni_thinker.policy.lora import add_lora
-from omni_thinker.policy.masters import Masters
-from omni_thinker.policy.packing import micro_batches
-from omni_thinker.policy.protocol import (
+from omni_thinker.protocol import (
     Loss,
     LossReport,
     OnGroup,
@@ -47,11 +48,10 @@ from omni_thinker.policy.protocol import (
     TrainBatch,
     TrainGroup,
 )
-from omni_thinker.policy.rows import sample_rows
-from omni_thinker.policy.sampling import sample_groups
-from omni_thinker.policy.sketch import sketch
-from omni_thinker.policy.task_gradients import Sketches, TaskGradients
 from omni_thinker.recipe import ModelSpec
+from omni_thinker.sampling.decoders.fused import drop_layout
+from omni_thinker.sampling.generate import sample_rows
+from omni_thinker.sampling.loop import sample_groups
 from omni_thinker.types import Group, SampleRequest, SamplingParams
 
 # Shorter rows spend more on adding up gradients, longer ones hold more: 0.5 MB a token of the built-in model.

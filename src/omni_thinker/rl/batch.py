@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from omni_thinker.policy.protocol import TrainGroup
+from omni_thinker.protocol import TrainGroup
 from omni_thinker.recipe import RlSpec
 from omni_thinker.rl.advantages import ADVANTAGES, has_signal
 from omni_thinker.rl.losses import NORMALISERS

@@ -9,11 +9,11 @@ from math import isfinite
 import numpy as np
 
 from omni_thinker.errors import UserError
-from omni_thinker.policy.protocol import Policy
+from omni_thinker.protocol import Policy
 from omni_thinker.rewards.base import Reward
 from omni_thinker.rl.batch import ScoredGroup
 from omni_thinker.rl.metrics import Metrics, group_metrics, sampled_entropy
-from omni_thinker.rl.score import Scoring, stop_on_errors, stop_on_nonsense
+from omni_thinker.rl.scoring import Scoring, stop_on_errors, stop_on_nonsense
 from omni_thinker.rl.stream import stable_seed
 from omni_thinker.types import Problem, SampleRequest, SamplingParams, TaskName
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from omni_thinker.policy.protocol import LossTerms, Policy, TokenBatch
+from omni_thinker.protocol import LossTerms, Policy, TokenBatch
 from omni_thinker.rl.advantages import rloo
 from omni_thinker.rl.batch import ScoredGroup, train_group
 

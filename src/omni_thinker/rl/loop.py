@@ -15,17 +15,17 @@ from typing import Any
 
 import numpy as np
 
+from omni_thinker.engine.task_gradients import Sketches, alignments, norms
 from omni_thinker.errors import UserError
-from omni_thinker.policy.protocol import OptimParams, OptimReport, Policy, TokenStats, TrainGroup
-from omni_thinker.policy.task_gradients import Sketches, alignments, norms
+from omni_thinker.protocol import OptimParams, OptimReport, Policy, TokenStats, TrainGroup
 from omni_thinker.recipe import RlSpec
 from omni_thinker.rewards.base import Reward
 from omni_thinker.rl.batch import ScoredGroup, build_batches, learnability
 from omni_thinker.rl.difficulty import pool_of
 from omni_thinker.rl.losses import make_loss
 from omni_thinker.rl.metrics import Metrics, group_metrics, token_metrics
-from omni_thinker.rl.refill import Refill
-from omni_thinker.rl.score import Scoring, stop_on_errors, stop_on_nonsense
+from omni_thinker.rl.resample import Refill
+from omni_thinker.rl.scoring import Scoring, stop_on_errors, stop_on_nonsense
 from omni_thinker.rl.stream import ProblemStream, stable_seed
 from omni_thinker.types import SampleRequest, SamplingParams, TaskName
 

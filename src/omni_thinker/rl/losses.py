@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from omni_thinker.policy.protocol import Loss, LossTerms, TokenBatch
+from omni_thinker.protocol import Loss, LossTerms, TokenBatch
 from omni_thinker.recipe import RlSpec
 
 Surrogate = Callable[[TokenBatch, float, float], tuple[torch.Tensor, torch.Tensor]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
-from omni_thinker.policy.protocol import TokenStats
+from omni_thinker.protocol import TokenStats
 from omni_thinker.rl.batch import ScoredGroup
 from omni_thinker.types import TaskName
 

@@ -25,7 +25,7 @@ from omni_thinker.runs.journal import NAME as JOURNAL
 from omni_thinker.runs.lock import Lock
 from omni_thinker.runs.progress import Progress
 from omni_thinker.runs.rundir import RunDir, check_free
-from omni_thinker.study.ahead import expected_work, power_words
+from omni_thinker.study.estimate import expected_work, power_words
 from omni_thinker.study.resume import refuse_changes
 from omni_thinker.study.setup import prepare
 from omni_thinker.study.study import LOGS, run_study

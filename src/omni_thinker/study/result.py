@@ -7,27 +7,27 @@ from dataclasses import dataclass
 from typing import Any
 
 from omni_thinker.baselines.sft import WarmupReport
+from omni_thinker.compare.paired import Values, compare_arms
+from omni_thinker.compare.verdict import verdict
 from omni_thinker.isolation import launch
 from omni_thinker.recipe import Recipe
 from omni_thinker.rl.evaluate import Estimate, Evaluation
 from omni_thinker.runs.machine import machine
 from omni_thinker.schedulers.stages import even_stages
-from omni_thinker.study.entropy import entropy_finding, stage_changes
 from omni_thinker.study.probing import Probed
 from omni_thinker.study.scheduled import joint_weights
 from omni_thinker.study.session import ArmResult, Spent, Stage
 from omni_thinker.study.setup import Bench
-from omni_thinker.study.statistics import Values, compare_arms
-from omni_thinker.study.verdict import verdict
 from omni_thinker.transfer.assumptions import check_assumptions
+from omni_thinker.transfer.entropy import entropy_finding, stage_changes
 from omni_thinker.transfer.forecast import Interval, Joint, Merge, measured
 from omni_thinker.transfer.forecast import Stage as PlannedStage
 from omni_thinker.transfer.forecast import Stages as StagePlan
 from omni_thinker.transfer.forecasters import make_forecaster
 from omni_thinker.transfer.matrix import TransferMatrix
+from omni_thinker.transfer.metrics import StageSeen, backward_transfer, forgetting, forward_transfer
 from omni_thinker.transfer.plan import Plan
 from omni_thinker.transfer.probe import agreement
-from omni_thinker.transfer.quantities import StageSeen, backward_transfer, forgetting, forward_transfer
 from omni_thinker.types import TaskName
 
 

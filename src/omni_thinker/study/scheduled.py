@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from math import exp, log
 
+from omni_thinker.engine.task_gradients import watched_layers
 from omni_thinker.errors import UserError
 from omni_thinker.models.load import empty_model
-from omni_thinker.policy.task_gradients import watched_layers
 from omni_thinker.recipe import Recipe, scheduled_arms
-from omni_thinker.recipe_schedulers import First, SchedulerSpec
-from omni_thinker.recipe_schedulers import Pac as Pac_
+from omni_thinker.recipe.schedulers import First, SchedulerSpec
+from omni_thinker.recipe.schedulers import Pac as Pac_
 from omni_thinker.schedulers.base import Scheduler
 from omni_thinker.schedulers.dump import Dump
 from omni_thinker.schedulers.mixture import Mixture

@@ -20,12 +20,12 @@ from omni_thinker.rl.difficulty import training_streams
 from omni_thinker.rl.evaluate import Estimate, Evaluation, evaluate
 from omni_thinker.rl.loop import Diverged, Learner, StepResult
 from omni_thinker.rl.stream import make_streams
+from omni_thinker.runs.checkpoints import Checkpoints
 from omni_thinker.runs.files import checksum, is_whole, write_whole
 from omni_thinker.runs.progress import Progress
 from omni_thinker.runs.rundir import RunDir
 from omni_thinker.runs.stopping import stopping
 from omni_thinker.schedulers.base import Scheduler
-from omni_thinker.study.checkpoints import Checkpoints
 from omni_thinker.study.setup import Bench, Pools, evaluation_params, study_seed
 from omni_thinker.types import Problem, SampleRequest, SamplingParams, Split, TaskName
 

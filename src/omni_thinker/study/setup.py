@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from omni_thinker.baselines.adapters import unmergeable
+from omni_thinker.engine.hidden_states import last_states
 from omni_thinker.errors import UserError
 from omni_thinker.judging.base import Costly, Counting, Criterion, Judge, Verdict
 from omni_thinker.judging.cache import JudgeCache
@@ -28,7 +29,6 @@ from omni_thinker.models.load import (
     model_info,
 )
 from omni_thinker.policy.lora import add_lora
-from omni_thinker.policy.states import last_states
 from omni_thinker.recipe import EndpointSpec, JudgeSpec, ModelSpec, Recipe, TaskSpec
 from omni_thinker.rewards.base import Reward
 from omni_thinker.rewards.hybrid import GatesOnly

@@ -20,14 +20,14 @@ from omni_thinker.baselines.adapters import Adapter
 from omni_thinker.baselines.merge import Weights, merge
 from omni_thinker.baselines.merge_rules import MergeRule
 from omni_thinker.recipe import Recipe, scheduled_arms
-from omni_thinker.recipe_schedulers import SchedulerSpec
+from omni_thinker.recipe.schedulers import SchedulerSpec
+from omni_thinker.runs.checkpoints import usable
 from omni_thinker.runs.progress import Progress
 from omni_thinker.runs.rundir import RunDir, check_free
 from omni_thinker.schedulers.base import Scheduler
 from omni_thinker.schedulers.mixture import Mixture
 from omni_thinker.schedulers.stages import Stages, even_stages
-from omni_thinker.study.ahead import expected_work, power_words, smallest_difference
-from omni_thinker.study.checkpoints import usable
+from omni_thinker.study.estimate import expected_work, power_words, smallest_difference
 from omni_thinker.study.probing import (
     Probed,
     charged_steps,
@@ -43,8 +43,8 @@ from omni_thinker.study.setup import Bench, prepare, study_seed
 from omni_thinker.transfer.forecast import in_order
 from omni_thinker.transfer.hierarchical import Evidence
 from omni_thinker.transfer.matrix import TransferMatrix, pool
+from omni_thinker.transfer.metrics import to_csv
 from omni_thinker.transfer.plan import Plan, make_plan
-from omni_thinker.transfer.quantities import to_csv
 from omni_thinker.transfer.search import Objective
 from omni_thinker.types import TaskName
 

@@ -15,7 +15,7 @@ from scipy.stats import chi2
 
 from omni_thinker.rl.evaluate import Estimate
 from omni_thinker.transfer.matrix import TransferMatrix
-from omni_thinker.transfer.quantities import StageSeen, rank_correlation
+from omni_thinker.transfer.metrics import StageSeen, rank_correlation
 from omni_thinker.types import TaskName
 
 _SURE = 0.05

@@ -11,7 +11,7 @@ from typing import Any
 from omni_thinker.rl.evaluate import Estimate
 from omni_thinker.transfer.forecast import gain_share
 from omni_thinker.transfer.matrix import Column, Entropies, TransferMatrix, smoothed
-from omni_thinker.transfer.quantities import rank_correlation
+from omni_thinker.transfer.metrics import rank_correlation
 from omni_thinker.types import TaskName
 
 _DOUBT = 0.25

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import reasoning_gym  # noqa: TID253  (this script runs in a process of its own, and only where it is wanted)
 
 if TYPE_CHECKING:
-    from omni_thinker.isolation import guard
+    from omni_thinker.isolation.inside import guard
 else:
     import guard  # as the sandbox's server has loaded it
 

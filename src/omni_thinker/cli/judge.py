@@ -1,0 +1,115 @@
+"""`omni-thinker judge ...`: pick a judge, and look after what it was paid for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from omni_thinker.cli.output import Json, finish
+from omni_thinker.errors import UserError
+
+judge_app = typer.Typer(no_args_is_help=True, help="Pick a judge, and look after what it was paid for.")
+cache_app = typer.Typer(no_args_is_help=True, help="Replies of judges behind an API, kept for all runs.")
+judge_app.add_typer(cache_app, name="cache")
+
+CacheFile = Annotated[Path | None, typer.Option("--cache", help="The file; default: judge.sqlite in the cache folder.")]
+
+
+@judge_app.command("agree")
+def judge_agree(
+    pairs: Annotated[Path, typer.Option(help="Rows id, prompt, response_1, response_2, label (1, 2, 0 = tie), votes.")],
+    base_url: Annotated[str, typer.Option(help="An OpenAI-compatible address; without it a local judge.")] = "",
+    model: Annotated[
+        str,
+        typer.Option(
+            help="The model there; or a folder or hub name whose likelihood decides; default: the built-in judge."
+        ),
+    ] = "",
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="A key of judge.endpoint, or judge.margin: key=value. Repeatable.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """How often a judge agrees with people, length balanced and not."""
+    from omni_thinker.cli.judge_agreement import agreement
+    from omni_thinker.runs.progress import working
+
+    with working(f"judging {pairs}"):
+        found = agreement(pairs, base_url=base_url, model=model, limit=limit, settings=settings or [])
+    for name, value in found.items():
+        typer.echo(f"{name}: {value:.3f}" if isinstance(value, float) else f"{name}: {value}")
+    finish(found, json_)
+    if found["errors"] > found["pairs"]:
+        raise UserError(f"most pairs got no verdict; the first: {found['first_error']}", key="judge agree")
+
+
+@judge_app.command("info")
+def judge_info(json_: Json = False) -> None:
+    """What the built-in judge is, what it learned from, and how often it agrees with people."""
+    from omni_thinker.judging.trained import caveat, load_card
+
+    card = load_card()
+    typer.echo(f"{card['version']}: {card['what']}")
+    for name, row in card["agreement"].items():
+        low, high = row["balanced_interval_95"]
+        typer.echo(
+            f"  {name:22} agrees on {row['agreement']:.1%} of {row['pairs']} decided pairs; length balanced "
+            f"{row['balanced']:.1%} [{low:.1%}, {high:.1%}]; the same in both seats {row['consistent']:.1%}"
+        )
+    typer.echo(caveat(card))
+    finish(card, json_)
+
+
+@cache_app.command("stats")
+def cache_stats(cache: CacheFile = None, json_: Json = False) -> None:
+    """How many replies of which models, and their tokens."""
+    stats = _judge_cache(cache).stats()
+    typer.echo(f"{stats['path']}: {stats['bytes'] / 1e6:.1f} MB")
+    for name, row in stats["models"].items():
+        typer.echo(f"{name}: {row['replies']} replies, {row['input_tokens']} + {row['output_tokens']} tokens")
+    finish(stats, json_)
+
+
+@cache_app.command("export")
+def cache_export(
+    out: Annotated[Path, typer.Option(help="Where the replies go (JSONL); must not exist.")],
+    cache: CacheFile = None,
+    json_: Json = False,
+) -> None:
+    """Write all replies to a file."""
+    rows = [json.dumps(row) for row in _judge_cache(cache).rows()]
+    try:
+        with out.open("x", encoding="utf-8") as stream:
+            stream.writelines(row + "\n" for row in rows)
+    except FileExistsError:
+        raise UserError("exists already", file=out, key="--out") from None
+    except OSError as exc:
+        raise UserError(f"can't be written: {exc.strerror or exc}", file=out, key="--out") from None
+    typer.echo(f"{len(rows)} replies: {out}")
+    finish({"rows": len(rows), "out": str(out)}, json_)
+
+
+@cache_app.command("clear")
+def cache_clear(
+    model: Annotated[str | None, typer.Option(help="Only the replies of this model.")] = None,
+    cache: CacheFile = None,
+    json_: Json = False,
+) -> None:
+    """Forget replies. They would have to be paid for again."""
+    done = _judge_cache(cache).clear(model)
+    typer.echo(f"{done} replies forgotten")
+    finish({"forgotten": done}, json_)
+
+
+def _judge_cache(path: Path | None) -> Any:
+    from omni_thinker.judging.cache import JudgeCache
+    from omni_thinker.study.setup import default_cache
+
+    path = path or default_cache()
+    if not path.is_file():
+        raise UserError("no such cache", file=path, key="--cache")
+    return JudgeCache(path)

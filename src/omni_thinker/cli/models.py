@@ -1,0 +1,158 @@
+"""`omni-thinker model ...` and `omni-thinker merge`: what needs a model and no recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from omni_thinker.cli.output import Json, finish
+from omni_thinker.errors import UserError
+
+if TYPE_CHECKING:
+    from omni_thinker.baselines.merge import Expert
+    from omni_thinker.baselines.merge_rules import MergeMethod
+
+model_app = typer.Typer(no_args_is_help=True, help="The built-in model, and what is known of any model.")
+
+_METHODS = ("linear", "ties", "dare", "dare_ties")
+_MOST = 1e6
+"""Of weights and scale: larger ones leave nothing of what is merged."""
+
+
+@model_app.command("fetch")
+def model_fetch(
+    force: Annotated[bool, typer.Option("--force", help="Fetch again even if it is there.")] = False,
+    json_: Json = False,
+) -> None:
+    """Put the built-in SmolLM2-135M-Instruct into the cache (OMNI_THINKER_HOME) as a Hugging Face folder."""
+    from omni_thinker.models.builtin import fetch_builtin
+
+    folder = fetch_builtin(force=force, say=lambda line: typer.echo(line, err=True))
+    typer.echo(f"built-in model: {folder}")
+    finish({"folder": str(folder)}, json_)
+
+
+@model_app.command("info")
+def model_info(
+    name: Annotated[str, typer.Argument(help="builtin, tiny, a Hugging Face folder, or a hub name.")] = "builtin",
+    json_: Json = False,
+) -> None:
+    """What a model is. Reads no weights."""
+    from omni_thinker.models.load import model_info as look
+
+    info = look(name)
+    for key, value in info.items():
+        typer.echo(f"{key}: {value}")
+    finish(info, json_)
+
+
+def merge_models(
+    start: Annotated[str, typer.Argument(help="What all experts began as: builtin, or a Hugging Face folder.")],
+    experts: Annotated[list[Path], typer.Argument(help="Folders of models trained from it, or of LoRA adapters.")],
+    out: Annotated[Path, typer.Option(help="The folder to make; must not exist.")],
+    method: Annotated[str, typer.Option(help="linear (task arithmetic), ties, dare or dare_ties.")] = "linear",
+    density: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of each change that is kept.")] = 1.0,
+    weights: Annotated[str, typer.Option(help="One number for each expert, by commas; default: 1 each.")] = "",
+    scale: Annotated[float, typer.Option(help="Multiplies what the experts add up to.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of what dare drops.")] = 0,
+    json_: Json = False,
+) -> None:
+    """Add up what several models learned from one start, into a model folder. Reads and writes one tensor, and one
+    shard, at a time."""
+    import os
+    import shutil
+    import tempfile
+    import time
+
+    from omni_thinker.baselines.merge import merge
+    from omni_thinker.baselines.merge_rules import MergeRule
+    from omni_thinker.runs.progress import working
+
+    if method not in _METHODS:
+        raise UserError(f"takes {', '.join(_METHODS)}, got {method!r}", key="--method")
+    if not 0 < density <= 1:
+        raise UserError(f"takes a share above 0, up to 1, got {density:g}", key="--density")
+    if density < 1 and method == "linear":
+        raise UserError("is for ties, dare and dare_ties: linear keeps all of a change", key="--density")
+    if not abs(scale) <= _MOST:
+        raise UserError(f"takes a finite number of at most {_MOST:g}, got {scale:g}", key="--scale")
+    shares = _numbers(weights, len(experts))
+    if _is_there(out, "--out"):
+        raise UserError("exists already; name another folder", file=out, key="--out")
+    origin = _folder(start)
+    rule = MergeRule(cast("MergeMethod", method), scale, density, shares, seed)
+    began = time.monotonic()
+    partial = None
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+        with working(f"merging {len(experts)} experts into {out}"):
+            merge(origin, [_expert(path) for path in experts], rule, partial)
+            for path in sorted(origin.iterdir()):  # configuration, tokenizer, licence; not weights in other forms
+                if path.is_file() and path.suffix in (".json", ".jinja", ".txt", ".model", ".md", ""):
+                    (partial / path.name).write_bytes(_bytes(path))
+        partial.chmod(0o777 & ~_umask())
+        os.rename(partial, out)
+    except OSError as exc:
+        raise UserError(f"can't be written: {exc.strerror or exc}", file=out, key="--out") from None
+    finally:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+    seconds = time.monotonic() - began
+    typer.echo(f"merged {len(experts)} experts by {method}: {out}")
+    finish({"out": str(out), "method": method, "experts": [str(path) for path in experts], "seconds": seconds}, json_)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as exc:
+        raise UserError(f"can't be read: {exc.strerror or exc}", file=path) from None
+
+
+def _umask() -> int:
+    import os
+
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _folder(name: str) -> Path:
+    from omni_thinker.models.load import resolve
+
+    found = resolve(name, say=lambda line: typer.echo(line, err=True))
+    if not isinstance(found, Path):
+        raise UserError("merging takes a folder; download the model first", file=name, key="START")
+    return found
+
+
+def _expert(path: Path) -> Expert:
+    from omni_thinker.baselines.adapters import Adapter
+    from omni_thinker.baselines.merge import Weights
+
+    if not _is_there(path, "EXPERTS") or not path.is_dir():
+        raise UserError("no such folder", file=path, key="EXPERTS")
+    return Adapter(path) if (path / "adapter_config.json").exists() else Weights(path)
+
+
+def _is_there(path: Path, key: str) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError) as exc:
+        raise UserError(f"can't be a folder: {exc}", file=f"{path!s:.80}", key=key) from None
+
+
+def _numbers(text: str, count: int) -> tuple[float, ...]:
+    if not text:
+        return ()
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"takes numbers by commas, got {text!r:.80}", key="--weights") from None
+    if len(found) != count or not all(abs(number) <= _MOST for number in found):
+        wanted = f"{count} finite numbers, one for each expert, of at most {_MOST:g}"
+        raise UserError(f"takes {wanted}, got {text!r:.80}", key="--weights")
+    return found

@@ -1,0 +1,197 @@
+"""`omni-thinker plan` and `forecast`: from a file and a few words to a plan."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omni_thinker.errors import UserError
+from omni_thinker.transfer.forecast import Joint, Merge, Stage, in_order
+from omni_thinker.transfer.forecasters import make_forecaster
+from omni_thinker.transfer.hierarchical import Evidence, Hierarchical
+from omni_thinker.transfer.matrix import TransferMatrix, load_matrix, parse_cell
+from omni_thinker.transfer.metrics import shared, specific, transfer
+from omni_thinker.transfer.plan import Plan, check_measured, forecast_json, make_plan
+from omni_thinker.transfer.search import Objective
+from omni_thinker.types import TaskName
+
+_MOST_PASSES = 1000
+_MOST_SCALE = 10
+
+
+def plan_file(
+    path: Path,
+    *,
+    forecaster: str,
+    strategy: str,
+    order: Sequence[TaskName],
+    objective: str,
+    fixed: str,
+    refresh_cost: float | None,
+    evidence: Sequence[Path],
+    level: float,
+) -> Plan:
+    """The plan for the matrix at `path`. Raises UserError for a bad file and for words that can't be read.
+
+    `evidence`: run directories whose stages are taken to have begun where the matrix was measured.
+    """
+    _check_level(level)
+    if refresh_cost is not None and not 0 <= refresh_cost < 1e300:
+        raise UserError(f"takes a number >= 0, got {refresh_cost:g}", key="--refresh-cost")
+    places = _numbers(fixed, "--fix")
+    if bad := [task for task, place in places.items() if place != int(place)]:
+        raise UserError(f"a place is a whole number, got {bad[0]}={places[bad[0]]:g}", key="--fix")
+    goal = _objective(objective)
+    if evidence and forecaster != Hierarchical.name:
+        raise UserError(f"only {Hierarchical.name} learns from runs; {forecaster} is a formula", key="--evidence")
+    if len({run.resolve() for run in evidence}) < len(evidence):
+        raise UserError("names one run twice, which would count it twice", key="--evidence")
+    matrix = load_matrix(path)
+    if evidence and matrix.evaluations:
+        raise UserError("runs tell a task's mean, this matrix its evaluations; it takes no evidence", key="--evidence")
+    return make_plan(
+        matrix,
+        forecaster=forecaster,
+        strategy=strategy,
+        order=order,
+        objective=Objective(goal.kind, goal.weights, {task: int(place) for task, place in places.items()}),
+        level=level,
+        refresh_cost=refresh_cost,
+        evidence=[seen for run in evidence for seen in _evidence(run, matrix.tasks)],
+    )
+
+
+def _evidence(run: Path, tasks: Sequence[TaskName]) -> list[Evidence]:
+    """Every evaluation after a stage that a run's result.json tells. Raises UserError where there is none."""
+    path = run / "result.json"
+    try:
+        path = path if run.is_dir() else run
+        arms = json.loads(path.read_text("utf-8"))["arms"]
+        found = []
+        for arm, entry in ((arm, entry) for arm, entries in arms.items() for entry in entries):
+            done: tuple[TaskName, ...] = ()
+            for stage in entry["stages"]:
+                done = (*done, str(stage["task"]))
+                where = f"arms.{arm}.stages.{len(done)}"
+                accuracy = {
+                    task: parse_cell(cell, path, f"{where}.{task}") for task, cell in stage["validation"].items()
+                }
+                found.append(Evidence(in_order(done), accuracy))
+    except OSError as exc:
+        raise UserError(f"can't be read: {exc.strerror or exc}", file=f"{path!s:.200}", key="--evidence") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+        raise UserError(f"holds no result of a study: {exc!r:.200}", file=path, key="--evidence") from None
+    if not found:
+        raise UserError("no arm of this run was trained in stages", file=path, key="--evidence")
+    if unknown := {stage.task for seen in found for stage in seen.stages} - set(tasks):
+        raise UserError(f"trained on {min(unknown)!r}, which the matrix doesn't have", file=path, key="--evidence")
+    return found
+
+
+def describe_matrix(matrix: TransferMatrix) -> dict[str, Any]:
+    """Start, transfer, and its shared and specific parts."""
+    return {
+        "start": {task: cell.mean for task, cell in matrix.start.items()},
+        "transfer": transfer(matrix),
+        "shared": shared(matrix),
+        "specific": specific(matrix),
+    }
+
+
+def write_new(wanted: Mapping[str, tuple[Path, Callable[[], bytes]]]) -> None:
+    """Write new files by the option that asks for each; none if one can't be. Raises UserError."""
+    paths = [path for path, _ in wanted.values()]
+    for key, (path, _) in wanted.items():
+        try:
+            if path.exists() or paths.count(path) > 1:
+                raise UserError("exists already" if path.exists() else "is asked for twice", file=path, key=key)
+            if not path.parent.is_dir():
+                raise UserError("is in no folder that exists", file=path, key=key)
+        except OSError as exc:
+            raise UserError(f"can't be written: {exc.strerror or exc}", file=f"{path!s:.200}", key=key) from None
+    made = {key: (path, make()) for key, (path, make) in wanted.items()}
+    for key, (path, data) in made.items():
+        try:
+            with path.open("xb") as stream:
+                stream.write(data)
+        except OSError as exc:
+            raise UserError(f"can't be written: {exc.strerror or exc}", file=path, key=key) from None
+
+
+def forecast_file(
+    path: Path,
+    *,
+    joint: str,
+    order: str,
+    merge: float | None,
+    passes: float | None,
+    forecaster: str,
+    objective: str,
+    level: float,
+) -> dict[str, Any]:
+    """The forecast of one plan for the matrix at `path`. Raises UserError as `plan_file` does."""
+    _check_level(level)
+    if sum((bool(joint), bool(order), merge is not None)) != 1:
+        raise UserError("give one of --joint, --order and --merge", key="--joint")
+    if passes is not None and not joint:
+        raise UserError("is for a joint run; a stage's passes are given as task:passes", key="--passes")
+    if passes is not None and not 0 < passes <= _MOST_PASSES:
+        raise UserError(f"takes more than 0 and at most {_MOST_PASSES}, got {passes:g}", key="--passes")
+    if merge is not None and not 0 <= merge <= _MOST_SCALE:
+        raise UserError(f"takes a scale from 0 to {_MOST_SCALE}, got {merge:g}", key="--merge")
+    matrix = load_matrix(path)
+    check_measured(matrix)
+    predict = make_forecaster(forecaster, matrix)
+    plan: tuple[Stage, ...] | Joint | Merge
+    if joint:
+        plan = Joint(_numbers(joint, "--joint"), passes)
+    elif order:
+        plan = tuple(_stage(word) for word in order.split(","))
+    else:
+        plan = Merge(merge or 0.0)
+    return forecast_json(predict, plan, _objective(objective), level)
+
+
+def _check_level(level: float) -> None:
+    if not 0.01 <= level <= 0.999:
+        raise UserError(f"takes a share from 0.01 to 0.999, got {level:g}", key="--level")
+
+
+def _objective(text: str) -> Objective:
+    if text in ("mean", "worst"):
+        return Objective(text)
+    if "=" not in text:
+        raise UserError(f"takes mean, worst or task=weight,..., got {text!r}", key="--objective")
+    return Objective("mean", _numbers(text, "--objective"))
+
+
+def _stage(word: str) -> Stage:
+    task, colon, passes = word.strip().rpartition(":")
+    if not colon:
+        return Stage(word.strip())
+    try:
+        length = float(passes)
+    except ValueError:
+        raise UserError(f"{passes!r} is no number of passes", key="--order") from None
+    if not 0 < length <= _MOST_PASSES:
+        raise UserError(f"a stage takes more than 0 and at most {_MOST_PASSES} passes, got {passes}", key="--order")
+    return Stage(task, length)
+
+
+def _numbers(text: str, key: str) -> dict[TaskName, float]:
+    """`a=1,b=2` as a table."""
+    found: dict[TaskName, float] = {}
+    for word in text.split(",") if text.strip() else ():
+        name, equals, value = word.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            number = float("nan")
+        if not equals or not name.strip() or not abs(number) < 1e300:
+            raise UserError(f"takes task=number,..., got {word.strip()!r}", key=key)
+        if name.strip() in found:
+            raise UserError(f"names {name.strip()!r} twice", key=key)
+        found[name.strip()] = number
+    return found

@@ -1,0 +1,1 @@
+"""Paired comparisons of arms, on anybody's scores by problem."""

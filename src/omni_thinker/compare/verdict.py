@@ -1,0 +1,76 @@
+"""The study's outcome in words: what was shown, what was not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from omni_thinker.compare.paired import Comparison, rivals
+
+_QUESTIONS = (
+    ("curriculum", "start", "The planned curriculum", "the start"),
+    ("joint", "start", "Joint training", "the start"),
+    ("curriculum", "reverse", "The planned curriculum", "its reverse"),
+    ("curriculum", "joint", "The planned curriculum", "joint training"),
+    ("charged", "joint", "The planned curriculum, after the cost of its probe,", "joint training"),
+    ("curriculum", "merge", "The planned curriculum", "merging the single-task experts"),
+    ("joint", "merge", "Joint training", "merging the single-task experts"),
+)
+
+
+def verdict(comparisons: Sequence[Comparison], confidence: float, seeds: int) -> str:
+    """Sentences on the macro average: first which arms beat joint training, then the questions a study is run for."""
+    found = {(c.a, c.b): c for c in comparisons if c.task == "macro"}
+    sentences = []
+    named = {name for question in _QUESTIONS for name in question[:2]}
+    arms = dict.fromkeys(name for pair in found for name in pair if name not in named and ":" not in name)
+    others = [(arm, "joint", f"The arm {arm}", "joint training") for arm in arms]
+    for a, b, subject, object_ in (*_QUESTIONS, *others):
+        comparison = found.get((a, b)) or _swapped(found.get((b, a)))
+        if comparison is not None:
+            sentences.append(_sentence(comparison, subject, object_, confidence))
+    if not sentences:
+        return "Nothing was compared with the start or with joint training." if found else "Nothing was compared."
+    if headline := _headline(found):
+        sentences.insert(0, headline)
+    scope = "one seed: another training run may come out differently" if seeds == 1 else f"{seeds} seeds"
+    many = len(rivals(sorted({name for pair in found for name in pair})))
+    if many > 1 and any("joint" in pair for pair in found):
+        scope += f"; intervals against joint training hold for all {many} arms at once"
+    return " ".join(sentences) + f" (Macro average over tasks, test split, {scope}.)"
+
+
+def _headline(found: Mapping[tuple[str, str], Comparison]) -> str:
+    """Which arms beat joint training; where none does, what could have been seen. Empty without joint training."""
+    against = []
+    for name in rivals(list(dict.fromkeys(name for pair in found for name in pair))):
+        comparison = found.get((name, "joint")) or _swapped(found.get(("joint", name)))
+        if comparison is not None:
+            against.append(comparison)
+    if not against:
+        return ""
+    parts = []
+    for side, words in ((1, "Shown to beat joint training"), (-1, "Shown to fall short of joint training")):
+        shown = [c for c in against if c.shown and c.difference * side > 0]
+        if shown:
+            named = ", ".join(f"{c.a} by {100 * abs(c.difference):.1f} points" for c in shown)
+            parts.append(f"{words}: {named}.")
+    if parts:
+        return " ".join(parts)
+    most = max((c.detectable for c in against if c.detectable is not None), default=None)
+    seen = "" if most is None else f"; it would have seen {100 * most:.1f} points nine times in ten"
+    subject = "The arm was" if len(against) == 1 else f"None of the {len(against)} arms was"
+    negated = " not" if len(against) == 1 else ""
+    return f"{subject}{negated} shown to differ from joint training at this budget{seen}."
+
+
+def _sentence(c: Comparison, subject: str, object_: str, confidence: float) -> str:
+    interval = f"{100 * confidence:.4g} % interval {100 * c.low:+.1f} to {100 * c.high:+.1f} points"
+    if not c.shown:
+        return f"No difference shown between {subject[0].lower() + subject[1:]} and {object_} ({interval})."
+    side = "above" if c.difference > 0 else "below"
+    return f"{subject} ended {100 * abs(c.difference):.1f} points {side} {object_} ({interval})."
+
+
+def _swapped(c: Comparison | None) -> Comparison | None:
+    return None if c is None else replace(c, a=c.b, b=c.a, difference=-c.difference, low=-c.high, high=-c.low)

@@ -1,0 +1,130 @@
+"""The training pass over a packed row for Llama and its like, written out: see shared_attention and kernels.
+
+Weights are used through the model's own modules, so that biases and adapters count; what is left out is what
+transformers does for the general case. Tested equal to the model's own pass over padded rows, gradients included.
+
+What layers add up to is kept in fp32, here and in the decoder, and so are queries and keys once they are turned to
+their positions: what is rounded to bf16 between two products is what sampler and trainer disagree by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from omni_thinker.engine.attention.flex import flex_attention_over, row_mask
+from omni_thinker.engine.attention.native_cpu import RowParts, native_attention, suits
+from omni_thinker.engine.attention.shared_prompts import SharedPrompts, shared_attention
+from omni_thinker.engine.ops import gated_silu, rms_norm, rotate
+from omni_thinker.engine.packing import PackedRow
+
+_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+
+
+def knows(model: PreTrainedModel) -> bool:
+    """Whether the model is of a family whose layers are written out here and in the decoder, without windows, and on a
+    device whose attention we know."""
+    config: Any = model.config
+    if config.model_type not in _FAMILIES or model.device.type not in ("cpu", "cuda") or config.hidden_act != "silu":
+        return False
+    if getattr(config, "use_sliding_window", False):
+        return False
+    return config.model_type != "mistral" or getattr(config, "sliding_window", None) is None
+
+
+def knows_weights(model: PreTrainedModel) -> bool:
+    """`knows`, and every matrix is a plain one or a plain one with LoRA: no quantisation, no other adapter."""
+    if not knows(model):
+        return False
+    decoder: Any = model.get_decoder()
+    linears = {
+        module
+        for layer in decoder.layers
+        for part in (layer.self_attn, layer.mlp)
+        for name, module in part.named_children()
+        if name.endswith("_proj")
+    }
+    head = model.get_output_embeddings()
+    return type(head) is torch.nn.Linear and all(type(m) is torch.nn.Linear or _is_lora(m) for m in linears)
+
+
+def adapters(module: Any) -> list[str]:
+    """Names of the LoRA adapters at work in a linear layer."""
+    if not hasattr(module, "lora_A") or module.disable_adapters or module.merged:
+        return []
+    return [name for name in module.active_adapters if name in module.lora_A]
+
+
+def _is_lora(module: Any) -> bool:
+    """Whether a layer of peft does just base(x) + scaling x B(A(x)) where nothing drops out."""
+    base = getattr(module, "base_layer", None)
+    if type(base) is not torch.nn.Linear or not hasattr(module, "lora_A"):
+        return False
+    if getattr(module, "lora_variant", None) or not all(isinstance(m, torch.nn.Linear) for m in module.lora_A.values()):
+        return False
+    return all(m.bias is None for m in module.lora_B.values())
+
+
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
+"""Queries [T, heads, width], keys and values [T, kv heads, width] of a row and a scale, to [T, heads, width]."""
+
+
+def answer_states(model: PreTrainedModel, row: PackedRow, *, recompute: bool = False) -> torch.Tensor:
+    """Last hidden states that the answer tokens are predicted from, [N, C]. `recompute`: keep each layer's input alone
+    and compute the rest again for the gradient."""
+    decoder: Any = model.get_decoder()
+    device = model.device
+    attend = _attend_by(model, row)
+    x = decoder.embed_tokens(row.tokens_T.to(device)).float()
+    positions = row.positions_T[None].to(device)
+    cos, sin = (part[0, :, None] for part in decoder.rotary_emb(x[None], positions))
+    for layer in decoder.layers:
+        if recompute and torch.is_grad_enabled():
+            x = checkpoint(_layer, layer, x, cos, sin, attend, use_reentrant=False, preserve_rng_state=False)
+        else:
+            x = _layer(layer, x, cos, sin, attend)
+    return normed(decoder.norm, x[row.source_N.to(device)])
+
+
+def _attend_by(model: PreTrainedModel, row: PackedRow) -> Attend:
+    config: Any = model.config
+    device = model.device
+    if device.type == "cpu":
+        heads = {"heads": config.num_attention_heads, "kv_heads": config.num_key_value_heads}
+        native = cache(lambda: RowParts.of(row.shapes))
+        shared = cache(lambda: SharedPrompts.of(row.shapes, len(row.tokens_T), **heads))
+
+        def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+            if suits(query, key, value):
+                return native_attention(query, key, value, native(), scale)
+            return shared_attention(query, key, value, shared(), scale)
+
+        return attend
+    flex = partial(flex_attention_over, row_mask(row, device))
+    return lambda query, key, value, scale: flex(query.to(value.dtype), key.to(value.dtype), value, scale)
+
+
+def _layer(layer: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attend: Attend) -> torch.Tensor:
+    x = x + _attention(layer.self_attn, normed(layer.input_layernorm, x), cos, sin, attend)
+    h, mlp = normed(layer.post_attention_layernorm, x), layer.mlp
+    down: torch.Tensor = mlp.down_proj(gated_silu(mlp.gate_proj(h), mlp.up_proj(h)))
+    return x + down
+
+
+def _attention(attention: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attend: Attend) -> torch.Tensor:
+    parts = (attention.q_proj(x), attention.k_proj(x), attention.v_proj(x))
+    query, key, value = (part.view(len(x), -1, attention.head_dim) for part in parts)
+    if hasattr(attention, "q_norm"):
+        query, key = normed(attention.q_norm, query), normed(attention.k_norm, key)
+    out = attend(rotate(query, cos, sin), rotate(key, cos, sin), value, attention.scaling)
+    projected: torch.Tensor = attention.o_proj(out.flatten(1))
+    return projected
+
+
+def normed(module: Any, x: torch.Tensor) -> torch.Tensor:
+    return rms_norm(x, module.weight, module.variance_epsilon)

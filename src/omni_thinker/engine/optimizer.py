@@ -1,0 +1,112 @@
+"""fp32 copies of a model's weights, which take the updates: one of 1e-6 is lost to rounding in bf16.
+
+Where weights are in bf16 on a CPU, the kernels in C add up gradients and make a step in one pass over memory each; what
+they know of the optimiser's state is torch's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from omni_thinker.engine.native import kernels
+from omni_thinker.protocol import OptimParams, OptimReport
+
+BETAS = (0.9, 0.95)
+_EPS = 1e-8
+_BLOCK = 1 << 14
+"""Numbers whose squares are added up in fp32; the sums of blocks are added up in fp64."""
+
+
+class Masters:
+    """Trains `params` through their masters with AdamW (arXiv 1711.05101). Gradients of the params are added up in
+    their masters' `grad` as they come, and freed."""
+
+    def __init__(self, params: Sequence[torch.nn.Parameter]) -> None:
+        self.params = list(params)
+        self.values = [param.detach().float().clone().requires_grad_(True) for param in self.params]
+        native = all(p.dtype == torch.bfloat16 and p.device.type == "cpu" and p.is_contiguous() for p in self.params)
+        self._native = kernels() if native else None
+        for param, master in zip(self.params, self.values, strict=True):
+            param.register_post_accumulate_grad_hook(self._adds_to(master))
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget moments and gradients."""
+        self.clear()
+        fused = self.values[0].device.type in ("cpu", "cuda")
+        self.optimizer = torch.optim.AdamW(self.values, lr=0.0, betas=BETAS, eps=_EPS, fused=fused)
+
+    def clear(self) -> None:
+        """Forget gradients."""
+        for master in self.values:
+            master.grad = None
+
+    def step(self, optim: OptimParams) -> OptimReport:
+        """Clip the gradient's norm, make a step unless it isn't finite, and clear it."""
+        norm = self._norm()
+        applied = norm == norm and norm != float("inf")
+        if applied:
+            if self._native is None:
+                self._torch_step(optim, norm)
+            else:
+                self._native_step(self._native, optim, norm)
+        self.clear()
+        return OptimReport(norm, applied)
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Round the masters to the params."""
+        for param, master in zip(self.params, self.values, strict=True):
+            param.copy_(master)
+
+    def _norm(self) -> float:
+        grads = [master.grad for master in self.values if master.grad is not None]
+        if self._native is None:
+            return float(torch.nn.utils.get_total_norm(grads))
+        sums = [grad.new_empty(-(-grad.numel() // _BLOCK)) for grad in grads]
+        for grad, own in zip(grads, sums, strict=True):
+            self._native.squares(grad.data_ptr(), own.data_ptr(), grad.numel(), _BLOCK)
+        return float(torch.cat(sums).sum(dtype=torch.float64).sqrt()) if sums else 0.0
+
+    def _torch_step(self, optim: OptimParams, norm: float) -> None:
+        torch.nn.utils.clip_grads_with_norm_(self.values, optim.max_grad_norm, torch.tensor(norm))
+        for group in self.optimizer.param_groups:
+            group["lr"], group["weight_decay"] = optim.lr, optim.weight_decay
+        self.optimizer.step()
+        self.publish()
+
+    @torch.no_grad()
+    def _native_step(self, c: Any, optim: OptimParams, norm: float) -> None:
+        scale, keep = min(1.0, optim.max_grad_norm / (norm + 1e-6)), 1 - optim.lr * optim.weight_decay
+        for param, master in zip(self.params, self.values, strict=True):
+            if master.grad is None:
+                continue
+            state = self.optimizer.state[master]
+            if not state:  # as torch.optim.AdamW begins
+                state |= {"step": torch.zeros((), dtype=torch.float32, device="cpu")}
+                state |= {"exp_avg": torch.zeros_like(master), "exp_avg_sq": torch.zeros_like(master)}
+            state["step"] += 1
+            first, second = (1 - beta ** float(state["step"]) for beta in BETAS)
+            parts = (master, master.grad, state["exp_avg"], state["exp_avg_sq"], param)
+            rates = (scale, optim.lr / first, keep, *BETAS, second**0.5, _EPS)
+            c.adamw(*(part.data_ptr() for part in parts), master.numel(), *rates)
+            torch.autograd.graph.increment_version((master, param))  # what is laid out of the weights is old
+
+    def _adds_to(self, master: torch.Tensor) -> Any:
+        """Adds up micro-batches in fp32, where bf16 sums would lose the small ones."""
+
+        def hook(param: torch.Tensor) -> None:
+            grad, param.grad = param.grad, None
+            if grad is None:
+                return
+            if master.grad is None:
+                master.grad = grad.float().contiguous()
+            elif self._native is not None and grad.is_contiguous() and grad.dtype == torch.bfloat16:
+                self._native.add_up(master.grad.data_ptr(), grad.data_ptr(), grad.numel())
+            else:
+                master.grad.add_(grad)
+
+        return hook

@@ -1,0 +1,139 @@
+"""The server of walled scorers: a fresh process for every request. A script, never imported.
+
+    server      reads requests, keeps the deadline, hands back what the worker said
+    zygote      loads the scorer once, makes what it needs ready, forks a worker for every request     (zygote.py)
+      worker    reads its one request, scores, answers, and is killed with all that it started
+
+argv: a file that defines `handle(request) -> reply` and may define `prepare(settings)`, then folders for sys.path.
+A worker has never seen an earlier answer, and no later one sees it. Unless the request allows it, code made of a text
+isn't run in it (guard.py).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from omni_thinker.isolation.inside import confine, guard, zygote
+else:
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+    import confine
+    import guard
+    import zygote
+
+    del sys.path[0]
+
+_CHUNK = 1 << 16
+_MAX_REPLY = 1 << 22
+
+
+class _Handler:
+    """The scorer's file, loaded in the zygote."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._module: ModuleType | None = None
+        self._fault = ""
+
+    def prepare(self, order: zygote.Order) -> None:
+        """Load the file, and make ready what its `prepare` makes of the order's settings. Faults are told later."""
+        self._fault = ""
+        try:
+            if self._module is None:
+                self._module = _load(self._path)
+            if order.get("settings") is not None and hasattr(self._module, "prepare"):
+                self._module.prepare(order["settings"])
+        except Exception as exc:
+            self._fault = f"{type(exc).__name__}: {exc}"[:300]
+
+    def serve(self, channel: socket.socket) -> None:
+        """Answer the one request of `channel`."""
+        stream = channel.makefile("rwb")
+        request = json.loads(stream.readline())
+        if self._fault or self._module is None:
+            reply: Any = {"error": self._fault}
+        else:
+            if not request["evaluates"]:
+                guard.literals_only()
+                guard.forbid_evaluation()
+            reply = _call(self._module.handle, request["request"])
+        stream.write(json.dumps(reply).encode() + b"\n")
+        stream.flush()
+
+
+def _load(path: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("handler", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _call(handle: Callable[[Any], Any], request: Any) -> Any:
+    try:
+        return handle(request)
+    except Exception as exc:
+        return {"error": f"{type(exc).__name__}: {exc}"[:300]}
+
+
+def _run(request: dict[str, Any], control: socket.socket) -> dict[str, Any]:
+    ours, theirs = socket.socketpair()
+    order = {name: request[name] for name in ("timeout", "memory_mb", "settings")}
+    zygote.start_worker(control, order, theirs)
+    zygote.await_prepared(control)
+    deadline = time.monotonic() + request["timeout"]
+    line = json.dumps({name: request[name] for name in ("request", "evaluates")}).encode() + b"\n"
+    received = _exchange(ours, line, deadline)
+    ours.close()
+    end = zygote.end_worker(control, linger=received == b"")
+    if received is None or end == str(128 + signal.SIGXCPU):
+        return {"error": "no reply before the deadline"}
+    if end == str(guard.EVALUATED):
+        return {"error": "evaluated", "evaluated": True}
+    try:
+        return {"reply": json.loads(json.dumps(json.loads(received)))}
+    except (ValueError, RecursionError):
+        return {"error": f"the scorer's process ended without a reply (exit code {end})"}
+
+
+def _exchange(channel: socket.socket, line: bytes, deadline: float) -> bytes | None:
+    """What the worker answers, up to the end of its line; b"" where it ended without; None at the deadline."""
+    received = b""
+    try:
+        channel.settimeout(max(0.001, deadline - time.monotonic()))
+        channel.sendall(line)
+        while not received.endswith(b"\n"):
+            channel.settimeout(max(0.001, deadline - time.monotonic()))
+            chunk = channel.recv(_CHUNK)
+            received += chunk
+            if not chunk or len(received) > _MAX_REPLY:
+                return b""
+    except TimeoutError:
+        return None
+    except OSError:
+        return b""
+    return received
+
+
+def main() -> None:
+    handler = _Handler(sys.argv[1])
+    sys.path[:0] = sys.argv[2:]
+    zygote.begin()
+    control = zygote.spawn(handler.serve, handler.prepare)
+    confine.hide()
+    os.write(zygote.REPLIES, b'{"ready": true}\n')
+    zygote.answer_requests(lambda request: _run(request, control))
+
+
+if __name__ == "__main__":
+    main()

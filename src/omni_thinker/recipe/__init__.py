@@ -1,0 +1,20 @@
+"""A recipe: everything a study needs, in one TOML file. Imports no torch.
+
+Unknown keys are refused. Relative paths are taken from the folder that the command runs in, or from `data_root`.
+"""
+
+from __future__ import annotations
+
+from omni_thinker.recipe.judge import BudgetSpec, EndpointSpec, JudgeSpec, PriceSpec
+from omni_thinker.recipe.load import builtin_recipe, load_recipe, parse_recipe
+from omni_thinker.recipe.models import LoraSpec, ModelSpec
+from omni_thinker.recipe.rl import EvalSpec, RlSpec, WarmupSpec
+from omni_thinker.recipe.study import ARMS, ProbeKind, StudySpec, scheduled_arms
+from omni_thinker.recipe.tasks import RewardSpec, TaskSpec
+from omni_thinker.recipe.whole import Recipe
+
+__all__ = [
+    "ARMS", "BudgetSpec", "EndpointSpec", "EvalSpec", "JudgeSpec", "LoraSpec", "ModelSpec", "PriceSpec", "ProbeKind",
+    "Recipe", "RewardSpec", "RlSpec", "StudySpec", "TaskSpec", "WarmupSpec", "builtin_recipe", "load_recipe",
+    "parse_recipe", "scheduled_arms",
+]  # fmt: skip

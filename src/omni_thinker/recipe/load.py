@@ -1,0 +1,107 @@
+"""From a TOML file to a recipe; every complaint names the file and the key. Imports no torch."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from omni_thinker.errors import UserError
+from omni_thinker.recipe.tasks import TaskSpec
+from omni_thinker.recipe.whole import Recipe
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe file; `overrides` are `dotted.key=value` with a TOML value.
+
+    Raises UserError naming the file and the key.
+    """
+    try:
+        table: dict[str, Any] = tomllib.loads(path.read_text("utf-8-sig"))
+    except FileNotFoundError:
+        raise UserError("no such recipe file", file=path) from None
+    except tomllib.TOMLDecodeError as exc:
+        raise UserError(f"not valid TOML: {exc}", file=path) from None
+    except IsADirectoryError:
+        raise UserError("is a directory; a run in it goes on with --resume", file=path) from None
+    except (OSError, ValueError) as exc:
+        raise UserError(f"can't be read as a recipe: {exc}", file=path) from None
+    except RecursionError:
+        raise UserError("nested too deeply", file=path) from None
+    for override in overrides:
+        _set(table, override)
+    return parse_recipe(table, path)
+
+
+def builtin_recipe(overrides: Sequence[str] = ()) -> Recipe:
+    """The four built-in tasks with all defaults."""
+    table: dict[str, Any] = {
+        "name": "builtin",
+        "tasks": {name: {"source": f"builtin:{name}"} for name in ("math", "coding", "qa", "writing")},
+    }
+    for override in overrides:
+        _set(table, override)
+    return parse_recipe(table, "--set")
+
+
+def parse_recipe(table: Mapping[str, Any], source: object) -> Recipe:
+    """A checked Recipe from plain tables. Raises UserError naming `source` and the first bad key."""
+    try:
+        return Recipe.model_validate(dict(table))
+    except UserError as exc:
+        raise exc.within(source) from None
+    except RecursionError:
+        raise UserError("nested too deeply", file=source) from None
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        unknown = first["type"] == "extra_forbidden"
+        wrong = f"{first['msg']} (got {_shown(first['input'])})"
+        message = "unknown key" + _nearest(first["loc"]) if unknown else wrong
+        raise UserError(message, file=source, key=key or None) from None
+
+
+def _shown(value: object) -> str:
+    try:
+        return f"{value!r:.80}"
+    except RecursionError:
+        return "a deeply nested value"
+    except ValueError:  # a whole number with more digits than Python writes out
+        return "a huge number"
+
+
+def _nearest(loc: tuple[int | str, ...]) -> str:
+    """The known keys of the table that an unknown key was put in."""
+    model: Any = Recipe
+    for part in loc[:-1]:
+        fields = getattr(model, "model_fields", None)
+        if fields is None or part not in fields:
+            model = TaskSpec if model is Recipe or part in ("tasks",) or loc[0] == "tasks" else None
+            continue
+        annotation = fields[part].annotation
+        model = annotation if isinstance(annotation, type) else (TaskSpec if part == "tasks" else None)
+    known = getattr(model, "model_fields", None)
+    return f"; known here: {', '.join(known)}" if known else ""
+
+
+def _set(table: dict[str, Any], override: str) -> None:
+    key, sep, text = override.partition("=")
+    if not sep or not key.strip():
+        raise UserError(f"--set takes key=value, got {override!r}")
+    try:
+        value = tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word is a string
+    except RecursionError:
+        raise UserError("nested too deeply", key=key) from None
+    except ValueError as exc:  # a whole number of too many digits
+        raise UserError(f"can't be read: {exc}", key=key) from None
+    *path, last = key.strip().split(".")
+    for part in path:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise UserError(f"{part!r} is not a table", key=key)
+    table[last] = value

@@ -1,0 +1,67 @@
+"""The tables `[warmup]`, `[rl]` and `[evaluation]` of a recipe. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from omni_thinker.recipe.types import MOST, Count, NonNegative, Positive, PositiveFloat, Share, Table
+
+
+class WarmupSpec(Table):
+    """Supervised steps on gold answers of the train split, until each task scores within `target`."""
+
+    steps: Count = 40
+    batch: Positive = 16
+    lr: PositiveFloat = 3e-5
+    check_every: Positive = 5
+    check_problems: Positive = 32
+    target: tuple[Share, Share] = (0.2, 0.6)
+
+
+class RlSpec(Table):
+    """One GRPO step (arXiv 2402.03300) and its variants."""
+
+    loss: Literal["grpo", "dapo", "dr_grpo", "gspo", "cispo"] = "grpo"
+    advantage: Literal["grpo", "dr_grpo", "rloo", "reinforce_pp"] = "grpo"
+    normaliser: Literal["auto", "sample", "token", "task_token", "constant"] = "auto"
+    group_size: Annotated[int, Field(ge=2, le=MOST, strict=True)] = 8
+    problems_per_step: Positive = 8
+    temperature: PositiveFloat = 1.0
+    lr: PositiveFloat = 1e-5
+    lr_warmup_steps: Count = 2
+    weight_decay: NonNegative = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+    eps_low: PositiveFloat = 0.2
+    eps_high: PositiveFloat = 0.2
+    kl_beta: NonNegative = 0.0
+    minibatches: Positive = 1
+    """Optimiser steps per batch of samples; above 1 the later ones are off-policy and clipped."""
+    refill_rounds: Count = 1
+    """How often zero-variance groups are replaced by fresh problems of the same task within a step."""
+    refill_most: Positive = 1
+    """Problems drawn for one that is replaced: as many as it lately took to find one with signal, at most this many
+    (arXiv 2602.05547). Both at 8 keep the trained mix at the asked one; both at 1 are cheap."""
+    kl_every: Count = 4
+    """Measure the KL to the start every so many steps (0: never). It costs one extra forward pass."""
+    score_deadline_s: PositiveFloat = 1800.0
+    """What isn't scored so long after the last sample of a step is an error."""
+    max_error_rate: Share = 0.2
+    """Stop when more than this share of a step's scores are errors."""
+
+
+class EvalSpec(Table):
+    """How accuracy is measured: the mean score of `samples` answers to each problem."""
+
+    validation_problems: Positive = 48
+    test_problems: Positive = 96
+    samples: Positive = 2
+    temperature: NonNegative = 1.0
+    top_k: Count = 0
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    min_p: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Filters of the distribution; 0, 1 and 0 filter nothing. Training draws without: its ratios compare whole
+    distributions."""
+    keep_samples: Positive = 4
+    """Rollouts per task written to samples.jsonl at each evaluation."""

@@ -1,0 +1,120 @@
+"""Schedulers as a recipe names them: which task next, in an arm of a study. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from omni_thinker.recipe.types import Count, Positive, PositiveFloat, Share, Table
+
+
+class Uniform(Table):
+    """The same share for every task, whatever their weights."""
+
+    kind: Literal["uniform"]
+
+
+class Proportional(Table):
+    """Shares in proportion to each task's training problems to the power of 1 / `temperature` (arXiv 1907.05019): 1 is
+    proportional, large ones are even."""
+
+    kind: Literal["proportional"]
+    temperature: PositiveFloat = 1.0
+
+
+class RoundRobin(Table):
+    """One task a step, in turn."""
+
+    kind: Literal["round_robin"]
+
+
+class Sec(Table):
+    """A bandit on learnability (arXiv 2505.14970)."""
+
+    kind: Literal["sec"]
+    rate: Annotated[PositiveFloat, Field(le=1.0)] = 0.5
+    temperature: PositiveFloat = 0.2
+
+
+class Dump(Table):
+    """An upper confidence bound on learnability (arXiv 2504.09710)."""
+
+    kind: Literal["dump"]
+    window: Positive = 300
+    bonus: PositiveFloat = 1.0
+    temperature: PositiveFloat = 0.1
+
+
+class Tscl(Table):
+    """The task whose reward changes fastest (arXiv 1707.00183)."""
+
+    kind: Literal["tscl"]
+    window: Annotated[Positive, Field(ge=2)] = 10
+    explore: Share = 0.3
+
+
+class Pac(Table):
+    """Thompson sampling of learnability that grows with progress."""
+
+    kind: Literal["pac"]
+    cold_start: Count | None = None
+    """Steps of even shares; none: 50, or a quarter of the study's where that is less."""
+    window: Annotated[Positive, Field(ge=2)] = 10
+    drift: PositiveFloat = 0.01
+    noise: PositiveFloat = 0.1
+
+
+class WorstTask(Table):
+    """More for the tasks that gain least (MT-GRPO, arXiv 2602.05547)."""
+
+    kind: Literal["worst_task"]
+    rate: Annotated[PositiveFloat, Field(le=100.0)] = 2.0
+    floor: Share = 0.1
+
+
+class Tac(Table):
+    """Learnability times how far a task's gradient points where the others' do (arXiv 2606.25178)."""
+
+    kind: Literal["tac"]
+    rate: Annotated[PositiveFloat, Field(le=1.0)] = 0.5
+    temperature: PositiveFloat = 0.1
+
+
+class Serial(Table):
+    """Joint training's shares, but each step updates once for each of its tasks, in random order (CGPO,
+    arXiv 2409.20370); `rl.minibatches` doesn't count."""
+
+    kind: Literal["serial"]
+
+
+class First(Table):
+    """Some tasks first, then all of them: math first, or what a judge scores first (arXiv 2512.13607)."""
+
+    kind: Literal["first"]
+    tasks: tuple[str, ...] = ()
+    """Empty: those that a judge scores."""
+    share: Annotated[float, Field(gt=0.0, lt=1.0, strict=True)] = 0.25
+    """Of all steps."""
+
+
+class Sequence(Table):
+    """Stages in the order that is written; a task may come again, which refreshes it (arXiv 2606.02398)."""
+
+    kind: Literal["sequence"]
+    stages: Annotated[tuple[str, ...], Field(min_length=1)]
+    """`task` or `task:length`, in multiples of the others' length."""
+
+
+SchedulerSpec = Annotated[
+    Uniform | Proportional | RoundRobin | Sec | Dump | Tscl | Pac | WorstTask | Tac | Serial | First | Sequence,
+    Field(discriminator="kind"),
+]
+PLAIN = ("uniform", "proportional", "round_robin", "sec", "dump", "tscl", "pac", "worst_task", "tac", "serial", "first")
+"""Kinds that an arm may name directly, with all defaults."""
+
+
+def plain(kind: str) -> SchedulerSpec:
+    """That kind with all defaults."""
+    spec: SchedulerSpec = TypeAdapter(SchedulerSpec).validate_python({"kind": kind})
+    return spec

@@ -1,0 +1,113 @@
+"""The table `[study]` of a recipe. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from omni_thinker.errors import UserError
+from omni_thinker.recipe.models import LoraSpec
+from omni_thinker.recipe.schedulers import PLAIN, SchedulerSpec, plain
+from omni_thinker.recipe.tasks import RESERVED, TASK_NAME
+from omni_thinker.recipe.types import Count, Positive, PositiveFloat, Table
+
+ProbeKind = Literal["full", "short", "lora", "gradient"]
+ARMS = ("start", "single", "curriculum", "charged", "reverse", "joint", "merge")
+
+
+class StudySpec(Table):
+    """Arms at equal budget: every trained arm spends `steps` RL steps in all."""
+
+    steps: Positive = 48
+    seeds: Annotated[tuple[Count, ...], Field(min_length=1)] = (0,)
+    arms: Annotated[tuple[str, ...], Field(min_length=1)] = ("start", "single", "curriculum", "joint", "merge")
+    """Those named here, those of `schedulers`, and kinds of scheduler that need no settings: uniform, proportional,
+    round_robin, sec, dump, tscl, pac, worst_task, tac, serial, first."""
+    schedulers: dict[str, SchedulerSpec] = Field(default_factory=dict)
+    """Arms of one's own: a name, and the scheduler that says which task comes next."""
+    single_budget: Literal["full", "stage"] = "full"
+    """`full`: a single-task arm trains as long as the others. `stage`: it is the probe (steps / tasks)."""
+    probes: tuple[ProbeKind, ...] = ()
+    """How transfer is measured; the first kind makes the matrix that is planned with, others are measured beside it.
+
+    `full`: a whole stage on each task alone. `short`: the first steps of one, what a stage would show is extrapolated.
+    `lora`: the same with low-rank adapters, which are kept; whole stages where the arm `merge` is made of them.
+    `gradient`: no runs at all, a straight line along each task's policy gradient. Empty: `full` where the arms `single`
+    or `merge` need whole stages anyway, else `short`."""
+    probe_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.13
+    """Short, LoRA and gradient probes take at most this share of all training steps, each kind by itself. Of trained
+    tokens it may be a tenth more, as not every step trains on as many; so the default stays under 15 % of these."""
+    probe_lora: LoraSpec = LoraSpec()
+    probe_lora_lr: PositiveFloat = 10.0
+    """Learning rate of LoRA probes, in multiples of rl.lr: adapters want about ten times that of whole weights."""
+    forecaster: Literal["hierarchical", "additive", "relative", "logit", "naive"] = "hierarchical"
+    strategy: Literal["exact", "back_greedy", "least_to_most_forgettable", "front_greedy", "reversed", "random"] = (
+        "exact"
+    )
+    objective: Literal["mean", "worst"] = "mean"
+    order: tuple[str, ...] = ()
+    """Fixes the curriculum's order, instead of planning it."""
+    replan: bool = False
+    """After each stage of the curriculum, plan the rest anew with what was seen (hierarchical forecaster)."""
+    single_tasks: tuple[str, ...] = ()
+    """Which tasks get a single-task arm; empty: all."""
+    merge_scale: PositiveFloat = 1.0
+    """Task arithmetic (arXiv 2212.04089): start + scale x sum of (expert - start)."""
+    checkpoint_steps: Count = 0
+    """Steps between two points that a killed study goes on from; 0: as few as keep their cost under 2 % of the time."""
+    bootstrap: Annotated[Positive, Field(ge=50)] = 4000
+    """Resamples of a study of one seed."""
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+
+
+def scheduled_arms(study: StudySpec) -> dict[str, SchedulerSpec]:
+    """Arms that a scheduler makes, in the order that they are named in."""
+    return {
+        name: study.schedulers[name] if name in study.schedulers else plain(name)
+        for name in study.arms
+        if name not in ARMS
+    }
+
+
+def check_arms(study: StudySpec, tasks: list[str]) -> None:
+    """Raises UserError for arms that nothing makes, and schedulers of tasks that aren't there."""
+    for name in study.schedulers:
+        # Files of single-task arms and probes begin with these.
+        taken = name in (*ARMS, *RESERVED, "state", "warmup") or name.startswith(("single-", "probe-", "lora-"))
+        if taken or not TASK_NAME.fullmatch(name):
+            raise UserError("can't be the name of an arm", key=f"study.schedulers.{name}")
+    for name in study.arms:
+        if name not in ARMS and name not in study.schedulers and name not in PLAIN:
+            known = ", ".join((*ARMS, *study.schedulers, *PLAIN))
+            raise UserError(f"no arm {name!r:.80}; there are {known}", key="study.arms")
+    for name, spec in study.schedulers.items():
+        named = spec.tasks if spec.kind == "first" else ()
+        if spec.kind == "sequence":
+            named = tuple(stage.partition(":")[0] for stage in spec.stages)
+            if any(not _is_length(stage.partition(":")) for stage in spec.stages):
+                raise UserError(
+                    "a stage is `task` or `task:length` with a length above 0", key=f"study.schedulers.{name}"
+                )
+        if unknown := [task for task in named if task not in tasks]:
+            raise UserError(f"no task {unknown[0]!r:.80}; there are {', '.join(tasks)}", key=f"study.schedulers.{name}")
+
+
+def _is_length(stage: tuple[str, str, str]) -> bool:
+    _, colon, length = stage
+    try:
+        return not colon or 0 < float(length) < 1e6
+    except ValueError:
+        return False
+
+
+def check_replan(study: StudySpec) -> None:
+    """Raises UserError where there is nothing to plan anew, or nobody who would learn."""
+    wrong = {
+        "the arm 'curriculum'": "curriculum" not in study.arms,
+        "no fixed study.order": bool(study.order),
+        "study.strategy = 'exact'": study.strategy != "exact",
+        "study.forecaster = 'hierarchical', which learns": study.forecaster != "hierarchical",
+    }
+    if needed := [name for name, lacking in wrong.items() if lacking]:
+        raise UserError(f"planning anew takes {needed[0]}", key="study.replan")

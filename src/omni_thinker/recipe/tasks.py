@@ -1,0 +1,59 @@
+"""The tables `[tasks.NAME]` of a recipe. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from omni_thinker.recipe.types import Count, Positive, PositiveFloat, Table
+
+TASK_NAME_LENGTH = 64
+TASK_NAME = re.compile(rf"[A-Za-z][A-Za-z0-9_-]{{0,{TASK_NAME_LENGTH - 1}}}")
+RESERVED = ("all", "macro")
+"""What metrics and comparisons call all tasks together."""
+
+
+class RewardSpec(Table):
+    """`gate`: parts that must all be 1, else the reward is 0. `sum`: parts and their weights."""
+
+    gate: tuple[str, ...] = ("finished",)
+    sum: dict[str, PositiveFloat] = Field(min_length=1)
+
+
+class TaskSpec(Table):
+    """One task.
+
+    `source`: `builtin:NAME`, `jsonl`, `hf:NAME_OR_FOLDER`, `reasoning_gym:NAME` or `python:MODULE:CLASS`.
+    """
+
+    source: str
+    weight: PositiveFloat = 1.0
+    max_tokens: Positive | None = None
+    train: Positive | None = None
+    validation: Positive | None = None
+    test: Positive | None = None
+    difficulty: Annotated[float, Field(ge=0.0, le=10.0)] | None = None
+    pools: tuple[Annotated[float, Field(ge=0.0, le=10.0)], ...] = ()
+    """Generated tasks: difficulties in place of `difficulty`, a pool of like size for each. Training draws most from
+    the pool that has most to teach (rows name theirs in the field `difficulty_pool`)."""
+    seed: Count = 0
+    reward: RewardSpec | None = None
+    files: tuple[str, ...] = ()
+    """jsonl: rows of all files, one object a line, `.gz` allowed."""
+    fields: dict[str, str] = Field(default_factory=dict)
+    """Which field of a row is `prompt`, `answer`, `choices`, `tests`, `setup`, `reference`, `context` ...;
+    dots descend (`meta.setup`)."""
+    splits: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Values of the row's `split` field that make up `train`, `validation` and `test`. A split that is not
+    named is carved out of train by content hash."""
+    template: str = "{prompt}"
+    """The user's turn; `{prompt}`, `{options}`, `{context}` and `{first_test}` are filled in one pass."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Passed on to the source."""
+    stop: tuple[Annotated[str, Field(min_length=1, max_length=100)], ...] = ()
+    """An answer ends where one of these texts does, and is scored without it."""
+    allow_evaluating_scorers: bool = False
+    """reasoning-gym: take sets whose scorer runs answers as Python beside the expected answer. That stays inside the
+    sandbox and touches no other score, but an answer can award itself one."""

@@ -1,0 +1,69 @@
+"""A recipe: everything a study needs. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from omni_thinker.errors import UserError
+from omni_thinker.recipe.judge import JudgeSpec
+from omni_thinker.recipe.models import ModelSpec
+from omni_thinker.recipe.rl import EvalSpec, RlSpec, WarmupSpec
+from omni_thinker.recipe.study import StudySpec, check_arms, check_replan
+from omni_thinker.recipe.tasks import RESERVED, TASK_NAME, TASK_NAME_LENGTH, TaskSpec
+from omni_thinker.recipe.types import Table
+
+
+class Recipe(Table):
+    """The whole of a study."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = "study"
+    data_root: str = ""
+    """Folder that the tasks' `files` are relative to; empty: the folder that the command runs in."""
+    model: ModelSpec = ModelSpec()
+    tasks: dict[str, TaskSpec] = Field(min_length=1)
+    warmup: WarmupSpec = WarmupSpec()
+    rl: RlSpec = RlSpec()
+    evaluation: EvalSpec = EvalSpec()
+    judge: JudgeSpec = JudgeSpec()
+    study: StudySpec = StudySpec()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        """Raises UserError, which names the key; pydantic would name only the whole recipe."""
+        for name in self.tasks:
+            if not TASK_NAME.fullmatch(name) or name in RESERVED:
+                raise UserError(
+                    f"a task's name is 1 to {TASK_NAME_LENGTH} letters, digits, '-' and '_', begins with a letter, "
+                    f"and is not {' or '.join(RESERVED)}",
+                    key=f"tasks.{name:.80}",
+                )
+            if len(set(self.tasks[name].pools)) < len(self.tasks[name].pools):
+                raise UserError("names a difficulty twice", key=f"tasks.{name}.pools")
+        low, high = self.warmup.target
+        if low >= high:
+            raise UserError(f"takes a lower and a higher share, got {low:g} and {high:g}", key="warmup.target")
+        study = self.study
+        for key, named in (("order", study.order), ("single_tasks", study.single_tasks)):
+            if unknown := [name for name in named if name not in self.tasks]:
+                raise UserError(f"no task {unknown[0]!r}; there are {', '.join(self.tasks)}", key=f"study.{key}")
+        if study.order and sorted(study.order) != sorted(self.tasks):
+            raise UserError("names every task once", key="study.order")
+        for key, values in (
+            ("seeds", study.seeds),
+            ("arms", study.arms),
+            ("probes", study.probes),
+            ("single_tasks", study.single_tasks),
+        ):
+            if len(set(values)) < len(values):
+                raise UserError("names one twice, which would count it twice", key=f"study.{key}")
+        check_arms(study, list(self.tasks))
+        staged = {"single", "curriculum", "charged", "reverse", "merge"} & set(study.arms) or study.probes
+        if study.steps < len(self.tasks) and staged:
+            raise UserError(f"{study.steps} steps can't be shared by {len(self.tasks)} tasks", key="study.steps")
+        if study.probes and len(self.tasks) < 2:
+            raise UserError("a transfer matrix takes two tasks or more", key="study.probes")
+        if study.replan:
+            check_replan(study)
+        return self

@@ -1,0 +1,68 @@
+"""When a training is kept so that it can be gone on with, and where."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omni_thinker.protocol import Policy
+from omni_thinker.runs.files import checksum, is_whole, write_whole
+
+COST = 0.02
+"""Share of a training's time that checkpoints may take."""
+_GUESS_S = 5.0
+"""Seconds of one, before one was made."""
+_KEPT = 2
+"""Of one training: the newest, and the one before it should the newest be torn."""
+
+
+class Checkpoints:
+    """Of one arm. A checkpoint costs the same whatever lies between two, so how many steps do is a question of time:
+    by itself, as few as keep the cost under `COST`."""
+
+    def __init__(self, folder: Path, root: Path, name: str, every: int) -> None:
+        """`every` so many steps, 0: by time. Files lie in `folder` and are named from `root`."""
+        self._folder, self._root, self._name, self._every = folder, root, name, every
+        self._cost, self._last, self._steps = _GUESS_S, time.monotonic(), 0
+
+    def due(self) -> bool:
+        """To be asked once after every step."""
+        self._steps += 1
+        if self._every:
+            return self._steps % self._every == 0
+        return time.monotonic() - self._last > self._cost / COST
+
+    def write(self, policy: Policy, step: int) -> dict[str, str]:
+        """The policy's weights and moments after `step`; what `usable` and `read` take."""
+        began = time.monotonic()
+        path = self._folder / f"{self._name}.{step}.safetensors"
+        write_whole(path, policy.save_state)
+        found = {"file": str(path.relative_to(self._root)), "sum": checksum(path)}
+        self._last = time.monotonic()
+        self._cost = self._last - began
+        return found
+
+    def read(self, policy: Policy, value: Mapping[str, Any]) -> None:
+        """Go back to it: what is later was passed over, and must not count among the newest."""
+        path = self._root / value["file"]
+        policy.load_state(path)
+        for other in self._folder.glob(f"{self._name}.*.safetensors*"):
+            if self._step(other) > self._step(path):
+                other.unlink()
+
+    def drop(self, kept: int = _KEPT) -> None:
+        """All but the newest, once the journal knows of those."""
+        files = sorted(self._folder.glob(f"{self._name}.*.safetensors*"), key=self._step)
+        for path in files[: len(files) - kept]:
+            path.unlink()
+
+    def _step(self, path: Path) -> int:
+        """Of its name: a file's time is worth nothing where the clock was set."""
+        return int(path.name.removeprefix(f"{self._name}.").partition(".")[0])
+
+
+def usable(root: Path, value: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint's file is as it was written."""
+    return is_whole(root / value["file"], value["sum"])

@@ -1,0 +1,1 @@
+"""Drawing answers from a model."""

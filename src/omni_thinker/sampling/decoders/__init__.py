@@ -1,0 +1,1 @@
+"""Four decoders behind one protocol."""

@@ -1,0 +1,85 @@
+"""The decoding pass with everything between its matrix products in C: see native/."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from omni_thinker.engine.native import LANES, kernels
+from omni_thinker.engine.ops import gated
+from omni_thinker.sampling.decoders.fused import FusedDecoder
+from omni_thinker.types import TokenIds
+
+
+def speeds_up(model: PreTrainedModel) -> bool:
+    """Whether a model that FusedDecoder knows can be decoded by NativeDecoder on this machine."""
+    config: Any = model.config
+    if model.device.type != "cpu" or config.model_type == "qwen3":
+        return False  # Qwen3 norms its queries and keys
+    if any(p.dtype != torch.bfloat16 for name, p in model.named_parameters() if "lora_" not in name):
+        return False
+    return kernels() is not None
+
+
+class NativeDecoder(FusedDecoder):
+    """See Decoder. Keys and values in fp32; those of prompts with their tokens last, [kv heads, width, T], so that
+    scores are sums of whole vectors."""
+
+    multiple = LANES
+
+    def prefill(self, prompts: Sequence[TokenIds]) -> torch.Tensor:
+        logits = super().prefill(prompts)
+        self._length_P = self._position_P.clone()
+        for keys, _ in self._prompt:
+            keys.copy_(keys.transpose(2, 3).contiguous().view(keys.shape))
+        return logits
+
+    def _make_room(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=torch.float32, device="cpu")
+
+    def keep(self, groups: torch.Tensor, columns_P_G: torch.Tensor) -> None:
+        super().keep(groups, columns_P_G)
+        if len(groups) < len(self._length_P):
+            self._length_P = self._length_P[groups]
+
+    def _pass(self, token_P_G: torch.Tensor, position_P_G: torch.Tensor) -> torch.Tensor:
+        w, c, (groups, columns) = self.weights, kernels(), token_P_G.shape
+        assert c is not None
+        x = w.embed(token_P_G.reshape(-1)).float()
+        rows, channels = x.shape
+        cos, sin = (part[0].contiguous() for part in w.rotary(x[None], position_P_G.reshape(1, -1)))
+        if token_P_G.shape != self._own.shape[2:4] or self._used == self._own.shape[5]:
+            raise IndexError(f"no room for token {self._used + 1} of {tuple(token_P_G.shape)} samples")
+        normed = torch.empty_like(x, dtype=torch.bfloat16)
+        queries = x.new_empty(rows, w.heads, w.width)
+        attended = normed.new_empty(rows, w.heads * w.width)
+        tokens, slots = self._prompt.shape[4], self._own.shape[5]
+        branch: torch.Tensor | None = None
+
+        def norm(module: Any) -> None:
+            more = None if branch is None else branch.data_ptr()
+            weight, eps = module.weight.data_ptr(), module.variance_epsilon
+            c.add_norm(x.data_ptr(), more, weight, normed.data_ptr(), None, rows, channels, eps)
+
+        for number, layer in enumerate(w.layers):
+            norm(layer.before)
+            product = layer.qkv(normed).contiguous()
+            (keys, values), (own_keys, own_values) = self._prompt[number], self._own[number]
+            c.turn_and_store(
+                *(part.data_ptr() for part in (product, cos, sin, queries, own_keys, own_values)),
+                *(rows, w.heads, w.kv_heads, slots, self._used, w.width),
+            )
+            parts = (queries, keys, values, self._length_P, own_keys, own_values, attended)
+            sizes = (groups, columns, w.heads, w.kv_heads, w.width, tokens, slots, self._used + 1)
+            if c.attend(*(part.data_ptr() for part in parts), layer.scale, *sizes):
+                raise MemoryError("no memory for attention")
+            branch = layer.out(attended).contiguous()
+            norm(layer.after)
+            both = layer.gate_up(normed).contiguous()
+            branch = layer.down(gated(*both.chunk(2, dim=-1))).contiguous()
+        norm(w.norm)
+        shift_P_G = self._shift_P[:, None].expand(token_P_G.shape)
+        return w.head(normed, shift_P_G.flatten()).view(groups, columns, -1)

@@ -1,0 +1,203 @@
+"""Sampling with log-probs: every prompt is computed once for its whole group.
+
+Each step draws one token for every sample; a decoder computes what comes next. Finished samples and groups leave the
+batch. A sample depends on its seed and its number alone, not on its company: the random numbers are its own, and what
+company changes is the rounding of matrix products of other shapes (about 1e-2 nats in bf16, 1e-5 in fp32).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from omni_thinker.engine.llama import knows_weights
+from omni_thinker.protocol import OnGroup
+from omni_thinker.sampling.decoders.base import MULTIPLE, Decoder, MaskedDecoder, filled
+from omni_thinker.sampling.decoders.cuda_graph import StaticDecoder
+from omni_thinker.sampling.decoders.fused import FusedDecoder
+from omni_thinker.sampling.decoders.native import NativeDecoder, speeds_up
+from omni_thinker.sampling.draw import draw
+from omni_thinker.types import Group, Sample, SampleRequest, SamplingParams, StopReason
+
+Decode = Callable[[Sequence[int]], str]
+MAX_SEQUENCES = {"cpu": 256}
+"""In flight at once, by kind of device; elsewhere as many as a GPU's matrix units like."""
+_MAX_ELSEWHERE = 1024
+_TAIL = 8
+"""Tokens beyond the length of a stop text that are looked at for it: a token may be less than a character."""
+
+
+@torch.inference_mode()
+def sample_groups(
+    model: PreTrainedModel,
+    requests: Sequence[SampleRequest],
+    params: SamplingParams,
+    stop_ids: frozenset[int],
+    decode: Decode,
+    on_group: OnGroup | None = None,
+    max_sequences: int | None = None,
+    *,
+    decoder: type[Decoder] | None = None,
+) -> list[Group]:
+    """Draw one group per request, in order; `on_group` is told each as soon as its last sample ends.
+
+    At most `max_sequences` sequences are in flight at once. `decoder`: by default the fastest that knows the model.
+    """
+    if not requests:
+        return []
+    make = decoder or fastest_decoder(model)
+    max_sequences = max_sequences or MAX_SEQUENCES.get(model.device.type, _MAX_ELSEWHERE)
+    # Requests of like length go together: less padding, and a batch ends when its longest answer does.
+    order = sorted(range(len(requests)), key=lambda i: (requests[i].max_tokens, len(requests[i].prompt)))
+    width = max(1, max_sequences // params.group_size)
+    drawn: dict[int, Group] = {}
+    for begin in range(0, len(order), width):
+        chunk = order[begin : begin + width]
+
+        def finished(place: int, group: Group, chunk: Sequence[int] = chunk) -> None:
+            drawn[chunk[place]] = group
+            if on_group is not None:
+                on_group(chunk[place], group)
+
+        own = [requests[i] for i in chunk]
+        pass_ = make(model, params.group_size, max(request.max_tokens for request in own))
+        _Chunk(pass_, own, params, stop_ids, decode, finished).run()
+    return [drawn[i] for i in range(len(requests))]
+
+
+def fastest_decoder(model: PreTrainedModel) -> type[Decoder]:
+    """Hand-written where the model's layers are known: static for a GPU; for a CPU native, or fused without it."""
+    if not knows_weights(model):
+        return MaskedDecoder
+    if model.device.type != "cpu":
+        return StaticDecoder
+    return NativeDecoder if speeds_up(model) else FusedDecoder
+
+
+class _Chunk:
+    """Requests that are sampled together. [R] requests, [P, G] the columns still in the batch."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        requests: Sequence[SampleRequest],
+        params: SamplingParams,
+        stop_ids: frozenset[int],
+        decode: Decode,
+        finished: OnGroup,
+    ) -> None:
+        self.decoder, self.requests, self.params, self.decode = decoder, requests, params, decode
+        self.stop_ids, self.finished = stop_ids, finished
+        count, size = len(requests), params.group_size
+        self.limit_R = np.array([request.max_tokens for request in requests])
+        self.steps = int(self.limit_R.max())
+        self.uniform_R_G_T = np.stack([uniforms(request.seed, size, self.steps) for request in requests])
+        self.tokens_R_G_T = np.zeros((count, size, self.steps), dtype=np.int64)
+        self.logprobs_R_G_T = np.zeros((count, size, self.steps))
+        self.length_R_G = np.zeros((count, size), dtype=np.int64)
+        self.stopped_R_G = np.zeros((count, size), dtype=bool)
+        self.cut_R_G = np.full((count, size), -1)
+        """Characters before a stop text, -1 where none was met."""
+        self.told_R = np.zeros(count, dtype=bool)
+        self.group_P = np.arange(count)
+        self.sample_P_G = np.tile(np.arange(size), (count, 1))
+        """The sample that a column draws for, -1 for none."""
+
+    def run(self) -> None:
+        logits_P_V = self.decoder.prefill([request.prompt for request in self.requests])
+        logits_P_G_V = logits_P_V[:, None, :].expand(-1, self.params.group_size, -1)
+        for step in range(self.steps):
+            token_P_G = self._take(logits_P_G_V, step)
+            if (self.sample_P_G < 0).all():
+                return
+            token_P_G = self._compact(token_P_G)
+            logits_P_G_V = self.decoder.step(token_P_G, torch.from_numpy(self.sample_P_G).to(token_P_G.device))
+
+    def _take(self, logits_P_G_V: torch.Tensor, step: int) -> torch.Tensor:
+        """Draw a token for each column, note those of live samples, and let go of samples that end."""
+        live = self.sample_P_G >= 0
+        column = np.maximum(self.sample_P_G, 0)
+        device = logits_P_G_V.device
+        uniform = torch.from_numpy(self.uniform_R_G_T[self.group_P[:, None], column, step]).to(device)
+        token, logprob = draw(logits_P_G_V.flatten(0, 1), uniform.flatten(), self.params)
+        token_P_G = token.view(live.shape)
+        rows = np.broadcast_to(self.group_P[:, None], live.shape)[live]
+        columns = self.sample_P_G[live]
+        drawn = token_P_G.cpu().numpy()[live]
+        self.tokens_R_G_T[rows, columns, step] = drawn
+        self.logprobs_R_G_T[rows, columns, step] = logprob.view(live.shape).cpu().numpy()[live]
+        self.length_R_G[rows, columns] = step + 1
+        self.stopped_R_G[rows, columns] = np.isin(drawn, list(self.stop_ids))
+        self._meet_stop_texts(rows, columns)
+        ended = self.stopped_R_G[self.group_P[:, None], column] | (step + 1 >= self.limit_R[self.group_P])[:, None]
+        self.sample_P_G = np.where(ended | ~live, -1, self.sample_P_G)
+        for p in self.group_P[(self.sample_P_G < 0).all(1)]:
+            if not self.told_R[p]:  # what fills up a batch is a finished group that goes on; it is told once
+                self.told_R[p] = True
+                self.finished(int(p), self._group(int(p)))
+        return token_P_G
+
+    def _meet_stop_texts(self, rows: NDArray[Any], columns: NDArray[Any]) -> None:
+        for r, g in zip(rows, columns, strict=True):
+            texts = self.requests[r].stop
+            if not texts or self.stopped_R_G[r, g]:
+                continue
+            place = stop_place(self.tokens_R_G_T[r, g, : self.length_R_G[r, g]].tolist(), texts, self.decode)
+            if place is not None:
+                self.stopped_R_G[r, g], self.cut_R_G[r, g] = True, place
+
+    def _compact(self, token_P_G: torch.Tensor) -> torch.Tensor:
+        """Drop finished groups, and columns that no group needs, where that saves at least a fifth of the rows.
+
+        Columns stay a power of two and sequences a multiple of `MULTIPLE` (finished groups fill up): few shapes.
+        """
+        live = self.sample_P_G >= 0
+        going = live.any(1)
+        columns = min(live.shape[1], 1 << (int(live.sum(1).max()) - 1).bit_length())
+        count = filled(int(going.sum()), max(1, MULTIPLE // columns))
+        if count * columns > 0.8 * live.size:
+            return token_P_G
+        # The groups still going, and as many others as fill up, in the order they have.
+        keep = np.sort(np.argsort(~going, kind="stable")[:count])
+        # Samples still going move to the left, in order.
+        order = np.argsort(~live[keep], axis=1, kind="stable")[:, :columns]
+        self.group_P = self.group_P[keep]
+        self.sample_P_G = np.take_along_axis(self.sample_P_G[keep], order, axis=1)
+        groups, places = (torch.from_numpy(part).to(token_P_G.device) for part in (keep, order))
+        self.decoder.keep(groups, places)
+        return token_P_G[groups].gather(1, places)
+
+    def _group(self, r: int) -> Group:
+        samples = []
+        for g, length in enumerate(self.length_R_G[r]):
+            ids = tuple(int(t) for t in self.tokens_R_G_T[r, g, :length])
+            text = self.decode([t for t in ids if t not in self.stop_ids])
+            cut = self.cut_R_G[r, g]
+            logprobs = tuple(float(x) for x in self.logprobs_R_G_T[r, g, :length])
+            stop: StopReason = "stop" if self.stopped_R_G[r, g] else "length"
+            samples.append(Sample(ids, logprobs, text[:cut] if cut >= 0 else text, stop))
+        return Group(tuple(self.requests[r].prompt), tuple(samples))
+
+
+def stop_place(ids: Sequence[int], texts: Sequence[str], decode: Decode) -> int | None:
+    """Where in the text of `ids` the first of `texts` begins that their last tokens complete; None where none does."""
+    if not texts:
+        return None
+    tail = decode(ids[-(max(map(len, texts)) + _TAIL) :])
+    if not any(text in tail for text in texts):
+        return None
+    whole = decode(ids)
+    return min((place for text in texts if (place := whole.find(text)) >= 0), default=None)
+
+
+def uniforms(seed: int, group_size: int, steps: int) -> NDArray[np.float64]:
+    """One stream per sample, so that sample g is the same whatever the size of its group."""
+    streams = [
+        np.random.Generator(np.random.Philox(key=np.array([seed % 2**64, g], np.uint64))) for g in range(group_size)
+    ]
+    return np.stack([stream.random(steps) for stream in streams])
