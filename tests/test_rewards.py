@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omni_thinker.errors import UserError
-from omni_thinker.isolation import shutdown
+from omni_thinker.isolation import WalledScorer, shutdown
 from omni_thinker.judging import Verdict
 from omni_thinker.recipe import RewardSpec
-from omni_thinker.rewards import HybridReward, Reward, known_parts, make_reward, register_part, score_texts, validate
-from omni_thinker.rewards import registry as registry_module
+from omni_thinker.rewards import PARTS, HybridReward, Reward, is_verifiable, make_reward, score_texts, validate
 from omni_thinker.rewards.parts import Part
+from omni_thinker.rewards.walled import WalledPart
 from omni_thinker.types import Group, Problem, Sample, Score
 
 
@@ -147,7 +148,7 @@ def test_a_part_that_raises_or_miscounts_is_an_error() -> None:
 def test_every_known_part_can_be_made() -> None:
     names = {"finished", "format", "math", "unit_tests", "unit_tests_partial", "short_answer", "exact", "constraints",
              "preference", "reasoning_gym", "brevity", "not_overlong", "not_repetitive"}  # fmt: skip
-    assert names <= set(known_parts())
+    assert names <= set(PARTS.names)
     for name in names:
         reward = make_reward(RewardSpec(gate=(), sum={name: 1.0}), judge=TableJudge())
         assert isinstance(reward, Reward)
@@ -163,13 +164,46 @@ def test_bad_specs_are_user_errors() -> None:
     with pytest.raises(UserError, match="gate"):
         make_reward(RewardSpec(gate=("preference",), sum={"math": 1.0}), judge=TableJudge())
     with pytest.raises(UserError, match="exists"):
-        register_part("math", lambda judge: Broken())
+        PARTS.add("math", "somewhere:Else")
 
 
-def test_a_part_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry_module, "_parts", dict(registry_module._parts))
-    register_part("mine", lambda judge: Fixed({"t": HALF}))
-    assert value("mine", "t", problem()) == 0.5
+def test_a_part_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_parts.py").write_text(
+        "from omni_thinker.rewards import Part, SamplePart\n"
+        "from omni_thinker.types import Score\n"
+        "class Half(SamplePart):\n"
+        "    async def score_sample(self, sample, problem):\n"
+        "        return Score.of(0.5)\n"
+        "class Judged(Half):\n"
+        "    judged = True\n"
+        "    def __init__(self, judge):\n"
+        "        self.judge = judge\n"
+        "class Other:\n"
+        "    pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert value("python:own_parts:Half", "t", problem()) == 0.5
+    own, judged = RewardSpec(sum={"python:own_parts:Half": 1.0}), RewardSpec(sum={"python:own_parts:Judged": 1.0})
+    assert is_verifiable(own)
+    assert not is_verifiable(judged)
+    assert make_reward(judged, judge=TableJudge()).judged
+    with pytest.raises(UserError, match="needs a judge"):
+        make_reward(judged, judge=None)
+    for wrong, words in (("Other", "must derive from"), ("None", "no class"), ("Part", "can't be made")):
+        with pytest.raises(UserError, match=words):
+            make_reward(RewardSpec(sum={f"python:own_parts:{wrong}": 1.0}), judge=None)
+
+
+def test_a_part_that_is_not_trusted_scores_inside_the_wall() -> None:
+    class Walled(WalledPart):
+        scorer = WalledScorer(Path(__file__).with_name("scorer_evaluating.py"))
+
+        def request(self, text: str, problem: Problem) -> dict[str, Any]:
+            return {"answer": text, "how": problem.data["how"], "gold": problem.answer}
+
+    for how, text, status in (("compare", "x", "value"), ("exec", "x = 1", "error"), ("leave", "x", "error")):
+        group = Group((), (Sample((), (), text, "stop"),))
+        assert asyncio.run(Walled().score(group, problem("x", how=how)))[0].status == status
 
 
 # --- gates ---------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -112,6 +112,8 @@ class OptimReport:
 
 
 class Policy(Protocol):
+    """The model that is trained. Whatever has these methods can be driven by a study (`model.policy` in a recipe)."""
+
     def encode_prompt(self, user: str) -> tuple[int, ...]:
         """Tokens of a chat whose user says `user`, up to where the answer begins."""
         ...
@@ -140,10 +142,49 @@ class Policy(Protocol):
         """Apply and clear the gradient."""
         ...
 
-    def save_state(self, path: Path) -> None: ...
+    def reset_optimizer(self) -> None:
+        """Forget what the optimiser remembers, as at a stage's boundary."""
+        ...
 
-    def load_state(self, path: Path) -> None: ...
+    def mark_start(self) -> None:
+        """The weights of now are what `reference` means from here on."""
+        ...
+
+    def save_weights(self, path: Path) -> None:
+        """All that `load_weights` needs, without the optimiser's memory; safetensors."""
+        ...
+
+    def load_weights(self, path: Path) -> None:
+        """Weights that `save_weights` wrote, with a fresh optimiser."""
+        ...
+
+    def save_state(self, path: Path) -> None:
+        """Weights and the optimiser's memory."""
+        ...
+
+    def load_state(self, path: Path) -> None:
+        """What `save_state` wrote: training goes on as if nothing had happened in between."""
+        ...
 
     def export(self, path: Path) -> None:
         """Write a Hugging Face model folder."""
+        ...
+
+
+@runtime_checkable
+class SketchesGradients(Protocol):
+    """A policy that gradient probes can ask."""
+
+    def sketch_gradient(self, seed: int) -> torch.Tensor:
+        """The gradient and the optimiser's direction as [2, dimensions] numbers whose inner products are about
+        theirs; clears the gradient."""
+        ...
+
+
+@runtime_checkable
+class ExportsAdapters(Protocol):
+    """A policy whose LoRA factors can be written by themselves."""
+
+    def export_adapter(self, path: Path) -> None:
+        """Write a folder that peft loads."""
         ...

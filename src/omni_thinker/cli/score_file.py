@@ -12,13 +12,13 @@ from statistics import fmean
 from typing import Any
 
 from omni_thinker.errors import UserError
+from omni_thinker.plugins import PREFIX
 from omni_thinker.recipe import RewardSpec, load_recipe
 from omni_thinker.rewards.base import Reward
-from omni_thinker.rewards.registry import make_reward
+from omni_thinker.rewards.registry import is_verifiable, make_reward
 from omni_thinker.rewards.validate import score_texts
 from omni_thinker.runs.rundir import to_json
 from omni_thinker.study.setup import make_judge, make_tasks
-from omni_thinker.tasks.pool import is_verifiable
 from omni_thinker.types import Problem
 
 _AT_ONCE = 64
@@ -82,7 +82,7 @@ async def _score_all(reward: Reward, problems: list[Problem], texts: list[str]) 
 
 def _reward(name: str) -> Reward:
     path, _, task = name.rpartition(":")
-    if not path:
+    if not path or name.startswith(PREFIX):
         return make_reward(RewardSpec(gate=(), sum={name: 1.0}), judge=None)
     recipe = load_recipe(Path(path))
     if task not in recipe.tasks:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from omni_thinker.errors import UserError
-from omni_thinker.policy.torch_policy import TorchPolicy
+from omni_thinker.policy.make import make_policy
 from omni_thinker.recipe import Recipe
 from omni_thinker.rl.evaluate import evaluate
 from omni_thinker.study.setup import evaluation_params, prepare, study_seed
@@ -25,7 +25,7 @@ def evaluate_model(model: str, recipe: Recipe, split: str, references: Path | No
     wanted: Split = "test" if split == "test" else "validation"
     known = _read_references(references) if references else {}
     bench = prepare(recipe, with_judge=bool(known))
-    policy = TorchPolicy(recipe.model.model_copy(update={"name": model}))
+    policy = make_policy(recipe.model.model_copy(update={"name": model}))
     pools = {
         task: [_with_reference(problem, known) for problem in problems]
         for task, problems in bench.pools[wanted].items()

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from omni_thinker.errors import UserError
+from omni_thinker.plugins import did_you_mean
 from omni_thinker.recipe.tasks import TaskSpec
 from omni_thinker.recipe.whole import Recipe
 
@@ -84,7 +85,7 @@ def _nearest(loc: tuple[int | str, ...]) -> str:
         annotation = fields[part].annotation
         model = annotation if isinstance(annotation, type) else (TaskSpec if part == "tasks" else None)
     known = getattr(model, "model_fields", None)
-    return f"; known here: {', '.join(known)}" if known else ""
+    return did_you_mean(str(loc[-1]), list(known)) if known else ""
 
 
 def _set(table: dict[str, Any], override: str) -> None:

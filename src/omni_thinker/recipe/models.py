@@ -21,6 +21,8 @@ class ModelSpec(Table):
     """`name`: `builtin`, `tiny` (random, for tests), a Hugging Face folder, or a hub name."""
 
     name: str = "builtin"
+    policy: Annotated[str, Field(pattern=r"^(torch|python:.+)$")] = "torch"
+    """Who trains it: ours, or `python:MODULE:CLASS` with the methods of `omni_thinker.protocol.Policy`."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: a GPU where torch finds one."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
@@ -106,8 +106,16 @@ class Sequence(Table):
     """`task` or `task:length`, in multiples of the others' length."""
 
 
+class Own(Table):
+    """A scheduler of one's own: CLASS(tasks, problems_per_step, **options) of `python:MODULE:CLASS`."""
+
+    kind: Literal["python"]
+    source: Annotated[str, Field(pattern="^python:")]
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
 SchedulerSpec = Annotated[
-    Uniform | Proportional | RoundRobin | Sec | Dump | Tscl | Pac | WorstTask | Tac | Serial | First | Sequence,
+    Uniform | Proportional | RoundRobin | Sec | Dump | Tscl | Pac | WorstTask | Tac | Serial | First | Sequence | Own,
     Field(discriminator="kind"),
 ]
 PLAIN = ("uniform", "proportional", "round_robin", "sec", "dump", "tscl", "pac", "worst_task", "tac", "serial", "first")
@@ -115,6 +123,7 @@ PLAIN = ("uniform", "proportional", "round_robin", "sec", "dump", "tscl", "pac",
 
 
 def plain(kind: str) -> SchedulerSpec:
-    """That kind with all defaults."""
-    spec: SchedulerSpec = TypeAdapter(SchedulerSpec).validate_python({"kind": kind})
+    """That kind, or `python:MODULE:CLASS`, with all defaults."""
+    table = {"kind": "python", "source": kind} if kind.startswith("python:") else {"kind": kind}
+    spec: SchedulerSpec = TypeAdapter(SchedulerSpec).validate_python(table)
     return spec

@@ -78,9 +78,9 @@ def check_arms(study: StudySpec, tasks: list[str]) -> None:
         if taken or not TASK_NAME.fullmatch(name):
             raise UserError("can't be the name of an arm", key=f"study.schedulers.{name}")
     for name in study.arms:
-        if name not in ARMS and name not in study.schedulers and name not in PLAIN:
+        if name not in (*ARMS, *study.schedulers, *PLAIN) and not name.startswith("python:"):
             known = ", ".join((*ARMS, *study.schedulers, *PLAIN))
-            raise UserError(f"no arm {name!r:.80}; there are {known}", key="study.arms")
+            raise UserError(f"no arm {name!r:.80}; there are {known}, python:MODULE:CLASS", key="study.arms")
     for name, spec in study.schedulers.items():
         named = spec.tasks if spec.kind == "first" else ()
         if spec.kind == "sequence":

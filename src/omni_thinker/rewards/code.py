@@ -50,7 +50,7 @@ def _fenced(text: str) -> list[str]:
 
 
 class UnitTests(SamplePart):
-    """1 where the extracted program passes all of data["tests"], else 0; with `partial` the share that it passes.
+    """1 where the extracted program passes all of data["tests"], else 0.
 
     The tests run in another process than the program and call it from there. data["setup"] runs before them, on their
     side. data["entry_point"] (a name or a list) says what they take from the program, by default what the gold program
@@ -62,8 +62,9 @@ class UnitTests(SamplePart):
     Raises UserError where there is no sandbox.
     """
 
-    def __init__(self, *, partial: bool = False) -> None:
-        self._partial = partial
+    partial = False
+
+    def __init__(self) -> None:
         try:
             launch()
         except IsolationError as exc:
@@ -79,7 +80,7 @@ class UnitTests(SamplePart):
             report = await run_tests(program, _tests(problem), setup=setup, entry_points=names, timeout=timeout)
         except IsolationError as exc:
             return Score.error(f"unit_tests: {exc}")
-        value = report.passed / report.total if self._partial else float(report.outcome == "passed")
+        value = report.passed / report.total if self.partial else float(report.outcome == "passed")
         return valued(value, report.reason)
 
     def check(self, problem: Problem) -> str | None:
@@ -105,6 +106,12 @@ class UnitTests(SamplePart):
 
     def wrong_answer(self, problem: Problem) -> str | None:
         return "def wrong_answer():\n    return None"
+
+
+class PartialUnitTests(UnitTests):
+    """The share of tests that the extracted program passes."""
+
+    partial = True
 
 
 def _tests(problem: Problem) -> list[str]:

@@ -7,48 +7,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omni_thinker.errors import UserError
-from omni_thinker.isolation import IsolationError, TextEvaluated, WalledScorer, launch
-from omni_thinker.rewards.parts import SamplePart, data_text, valued
-from omni_thinker.types import Problem, Sample, Score
+from omni_thinker.isolation import WalledScorer
+from omni_thinker.rewards.parts import data_text
+from omni_thinker.rewards.walled import WalledPart
+from omni_thinker.types import Problem
 
 GYM = WalledScorer(Path(__file__).parent / "handlers" / "gym_handler.py", ("reasoning_gym",))
 """The package's generators and scorers: gym_handler.py says what may be asked."""
-_DEADLINE_S = 10.0
-_LONGEST = 20_000
 
 
-class ReasoningGym(SamplePart):
+class ReasoningGym(WalledPart):
     """score_answer of the set data["gym"] with data["gym_config"] on data["entry"], in [0, 1].
 
-    Each answer is scored in a fresh process of the sandbox. An exception of the scorer, a value outside [0, 1], a
-    missed deadline, and an attempt to run the answer as code are errors. The last is allowed where
-    data["evaluates"] is true, which a task sets whose recipe says allow_evaluating_scorers.
-
-    Raises UserError where there is no sandbox.
+    Where data["evaluates"] is true, which a task sets whose recipe says allow_evaluating_scorers, the scorer may run the
+    answer as code.
     """
 
-    def __init__(self) -> None:
-        try:
-            launch()
-        except IsolationError as exc:
-            raise UserError(str(exc), key="reward") from None
+    scorer = GYM
 
-    async def score_sample(self, sample: Sample, problem: Problem) -> Score:
-        chosen = gym_set(str(problem.data["gym"]), problem.data.get("gym_config") or {})
-        request = {"set": chosen, "entry": problem.data["entry"], "answer": sample.text.strip()[:_LONGEST]}
-        allowed = problem.data.get("evaluates") is True
-        try:
-            reply = await GYM.call(request, _DEADLINE_S, settings=chosen, evaluates=allowed)
-        except TextEvaluated:
-            why = "its scorer tried to run the answer as code; allow_evaluating_scorers = true in the task accepts that"
-            return Score.error(f"reasoning_gym: {why}")
-        except IsolationError as exc:
-            return Score.error(f"reasoning_gym: {exc}")
-        value = reply.get("score")
-        if not isinstance(value, float) or not 0.0 <= value <= 1.0:
-            return Score.error(f"reasoning_gym: score {value!r} is not in [0, 1]"[:300])
-        return valued(value)
+    def settings(self, problem: Problem) -> Mapping[str, Any]:
+        return gym_set(str(problem.data["gym"]), problem.data.get("gym_config") or {})
+
+    def request(self, text: str, problem: Problem) -> Mapping[str, Any]:
+        return {"set": self.settings(problem), "entry": problem.data["entry"], "answer": text}
+
+    def evaluates(self, problem: Problem) -> bool:
+        return problem.data.get("evaluates") is True
 
     def check(self, problem: Problem) -> str | None:
         if importlib.util.find_spec("reasoning_gym") is None:

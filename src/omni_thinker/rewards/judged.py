@@ -78,8 +78,17 @@ class Ranking(JudgedPart):
         return [_named("ranking", score) for score in scores]
 
 
+class Tournament(Ranking):
+    """`Ranking` by pairs, four rounds, whatever the judge can do."""
+
+    def __init__(self, judge: Judge) -> None:
+        super().__init__(judge, rounds=4)
+
+
 class Rubric(JudgedPart):
     """By the criteria in data["rubric"], for judges that can rate: mean points, scaled to [0, 1]."""
+
+    rates = True
 
     def __init__(self, judge: Rater) -> None:
         super().__init__(judge, "rubric")

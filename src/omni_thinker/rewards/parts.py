@@ -13,6 +13,8 @@ class Part(ABC):
 
     judged = False
     """It asks a judge instead of knowing what is right."""
+    rates = False
+    """Its judge must give points by a rubric, not only compare."""
     compares = False
     """It needs a reference, which the start writes where a row has none."""
     local = False

@@ -2,68 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 from omni_thinker.errors import UserError
 from omni_thinker.judging import Judge, Rater
+from omni_thinker.plugins import PREFIX, Registry
 from omni_thinker.recipe import RewardSpec
-from omni_thinker.rewards.code import UnitTests
-from omni_thinker.rewards.constraints import Constraints
-from omni_thinker.rewards.gates import Finished, Format
-from omni_thinker.rewards.gym import ReasoningGym
 from omni_thinker.rewards.hybrid import HybridReward
-from omni_thinker.rewards.judged import Preference, Ranking, Rubric
-from omni_thinker.rewards.math import Math
 from omni_thinker.rewards.parts import Part
-from omni_thinker.rewards.shape import Brevity, NotOverlong, NotRepetitive
-from omni_thinker.rewards.text import Exact, ShortAnswer
 
-PartFactory = Callable[[Judge | None], Part]
+_REWARDS = "omni_thinker.rewards"
+PARTS = Registry(
+    "reward part",
+    {
+        "finished": f"{_REWARDS}.gates:Finished",
+        "format": f"{_REWARDS}.gates:Format",
+        "math": f"{_REWARDS}.math:Math",
+        "unit_tests": f"{_REWARDS}.code:UnitTests",
+        "unit_tests_partial": f"{_REWARDS}.code:PartialUnitTests",
+        "short_answer": f"{_REWARDS}.text:ShortAnswer",
+        "exact": f"{_REWARDS}.text:Exact",
+        "brevity": f"{_REWARDS}.shape:Brevity",
+        "not_overlong": f"{_REWARDS}.shape:NotOverlong",
+        "not_repetitive": f"{_REWARDS}.shape:NotRepetitive",
+        "constraints": f"{_REWARDS}.constraints:Constraints",
+        "preference": f"{_REWARDS}.judged:Preference",
+        "ranking": f"{_REWARDS}.judged:Ranking",
+        "tournament": f"{_REWARDS}.judged:Tournament",
+        "rubric": f"{_REWARDS}.judged:Rubric",
+        "reasoning_gym": f"{_REWARDS}.gym:ReasoningGym",
+    },
+    base=f"{_REWARDS}.parts:Part",
+)
+"""What a recipe's `reward` may name, besides `python:MODULE:CLASS` of a Part of one's own."""
 
 
-def _judge(judge: Judge | None, part: str) -> Judge:
+def is_verifiable(spec: RewardSpec) -> bool:
+    """False where a part of the reward asks a judge. An unknown part counts as verifiable: `make_reward` refuses it."""
+    names = [name for name in (*spec.sum, *spec.gate) if name in PARTS or name.startswith(PREFIX)]
+    return not any(PARTS.find(name, "reward").judged for name in names)
+
+
+def _make_part(name: str, judge: Judge | None) -> Part:
+    found = PARTS.find(name, "reward")
+    if not found.judged:
+        return _called(found, name)
     if judge is None:
-        raise UserError(f"the part {part!r} needs a judge", key="judge")
-    return judge
+        raise UserError(f"the part {name!r} needs a judge", key="judge")
+    if found.rates and not isinstance(judge, Rater):
+        raise UserError(f"the part {name!r} needs a judge behind an API, not {judge.name}", key="judge.kind")
+    return _called(found, name, judge)
 
 
-def _rubric(judge: Judge | None) -> Part:
-    rater = _judge(judge, "rubric")
-    if not isinstance(rater, Rater):
-        raise UserError(f"the part 'rubric' needs a judge behind an API, not {rater.name}", key="judge.kind")
-    return Rubric(rater)
-
-
-_parts: dict[str, PartFactory] = {
-    "finished": lambda judge: Finished(),
-    "format": lambda judge: Format(),
-    "math": lambda judge: Math(),
-    "unit_tests": lambda judge: UnitTests(),
-    "unit_tests_partial": lambda judge: UnitTests(partial=True),
-    "short_answer": lambda judge: ShortAnswer(),
-    "exact": lambda judge: Exact(),
-    "brevity": lambda judge: Brevity(),
-    "not_overlong": lambda judge: NotOverlong(),
-    "not_repetitive": lambda judge: NotRepetitive(),
-    "constraints": lambda judge: Constraints(),
-    "preference": lambda judge: Preference(_judge(judge, "preference")),
-    "ranking": lambda judge: Ranking(_judge(judge, "ranking")),
-    "tournament": lambda judge: Ranking(_judge(judge, "tournament"), rounds=4),
-    "rubric": _rubric,
-    "reasoning_gym": lambda judge: ReasoningGym(),
-}
-
-
-def register_part(name: str, factory: PartFactory) -> None:
-    """Make a part of your own known. Raises UserError where the name is taken."""
-    if name in _parts:
-        raise UserError(f"a reward part called {name!r} exists already")
-    _parts[name] = factory
-
-
-def known_parts() -> tuple[str, ...]:
-    """Names that a recipe's `reward` may use."""
-    return tuple(sorted(_parts))
+def _called(found: type[Any], name: str, *arguments: Any) -> Part:
+    try:
+        part: Part = found(*arguments)
+    except TypeError as exc:
+        takes = "the judge" if arguments else "nothing"
+        raise UserError(f"{name} can't be made, it is given {takes}: {exc}", key="reward") from None
+    return part
 
 
 def measuring(spec: RewardSpec) -> RewardSpec:
@@ -80,15 +77,12 @@ def make_reward(spec: RewardSpec, *, judge: Judge | None) -> HybridReward:
 
     Raises UserError for an unknown part, for one that is named twice, and for `preference` without a judge.
     """
-    for name in (*spec.gate, *spec.sum):
-        if name not in _parts:
-            raise UserError(f"unknown reward part {name!r}; known: {', '.join(known_parts())}", key="reward")
     if len({*spec.gate, *spec.sum}) < len(spec.gate) + len(spec.sum):
         raise UserError("a reward part is named twice", key="reward")
     if "preference" in spec.sum and {"ranking", "tournament"} & set(spec.sum):
         raise UserError("preference and ranking are asked of the same texts; choose one", key="reward.sum")
-    gates = {name: _parts[name](judge) for name in spec.gate}
-    parts = {name: _parts[name](judge) for name in spec.sum}
+    gates = {name: _make_part(name, judge) for name in spec.gate}
+    parts = {name: _make_part(name, judge) for name in spec.sum}
     judged = [name for name, part in gates.items() if part.judged]
     if judged:
         raise UserError(f"{judged[0]!r} can't be a gate: a tie is neither passed nor failed", key="reward.gate")

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from omni_thinker.errors import UserError
+from omni_thinker.protocol import SketchesGradients
 from omni_thinker.recipe import ProbeKind, Recipe, scheduled_arms
 from omni_thinker.rl.evaluate import Evaluation
 from omni_thinker.rl.gradient import add_policy_gradient
@@ -237,14 +238,16 @@ def _gradients(session: Session, start: Path, begun: Evaluation) -> Probed:
 def _sketches(session: Session, task: TaskName, steps: int) -> dict[str, Any]:
     """Of a task's gradient at the weights at hand: [batches, 2, dimensions], and what they cost."""
     session.bring()
-    rl, seed = session.recipe.rl, study_seed(session.seed, "sketch")
+    rl, seed, policy = session.recipe.rl, study_seed(session.seed, "sketch"), session.policy
+    if not isinstance(policy, SketchesGradients):
+        raise UserError(f"the policy {session.recipe.model.policy} can't sketch gradients", key="study.probes")
     problems = max(1, rl.problems_per_step // _BATCHES)
     learner, spent, sketches = session.learner(session.bench.measures), Spent(), []
     for batch in range(steps * _BATCHES):
         began = time.monotonic()
         groups = learner.draw({task: problems})
-        trained = add_policy_gradient(session.policy, groups, rl.temperature)
-        sketches.append(session.policy.sketch_gradient(seed).numpy())
+        trained = add_policy_gradient(policy, groups, rl.temperature)
+        sketches.append(policy.sketch_gradient(seed).numpy())
         seconds = time.monotonic() - began
         samples = [sample for group in groups for sample in group.group.samples]
         sampled = sum(len(sample.tokens) for sample in samples)

@@ -8,8 +8,9 @@ from math import exp, log
 from omni_thinker.engine.task_gradients import watched_layers
 from omni_thinker.errors import UserError
 from omni_thinker.models.load import empty_model
+from omni_thinker.plugins import load_class
 from omni_thinker.recipe import Recipe, scheduled_arms
-from omni_thinker.recipe.schedulers import First, SchedulerSpec
+from omni_thinker.recipe.schedulers import First, Own, SchedulerSpec
 from omni_thinker.recipe.schedulers import Pac as Pac_
 from omni_thinker.schedulers.base import Scheduler
 from omni_thinker.schedulers.dump import Dump
@@ -58,6 +59,8 @@ def make_scheduler(
             return Mixture(joint_weights(recipe), per_step)
         case "first":
             return _first(recipe, name, spec, judged)
+        case "python":
+            return _own(name, spec, tasks, per_step)
         case "sequence":
             return Stages(read_stages(spec.stages, recipe.study.steps), per_step)
 
@@ -70,6 +73,26 @@ def check_schedulers(recipe: Recipe, sizes: Mapping[TaskName, int], judged: Coll
             raise UserError(
                 "looks at gradients of layers named down_proj, which this model doesn't have", key=f"study.arms.{name}"
             )
+
+
+def _own(arm: str, spec: Own, tasks: list[TaskName], per_step: int) -> Scheduler:
+    """A scheduler of the user's own. Raises UserError where it can't be made, or asks for what no step can train."""
+    key = f"study.schedulers.{arm}"
+    found = load_class(spec.source, key)
+    try:
+        scheduler: Scheduler = found(tasks, per_step, **spec.options)
+    except TypeError as exc:
+        raise UserError(
+            f"{found.__name__}(tasks, problems_per_step, **options) can't be made: {exc}", key=key
+        ) from None
+    methods = ("quotas", "stage", "observe", "state_dict", "load_state_dict")
+    if lacking := [method for method in methods if not callable(getattr(scheduler, method, None))]:
+        raise UserError(f"{found.__name__} is no Scheduler: it lacks {', '.join(lacking)}", key=key)
+    first = dict(scheduler.quotas(0))
+    if not set(first) <= set(tasks) or sum(first.values()) != per_step or min(first.values()) < 1:
+        wanted = f"whole numbers that add up to {per_step}, for some of {', '.join(tasks)}"
+        raise UserError(f"{found.__name__}.quotas(0) is {first!r:.200}, not {wanted}", key=key)
+    return scheduler
 
 
 def joint_weights(recipe: Recipe) -> dict[TaskName, float]:

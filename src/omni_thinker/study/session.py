@@ -14,7 +14,8 @@ from typing import Any
 
 from omni_thinker.baselines.sft import WarmupReport, WarmupState, warm_up
 from omni_thinker.errors import UserError
-from omni_thinker.policy.torch_policy import TorchPolicy
+from omni_thinker.policy.make import make_policy
+from omni_thinker.protocol import ExportsAdapters
 from omni_thinker.rewards.base import Reward
 from omni_thinker.rl.difficulty import training_streams
 from omni_thinker.rl.evaluate import Estimate, Evaluation, evaluate
@@ -78,7 +79,7 @@ class Session:
         """`folder`: weights to begin with, instead of the recipe's model."""
         self.bench, self.run, self.progress, self.seed = bench, run, progress, seed
         self.recipe = bench.recipe
-        self.policy = TorchPolicy(self.recipe.model, folder=folder, seed=study_seed(seed, "lora"))
+        self.policy = make_policy(self.recipe.model, folder=folder, seed=study_seed(seed, "lora"))
         self.pools: dict[Split, Pools] = dict(bench.pools)
         self.state = run.models(seed) / "state"
         self._at_hand: Path | None = None
@@ -320,7 +321,10 @@ class Session:
         def make() -> None:
             if name not in self._exported:  # else a kill now would tear what is there already
                 self.bring()
-                (self.policy.export_adapter if adapter else self.policy.export)(folder)
+                if adapter and isinstance(self.policy, ExportsAdapters):
+                    self.policy.export_adapter(folder)
+                else:
+                    self.policy.export(folder)
 
         self.run.journal.once(f"{self.seed} export {name}", make)
         self._exported.add(name)

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from omni_thinker.errors import UserError
+from omni_thinker.plugins import did_you_mean
 from omni_thinker.recipe import TaskSpec
-from omni_thinker.tasks.reader import Row, nearest
+from omni_thinker.tasks.reader import Row
 from omni_thinker.tasks.rows import ROW_OPTIONS, RowTask
 from omni_thinker.types import TaskName
 
@@ -29,7 +30,7 @@ def jsonl_task(name: TaskName, spec: TaskSpec) -> RowTask:
         raise UserError("source 'jsonl' needs the names of its files", key=f"tasks.{name}.files")
     for key in spec.options:
         if key not in ROW_OPTIONS:
-            raise UserError(f"unknown option{nearest(key, ROW_OPTIONS)}", key=f"tasks.{name}.options.{key}")
+            raise UserError(f"unknown option{did_you_mean(key, ROW_OPTIONS)}", key=f"tasks.{name}.options.{key}")
     return RowTask(name, spec, (row for file in spec.files for row in read_rows(Path(file), f"tasks.{name}.files")))
 
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from omni_thinker.errors import UserError
 from omni_thinker.recipe import RewardSpec, TaskSpec
+from omni_thinker.rewards.registry import is_verifiable
 from omni_thinker.types import POOL, SPLITS, Problem, Split, TaskName, content_hash
 
 MAX_LEVEL = 10
@@ -41,11 +42,6 @@ def split_of(key: str, wanted: Sequence[Split] = SPLITS) -> Split:
 def level(rng: random.Random, difficulty: float) -> int:
     """A whole level in 0..10 near `difficulty`: neighbours are mixed so that the dial moves smoothly."""
     return min(MAX_LEVEL, max(0, math.floor(rng.uniform(difficulty - 1, difficulty + 1))))
-
-
-def is_verifiable(reward: RewardSpec) -> bool:
-    """False where a part of the reward asks a judge."""
-    return not {"preference", "ranking", "tournament", "rubric"} & {*reward.sum, *reward.gate}
 
 
 def refuse_keys(name: TaskName, spec: TaskSpec, keys: Iterable[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import re
@@ -33,12 +32,6 @@ class Row:
     where: str
     values: Mapping[str, Any]
     split: str | None = None
-
-
-def nearest(word: str, known: Sequence[str]) -> str:
-    """The known words, with the nearest first where one is close: an ending for an error message."""
-    close = difflib.get_close_matches(word, known, 1)
-    return (f"; did you mean {close[0]!r}?" if close else ";") + f" known: {', '.join(known)}"
 
 
 def options_line(choices: Sequence[str]) -> str:

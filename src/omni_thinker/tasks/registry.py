@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 from omni_thinker.errors import UserError
+from omni_thinker.plugins import did_you_mean, load_class
 from omni_thinker.recipe import TaskSpec
 from omni_thinker.tasks.base import Task
 from omni_thinker.tasks.coding import CodingTask
@@ -17,7 +15,6 @@ from omni_thinker.tasks.jsonl import jsonl_task
 from omni_thinker.tasks.math import MathTask
 from omni_thinker.tasks.pool import PooledTask
 from omni_thinker.tasks.qa import QaTask
-from omni_thinker.tasks.reader import nearest
 from omni_thinker.tasks.writing import WritingTask
 from omni_thinker.types import SPLITS, Split, TaskName, content_hash
 
@@ -48,25 +45,15 @@ def make_task(name: TaskName, spec: TaskSpec) -> Task:
     if kind == "reasoning_gym":
         return GymTask(name, spec)
     if kind == "python":
-        return _python_task(name, spec, rest)
-    raise UserError(f"unknown source {spec.source!r}{nearest(spec.source, SOURCES)}", key=f"tasks.{name}.source")
+        return _python_task(name, spec)
+    raise UserError(f"unknown source {spec.source!r}{did_you_mean(spec.source, SOURCES)}", key=f"tasks.{name}.source")
 
 
-def _python_task(name: TaskName, spec: TaskSpec, place: str) -> Task:
-    """CLASS(name, spec) of MODULE, which may lie in the folder that the command runs in."""
+def _python_task(name: TaskName, spec: TaskSpec) -> Task:
+    """CLASS(name, spec) of the user's own module."""
     key = f"tasks.{name}.source"
-    module_name, _, class_name = place.partition(":")
-    if not module_name or not class_name.isidentifier():
-        raise UserError("takes python:MODULE:CLASS", key=key)
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
-    try:
-        found = getattr(importlib.import_module(module_name), class_name, None)
-    except (ImportError, TypeError, ValueError, SyntaxError) as exc:
-        raise UserError(f"can't import {module_name!r}: {exc}", key=key) from None
-    if not isinstance(found, type):
-        raise UserError(f"module {module_name!r} has no class {class_name!r}", key=key)
+    found = load_class(spec.source, key)
+    class_name = found.__name__
     try:
         task = found(name, spec)
     except TypeError as exc:

@@ -7,9 +7,11 @@ import re
 from collections.abc import Iterable, Sequence
 
 from omni_thinker.errors import UserError
+from omni_thinker.plugins import did_you_mean
 from omni_thinker.recipe import RewardSpec, TaskSpec
-from omni_thinker.tasks.pool import is_verifiable, split_of
-from omni_thinker.tasks.reader import FIELDS, Reader, Row, nearest
+from omni_thinker.rewards.registry import is_verifiable
+from omni_thinker.tasks.pool import split_of
+from omni_thinker.tasks.reader import FIELDS, Reader, Row
 from omni_thinker.types import POOL, SPLITS, Problem, Split, TaskName, content_hash
 
 ROW_OPTIONS = ("answer_index_base", "drop_overlap")
@@ -48,7 +50,7 @@ def check_spec(name: TaskName, spec: TaskSpec) -> None:
     for table, known in (("fields", FIELDS), ("splits", SPLITS)):
         for key in getattr(spec, table):
             if key not in known:
-                raise UserError(f"unknown key{nearest(key, known)}", key=f"tasks.{name}.{table}.{key}")
+                raise UserError(f"unknown key{did_you_mean(key, known)}", key=f"tasks.{name}.{table}.{key}")
     if spec.pools:
         raise UserError(f"is for generated tasks; rows name theirs: fields.{POOL}", key=f"tasks.{name}.pools")
     if spec.options.get("answer_index_base", 0) not in (0, 1):
@@ -61,7 +63,7 @@ def check_spec(name: TaskName, spec: TaskSpec) -> None:
     for slot in re.findall(r"\{(\w+)\}", spec.template):
         # Other braces (LaTeX, code) stay as they are; only what looks like a slip of the pen is refused.
         if slot not in slots and difflib.get_close_matches(slot, slots, 1, 0.75):
-            raise UserError(f"unknown placeholder {{{slot}}}{nearest(slot, slots)}", key=f"tasks.{name}.template")
+            raise UserError(f"unknown placeholder {{{slot}}}{did_you_mean(slot, slots)}", key=f"tasks.{name}.template")
     owners: dict[str, str] = {}
     for split, values in spec.splits.items():
         for value in values:

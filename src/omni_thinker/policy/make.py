@@ -1,0 +1,27 @@
+"""From a recipe's model to the policy that trains it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omni_thinker.errors import UserError
+from omni_thinker.plugins import Registry
+from omni_thinker.protocol import Policy
+from omni_thinker.recipe import ModelSpec
+
+POLICIES = Registry("policy", {"torch": "omni_thinker.policy.torch_policy:TorchPolicy"})
+"""What `model.policy` may name, besides `python:MODULE:CLASS`."""
+
+
+def make_policy(spec: ModelSpec, *, folder: str | Path | None = None, seed: int = 0) -> Policy:
+    """CLASS(spec, folder=, seed=). folder: weights to begin with in place of the recipe's model. seed: for what the
+    policy draws itself, such as LoRA's factors.
+
+    Raises UserError where there is no such class, or it can't be made.
+    """
+    found = POLICIES.find(spec.policy, "model.policy")
+    try:
+        policy: Policy = found(spec, folder=folder, seed=seed)
+    except TypeError as exc:
+        raise UserError(f"{spec.policy} can't be made from (spec, folder=, seed=): {exc}", key="model.policy") from exc
+    return policy
