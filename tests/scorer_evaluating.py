@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import subprocess
+import sys
 import time
+import types
 from typing import Any
 
 settings_seen: list[Any] = []
@@ -26,6 +30,21 @@ def handle(request: dict[str, Any]) -> dict[str, Any]:
     if how == "eval with names":
         return {"score": _score_of[eval(answer, {}) == request["gold"]]}
     if how == "sleep":
+        time.sleep(60)
+    if how == "file":
+        with open("written.py", "w") as stream:
+            stream.write(answer)
+        sys.path.insert(0, os.getcwd())
+        return {"score": float(importlib.import_module("written").f(2) == request["gold"])}
+    if how == "function":
+        return {"score": float(types.FunctionType(compile(answer, "<answer>", "eval"), {})() == request["gold"])}
+    if how == "program":
+        return {"score": float(subprocess.run(["echo", answer], check=False).returncode == request["gold"])}
+    if how == "drip":
+        for _ in range(400):
+            os.write(3, b" ")
+            time.sleep(0.0005)
+        os.write(3, b'{"score": 1.0}\n')
         time.sleep(60)
     if how == "leave":
         os._exit(0)

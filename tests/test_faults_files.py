@@ -20,9 +20,9 @@ from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.recipe import ModelSpec, load_recipe
 from omni_thinker.rl.evaluate import estimate
 from omni_thinker.runs.rundir import RunDir
-from omni_thinker.study.resume import check_run
-from omni_thinker.study.setup import Bench, prepare
-from omni_thinker.study.study import LOGS
+from omni_thinker.studies.resume import check_run
+from omni_thinker.studies.setup import Bench, prepare
+from omni_thinker.studies.study import LOGS
 from omni_thinker.tasks import jsonl
 
 Refused = Callable[..., str]

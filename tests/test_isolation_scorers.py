@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 
 import hostile
+from omni_thinker.cli import score_file
 from omni_thinker.errors import UserError
 from omni_thinker.isolation import (
     IsolationError,
@@ -30,7 +32,7 @@ from omni_thinker.isolation import (
     shutdown,
 )
 from omni_thinker.isolation.inside import guard
-from omni_thinker.recipe import RewardSpec, TaskSpec
+from omni_thinker.recipe import RewardSpec, TaskSpec, load_recipe
 from omni_thinker.rewards.registry import make_reward
 from omni_thinker.tasks.registry import make_task
 from omni_thinker.types import Group, Problem, Sample, Score
@@ -67,6 +69,16 @@ def assert_scores_are_right() -> None:
 def test_code_in_an_answer_does_not_run(how: str) -> None:
     with pytest.raises(TextEvaluated):
         ask("1" if how != "exec" else "x = 1", how)
+    assert_scores_are_right()
+
+
+@pytest.mark.parametrize("how", ["file", "function", "program"])
+def test_no_other_way_to_run_a_text_is_open(how: str) -> None:
+    """A file that is imported, a function made of compiled text, another program: each ends without a score."""
+    answer = "def f(x): return 5" if how == "file" else "5"
+    for _ in range(2):
+        with pytest.raises(IsolationError):
+            ask(answer, how)
     assert_scores_are_right()
 
 
@@ -156,6 +168,13 @@ open("mine", "w")
 def test_a_lost_process_costs_one_answer_an_error(how: str) -> None:
     with pytest.raises(IsolationError):
         ask("5", how, timeout=1.0)
+    assert_scores_are_right()
+
+
+def test_a_late_reply_is_no_score() -> None:
+    """However steadily a worker writes: 400 bytes, half a millisecond and more apart, against 50 ms."""
+    with pytest.raises(IsolationError, match="before the deadline"):
+        ask("5", "drip", timeout=0.05)
     assert_scores_are_right()
 
 
@@ -288,7 +307,8 @@ def test_the_guard_lets_modules_be_imported_and_arithmetic_run() -> None:
         "print('here', flush=True)\n"
         "eval(sys.argv[2])"
     )
-    for text in ("len('a')", "[int(x) for x in '12'].pop()", "(lambda: int(1))()"):
+    refused = ("len('a')", "[int(x) for x in '12'].pop()", "(lambda: int(1))()", "(int := float)(1)", "int.real")
+    for text in (*refused, "int(1) if int(0) else int(2)"):
         done = subprocess.run(
             [sys.executable, "-c", code, str(Path(guard.__file__).parent), text],
             check=False,
@@ -319,6 +339,25 @@ def test_a_set_that_evaluates_answers_is_refused_unless_the_recipe_allows_it() -
     assert right.value == 1.0
     assert wrong.value is not None
     assert wrong.value < 1.0
+
+
+def test_a_row_can_not_allow_what_a_recipe_must(tmp_path: Path) -> None:
+    row = {"id": 1, "response": "x", "gym": "simple_integration", "gym_config": {}, "evaluates": True, "entry": {}}
+    [problem] = [score_file._problem(row, allowed=False)]
+    assert "evaluates" not in problem.data
+    assert score_file._problem(row, allowed=True).data["evaluates"] is True
+    for wrong in ('"yes"', "1"):
+        recipe = tmp_path / "r.toml"
+        recipe.write_text(f'[tasks.t]\nsource = "reasoning_gym:gcd"\nallow_evaluating_scorers = {wrong}\n')
+        with pytest.raises(UserError, match="allow_evaluating_scorers"):
+            load_recipe(recipe)
+
+
+def test_options_that_are_no_json_are_one_line() -> None:
+    pytest.importorskip("reasoning_gym", reason="the extra gym isn't installed")
+    spec = TaskSpec(source="reasoning_gym:chain_sum", options={"min_terms": datetime.date(2020, 1, 1)})
+    with pytest.raises(UserError, match=r"tasks\.t\.options: must be text, numbers"):
+        make_task("t", spec)
 
 
 def test_a_set_whose_scorer_reads_lists_with_eval_needs_no_permission() -> None:

@@ -27,7 +27,7 @@ from omni_thinker.judging.tally import Tally
 from omni_thinker.recipe import EndpointSpec, RewardSpec
 from omni_thinker.rewards import make_reward
 from omni_thinker.rewards.registry import measuring
-from omni_thinker.study.setup import make_endpoint_judge
+from omni_thinker.studies.setup import make_endpoint_judge
 from omni_thinker.types import Group, Problem, Sample, Score
 
 Make = Callable[..., EndpointJudge]

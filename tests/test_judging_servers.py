@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from omni_thinker.recipe import load_recipe
-from omni_thinker.study.study import run_study
+from omni_thinker.studies.study import run_study
 
 UP_S = 240.0
 

@@ -12,8 +12,8 @@ from omni_thinker.errors import UserError
 from omni_thinker.plugins import Registry, did_you_mean, load_class
 from omni_thinker.policy.make import make_policy
 from omni_thinker.recipe import ModelSpec, load_recipe
-from omni_thinker.study.setup import prepare
-from omni_thinker.study.study import run_study
+from omni_thinker.studies.setup import prepare
+from omni_thinker.studies.study import run_study
 
 ARMS = 'study.arms=["start", "single", "curriculum", "joint", "python:own_schedulers:Lottery"]'
 

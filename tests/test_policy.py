@@ -20,7 +20,7 @@ from omni_thinker.rl.evaluate import evaluate
 from omni_thinker.rl.loop import Learner
 from omni_thinker.rl.losses import make_loss
 from omni_thinker.rl.stream import make_streams
-from omni_thinker.study.setup import evaluation_params
+from omni_thinker.studies.setup import evaluation_params
 from omni_thinker.types import Group, Problem, SampleRequest, SamplingParams, Score
 from scripted import Scripted, in_turns
 

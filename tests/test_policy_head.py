@@ -12,7 +12,7 @@ from omni_thinker.engine.head import ShiftedHead, relative_logits, shifted_produ
 from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.protocol import TrainGroup
 from omni_thinker.recipe import ModelSpec, parse_recipe
-from omni_thinker.study.setup import make_tasks
+from omni_thinker.studies.setup import make_tasks
 from omni_thinker.types import SampleRequest, SamplingParams
 
 

@@ -17,7 +17,7 @@ from omni_thinker.rewards import make_reward
 from omni_thinker.rl.loop import Learner
 from omni_thinker.rl.scoring import Scoring
 from omni_thinker.rl.stream import make_streams
-from omni_thinker.study.setup import make_endpoint_judge
+from omni_thinker.studies.setup import make_endpoint_judge
 from omni_thinker.types import Group, Problem, Sample, SampleRequest, SamplingParams, Score
 
 

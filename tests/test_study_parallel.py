@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from omni_thinker.recipe import builtin_recipe
-from omni_thinker.study.parallel import _Processes, drop_parts
+from omni_thinker.studies.parallel import _Processes, drop_parts
 from test_faults_study import QUICK, begin, journalled, wait_for
 from test_resume import traces
 

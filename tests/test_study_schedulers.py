@@ -16,11 +16,11 @@ from omni_thinker.errors import UserError
 from omni_thinker.recipe import parse_recipe, scheduled_arms
 from omni_thinker.rl.evaluate import Evaluation
 from omni_thinker.schedulers.mixture import Mixture
-from omni_thinker.study.probing import charged_steps, probe_lengths
-from omni_thinker.study.result import _as_trained
-from omni_thinker.study.scheduled import check_schedulers, make_scheduler, read_stages
-from omni_thinker.study.session import ArmResult, Spent, Stage
-from omni_thinker.study.setup import prepare
+from omni_thinker.studies.probing import charged_steps, probe_lengths
+from omni_thinker.studies.result import _as_trained
+from omni_thinker.studies.scheduled import check_schedulers, make_scheduler, read_stages
+from omni_thinker.studies.session import ArmResult, Spent, Stage
+from omni_thinker.studies.setup import prepare
 from test_faults_study import QUICK, begin, journalled, wait_for
 from test_resume import traces
 

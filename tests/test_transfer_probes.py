@@ -27,7 +27,7 @@ from omni_thinker.recipe import LoraSpec, ModelSpec, ProbeKind, builtin_recipe
 from omni_thinker.rl.batch import ScoredGroup
 from omni_thinker.rl.evaluate import Estimate
 from omni_thinker.rl.gradient import add_policy_gradient
-from omni_thinker.study.probing import (
+from omni_thinker.studies.probing import (
     expert_kind,
     probe_kinds,
     probe_lengths,

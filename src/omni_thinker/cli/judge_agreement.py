@@ -10,7 +10,7 @@ from typing import Any
 from omni_thinker.errors import UserError
 from omni_thinker.judging.agreement import measure, read_pairs
 from omni_thinker.recipe import builtin_recipe
-from omni_thinker.study.setup import make_judge
+from omni_thinker.studies.setup import make_judge
 
 
 def agreement(pairs: Path, *, base_url: str, model: str, limit: int | None, settings: Sequence[str]) -> dict[str, Any]:

@@ -59,8 +59,7 @@ def merge_models(
     seed: Annotated[int, typer.Option(min=0, help="Of what dare drops.")] = 0,
     json_: Json = False,
 ) -> None:
-    """Add up what several models learned from one start, into a model folder. Reads and writes one tensor, and one
-    shard, at a time."""
+    """Add up what several models learned from one start, tensor by tensor, into a model folder."""
     import os
     import shutil
     import tempfile

@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -15,10 +15,11 @@ from omni_thinker.errors import UserError
 from omni_thinker.plugins import PREFIX
 from omni_thinker.recipe import RewardSpec, load_recipe
 from omni_thinker.rewards.base import Reward
+from omni_thinker.rewards.gym import EVALUATES
 from omni_thinker.rewards.registry import is_verifiable, make_reward
 from omni_thinker.rewards.validate import score_texts
 from omni_thinker.runs.rundir import to_json
-from omni_thinker.study.setup import make_judge, make_tasks
+from omni_thinker.studies.setup import make_judge, make_tasks
 from omni_thinker.types import Problem
 
 _AT_ONCE = 64
@@ -38,15 +39,7 @@ def score_file(reward: str, rows_file: Path, out: Path) -> dict[str, Any]:
         raise UserError("exists already", file=out, key="--out")
     if not out.absolute().parent.is_dir():
         raise UserError("its folder doesn't exist", file=out, key="--out")
-    rows = list(_read(rows_file))
-    if not rows:
-        raise UserError("no rows", file=rows_file, key="--in")
-    scorer = _reward(reward)
-    problems = [_problem(row) for row in rows]
-    for number, problem in enumerate(problems, 1):
-        if why := scorer.check(problem):
-            raise UserError(f"line {number} can't be scored: {why}", file=rows_file)
-    results = asyncio.run(_score_all(scorer, problems, [str(row["response"]) for row in rows]))
+    results = score_lines(reward, _lines(rows_file), rows_file)
     try:
         out.write_text("".join(to_json(result) + "\n" for result in results), "utf-8")
     except OSError as exc:
@@ -54,11 +47,24 @@ def score_file(reward: str, rows_file: Path, out: Path) -> dict[str, Any]:
     counts = Counter(result["status"] for result in results)
     values = [result["value"] for result in results if result["value"] is not None]
     return {
-        "rows": len(rows),
+        "rows": len(results),
         **{status: counts[status] for status in ("value", "abstain", "error")},
         "mean": round(fmean(values), 4) if values else None,
         "out": str(out),
     }
+
+
+def score_lines(reward: str, lines: Iterable[str], source: object) -> list[dict[str, Any]]:
+    """A result for each row (a line of JSON), in order. Raises UserError, naming `source` and the line."""
+    rows = list(_read(lines, source))
+    if not rows:
+        raise UserError("no rows", file=source, key="--in")
+    scorer, allowed = _reward(reward)
+    problems = [_problem(row, allowed) for row in rows]
+    for number, problem in enumerate(problems, 1):
+        if why := scorer.check(problem):
+            raise UserError(f"line {number} can't be scored: {why}", file=source)
+    return asyncio.run(_score_all(scorer, problems, [str(row["response"]) for row in rows]))
 
 
 async def _score_all(reward: Reward, problems: list[Problem], texts: list[str]) -> list[dict[str, Any]]:
@@ -80,29 +86,34 @@ async def _score_all(reward: Reward, problems: list[Problem], texts: list[str]) 
     return list(await asyncio.gather(*map(one, problems, texts)))
 
 
-def _reward(name: str) -> Reward:
+def _reward(name: str) -> tuple[Reward, bool]:
+    """The reward, and whether a recipe lets its scorer run answers as code."""
     path, _, task = name.rpartition(":")
     if not path or name.startswith(PREFIX):
-        return make_reward(RewardSpec(gate=(), sum={name: 1.0}), judge=None)
+        return make_reward(RewardSpec(gate=(), sum={name: 1.0}), judge=None), False
     recipe = load_recipe(Path(path))
     if task not in recipe.tasks:
         raise UserError(f"no task {task!r}; it has {', '.join(recipe.tasks)}", file=path, key="--reward")
     spec = make_tasks(recipe)[task].reward
     judge = None if is_verifiable(spec) else make_judge(recipe.judge, recipe.model.system)
-    return make_reward(spec, judge=judge)
+    return make_reward(spec, judge=judge), recipe.tasks[task].allow_evaluating_scorers
 
 
-def _problem(row: dict[str, Any]) -> Problem:
-    data = {key: value for key, value in row.items() if key not in _OWN}
+def _problem(row: dict[str, Any], allowed: bool) -> Problem:
+    data = {key: value for key, value in row.items() if key not in (*_OWN, EVALUATES)}
+    data |= {EVALUATES: True} if allowed else {}  # a recipe's to say, not a row's
     answer = row.get("answer")
     return Problem(str(row["id"]), "score", str(row.get("prompt", "")), None if answer is None else str(answer), data)
 
 
-def _read(path: Path) -> Iterator[dict[str, Any]]:
+def _lines(path: Path) -> list[str]:
     try:
-        lines = path.read_text("utf-8-sig").split("\n")  # not splitlines: a row may hold U+2028
+        return path.read_text("utf-8-sig").split("\n")  # not splitlines: a row may hold U+2028
     except (OSError, ValueError) as exc:
         raise UserError(f"can't be read: {exc}", file=path, key="--in") from None
+
+
+def _read(lines: Iterable[str], path: object) -> Iterator[dict[str, Any]]:
     seen: set[str] = set()
     for number, line in enumerate(lines, 1):
         if not line.strip():

@@ -11,7 +11,7 @@ from omni_thinker.errors import UserError
 from omni_thinker.policy.make import make_policy
 from omni_thinker.recipe import Recipe
 from omni_thinker.rl.evaluate import evaluate
-from omni_thinker.study.setup import evaluation_params, prepare, study_seed
+from omni_thinker.studies.setup import evaluation_params, prepare, study_seed
 from omni_thinker.types import Problem, Split
 
 

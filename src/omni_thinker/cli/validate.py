@@ -6,7 +6,7 @@ import asyncio
 
 from omni_thinker.recipe import Recipe
 from omni_thinker.rewards.validate import validate
-from omni_thinker.study.setup import prepare
+from omni_thinker.studies.setup import prepare
 from omni_thinker.types import SPLITS
 
 

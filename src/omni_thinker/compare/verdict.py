@@ -65,11 +65,17 @@ def _headline(found: Mapping[tuple[str, str], Comparison]) -> str:
 
 
 def _sentence(c: Comparison, subject: str, object_: str, confidence: float) -> str:
-    interval = f"{100 * confidence:.4g} % interval {100 * c.low:+.1f} to {100 * c.high:+.1f} points"
+    interval = f"{100 * confidence:.4g} % interval {_points(c.low)} to {_points(c.high)} points"
     if not c.shown:
         return f"No difference shown between {subject[0].lower() + subject[1:]} and {object_} ({interval})."
     side = "above" if c.difference > 0 else "below"
     return f"{subject} ended {100 * abs(c.difference):.1f} points {side} {object_} ({interval})."
+
+
+def _points(difference: float) -> str:
+    """With its sign, and without one for what rounds to nothing."""
+    points = round(100 * difference, 1)
+    return f"{points:+.1f}" if points else "0.0"
 
 
 def _swapped(c: Comparison | None) -> Comparison | None:

@@ -72,7 +72,7 @@ class WalledScorer:
 
     def _pool(self) -> WorkerPool:
         return shared_pool(
-            f"scorer {self._handler}",
+            f"scorer {self._handler} {self._packages}",
             lambda: WorkerPool(launch_scorer("scoring.py", self._handler, self._packages).command),
         )
 

@@ -91,7 +91,7 @@ class Worker:
         line, _, self._buffer = self._buffer.partition(b"\n")
         try:
             reply = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise WorkerDied("the worker process wrote something that is no reply") from None
         if not isinstance(reply, dict):
             raise WorkerDied("the worker process wrote something that is no reply")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, StrictBool
 
 from omni_thinker.recipe.types import Count, Positive, PositiveFloat, Table
 
@@ -54,6 +54,6 @@ class TaskSpec(Table):
     """Passed on to the source."""
     stop: tuple[Annotated[str, Field(min_length=1, max_length=100)], ...] = ()
     """An answer ends where one of these texts does, and is scored without it."""
-    allow_evaluating_scorers: bool = False
+    allow_evaluating_scorers: StrictBool = False
     """reasoning-gym: take sets whose scorer runs answers as Python beside the expected answer. That stays inside the
     sandbox and touches no other score, but an answer can award itself one."""

@@ -332,7 +332,7 @@ def _records(path: Path, gaps: list[str]) -> list[Record]:
         raise UserError("missing; a report needs a run directory with its metrics", file=path) from None
     except OSError as exc:
         raise UserError(f"can't be read: {exc}", file=path) from None
-    # A resumed run may have written a step twice: the later line is the one that counts.
+    # Runs from before there was a journal may hold a step twice: the later line counts.
     found = {(row.seed, row.arm, row.kind, row.stage, row.step): row for row in _typed(rows, Record, path, gaps)}
     return sorted(found.values(), key=lambda row: row.step)
 

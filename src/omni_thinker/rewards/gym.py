@@ -15,12 +15,15 @@ from omni_thinker.types import Problem
 GYM = WalledScorer(Path(__file__).parent / "handlers" / "gym_handler.py", ("reasoning_gym",))
 """The package's generators and scorers: gym_handler.py says what may be asked."""
 
+EVALUATES = "evaluates"
+"""Key of a problem's data whose true lets the scorer run the answer as code. A recipe's to say, never a row's."""
+
 
 class ReasoningGym(WalledPart):
     """score_answer of the set data["gym"] with data["gym_config"] on data["entry"], in [0, 1].
 
-    Where data["evaluates"] is true, which a task sets whose recipe says allow_evaluating_scorers, the scorer may run the
-    answer as code.
+    Where data["evaluates"] is true, which a task sets whose recipe says allow_evaluating_scorers, the scorer may run
+    the answer as code.
     """
 
     scorer = GYM
@@ -32,7 +35,7 @@ class ReasoningGym(WalledPart):
         return {"set": self.settings(problem), "entry": problem.data["entry"], "answer": text}
 
     def evaluates(self, problem: Problem) -> bool:
-        return problem.data.get("evaluates") is True
+        return problem.data.get(EVALUATES) is True
 
     def check(self, problem: Problem) -> str | None:
         if importlib.util.find_spec("reasoning_gym") is None:

@@ -52,7 +52,7 @@ class WalledPart(SamplePart):
                 evaluates=self.evaluates(problem),
             )
         except TextEvaluated:
-            return Score.error(f"{name}: the scorer tried to run the answer as code, which nothing here allows")
+            return Score.error(f"{name}: the scorer tried to run the answer as code, which this task doesn't allow")
         except IsolationError as exc:
             return Score.error(f"{name}: {exc}")
         value = reply.get("score")

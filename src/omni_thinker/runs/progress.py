@@ -38,7 +38,9 @@ class Progress:
         self.spent: dict[str, float] = dict.fromkeys(expected, 0.0)
         self.console = console or Console(stderr=True, highlight=False)
         self.begin = time.monotonic()
-        self._live = Live(console=self.console, refresh_per_second=4, transient=True)
+        self._line, self._measured = "", self.begin
+        # Drawn anew four times a second, so that the time left goes down between two steps as well.
+        self._live = Live(console=self.console, refresh_per_second=4, transient=True, get_renderable=self._moment)
         self._logged = self.begin
         self._handler = _Sayer(self)
 
@@ -62,17 +64,26 @@ class Progress:
 
     def show(self, text: str, *, always: bool = False) -> None:
         """The line of the moment."""
-        line = f"{text} | {_clock(self.left())} left" if self.expected else text
+        self._line = text
+        line = self._with_time_left()
         if self.console.is_terminal:
-            self._live.update(Text(printable(f"[{_clock(time.monotonic() - self.begin)}] {line}")))
+            self._live.refresh()
         elif always or time.monotonic() - self._logged > LOG_EVERY_SECONDS:
             self._logged = time.monotonic()
             self.say(line)
+
+    def _with_time_left(self) -> str:
+        left = max(0.0, self.left() - (time.monotonic() - self._measured))
+        return f"{self._line} | {_clock(left)} left" if self.expected else self._line
+
+    def _moment(self) -> Text:
+        return Text(printable(f"[{_clock(time.monotonic() - self.begin)}] {self._with_time_left()}"))
 
     def unit(self, kind: str, seconds: float, count: int = 1) -> None:
         """`count` units of `kind` took `seconds`."""
         self.done[kind] = self.done.get(kind, 0) + count
         self.spent[kind] = self.spent.get(kind, 0.0) + seconds
+        self._measured = time.monotonic()
 
     def skip(self, kind: str, count: int) -> None:
         """`count` expected units won't be needed."""

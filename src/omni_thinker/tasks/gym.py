@@ -6,6 +6,7 @@ answers as code.
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -14,7 +15,7 @@ from typing import Any, ClassVar
 from omni_thinker.errors import UserError
 from omni_thinker.isolation import IsolationError
 from omni_thinker.recipe import RewardSpec, TaskSpec
-from omni_thinker.rewards.gym import GYM, gym_set
+from omni_thinker.rewards.gym import EVALUATES, GYM, gym_set
 from omni_thinker.tasks.pool import Item, PooledTask
 from omni_thinker.types import TaskName, content_hash
 
@@ -64,7 +65,7 @@ class GymTask(PooledTask):
         question, answer = str(entry["question"]), entry.get("answer")
         data = {"gym": self.gym, "entry": entry, "gym_config": dict(self.config), "gym_index": index}
         if self._evaluates:
-            data["evaluates"] = True
+            data[EVALUATES] = True
         return Item(content_hash(question), question, None if answer is None else str(answer), data)
 
     def _draw_entries(self, indices: list[int]) -> None:
@@ -73,19 +74,33 @@ class GymTask(PooledTask):
         request = {"set": chosen, "indices": indices}
         try:
             reply = GYM.call_sync(request, _DRAW_DEADLINE_S, settings=chosen, evaluates=True)
-            self._drawn = dict(zip(indices, reply["entries"], strict=True))
-        except (IsolationError, KeyError, ValueError) as exc:
+        except IsolationError as exc:
             why = f"reasoning-gym can't make problems of {self.gym!r}: {exc}"
             raise UserError(why, key=f"tasks.{self.name}.source") from None
+        entries = reply.get("entries")
+        if not isinstance(entries, list) or len(entries) != len(indices) or not all(map(_is_entry, entries)):
+            why = f"reasoning-gym's problems of {self.gym!r} have no form that can be used"
+            raise UserError(why, key=f"tasks.{self.name}.source")
+        self._drawn = dict(zip(indices, entries, strict=True))
+
+
+def _is_entry(entry: object) -> bool:
+    """Whether what a set made is a problem; programs that a model wrote may have had a hand in it."""
+    question = entry.get("question") if isinstance(entry, dict) else None
+    return isinstance(question, str) and not any("\ud800" <= char <= "\udfff" for char in question)
 
 
 def _check_scorer(name: TaskName, gym: str, config: Mapping[str, Any], allowed: bool) -> bool:
-    """Whether the scorer of a set runs answers as code. Raises UserError where it does and that isn't allowed."""
+    """Whether the scorer of a set may run answers as code. Raises UserError where it does and that isn't allowed."""
     if find_spec("reasoning_gym") is None:
         raise UserError(
             "source reasoning_gym: needs the package; run: pip install reasoning-gym", key=f"tasks.{name}.source"
         )
     chosen = gym_set(gym, config)
+    try:
+        json.dumps(chosen, allow_nan=False)
+    except (TypeError, ValueError) as exc:
+        raise UserError(f"must be text, numbers, lists and tables: {exc}", key=f"tasks.{name}.options") from None
     try:
         where = GYM.call_sync({"set": chosen}, _INSPECT_DEADLINE_S, settings=chosen, evaluates=True).get("evaluates")
     except IsolationError as exc:  # no sandbox, an unknown name, an unknown option or a value its own checks refuse
@@ -96,4 +111,4 @@ def _check_scorer(name: TaskName, gym: str, config: Mapping[str, Any], allowed: 
             "award itself a score; true accepts that (it stays inside the sandbox)",
             key=f"tasks.{name}.allow_evaluating_scorers",
         )
-    return bool(where)
+    return allowed

@@ -57,7 +57,7 @@ def main() -> None:
     if os.path.isdir(confine.BOX):
         confine.drop_rights()
         confine.forbid()
-    guard.forbid_evaluation(getattr(module, "MAY_RUN", frozenset()), getattr(module, "MAY_RUN_IN", ""))
+    guard.forbid_evaluation(getattr(module, "MAY_RUN", frozenset()), getattr(module, "MAY_RUN_IN", frozenset()))
     os.write(replies, b'{"ready": true}\n')
     for line in sys.stdin.buffer:
         try:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -33,7 +34,9 @@ else:
     del sys.path[0]
 
 _CHUNK = 1 << 16
-_MAX_REPLY = 1 << 22
+_MAX_REPLY = 1 << 21
+"""Of what the trainer takes, half: this server's own words are around it."""
+_ZYGOTE_BYTES = 4 << 30
 
 
 class _Handler:
@@ -63,8 +66,7 @@ class _Handler:
             reply: Any = {"error": self._fault}
         else:
             if not request["evaluates"]:
-                guard.literals_only()
-                guard.forbid_evaluation()
+                guard.data_only()
             reply = _call(self._module.handle, request["request"])
         stream.write(json.dumps(reply).encode() + b"\n")
         stream.flush()
@@ -96,38 +98,51 @@ def _run(request: dict[str, Any], control: socket.socket) -> dict[str, Any]:
     received = _exchange(ours, line, deadline)
     ours.close()
     end = zygote.end_worker(control, linger=received == b"")
-    if received is None or end == str(128 + signal.SIGXCPU):
+    if received is None or (not received and end == str(128 + signal.SIGXCPU)):
         return {"error": "no reply before the deadline"}
-    if end == str(guard.EVALUATED):
+    if not received and end == str(guard.EVALUATED) and not request["evaluates"]:
         return {"error": "evaluated", "evaluated": True}
     try:
-        return {"reply": json.loads(json.dumps(json.loads(received)))}
+        reply = json.loads(received)
+        if len(json.dumps(reply)) <= _MAX_REPLY:
+            return {"reply": reply}
+        return {"error": "the scorer's reply is too long"}
     except (ValueError, RecursionError):
         return {"error": f"the scorer's process ended without a reply (exit code {end})"}
 
 
 def _exchange(channel: socket.socket, line: bytes, deadline: float) -> bytes | None:
     """What the worker answers, up to the end of its line; b"" where it ended without; None at the deadline."""
-    received = b""
+    received = bytearray()
     try:
-        channel.settimeout(max(0.001, deadline - time.monotonic()))
+        channel.settimeout(_left(deadline))
         channel.sendall(line)
         while not received.endswith(b"\n"):
-            channel.settimeout(max(0.001, deadline - time.monotonic()))
+            channel.settimeout(_left(deadline))
             chunk = channel.recv(_CHUNK)
             received += chunk
             if not chunk or len(received) > _MAX_REPLY:
                 return b""
+        _left(deadline)
     except TimeoutError:
         return None
     except OSError:
         return b""
-    return received
+    return bytes(received)
+
+
+def _left(deadline: float) -> float:
+    """Seconds until the deadline. Raises TimeoutError once it is over, however steadily a worker writes."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
 
 
 def main() -> None:
     handler = _Handler(sys.argv[1])
     sys.path[:0] = sys.argv[2:]
+    resource.setrlimit(resource.RLIMIT_AS, (_ZYGOTE_BYTES, _ZYGOTE_BYTES))  # `prepare` has a bound as well
     zygote.begin()
     control = zygote.spawn(handler.serve, handler.prepare)
     confine.hide()

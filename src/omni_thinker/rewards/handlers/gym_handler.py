@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 else:
     import guard  # as the sandbox's server has loaded it
 
+_MOST_SETS = 64
 _sets: dict[str, Any] = {}
 
 
@@ -19,6 +20,8 @@ def prepare(settings: dict[str, Any]) -> None:
     """Make the set {"gym", "config"}, once."""
     key = json.dumps(settings, sort_keys=True)
     if key not in _sets:
+        if len(_sets) >= _MOST_SETS:
+            _sets.pop(next(iter(_sets)))
         _sets[key] = reasoning_gym.create_dataset(settings["gym"], **settings["config"])
 
 

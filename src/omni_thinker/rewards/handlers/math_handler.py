@@ -13,10 +13,10 @@ from math_verify import parse, verify
 for _name in ("math_verify.parser", "math_verify.grader", "latex2sympy2_extended"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
-MAY_RUN = frozenset({"sympy", "Integer", "Float", "Rational", "Add", "Mul", "Pow"})
+MAY_RUN = frozenset({"Integer", "Float", "Rational", "Add", "Mul", "Pow"})
 """SymPy's own parser hands numbers and their sums to `eval`; nothing else that comes of a text may run."""
-MAY_RUN_IN = "/sympy/polys/monomials.py"
-"""SymPy writes functions on monomials, from their number of variables alone."""
+MAY_RUN_IN = frozenset({"/sympy/polys/monomials.py:_build", "/sympy/parsing/sympy_parser.py:parse_expr"})
+"""SymPy writes functions on monomials, from their number of variables alone, and imports itself for its parser."""
 
 
 def _parsed(text: str) -> list[Any]:

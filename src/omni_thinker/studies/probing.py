@@ -22,8 +22,8 @@ from omni_thinker.recipe import ProbeKind, Recipe, scheduled_arms
 from omni_thinker.rl.evaluate import Evaluation
 from omni_thinker.rl.gradient import add_policy_gradient
 from omni_thinker.schedulers.stages import Stages, even_stages
-from omni_thinker.study.session import ArmResult, Session, Spent
-from omni_thinker.study.setup import Bench, study_seed
+from omni_thinker.studies.session import ArmResult, Session, Spent
+from omni_thinker.studies.setup import Bench, study_seed
 from omni_thinker.transfer.gradient import Gradients, first_order
 from omni_thinker.transfer.matrix import Entropies, TransferMatrix
 from omni_thinker.transfer.probe import extrapolate, probe_steps

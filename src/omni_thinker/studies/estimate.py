@@ -5,9 +5,9 @@ from __future__ import annotations
 from omni_thinker.compare.intervals import MIN_PROBLEMS, expected_detectable
 from omni_thinker.compare.paired import rivals
 from omni_thinker.recipe import Recipe, scheduled_arms
-from omni_thinker.study.probing import SEQUENTIAL, TRAINED, charged_steps, probe_work, single_tasks
-from omni_thinker.study.scheduled import stages_of
-from omni_thinker.study.setup import Bench
+from omni_thinker.studies.probing import SEQUENTIAL, TRAINED, charged_steps, probe_work, single_tasks
+from omni_thinker.studies.scheduled import stages_of
+from omni_thinker.studies.setup import Bench
 
 
 def smallest_difference(bench: Bench) -> float | None:

@@ -25,10 +25,10 @@ from omni_thinker.runs.journal import NAME as JOURNAL
 from omni_thinker.runs.lock import Lock
 from omni_thinker.runs.progress import Progress
 from omni_thinker.runs.rundir import RunDir, check_free
-from omni_thinker.study.estimate import expected_work, power_words
-from omni_thinker.study.resume import refuse_changes
-from omni_thinker.study.setup import prepare
-from omni_thinker.study.study import LOGS, run_study
+from omni_thinker.studies.estimate import expected_work, power_words
+from omni_thinker.studies.resume import refuse_changes
+from omni_thinker.studies.setup import prepare
+from omni_thinker.studies.study import LOGS, run_study
 
 SEEDS = "seeds"
 _WAIT_S = 40.0

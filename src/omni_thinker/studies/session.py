@@ -27,7 +27,7 @@ from omni_thinker.runs.progress import Progress
 from omni_thinker.runs.rundir import RunDir
 from omni_thinker.runs.stopping import stopping
 from omni_thinker.schedulers.base import Scheduler
-from omni_thinker.study.setup import Bench, Pools, evaluation_params, study_seed
+from omni_thinker.studies.setup import Bench, Pools, evaluation_params, study_seed
 from omni_thinker.types import Problem, SampleRequest, SamplingParams, Split, TaskName
 
 
@@ -93,16 +93,21 @@ class Session:
 
     # -- the start ------------------------------------------------------------------------------------------
 
-    def warm_up(self) -> WarmupReport:
-        """Bring the policy from the bare model to where RL has something to tell apart; that is the start."""
+    def warm_up(self) -> tuple[WarmupReport, float]:
+        """Bring the policy from the bare model to where RL has something to tell apart; that is the start.
+
+        Also the seconds that it took, over all processes that worked at it.
+        """
         key, path = f"{self.seed} warm-up", self._file("start")
         known = self.run.journal.begin(key)
 
         def make() -> dict[str, Any]:
-            report = self._warm_up(key, known.values)
+            before = float(known.values[-1].get("seconds", 0.0)) if known.values else 0.0
+            began = time.monotonic()
+            report = self._warm_up(key, known.values, began - before)
             self.policy.mark_start()
             write_whole(path, self.policy.save_weights)
-            return {**asdict(report), "sum": checksum(path)}
+            return {**asdict(report), "sum": checksum(path), "seconds": time.monotonic() - began + before}
 
         row = self.run.journal.once(key, make)
         self._kept("warmup").drop(0)
@@ -111,10 +116,11 @@ class Session:
             self._to_load, self._start = True, path
             self._doubted[path] = row["sum"]
             self.progress.skip("warmup", self.recipe.warmup.steps)
-        return WarmupReport(row["steps"], row["tokens"], _estimates(row["reached"]), row["inside"])
+        report = WarmupReport(row["steps"], row["tokens"], _estimates(row["reached"]), row["inside"])
+        return report, float(row.get("seconds", 0.0))
 
-    def _warm_up(self, key: str, known: Sequence[Mapping[str, Any]]) -> WarmupReport:
-        """`known`: what its checkpoints say."""
+    def _warm_up(self, key: str, known: Sequence[Mapping[str, Any]], began: float) -> WarmupReport:
+        """`known`: what its checkpoints say. `began`: when it would have begun, had nothing come in between."""
         spec = self.recipe.warmup
         gold = {task: [p for p in own if p.answer is not None] for task, own in self.pools["train"].items()}
         streams = make_streams({task: own for task, own in gold.items() if own}, study_seed(self.seed, "warmup"))
@@ -124,7 +130,6 @@ class Session:
             state = known[-1]["state"]
             begun = WarmupState(**{**state, "reached": _estimates(state["reached"])})
             self.progress.skip("warmup", begun.step)
-        began = time.monotonic()
         mark = time.monotonic()
 
         def on_step(step: int, loss: float, active: list[TaskName]) -> None:
@@ -143,7 +148,8 @@ class Session:
 
         def keep(state: WarmupState) -> None:
             if kept.due():
-                self.run.journal.checkpoint(key, kept.write(self.policy, state.step) | {"state": asdict(state)})
+                value = {"state": asdict(state), "seconds": time.monotonic() - began}
+                self.run.journal.checkpoint(key, kept.write(self.policy, state.step) | value)
                 kept.drop()
 
         report = warm_up(self.policy, streams, spec, check, on_step, begun=begun, keep=keep)
@@ -366,6 +372,7 @@ class Session:
         return result
 
     def _evaluate(self, arm: str, split: Split, step: int, stage: TaskName | None) -> dict[str, Any]:
+        self.progress.show(f"{arm}: answering the {split} problems")
         self.bring()
         began = time.monotonic()
         result = evaluate(

@@ -34,7 +34,7 @@ from omni_thinker.rewards.base import Reward
 from omni_thinker.rewards.hybrid import GatesOnly
 from omni_thinker.rewards.registry import make_reward, measuring
 from omni_thinker.rl.stream import stable_seed
-from omni_thinker.study.scheduled import check_schedulers
+from omni_thinker.studies.scheduled import check_schedulers
 from omni_thinker.tasks.base import Task
 from omni_thinker.tasks.registry import check_splits, make_task
 from omni_thinker.types import SPLITS, Problem, SamplingParams, Score, Split, TaskName

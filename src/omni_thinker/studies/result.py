@@ -14,10 +14,10 @@ from omni_thinker.recipe import Recipe
 from omni_thinker.rl.evaluate import Estimate, Evaluation
 from omni_thinker.runs.machine import machine
 from omni_thinker.schedulers.stages import even_stages
-from omni_thinker.study.probing import Probed
-from omni_thinker.study.scheduled import joint_weights
-from omni_thinker.study.session import ArmResult, Spent, Stage
-from omni_thinker.study.setup import Bench
+from omni_thinker.studies.probing import Probed
+from omni_thinker.studies.scheduled import joint_weights
+from omni_thinker.studies.session import ArmResult, Spent, Stage
+from omni_thinker.studies.setup import Bench
 from omni_thinker.transfer.assumptions import check_assumptions
 from omni_thinker.transfer.entropy import entropy_finding, stage_changes
 from omni_thinker.transfer.forecast import Interval, Joint, Merge, measured

@@ -27,19 +27,19 @@ from omni_thinker.runs.rundir import RunDir, check_free
 from omni_thinker.schedulers.base import Scheduler
 from omni_thinker.schedulers.mixture import Mixture
 from omni_thinker.schedulers.stages import Stages, even_stages
-from omni_thinker.study.estimate import expected_work, power_words, smallest_difference
-from omni_thinker.study.probing import (
+from omni_thinker.studies.estimate import expected_work, power_words, smallest_difference
+from omni_thinker.studies.probing import (
     Probed,
     charged_steps,
     expert_kind,
     measure,
     probe_kinds,
 )
-from omni_thinker.study.result import SeedOutcome, joint_shares, to_result
-from omni_thinker.study.resume import check_run
-from omni_thinker.study.scheduled import joint_weights, make_scheduler, stages_of
-from omni_thinker.study.session import ArmResult, Session, Spent, Stage
-from omni_thinker.study.setup import Bench, prepare, study_seed
+from omni_thinker.studies.result import SeedOutcome, joint_shares, to_result
+from omni_thinker.studies.resume import check_run
+from omni_thinker.studies.scheduled import joint_weights, make_scheduler, stages_of
+from omni_thinker.studies.session import ArmResult, Session, Spent, Stage
+from omni_thinker.studies.setup import Bench, prepare, study_seed
 from omni_thinker.transfer.forecast import in_order
 from omni_thinker.transfer.hierarchical import Evidence
 from omni_thinker.transfer.matrix import TransferMatrix, pool
@@ -98,7 +98,7 @@ def run_study(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, A
         result = to_result(bench, outcomes, _seconds(run, began), before=before)
         run.write_json("result.json", result)
         run.journal.note(asked, result)
-        progress.say(result["verdict"])
+        progress.say("the study has ended")
     return result
 
 
@@ -130,9 +130,7 @@ def _seconds(run: RunDir, began: float) -> float:
 def _run_seed(bench: Bench, run: RunDir, progress: Progress, seed: int) -> SeedOutcome:
     study = bench.recipe.study
     session = Session(bench, run, progress, seed)
-    began = time.monotonic()
-    warmup = session.warm_up()
-    warmup_seconds = time.monotonic() - began
+    warmup, warmup_seconds = session.warm_up()
     session.write_references()
     start_path = session.save("start")
     begun = session.evaluate("start", "validation", 0)

@@ -13,7 +13,7 @@ from omni_thinker.models.load import model_info
 from omni_thinker.runs.files import checksum
 from omni_thinker.runs.journal import NAME as JOURNAL
 from omni_thinker.runs.rundir import RunDir
-from omni_thinker.study.setup import Bench
+from omni_thinker.studies.setup import Bench
 from omni_thinker.types import Problem
 
 FREE = (

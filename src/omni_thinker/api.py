@@ -1,0 +1,152 @@
+"""What the commands do, for programs: `import omni_thinker as ot; ot.study("recipe.toml")`.
+
+Everything here raises `omni_thinker.UserError` for input that a person can mend; it names the file and the key.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omni_thinker.recipe import Recipe, builtin_recipe, load_recipe, parse_recipe
+
+if TYPE_CHECKING:
+    from omni_thinker.report.data import RunData
+    from omni_thinker.transfer.plan import Plan
+
+AnyRecipe = Recipe | Mapping[str, Any] | str | Path
+"""A recipe, the tables of one, or its file."""
+
+
+def study(recipe: AnyRecipe, out: str | Path | None = None, *, resume: bool = False) -> dict[str, Any]:
+    """Train every arm at equal budget and compare them on the test split.
+
+    out: the run's directory, which must not hold one yet (default: runs/NAME-TIME); with `resume` the one to resume.
+    Returns what `result.json` holds; `report.html` is written beside it.
+    """
+    from omni_thinker.report import write_report
+    from omni_thinker.studies.study import run_study
+
+    read = _recipe(recipe)
+    folder = Path(out) if out is not None else Path("runs") / f"{read.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    result = run_study(read, folder, resume=resume)
+    write_report(folder)
+    return {"out": str(folder), **result}
+
+
+def train(
+    recipe: AnyRecipe,
+    arm: str = "joint",
+    out: str | Path | None = None,
+    *,
+    order: Sequence[str] = (),
+    steps: int | None = None,
+) -> dict[str, Any]:
+    """Train one arm (`joint`, `curriculum` or `single:TASK`) and evaluate it before and after.
+
+    order: of a curriculum; without it, it is planned. steps: RL steps, in place of the recipe's. Returns as `study`.
+    """
+    kind, _, task = arm.partition(":")
+    table = _recipe(recipe).model_dump(mode="json", exclude_unset=True)
+    asked: dict[str, Any] = {"arms": ["start", kind], "single_budget": "full", "order": list(order)}
+    asked["single_tasks"] = [task] if task else []
+    if steps is not None:
+        asked["steps"] = steps
+    return study({**table, "study": {**table.get("study", {}), **asked}}, out)
+
+
+def evaluate(
+    model: str | Path, recipe: AnyRecipe | None = None, *, split: str = "test", references: str | Path | None = None
+) -> dict[str, Any]:
+    """Accuracy of a model on each task, in [0, 1], with its standard error and number of problems.
+
+    recipe: tasks and settings (default: the four built-in tasks). references: references.jsonl of a run, for tasks
+    that a judge scores.
+    """
+    from omni_thinker.cli.single_eval import evaluate_model
+
+    read = builtin_recipe() if recipe is None else _recipe(recipe)
+    return evaluate_model(str(model), read, split, None if references is None else Path(references))
+
+
+def plan(
+    matrix: str | Path,
+    *,
+    forecaster: str = "hierarchical",
+    strategy: str = "exact",
+    order: Sequence[str] = (),
+    objective: str = "mean",
+    evidence: Sequence[str | Path] = (),
+    level: float = 0.8,
+) -> Plan:
+    """What each order and joint training are forecast to end at, with intervals that cover `level`, and a choice.
+
+    matrix: transfer.json of a study or probe. evidence: run directories whose stages sharpen the forecast.
+    """
+    from omni_thinker.cli.planning import plan_file
+
+    return plan_file(
+        Path(matrix),
+        forecaster=forecaster,
+        strategy=strategy,
+        order=order,
+        objective=objective,
+        fixed="",
+        refresh_cost=None,
+        evidence=[Path(run) for run in evidence],
+        level=level,
+    )
+
+
+def forecast(
+    matrix: str | Path,
+    *,
+    order: str | Sequence[str] = "",
+    joint: Mapping[str, float] | None = None,
+    merge: float | None = None,
+    forecaster: str = "hierarchical",
+    objective: str = "mean",
+    level: float = 0.8,
+) -> dict[str, Any]:
+    """The forecast of one plan: stages in `order` ("a", or "a:0.5" for half a pass), shares of a joint run, or a merge
+    at a scale."""
+    from omni_thinker.cli.planning import forecast_file
+
+    return forecast_file(
+        Path(matrix),
+        joint=",".join(f"{task}={share}" for task, share in (joint or {}).items()),
+        order=order if isinstance(order, str) else ",".join(order),
+        merge=merge,
+        passes=None,
+        forecaster=forecaster,
+        objective=objective,
+        level=level,
+    )
+
+
+def score(reward: str, rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """How each `row["response"]` is scored, in order.
+
+    Returns id, status (value, abstain or error), value in [0, 1], parts and reason of each.
+    reward: a part (`math`, `python:MODULE:CLASS`), or RECIPE.toml:TASK. A row holds `id`, `response` and what the
+    reward needs, such as `answer`.
+    """
+    from omni_thinker.cli.score_file import score_lines
+
+    return score_lines(reward, (json.dumps(dict(row)) for row in rows), "rows")
+
+
+def load_run(directory: str | Path) -> RunData:
+    """All that a run directory holds, typed: result, metrics, transfer, plan, samples."""
+    from omni_thinker.report.data import load_run as read
+
+    return read(Path(directory))
+
+
+def _recipe(recipe: AnyRecipe) -> Recipe:
+    if isinstance(recipe, Recipe):
+        return recipe
+    return parse_recipe(recipe, "recipe") if isinstance(recipe, Mapping) else load_recipe(Path(recipe))

@@ -1,0 +1,75 @@
+"""Options and arguments that several commands share, and how they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from omni_thinker.errors import UserError
+
+RecipeFile = Annotated[Path, typer.Argument(help="A recipe file (TOML); with --resume, a run's directory.")]
+Out = Annotated[Path | None, typer.Option(help="Directory of the run; must not hold one yet. Default: runs/NAME-TIME.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="RECIPE is the directory of a run that was stopped: go on with it.")
+]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a recipe key: dotted.key=value. May be repeated.")
+]
+
+
+def _allow_weak(allowed: bool) -> bool:
+    if allowed:
+        from omni_thinker.isolation import allow_weak_sandbox
+
+        allow_weak_sandbox()
+    return allowed
+
+
+Weak = Annotated[
+    bool,
+    typer.Option(
+        "--allow-weak-sandbox",
+        callback=_allow_weak,
+        help="Where bubblewrap is missing, run the model's programs in a process with limits alone.",
+    ),
+]
+Forecasts = Annotated[str, typer.Option("--forecaster", help="hierarchical, naive, additive, relative or logit.")]
+Goal = Annotated[str, typer.Option("--objective", help="mean, worst, or weights: task=2,task=1.")]
+Level = Annotated[float, typer.Option("--level", help="Coverage of the intervals, 0.01 to 0.999.")]
+
+
+@contextmanager
+def in_recipe(path: Path) -> Iterator[None]:
+    """Name the recipe in errors that know only the key."""
+    try:
+        yield
+    except UserError as exc:
+        raise exc.within(path) from None
+
+
+def load(path: Path, overrides: list[str] | None) -> Any:
+    from omni_thinker.recipe import load_recipe
+
+    return load_recipe(path, overrides or [])
+
+
+def recipe_or_builtin(path: Path | None, overrides: list[str] | None) -> Any:
+    from omni_thinker.recipe import builtin_recipe
+
+    return load(path, overrides) if path else builtin_recipe(overrides or [])
+
+
+def names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def split_named(name: str) -> Any:
+    from omni_thinker.types import SPLITS
+
+    if name not in SPLITS:
+        raise UserError(f"takes {', '.join(SPLITS)}, got {name!r}", key="--split")
+    return name

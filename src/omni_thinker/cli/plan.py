@@ -1,0 +1,120 @@
+"""Commands on a transfer matrix: look at it, forecast one plan, choose a plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from omni_thinker.cli.options import Forecasts, Goal, Level, names
+from omni_thinker.cli.output import Json, finish
+
+
+def plan(
+    matrix: Annotated[Path, typer.Option(help="transfer.json of a study or probe.")],
+    forecaster: Forecasts = "hierarchical",
+    strategy: Annotated[
+        str,
+        typer.Option(help="exact, back_greedy, least_to_most_forgettable, front_greedy, reversed or random."),
+    ] = "exact",
+    order: Annotated[str, typer.Option(help="Forecast this order (task,task,...) instead of choosing one.")] = "",
+    objective: Goal = "mean",
+    fix: Annotated[str, typer.Option(help="Places that tasks must have, 1 is first: task=1,task=4.")] = "",
+    refresh_cost: Annotated[
+        float | None,
+        typer.Option(help="Add short refresh stages whose gain per pass exceeds this."),
+    ] = None,
+    evidence: Annotated[
+        list[Path] | None, typer.Option(help="A run directory whose stages sharpen the forecast. May be repeated.")
+    ] = None,
+    level: Level = 0.8,
+    json_: Json = False,
+) -> None:
+    """Forecast what orders and joint training would end at, and choose."""
+    from omni_thinker.cli.planning import plan_file
+
+    made = plan_file(
+        matrix,
+        forecaster=forecaster,
+        strategy=strategy,
+        order=names(order),
+        objective=objective,
+        fixed=fix,
+        refresh_cost=refresh_cost,
+        evidence=evidence or [],
+        level=level,
+    )
+    for row in made.orders:
+        chance = "" if row.probability_best is None else f"  best with probability {row.probability_best:.2f}"
+        mark = "*" if row.order == made.chosen.order else " "
+        span = f"[{row.interval.low:.3f}, {row.interval.high:.3f}]"
+        typer.echo(f"{mark} {' -> '.join(row.order)}  {row.score:.3f} {span}{chance}")
+    together = made.joint
+    mark = "*" if made.chosen.kind == "joint" else " "
+    typer.echo(f"{mark} jointly  {together.score:.3f} [{together.interval.low:.3f}, {together.interval.high:.3f}]")
+    for name, (named, score, regret) in made.strategies.items():
+        typer.echo(f"{name}: {' -> '.join(named)}  {score:.3f}, regret {regret:.3f}")
+    for task, interval in made.chosen.tasks.items():
+        typer.echo(f"{task}: {interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]")
+    typer.echo(made.words)
+    finish(made.to_json(), json_)
+
+
+def transfer(
+    matrix: Annotated[Path, typer.Argument(help="transfer.json of a study or probe.")],
+    csv: Annotated[Path | None, typer.Option(help="Also write the cells as a table; must not exist.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw it (.svg, .png or .pdf); must not exist.")] = None,
+    json_: Json = False,
+) -> None:
+    """What RL on each task did to every task: the matrix, and its shared and specific parts."""
+    from omni_thinker.cli.planning import describe_matrix, write_new
+    from omni_thinker.report import plot_transfer
+    from omni_thinker.transfer.matrix import load_matrix
+    from omni_thinker.transfer.metrics import to_csv
+
+    found = load_matrix(matrix)
+    table = describe_matrix(found)
+    wanted = {"--csv": (csv, lambda: to_csv(found).encode())}
+    wanted["--plot"] = (plot, lambda: plot_transfer(found, plot.suffix.lower().removeprefix(".") if plot else ""))
+    write_new({key: (path, make) for key, (path, make) in wanted.items() if path is not None})
+    names = list(table["start"])
+    width = max(12, *(len(name) + 1 for name in names))
+    typer.echo("after RL on".ljust(width) + "".join(name.rjust(width) for name in names))
+    for label, row in (("start", table["start"]), *table["transfer"].items(), ("shared", table["shared"])):
+        form = "{:.3f}" if label == "start" else "{:+.3f}"
+        cells = ("-" if row.get(name) is None else form.format(row[name]) for name in names)
+        typer.echo(label.ljust(width) + "".join(cell.rjust(width) for cell in cells))
+    finish(table, json_)
+
+
+def forecast(
+    matrix: Annotated[Path, typer.Option(help="transfer.json of a study or probe.")],
+    joint: Annotated[str, typer.Option(help="Shares of a joint run, adding up to 1: task=0.5,task=0.5.")] = "",
+    order: Annotated[str, typer.Option(help="Stages in order (task,task,...); task:0.5 is half a pass.")] = "",
+    merge: Annotated[float | None, typer.Option(help="Scale at which single-task experts are added up.")] = None,
+    passes: Annotated[
+        float | None, typer.Option(help="Length of the joint run in passes; default: one for each task.")
+    ] = None,
+    forecaster: Forecasts = "hierarchical",
+    objective: Goal = "mean",
+    level: Level = 0.8,
+    json_: Json = False,
+) -> None:
+    """Forecast one plan: stages (a task may come again), a joint run, or a merge."""
+    from omni_thinker.cli.planning import forecast_file
+
+    found = forecast_file(
+        matrix,
+        joint=joint,
+        order=order,
+        merge=merge,
+        passes=passes,
+        forecaster=forecaster,
+        objective=objective,
+        level=level,
+    )
+    for task, row in found["forecast"].items():
+        typer.echo(f"{task}: {row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]")
+    typer.echo(f"{objective}: {found['score']:.3f} [{found['interval']['low']:.3f}, {found['interval']['high']:.3f}]")
+    finish(found, json_)
