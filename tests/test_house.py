@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ import pytest
 from omni_thinker import __version__
 from omni_thinker.recipe import load_recipe
 
-MAX_LINES = 500
+MAX_LINES, MAX_FUNCTION_LINES, MAX_MODULES = 450, 60, 15
 COMMAND = Path(sys.executable).with_name("omni-thinker")
 
 
@@ -21,6 +23,22 @@ def test_no_source_file_is_too_long(repo: Path) -> None:
     lengths = {path: len(path.read_text("utf-8").splitlines()) for path in (repo / "src").rglob("*.py")}
     assert lengths
     assert not {str(path): lines for path, lines in lengths.items() if lines > MAX_LINES}
+
+
+def test_no_function_is_too_long(repo: Path) -> None:
+    long = {
+        f"{path}:{node.name}"
+        for path in (repo / "src").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (node.end_lineno or 0) - node.lineno >= MAX_FUNCTION_LINES
+    }
+    assert not long
+
+
+def test_no_room_is_too_full(repo: Path) -> None:
+    rooms = Counter(path.parent for path in (repo / "src").rglob("*.py") if path.name != "__init__.py")
+    assert not {str(room): count for room, count in rooms.items() if count > MAX_MODULES}
 
 
 def test_every_module_says_what_it_is_for(repo: Path) -> None:

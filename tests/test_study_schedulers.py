@@ -19,8 +19,9 @@ from omni_thinker.schedulers.mixture import Mixture
 from omni_thinker.studies.probing import charged_steps, probe_lengths
 from omni_thinker.studies.result import _as_trained
 from omni_thinker.studies.scheduled import check_schedulers, make_scheduler, read_stages
-from omni_thinker.studies.session import ArmResult, Spent, Stage
+from omni_thinker.studies.session import ArmResult
 from omni_thinker.studies.setup import prepare
+from omni_thinker.studies.training import Cost, Stage
 from test_faults_study import QUICK, begin, journalled, wait_for
 from test_resume import traces
 
@@ -91,7 +92,7 @@ def test_a_stage_longer_than_its_share_of_few_steps(tmp_path: Path) -> None:
     tasks = {name: {"source": "builtin:math"} for name in "abcd"}
     study = {"steps": 2, "arms": ["joint", "x"], "schedulers": {"x": {"kind": "sequence", "stages": ["d", "a"]}}}
     evaluation = Evaluation({}, {}, 0)
-    arm = ArmResult("x", tmp_path, Spent(), {}, [Stage("d", evaluation, 1), Stage("a", evaluation, 1)])
+    arm = ArmResult("x", tmp_path, Cost(), {}, [Stage("d", evaluation, 1), Stage("a", evaluation, 1)])
     assert [own.passes for own in _as_trained(arm, parse_recipe({"tasks": tasks, "study": study}, "r.toml"))] == [1, 1]
 
 

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from omni_thinker.errors import UserError
 from omni_thinker.recipe import RewardSpec, TaskSpec
 from omni_thinker.tasks.base import Task
+from omni_thinker.tasks.builtin.qa import _relations
+from omni_thinker.tasks.builtin.qa_facts import countries, elements
 from omni_thinker.tasks.pool import Item, PooledTask, split_of
-from omni_thinker.tasks.qa import _relations
-from omni_thinker.tasks.qa_facts import countries, elements
 from omni_thinker.tasks.registry import BUILTIN, TASKS, check_splits, make_task, split_overlap
 from omni_thinker.types import SPLITS, Problem
 

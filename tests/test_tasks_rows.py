@@ -348,7 +348,7 @@ def test_real_gym(name: str) -> None:
 
 def test_python_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_own_tasks.py").write_text(
-        "from omni_thinker.tasks.math import MathTask\n"
+        "from omni_thinker.tasks.builtin.math import MathTask\n"
         "class Mine(MathTask):\n    default_difficulty = 0.0\n"
         "class Half:\n    def __init__(self, name, spec): self.name = name\n"
         "thing = 3\n"

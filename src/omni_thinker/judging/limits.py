@@ -14,7 +14,7 @@ class BudgetReached(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Spent so far. `money` in the currency of the price table."""
+    """Cost so far. `money` in the currency of the price table."""
 
     requests: int = 0
     input_tokens: int = 0

@@ -22,8 +22,9 @@ from omni_thinker.recipe import ProbeKind, Recipe, scheduled_arms
 from omni_thinker.rl.evaluate import Evaluation
 from omni_thinker.rl.gradient import add_policy_gradient
 from omni_thinker.schedulers.stages import Stages, even_stages
-from omni_thinker.studies.session import ArmResult, Session, Spent
+from omni_thinker.studies.session import ArmResult, Session
 from omni_thinker.studies.setup import Bench, study_seed
+from omni_thinker.studies.training import Cost
 from omni_thinker.transfer.gradient import Gradients, first_order
 from omni_thinker.transfer.matrix import Entropies, TransferMatrix
 from omni_thinker.transfer.probe import extrapolate, probe_steps
@@ -41,7 +42,7 @@ class Probed:
 
     kind: ProbeKind
     matrix: TransferMatrix | None = None
-    spent: dict[TaskName, Spent] = field(default_factory=dict)
+    spent: dict[TaskName, Cost] = field(default_factory=dict)
     tokens_evaluated: int = 0
     experts: dict[TaskName, ArmResult] = field(default_factory=dict)
 
@@ -155,14 +156,14 @@ def _runs(session: Session, start: Path, begun: Evaluation) -> tuple[dict[ProbeK
     seen: dict[ProbeKind, dict[TaskName, Evaluation]] = {kind: {} for kind in wanted}
     singles = dict[str, ArmResult]()
     for task in probed_tasks(recipe):
-        session.load(start)
+        session.weights.load(start)
         is_arm = task in single_tasks(recipe)
         ends = {kind: probe_lengths(recipe, kind)[task] for kind in wanted}
         whole = is_arm and recipe.study.single_budget == "full"
         steps = recipe.study.steps if whole else max(ends.values())
         name = f"single:{task}" if is_arm else f"probe:{task}"
 
-        def at_step(so_far: Spent, task: TaskName = task, ends: Mapping[ProbeKind, int] = ends) -> None:
+        def at_step(so_far: Cost, task: TaskName = task, ends: Mapping[ProbeKind, int] = ends) -> None:
             reached = [kind for kind, end in ends.items() if end == so_far.steps]
             if not reached:
                 return
@@ -170,14 +171,14 @@ def _runs(session: Session, start: Path, begun: Evaluation) -> tuple[dict[ProbeK
             for kind in reached:
                 _note(found[kind], seen[kind], task, evaluation, replace(so_far))
             if "full" in reached:
-                path = session.save(f"probe:{task}")
+                path = session.weights.save(f"probe:{task}")
                 own = ArmResult(f"probe:{task}", path, replace(so_far), evaluation.estimates())
                 found["full"].experts[task] = own
 
         spent, _ = session.train(name, Stages([(task, steps)], recipe.rl.problems_per_step), steps, at_step=at_step)
         if whole:
             validation = session.evaluate(name, "validation", steps).estimates()
-            singles[name] = ArmResult(name, session.save(name), spent, validation)
+            singles[name] = ArmResult(name, session.weights.save(name), spent, validation)
         elif is_arm:
             singles[name] = replace(found["full"].experts[task], name=name)
     for kind in wanted:
@@ -188,8 +189,8 @@ def _runs(session: Session, start: Path, begun: Evaluation) -> tuple[dict[ProbeK
 def _adapters(session: Session, start: Path, begun: Evaluation) -> Probed:
     """Train an adapter for each task on a second copy of the start, and keep them as peft folders."""
     recipe = session.recipe
-    session.load(start)
-    folder = session.export("start")
+    session.weights.load(start)
+    folder = session.weights.export("start")
     study = recipe.study
     adapted = recipe.model_copy(
         update={
@@ -201,16 +202,16 @@ def _adapters(session: Session, start: Path, begun: Evaluation) -> Probed:
     own = Session(bench, session.run, session.progress, session.seed, folder=folder)
     own.pools = session.pools
     own.policy.mark_start()
-    fresh = own.save("lora")
+    fresh = own.weights.save("lora")
     found, seen = Probed("lora"), dict[TaskName, Evaluation]()
     lengths = probe_lengths(recipe, "lora")
     for task in probed_tasks(recipe):
-        own.load(fresh)
+        own.weights.load(fresh)
         name, steps = f"lora:{task}", lengths[task]
         spent, _ = own.train(name, Stages([(task, steps)], recipe.rl.problems_per_step), steps)
         evaluation = own.evaluate(name, "validation", steps)
         _note(found, seen, task, evaluation, spent)
-        kept = own.export(name, adapter=True)
+        kept = own.weights.export(name, adapter=True)
         found.experts[task] = ArmResult(name, kept, spent, evaluation.estimates())
     found.matrix = _matrix(session.bench, begun, seen, lengths)
     del own
@@ -221,11 +222,11 @@ def _adapters(session: Session, start: Path, begun: Evaluation) -> Probed:
 def _gradients(session: Session, start: Path, begun: Evaluation) -> Probed:
     """Each task's policy gradient at the start, in sketches of a few batches."""
     recipe = session.recipe
-    session.load(start)
+    session.weights.load(start)
     found, gradients = Probed("gradient"), dict[TaskName, Gradients]()
     for task, steps in probe_lengths(recipe, "gradient").items():
         row = session.run.journal.once(f"{session.seed} gradient {task}", partial(_sketches, session, task, steps))
-        found.spent[task] = Spent(**row["spent"])
+        found.spent[task] = Cost(**row["spent"])
         gradient, direction = np.array(row["sketches"]).swapaxes(0, 1)
         gradients[task] = Gradients(gradient, direction)
     if len(gradients) > 1:
@@ -237,12 +238,12 @@ def _gradients(session: Session, start: Path, begun: Evaluation) -> Probed:
 
 def _sketches(session: Session, task: TaskName, steps: int) -> dict[str, Any]:
     """Of a task's gradient at the weights at hand: [batches, 2, dimensions], and what they cost."""
-    session.bring()
+    session.weights.ensure_loaded()
     rl, seed, policy = session.recipe.rl, study_seed(session.seed, "sketch"), session.policy
     if not isinstance(policy, SketchesGradients):
         raise UserError(f"the policy {session.recipe.model.policy} can't sketch gradients", key="study.probes")
     problems = max(1, rl.problems_per_step // _BATCHES)
-    learner, spent, sketches = session.learner(session.bench.measures), Spent(), []
+    learner, spent, sketches = session.learner(session.bench.measures), Cost(), []
     for batch in range(steps * _BATCHES):
         began = time.monotonic()
         groups = learner.draw({task: problems})
@@ -251,7 +252,7 @@ def _sketches(session: Session, task: TaskName, steps: int) -> dict[str, Any]:
         seconds = time.monotonic() - began
         samples = [sample for group in groups for sample in group.group.samples]
         sampled = sum(len(sample.tokens) for sample in samples)
-        spent += Spent(0, sampled, trained, seconds, len(samples))
+        spent += Cost(0, sampled, trained, seconds, len(samples))
         norm = float(np.linalg.norm(sketches[-1][0]))
         if session.bench.costly and session.bench.costly.exhausted:
             raise UserError(f"spent in the gradient probe of {task}", key="judge.endpoint.budget")
@@ -268,9 +269,7 @@ def _rate(recipe: Recipe, step: int) -> float:
     return recipe.rl.lr * min(1.0, (step + 1) / max(1, recipe.rl.lr_warmup_steps))
 
 
-def _note(
-    found: Probed, seen: dict[TaskName, Evaluation], task: TaskName, evaluation: Evaluation, spent: Spent
-) -> None:
+def _note(found: Probed, seen: dict[TaskName, Evaluation], task: TaskName, evaluation: Evaluation, spent: Cost) -> None:
     seen[task] = evaluation
     found.spent[task] = spent
     found.tokens_evaluated += evaluation.tokens

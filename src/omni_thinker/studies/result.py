@@ -16,8 +16,9 @@ from omni_thinker.runs.machine import machine
 from omni_thinker.schedulers.stages import even_stages
 from omni_thinker.studies.probing import Probed
 from omni_thinker.studies.scheduled import joint_weights
-from omni_thinker.studies.session import ArmResult, Spent, Stage
+from omni_thinker.studies.session import ArmResult
 from omni_thinker.studies.setup import Bench
+from omni_thinker.studies.training import Cost, Stage
 from omni_thinker.transfer.assumptions import check_assumptions
 from omni_thinker.transfer.entropy import entropy_finding, stage_changes
 from omni_thinker.transfer.forecast import Interval, Joint, Merge, measured
@@ -228,11 +229,11 @@ def _probe_rows(outcome: SeedOutcome) -> list[dict[str, Any]]:
     with whole stages where these were run too. A probe that is the beginning of a single-task arm cost nothing extra,
     and is counted all the same."""
     singles = any(name.startswith("single:") for name in outcome.arms)
-    others = sum((arm.spent for name, arm in outcome.arms.items() if name not in ("start", "merge")), Spent())
+    others = sum((arm.spent for name, arm in outcome.arms.items() if name not in ("start", "merge")), Cost())
     full = next((probed.matrix for probed in outcome.probes if probed.kind == "full"), None)
     rows = []
     for place, probed in enumerate(outcome.probes):
-        spent = sum(probed.spent.values(), Spent())
+        spent = sum(probed.spent.values(), Cost())
         inside = singles and probed.kind in ("short", "full")
         total = others.tokens_trained + (0 if inside else spent.tokens_trained)
         compared = None

@@ -38,8 +38,9 @@ from omni_thinker.studies.probing import (
 from omni_thinker.studies.result import SeedOutcome, joint_shares, to_result
 from omni_thinker.studies.resume import check_run
 from omni_thinker.studies.scheduled import joint_weights, make_scheduler, stages_of
-from omni_thinker.studies.session import ArmResult, Session, Spent, Stage
+from omni_thinker.studies.session import ArmResult, Session
 from omni_thinker.studies.setup import Bench, prepare, study_seed
+from omni_thinker.studies.training import Cost, Stage
 from omni_thinker.transfer.forecast import in_order
 from omni_thinker.transfer.hierarchical import Evidence
 from omni_thinker.transfer.matrix import TransferMatrix, pool
@@ -132,10 +133,10 @@ def _run_seed(bench: Bench, run: RunDir, progress: Progress, seed: int) -> SeedO
     session = Session(bench, run, progress, seed)
     warmup, warmup_seconds = session.warm_up()
     session.write_references()
-    start_path = session.save("start")
+    start_path = session.weights.save("start")
     begun = session.evaluate("start", "validation", 0)
     start = begun.estimates()
-    arms = {"start": ArmResult("start", start_path, Spent(), start)}
+    arms = {"start": ArmResult("start", start_path, Cost(), start)}
 
     matrix, plan, probes = None, None, list[Probed]()
     if probe_kinds(bench.recipe):
@@ -163,10 +164,12 @@ def _run_seed(bench: Bench, run: RunDir, progress: Progress, seed: int) -> SeedO
 
     test = {}
     for name, arm in arms.items():
-        session.load(arm.weights)
+        session.weights.load(arm.weights)
         test[name] = session.evaluate(name, "test", arm.spent.steps)
-        session.export(name)
-    shutil.rmtree(session.state, ignore_errors=True)  # fp32 masters; the exported folders are what a user keeps
+        session.weights.export(name)
+    shutil.rmtree(
+        session.weights.folder, ignore_errors=True
+    )  # fp32 masters; the exported folders are what a user keeps
     return SeedOutcome(seed, warmup, warmup_seconds, arms, test, matrix, plan, begun.entropy(), probes)
 
 
@@ -179,12 +182,12 @@ def _sequence(
     steps: int | None = None,
 ) -> ArmResult:
     """One task after another. With a `matrix`, and if the recipe says so, the rest is planned anew after each stage."""
-    session.load(start)
+    session.weights.load(start)
     stages = even_stages(order, session.recipe.study.steps if steps is None else steps)
     scheduler = Stages(stages, session.recipe.rl.problems_per_step)
     replan = _Replanner(session, matrix, scheduler) if matrix and session.recipe.study.replan else None
     spent, ended = session.train(name, scheduler, scheduler.steps, stage_ends=True, on_stage=replan)
-    return ArmResult(name, session.save(name), spent, ended[-1].evaluation.estimates(), ended)
+    return ArmResult(name, session.weights.save(name), spent, ended[-1].evaluation.estimates(), ended)
 
 
 class _Replanner:
@@ -232,10 +235,10 @@ def _mixed(
     session: Session, start: Path, name: str, scheduler: Scheduler, *, staged: bool = False, serial: bool = False
 ) -> ArmResult:
     """The whole budget as `scheduler` says, evaluated after each stage or once at the end."""
-    session.load(start)
+    session.weights.load(start)
     spent, ended = session.train(name, scheduler, session.recipe.study.steps, stage_ends=staged, serial=serial)
     last = ended[-1].evaluation if ended else session.evaluate(name, "validation", spent.steps)
-    return ArmResult(name, session.save(name), spent, last.estimates(), ended)
+    return ArmResult(name, session.weights.save(name), spent, last.estimates(), ended)
 
 
 def _merge(session: Session, start: Path, experts: Sequence[ArmResult], *, adapters: bool) -> ArmResult:
@@ -244,13 +247,13 @@ def _merge(session: Session, start: Path, experts: Sequence[ArmResult], *, adapt
 
     def write(path: Path) -> None:
         for read in (start, *(expert.weights for expert in experts)):
-            session.check(read)
+            session.weights.verify(read)
         kind = Adapter if adapters else Weights
         merge(start, [kind(expert.weights) for expert in experts], rule, path)
 
-    path = session.make_file("merge", write)
-    session.load(path)
-    spent = sum((expert.spent for expert in experts), Spent())
+    path = session.weights.make_file("merge", write)
+    session.weights.load(path)
+    spent = sum((expert.spent for expert in experts), Cost())
     validation = session.evaluate("merge", "validation", spent.steps).estimates()
     return ArmResult("merge", path, spent, validation)
 

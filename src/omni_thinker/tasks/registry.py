@@ -8,14 +8,14 @@ from omni_thinker.errors import UserError
 from omni_thinker.plugins import did_you_mean, load_class
 from omni_thinker.recipe import TaskSpec
 from omni_thinker.tasks.base import Task
-from omni_thinker.tasks.coding import CodingTask
+from omni_thinker.tasks.builtin.coding import CodingTask
+from omni_thinker.tasks.builtin.math import MathTask
+from omni_thinker.tasks.builtin.qa import QaTask
+from omni_thinker.tasks.builtin.writing import WritingTask
 from omni_thinker.tasks.gym import GymTask
 from omni_thinker.tasks.hf import hf_task
 from omni_thinker.tasks.jsonl import jsonl_task
-from omni_thinker.tasks.math import MathTask
 from omni_thinker.tasks.pool import PooledTask
-from omni_thinker.tasks.qa import QaTask
-from omni_thinker.tasks.writing import WritingTask
 from omni_thinker.types import SPLITS, Split, TaskName, content_hash
 
 TASKS: Mapping[str, type[PooledTask]] = {task.kind: task for task in (MathTask, CodingTask, QaTask, WritingTask)}

@@ -148,54 +148,31 @@ def make_plan(
     hierarchical forecaster: the literal ones add up all effects there.
     Raises UserError for unknown names, and where a task's own run wasn't measured.
     """
-    if strategy not in STRATEGIES:
-        raise UserError(f"unknown strategy {strategy!r}; known: {', '.join(STRATEGIES)}", key="--strategy")
-    check_measured(matrix)
-    wanted = objective or Objective()
-    if wanted.fixed and (order or strategy != "exact"):
-        raise UserError("places can be fixed for the strategy 'exact' alone", key="--fix")
-    tasks = matrix.tasks
-    wanted.shares(tasks)
-    wanted.places(tasks)
-    every = len(tasks) <= ENUMERATED
+    wanted = _checked(matrix, objective or Objective(), strategy, order)
+    every = len(tasks := matrix.tasks) <= ENUMERATED
     predict = make_forecaster(forecaster, matrix, seed=seed, evidence=evidence, draws=2000 if every else _FEWER_DRAWS)
-    literal = not isinstance(predict, Hierarchical)
-    form = predict.set_form()
 
     def score(plan: Stages | Joint) -> float:
         return _score(predict, wanted, plan)
 
     listed: list[Order] = [own for own in permutations(tasks) if _keeps(own, wanted)] if every else []
-    found = best_order(form, wanted, seed=seed)
     scores = {own: score(in_order(own)) for own in listed}
-    if isinstance(predict, Hierarchical):
-        # The search goes by the means of the draws, the score by the mean of its outcomes.
-        top = max(listed, key=lambda own: scores[own]) if listed else _climb(found.order, wanted, score)
-        best = scores.get(top, score(in_order(top)))
-        found = Found(top, best, best if listed else _bound(predict, wanted, top, best), bool(listed))
+    found = _best(predict, wanted, scores, score, seed)
     effects = np.array([[matrix.effect(i, j) for j in tasks] for i in tasks])
     named = _named(found.order, effects, tasks, seed)
     if wanted.fixed:
         named = {name: own for name, own in named.items() if _keeps(own, wanted)}
-    if order:
-        check_order(order, tasks)
     picked = tuple(order) or named[strategy]
     for own in [*named.values(), picked]:
         scores.setdefault(own, score(in_order(own)))
-    truth = {own: wanted.of(predict(in_order(own))) for own in scores}
-    chances = _probability_best({own: truth[own] for own in listed}) if every else {}
-    orders = {
-        own: _describe(predict, in_order(own), scores[own], truth[own], level, chances.get(own)) for own in scores
-    }
-
-    sequence = orders[picked]
-    if refresh_cost is not None and not order:
-        sequence = _refreshed(predict, wanted, sequence, refresh_cost, level)
+    orders = _described(predict, wanted, scores, listed, level)
+    refreshes = refresh_cost is not None and not order
+    sequence = _refreshed(predict, wanted, orders[picked], refresh_cost or 0.0, level) if refreshes else orders[picked]
     mixture = Joint(shares or evenly(tasks).weights, sum(stage.passes for stage in sequence.stages))
     decision = decide(matrix, predict, wanted, sequence.stages, mixture, seed=seed)
-    together = wanted.of(predict(mixture))
-    joint = _describe(predict, mixture, score(mixture), together, level, 1 - decision.probability)
-    free = not order and strategy == "exact" and not literal and not wanted.fixed
+    ends = wanted.of(predict(mixture))
+    joint = _describe(predict, mixture, score(mixture), ends, level, 1 - decision.probability)
+    free = not order and strategy == "exact" and isinstance(predict, Hierarchical) and not wanted.fixed
     chosen = joint if free and decision.gain < 0 else sequence
     highest = max(scores.values())
     plan = Plan(
@@ -211,6 +188,46 @@ def make_plan(
         level=level,
     )
     return replace(plan, words=_words(plan, free))
+
+
+def _checked(matrix: TransferMatrix, wanted: Objective, strategy: str, order: Sequence[TaskName]) -> Objective:
+    """The objective, once everything fits the matrix. Raises UserError for the first thing that doesn't."""
+    if strategy not in STRATEGIES:
+        raise UserError(f"unknown strategy {strategy!r}; known: {', '.join(STRATEGIES)}", key="--strategy")
+    check_measured(matrix)
+    if wanted.fixed and (order or strategy != "exact"):
+        raise UserError("places can be fixed for the strategy 'exact' alone", key="--fix")
+    wanted.shares(matrix.tasks)
+    wanted.places(matrix.tasks)
+    if order:
+        check_order(order, matrix.tasks)
+    return wanted
+
+
+def _best(
+    predict: Forecaster,
+    wanted: Objective,
+    scores: Mapping[Order, float],
+    score: Callable[[Stages | Joint], float],
+    seed: int,
+) -> Found:
+    """The best order, and how far it may be from the best there is. scores: of all orders, or empty."""
+    found = best_order(predict.set_form(), wanted, seed=seed)
+    if not isinstance(predict, Hierarchical):
+        return found
+    # The search goes by the means of the draws, the score by the mean of its outcomes.
+    top = max(scores, key=lambda own: scores[own]) if scores else _climb(found.order, wanted, score)
+    best = scores.get(top, score(in_order(top)))
+    return Found(top, best, best if scores else _bound(predict, wanted, top, best), bool(scores))
+
+
+def _described(
+    predict: Forecaster, wanted: Objective, scores: Mapping[Order, float], listed: Sequence[Order], level: float
+) -> dict[Order, PlanForecast]:
+    """Each order with its intervals, and its chance to be the best where all are `listed`."""
+    truth = {own: wanted.of(predict(in_order(own))) for own in scores}
+    chances = _probability_best({own: truth[own] for own in listed}) if listed else {}
+    return {own: _describe(predict, in_order(own), scores[own], truth[own], level, chances.get(own)) for own in scores}
 
 
 def forecast_json(

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 
 from omni_thinker.recipe import RewardSpec
-from omni_thinker.tasks.math_stories import BUY, DAYS, FOOD, NAMES, PLANTS, STORIES, THINGS, Story
+from omni_thinker.tasks.builtin.math_stories import BUY, DAYS, FOOD, NAMES, PLANTS, STORIES, THINGS, Story
 from omni_thinker.tasks.pool import Item, PooledTask, level
 
 LARGEST = (5, 6, 9, 15, 25, 50, 75, 99, 150, 250, 500)

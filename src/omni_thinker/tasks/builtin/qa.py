@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from omni_thinker.recipe import RewardSpec
-from omni_thinker.tasks.pool import Item, PooledTask
-from omni_thinker.tasks.qa_facts import (
+from omni_thinker.tasks.builtin.qa_facts import (
     CONTINENTS,
     NO_BORDERS,
     NO_CAPITAL,
@@ -22,6 +21,7 @@ from omni_thinker.tasks.qa_facts import (
     elements,
     overlap,
 )
+from omni_thinker.tasks.pool import Item, PooledTask
 from omni_thinker.tasks.reader import options_line
 
 

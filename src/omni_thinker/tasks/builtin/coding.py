@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from omni_thinker.recipe import RewardSpec
-from omni_thinker.tasks.coding_ops import (
+from omni_thinker.tasks.builtin.coding_ops import (
     WORDS,
     Op,
     branch_op,

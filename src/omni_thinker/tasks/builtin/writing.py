@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from omni_thinker.recipe import RewardSpec
+from omni_thinker.tasks.builtin.writing_vocab import ASKED, CLAUSES, FOLLOW, FORMS, JOINED
 from omni_thinker.tasks.pool import Item, PooledTask, level
-from omni_thinker.tasks.writing_vocab import ASKED, CLAUSES, FOLLOW, FORMS, JOINED
 
 NUMBER_WORDS = ("no", "one", "two", "three")
 

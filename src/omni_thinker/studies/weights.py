@@ -1,0 +1,112 @@
+"""The weights of the one policy that all arms of a seed take turns in: which are wanted, and which lie in files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from omni_thinker.errors import UserError
+from omni_thinker.protocol import ExportsAdapters, Policy
+from omni_thinker.runs.files import checksum, is_whole, write_whole
+from omni_thinker.runs.rundir import RunDir
+
+
+class Weights:
+    """Loaded lazily: a resumed study reads most results from the journal, and only what is computed needs weights.
+
+    Files that an earlier process wrote are compared with their checksums before they are first read.
+    """
+
+    def __init__(self, policy: Policy, run: RunDir, seed: int) -> None:
+        self._policy, self._run, self._seed = policy, run, seed
+        self.folder = run.models(seed) / "state"
+        self._current: Path | None = None
+        """File of the weights that are wanted; None where they lie in none."""
+        self._stale = False
+        """Whether the policy still has others."""
+        self._start: Path | None = None
+        """File of the start, where the policy doesn't know the start yet."""
+        self._unverified: dict[Path, str] = {}
+        self._exported: set[str] = set()
+
+    def file(self, arm: str) -> Path:
+        """Where an arm's weights are kept."""
+        return self.folder / f"{slug(arm)}.safetensors"
+
+    def saved(self, path: Path, expected: str | None, *, start: bool = False) -> None:
+        """The wanted weights lie in `path`. expected: its checksum where an earlier process wrote it, and the policy
+        doesn't have them. start: they are the start of the study."""
+        self._current, self._stale = path, expected is not None
+        if expected is not None:
+            self._unverified[path] = expected
+            if start:
+                self._start = path
+
+    def changed(self) -> None:
+        """The policy is about to be trained: its weights lie in no file."""
+        self._current = None
+
+    def load(self, path: Path) -> None:
+        """Want the weights in `path`, with a fresh optimiser."""
+        self._current, self._stale = path, True
+
+    def ensure_loaded(self) -> None:
+        """Let the policy have the wanted weights, before anything is computed with it."""
+        if self._start is not None:
+            self.verify(self._start)
+            self._policy.load_weights(self._start)
+            self._policy.mark_start()
+            self._start = None
+        if self._stale and self._current is not None:
+            self.verify(self._current)
+            self._policy.load_weights(self._current)
+        self._stale = False
+
+    def verify(self, path: Path) -> None:
+        """Raises UserError where weights that an earlier process wrote aren't as it left them."""
+        expected = self._unverified.pop(path, None)
+        if expected is not None and not is_whole(path, expected):
+            raise UserError("isn't as it was written, and can't be made again; begin another run", file=path)
+
+    def save(self, arm: str) -> Path:
+        """Keep the wanted weights in fp32, unless they lie in that file already."""
+        path = self.file(arm)
+        if self._current != path:
+            self.make_file(arm, self._policy.save_weights)
+        return path
+
+    def make_file(self, arm: str, write: Callable[[Path], object]) -> Path:
+        """Let `write` make weights called `arm`, which are the wanted ones then."""
+        path = self.file(arm)
+        fresh = not self._run.journal.replaying
+
+        def make() -> str:
+            self.ensure_loaded()
+            write_whole(path, write)
+            return checksum(path)
+
+        found = self._run.journal.once(f"{self._seed} weights {arm}", make)
+        self.saved(path, None if fresh else found)
+        return path
+
+    def export(self, name: str, *, adapter: bool = False) -> Path:
+        """Write the wanted weights as a folder for Hugging Face's libraries, the factors alone if `adapter`."""
+        folder = self._run.models(self._seed) / slug(name)
+
+        def make() -> None:
+            if name in self._exported:  # a kill now would tear what is there already
+                return
+            self.ensure_loaded()
+            if adapter and isinstance(self._policy, ExportsAdapters):
+                self._policy.export_adapter(folder)
+            else:
+                self._policy.export(folder)
+
+        self._run.journal.once(f"{self._seed} export {name}", make)
+        self._exported.add(name)
+        return folder
+
+
+def slug(name: str) -> str:
+    """An arm's name as part of a file's."""
+    return name.replace(":", "-")

@@ -1,0 +1,1 @@
+"""The built-in tasks: problems that are made, not read."""
