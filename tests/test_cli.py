@@ -232,7 +232,8 @@ def test_tasks_can_be_looked_at(run: Run) -> None:
 def test_the_readme_task_works(run: Run, tmp_path: Path, repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The class printed in README is a task: its gold answers score 1 and wrong ones don't."""
     readme = (repo / "README.md").read_text("utf-8")
-    code_block = readme.split("```python\n")[1].split("```")[0]
+    blocks = [block.split("```")[0] for block in readme.split("```python\n")[1:]]
+    [code_block] = [block for block in blocks if "class Reversed" in block]
     (tmp_path / "my_tasks.py").write_text(code_block, "utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     recipe = write_recipe(

@@ -9,8 +9,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 
+from omni_thinker.arms import rivals
 from omni_thinker.compare.intervals import expected_detectable
-from omni_thinker.compare.paired import compare_arms, rivals
+from omni_thinker.compare.paired import compare_arms
 from omni_thinker.compare.verdict import verdict
 from omni_thinker.schedulers.mixture import Mixture
 from omni_thinker.schedulers.sec import Sec

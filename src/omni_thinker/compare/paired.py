@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from omni_thinker.arms import rivals
 from omni_thinker.compare.intervals import (
     NOTHING,
     Array,
@@ -80,11 +81,6 @@ def compare_arms(
                 )
             )
     return found
-
-
-def rivals(arms: Sequence[str], control: str = "joint") -> list[str]:
-    """Arms that are compared with `control`: all but the start and single tasks, which answer other questions."""
-    return [name for name in arms if name not in ("start", control) and not name.startswith("single:")]
 
 
 def paired_differences(a: Sequence[Values], b: Sequence[Values]) -> dict[TaskName, Array]:

@@ -5,30 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from omni_thinker.compare.paired import Comparison, rivals
+from omni_thinker.arms import ARMS, is_scheduled, rivals
+from omni_thinker.compare.paired import Comparison
 
 _QUESTIONS = (
-    ("curriculum", "start", "The planned curriculum", "the start"),
-    ("joint", "start", "Joint training", "the start"),
-    ("curriculum", "reverse", "The planned curriculum", "its reverse"),
-    ("curriculum", "joint", "The planned curriculum", "joint training"),
-    ("charged", "joint", "The planned curriculum, after the cost of its probe,", "joint training"),
-    ("curriculum", "merge", "The planned curriculum", "merging the single-task experts"),
-    ("joint", "merge", "Joint training", "merging the single-task experts"),
+    ("curriculum", "start"),
+    ("joint", "start"),
+    ("curriculum", "reverse"),
+    ("curriculum", "joint"),
+    ("charged", "joint"),
+    ("curriculum", "merge"),
+    ("joint", "merge"),
 )
+"""What a study is run for, in the order in which it is answered."""
 
 
 def verdict(comparisons: Sequence[Comparison], confidence: float, seeds: int) -> str:
     """Sentences on the macro average: first which arms beat joint training, then the questions a study is run for."""
     found = {(c.a, c.b): c for c in comparisons if c.task == "macro"}
     sentences = []
-    named = {name for question in _QUESTIONS for name in question[:2]}
-    arms = dict.fromkeys(name for pair in found for name in pair if name not in named and ":" not in name)
-    others = [(arm, "joint", f"The arm {arm}", "joint training") for arm in arms]
-    for a, b, subject, object_ in (*_QUESTIONS, *others):
+    others = [arm for arm in dict.fromkeys(name for pair in found for name in pair) if is_scheduled(arm)]
+    for a, b in (*_QUESTIONS, *((arm, "joint") for arm in others)):
         comparison = found.get((a, b)) or _swapped(found.get((b, a)))
         if comparison is not None:
-            sentences.append(_sentence(comparison, subject, object_, confidence))
+            subject = ARMS[a].subject if a in ARMS else f"The arm {a}"
+            sentences.append(_sentence(comparison, subject, ARMS[b].object, confidence))
     if not sentences:
         return "Nothing was compared with the start or with joint training." if found else "Nothing was compared."
     if headline := _headline(found):

@@ -9,12 +9,12 @@ from omni_thinker.recipe.judge import BudgetSpec, EndpointSpec, JudgeSpec, Price
 from omni_thinker.recipe.load import builtin_recipe, load_recipe, parse_recipe
 from omni_thinker.recipe.models import LoraSpec, ModelSpec
 from omni_thinker.recipe.rl import EvalSpec, RlSpec, WarmupSpec
-from omni_thinker.recipe.study import ARMS, ProbeKind, StudySpec, scheduled_arms
+from omni_thinker.recipe.study import ProbeKind, StudySpec, scheduled_arms
 from omni_thinker.recipe.tasks import RewardSpec, TaskSpec
 from omni_thinker.recipe.whole import Recipe
 
 __all__ = [
-    "ARMS", "BudgetSpec", "EndpointSpec", "EvalSpec", "JudgeSpec", "LoraSpec", "ModelSpec", "PriceSpec", "ProbeKind",
+    "BudgetSpec", "EndpointSpec", "EvalSpec", "JudgeSpec", "LoraSpec", "ModelSpec", "PriceSpec", "ProbeKind",
     "Recipe", "RewardSpec", "RlSpec", "StudySpec", "TaskSpec", "WarmupSpec", "builtin_recipe", "load_recipe",
     "parse_recipe", "scheduled_arms",
 ]  # fmt: skip

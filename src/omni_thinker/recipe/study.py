@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from omni_thinker.arms import ARMS, LORA, PROBE, SINGLE
 from omni_thinker.errors import UserError
 from omni_thinker.recipe.models import LoraSpec
 from omni_thinker.recipe.schedulers import PLAIN, SchedulerSpec, plain
@@ -13,7 +14,6 @@ from omni_thinker.recipe.tasks import RESERVED, TASK_NAME
 from omni_thinker.recipe.types import Count, Positive, PositiveFloat, Table
 
 ProbeKind = Literal["full", "short", "lora", "gradient"]
-ARMS = ("start", "single", "curriculum", "charged", "reverse", "joint", "merge")
 
 
 class StudySpec(Table):
@@ -74,7 +74,9 @@ def check_arms(study: StudySpec, tasks: list[str]) -> None:
     """Raises UserError for arms that nothing makes, and schedulers of tasks that aren't there."""
     for name in study.schedulers:
         # Files of single-task arms and probes begin with these.
-        taken = name in (*ARMS, *RESERVED, "state", "warmup") or name.startswith(("single-", "probe-", "lora-"))
+        taken = name in (*ARMS, *RESERVED, "state", "warmup") or name.startswith(
+            tuple(mark.replace(":", "-") for mark in (SINGLE, PROBE, LORA))
+        )
         if taken or not TASK_NAME.fullmatch(name):
             raise UserError("can't be the name of an arm", key=f"study.schedulers.{name}")
     for name in study.arms:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from omni_thinker.arms import in_order
 from omni_thinker.errors import UserError
 
 NAN = math.nan
@@ -266,9 +267,7 @@ class RunData:
     @property
     def arms(self) -> list[str]:
         """start, curriculum, the same after its cost, its reverse, joint, merge, single tasks in order, others."""
-        rank = ["start", "curriculum", "charged", "reverse", "joint", "merge"]
-        rank += [f"single:{task}" for task in self.tasks]
-        return sorted(self.result.arms, key=lambda arm: (rank.index(arm) if arm in rank else len(rank), arm))
+        return in_order(list(self.result.arms), self.tasks)
 
     @property
     def seeds(self) -> list[int]:

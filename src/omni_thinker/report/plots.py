@@ -11,14 +11,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
+from omni_thinker.arms import ARMS, SHARED, SINGLE, colour_of, is_scheduled, is_single, rivals
 from omni_thinker.report import series
 from omni_thinker.report.data import Comparison, RunData, Transfer
 from omni_thinker.report.svg import (
     FAINT,
     GRID,
     INK,
-    SINGLE_COLOUR,
-    arm_colour,
     plain,
     signed,
     style,
@@ -31,31 +30,23 @@ WIDTH = 10.0
 
 
 def differences(run: RunData) -> Markup | None:
-    """Macro differences with intervals: each arm to the start, then the curriculum to the others."""
-    blocks = [
-        ("each arm against the start", [(arm, run.comparison(arm, "start")) for arm in run.arms if arm != "start"]),
-        (
-            "the curriculum against the others",
-            [(arm, run.comparison("curriculum", arm)) for arm in run.arms if arm not in ("start", "curriculum")],
-        ),
-    ]
+    """Macro differences with intervals: each arm to joint training, which the verdict goes by, then to the start."""
     rows: list[tuple[str, str, Comparison | None]] = []
-    for heading, found in blocks:
+    for control, heading in (("joint", "each arm against joint training"), ("start", "each arm against the start")):
+        asked = rivals(run.arms) if control == "joint" else [arm for arm in run.arms if arm != "start"]
+        found = [(arm, run.comparison(arm, control)) for arm in asked]
         kept = [(arm, item) for arm, item in found if item is not None and math.isfinite(item.difference)]
         if kept:
             rows.append((heading, "", None))
-            rows += [
-                (f"{arm} − start" if heading == "each arm against the start" else f"curriculum − {arm}", arm, item)
-                for arm, item in kept
-            ]
+            rows += [(f"{arm} − {control}", arm, item) for arm, item in kept]
     if not rows:
         return None
     with style():
         figure = Figure(figsize=(WIDTH, 0.3 * len(rows) + 0.75), layout="constrained")
         axes = figure.add_subplot()
-        for at, (label, arm, item) in enumerate(rows):
+        for at, (_, arm, item) in enumerate(rows):
             if item is not None:
-                _difference_row(axes, at, arm if label.endswith("start") else "curriculum", item)
+                _difference_row(axes, at, colour_of(arm, run.arms), item)
         axes.axvline(0, color=INK, linewidth=0.9)
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_yticks(range(len(rows)), [label for label, _, _ in rows])
@@ -68,8 +59,7 @@ def differences(run: RunData) -> Markup | None:
         return to_svg(figure, "differences", "Differences in macro accuracy between arms, with intervals")
 
 
-def _difference_row(axes: Axes, at: int, arm: str, item: Comparison) -> None:
-    colour = arm_colour(arm)
+def _difference_row(axes: Axes, at: int, colour: str, item: Comparison) -> None:
     axes.plot([item.low, item.high], [at, at], color=colour, linewidth=2.2, alpha=1.0 if item.shown else 0.5)
     face = colour if item.shown else "#ffffff"
     axes.plot(
@@ -88,8 +78,12 @@ def _difference_row(axes: Axes, at: int, arm: str, item: Comparison) -> None:
 
 
 def learning(run: RunData) -> Markup | None:
-    """Train reward over steps, one panel a task, one colour an arm; validation of the curriculum as diamonds."""
-    arms = {task: ["curriculum", "joint", f"single:{task}"] for task in run.tasks}
+    """Train reward over steps: one panel a task, one colour an arm, validation of the curriculum as diamonds.
+
+    Where there is no single-task arm its probe is drawn.
+    """
+    shared = [arm for arm in run.arms if arm in SHARED or is_scheduled(arm)]
+    arms = {task: [*shared, SINGLE + task] for task in run.tasks}
     if not any(
         series.by_seed(run, series.trained_as(run, arm), f"reward/{task}") for task in run.tasks for arm in arms[task]
     ):
@@ -101,7 +95,9 @@ def learning(run: RunData) -> Markup | None:
         grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
         for axes, task in zip(grid, run.tasks, strict=False):
             for arm in reversed(arms[task]):  # the curriculum on top
-                _curve(axes, series.by_seed(run, series.trained_as(run, arm), f"reward/{task}"), arm_colour(arm))
+                _curve(
+                    axes, series.by_seed(run, series.trained_as(run, arm), f"reward/{task}"), colour_of(arm, run.arms)
+                )
             _diamonds(axes, run, task)
             axes.set_title(task)
             plain(axes)
@@ -133,7 +129,7 @@ def _diamonds(axes: Axes, run: RunData, task: str) -> None:
     if math.isfinite(start) and points and points[0][0] > 0:
         points = [(0.0, start), *points]
     if points:
-        colour = arm_colour("curriculum")
+        colour = ARMS["curriculum"].colour
         axes.plot(
             *zip(*points, strict=True),
             ":D",
@@ -147,18 +143,19 @@ def _diamonds(axes: Axes, run: RunData, task: str) -> None:
 
 def _learning_keys(run: RunData) -> list[Line2D]:
     keys = [
-        Line2D([], [], color=arm_colour(arm), linewidth=2, label=arm)
-        for arm in ("curriculum", "joint")
-        if arm in run.arms
+        Line2D([], [], color=colour_of(arm, run.arms), linewidth=2, label=arm)
+        for arm in run.arms
+        if arm in SHARED or is_scheduled(arm)
     ]
-    if any(arm.startswith("single:") for arm in run.arms):
-        keys.append(Line2D([], [], color=SINGLE_COLOUR, linewidth=2, label="single (this task only)"))
+    if any(series.by_seed(run, series.trained_as(run, SINGLE + task), f"reward/{task}") for task in run.tasks):
+        label = "single (this task only)" if any(map(is_single, run.arms)) else "probe (this task only)"
+        keys.append(Line2D([], [], color=ARMS["single"].colour, linewidth=2, label=label))
     if "curriculum" in run.arms:
         keys.append(
             Line2D(
                 [],
                 [],
-                color=arm_colour("curriculum"),
+                color=ARMS["curriculum"].colour,
                 linestyle=":",
                 marker="D",
                 markerfacecolor="#ffffff",

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from omni_thinker.arms import PROBE, is_single, task_of
 from omni_thinker.report.data import RunData
 
 Points = list[tuple[float, float]]
@@ -35,8 +36,8 @@ def by_seed(run: RunData, arm: str, metric: str, kind: str = "train") -> dict[in
 
 def trained_as(run: RunData, arm: str) -> str:
     """The arm's name in metrics.jsonl: a single-task arm on a stage's budget *is* the probe."""
-    if arm.startswith("single:") and not any(row.arm == arm and row.kind == "train" for row in run.records):
-        return "probe:" + arm.removeprefix("single:")
+    if is_single(arm) and not any(row.arm == arm and row.kind == "train" for row in run.records):
+        return PROBE + task_of(arm)
     return arm
 
 

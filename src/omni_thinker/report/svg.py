@@ -11,16 +11,7 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Okabe and Ito for arms, Tol's "muted" for tasks: both hold for colour-blind readers, and no hue serves twice.
-ARM_COLOURS = {
-    "start": "#6e6e6e",
-    "curriculum": "#0072B2",
-    "charged": "#6A8FBF",
-    "reverse": "#56B4E9",
-    "joint": "#D55E00",
-    "merge": "#009E73",
-}
-SINGLE_COLOUR = "#B0699A"
+# Tol's "muted": it holds for colour-blind readers, as the arms' colours do (Okabe and Ito), and no hue serves twice.
 TASK_COLOURS = ("#CC6677", "#332288", "#999933", "#44AA99", "#882255", "#5BA8C9", "#117733", "#AA4499")
 TASK_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "h")
 INK, FAINT, GRID = "#222222", "#717171", "#dddddd"
@@ -48,10 +39,6 @@ _STYLE: dict[str, Any] = {
     "text.parse_math": False,  # names of tasks and arms are no formulas
     "text.usetex": False,
 }
-
-
-def arm_colour(arm: str) -> str:
-    return ARM_COLOURS.get(arm, SINGLE_COLOUR)
 
 
 def task_colour(tasks: list[str], task: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 
+from omni_thinker.arms import is_single, kind_of, task_of
 from omni_thinker.report import series
 from omni_thinker.report.data import MACRO, NAN, Answer, ArmRun, Estimate, Order, RunData
 
@@ -170,17 +171,12 @@ def about(run: RunData, arm: str) -> str:
     if arm == "curriculum":
         order = _trained_order(run) or (" → ".join(run.plan.sequence.order) if run.plan else "")
         return "RL on one task after another, in the planned order" + (f": {order}" if order else "")
-    if arm.startswith("single:"):
-        return f"RL on {arm.removeprefix('single:')} alone"
-    return {
-        "start": "the model after the supervised warm-up, before any RL"
-        if run.result.warmup
-        else "the model before any RL",
-        "charged": "the planned curriculum on the steps that its probe left over: what a plan is worth after its cost",
-        "reverse": "RL on one task after another, in the reverse of the planned order",
-        "joint": "RL on all tasks mixed in every step",
-        "merge": "weights of the single-task arms merged by task arithmetic; no RL of its own",
-    }.get(arm, "")
+    if is_single(arm):
+        return f"RL on {task_of(arm)} alone"
+    if arm == "start" and run.result.warmup:
+        return "the model after the supervised warm-up, before any RL"
+    kind = kind_of(arm)
+    return kind.about if kind else "RL on all tasks; a scheduler says which comes next"
 
 
 def _trained_order(run: RunData) -> str:

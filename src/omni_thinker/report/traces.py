@@ -11,10 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from omni_thinker.arms import ARMS, colour_of, is_single
 from omni_thinker.report import series
 from omni_thinker.report.data import RunData
 from omni_thinker.report.plots import WIDTH, task_keys
-from omni_thinker.report.svg import INK, SINGLE_COLOUR, arm_colour, plain, style, task_colour, task_marker, to_svg
+from omni_thinker.report.svg import INK, plain, style, task_colour, task_marker, to_svg
 
 HEALTH = (
     ("zero_variance/all", "groups without variance (share)"),
@@ -174,16 +175,14 @@ def health(run: RunData) -> Markup | None:
 
 
 def _health_colour(name: str) -> str:
-    return SINGLE_COLOUR if name.startswith("single") else arm_colour(name)
+    return ARMS["single"].colour if name.startswith("single") else colour_of(name)
 
 
 def _health_curves(run: RunData, metric: str) -> dict[str, series.Points]:
     """Curriculum, joint, and the mean of the single-task arms, each averaged over seeds and lightly smoothed."""
     curves = {arm: series.average(series.by_seed(run, arm, metric)) for arm in ("curriculum", "joint")}
     singles = [
-        series.average(series.by_seed(run, series.trained_as(run, arm), metric))
-        for arm in run.arms
-        if arm.startswith("single:")
+        series.average(series.by_seed(run, series.trained_as(run, arm), metric)) for arm in run.arms if is_single(arm)
     ]
     curves["single (mean of tasks)"] = series.average(dict(enumerate(singles)))
     # A sparse metric (the KL, every few steps) is drawn as measured.

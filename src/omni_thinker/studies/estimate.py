@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from omni_thinker.arms import SHARED, STAGED, rivals
 from omni_thinker.compare.intervals import MIN_PROBLEMS, expected_detectable
-from omni_thinker.compare.paired import rivals
 from omni_thinker.recipe import Recipe, scheduled_arms
-from omni_thinker.studies.probing import SEQUENTIAL, TRAINED, charged_steps, probe_work, single_tasks
+from omni_thinker.studies.probing import charged_steps, probe_work, single_tasks
 from omni_thinker.studies.scheduled import stages_of
 from omni_thinker.studies.setup import Bench
 
@@ -14,7 +14,7 @@ def smallest_difference(bench: Bench) -> float | None:
     """Between the macro averages of an arm and joint training, on the test split, that the study is likely to see
     (`expected_detectable`); None where it compares nothing with joint training."""
     study = bench.recipe.study
-    names = [*(TRAINED & set(study.arms)), *({"merge"} & set(study.arms)), *scheduled_arms(study)]
+    names = [*(SHARED & set(study.arms)), *({"merge"} & set(study.arms)), *scheduled_arms(study)]
     against = rivals(names)
     problems = [len(own) for own in bench.pools["test"].values()]
     if "joint" not in names or not against or min(problems) < MIN_PROBLEMS:
@@ -37,7 +37,7 @@ def power_words(bench: Bench) -> str:
 def expected_work(recipe: Recipe) -> tuple[dict[str, int], dict[str, float]]:
     """Units of work by kind, and rough seconds of each until they have been measured."""
     study, tasks, seeds = recipe.study, len(recipe.tasks), len(recipe.study.seeds)
-    trained = {*(TRAINED & set(study.arms)), *scheduled_arms(study)}
+    trained = {*(SHARED & set(study.arms)), *scheduled_arms(study)}
     probe_steps, probe_evaluations = probe_work(recipe)
     singles = len(single_tasks(recipe))
     steps = study.steps * len(trained) + probe_steps
@@ -46,7 +46,7 @@ def expected_work(recipe: Recipe) -> tuple[dict[str, int], dict[str, float]]:
     arms = 1 + len(trained) + ("merge" in study.arms) + singles
     validations = 1 + len(trained) + probe_evaluations
     validations += sum(max(0, stages_of(spec) - 1) for spec in scheduled_arms(study).values())
-    validations += (tasks - 1) * len(SEQUENTIAL & set(study.arms)) + ("merge" in study.arms)
+    validations += (tasks - 1) * len(STAGED & set(study.arms)) + ("merge" in study.arms)
     expected = {
         "warmup": recipe.warmup.steps,
         "check": 1 + recipe.warmup.steps // recipe.warmup.check_every,

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from omni_thinker.arms import LORA, PROBE, SHARED, SINGLE, STAGED
 from omni_thinker.errors import UserError
 from omni_thinker.protocol import SketchesGradients
 from omni_thinker.recipe import ProbeKind, Recipe, scheduled_arms
@@ -30,8 +31,6 @@ from omni_thinker.transfer.matrix import Entropies, TransferMatrix
 from omni_thinker.transfer.probe import extrapolate, probe_steps
 from omni_thinker.types import TaskName
 
-SEQUENTIAL = frozenset({"curriculum", "charged", "reverse"})
-TRAINED = SEQUENTIAL | {"joint"}
 _BATCHES = 2
 """Of a gradient probe, in place of each step: products of different batches are free of their own noise."""
 
@@ -51,7 +50,7 @@ class Probed:
 
 
 def is_planned(recipe: Recipe) -> bool:
-    return bool(SEQUENTIAL & set(recipe.study.arms)) and not recipe.study.order
+    return bool(STAGED & set(recipe.study.arms)) and not recipe.study.order
 
 
 def probe_kinds(recipe: Recipe) -> tuple[ProbeKind, ...]:
@@ -90,7 +89,7 @@ def probe_lengths(recipe: Recipe, kind: ProbeKind) -> dict[TaskName, int]:
     stages = dict(even_stages(list(recipe.tasks), study.steps))
     if kind == "full" or (kind == "lora" and "merge" in study.arms and expert_kind(recipe) == "lora"):
         return {task: stages[task] for task in probed_tasks(recipe)}
-    arms = len(TRAINED & set(study.arms)) + len(scheduled_arms(study))
+    arms = len(SHARED & set(study.arms)) + len(scheduled_arms(study))
     return {
         task: probe_steps(stages[task], arms, study.steps, len(recipe.tasks), study.probe_share)
         for task in probed_tasks(recipe)
@@ -161,18 +160,18 @@ def _runs(session: Session, start: Path, begun: Evaluation) -> tuple[dict[ProbeK
         ends = {kind: probe_lengths(recipe, kind)[task] for kind in wanted}
         whole = is_arm and recipe.study.single_budget == "full"
         steps = recipe.study.steps if whole else max(ends.values())
-        name = f"single:{task}" if is_arm else f"probe:{task}"
+        name = (SINGLE if is_arm else PROBE) + task
 
         def at_step(so_far: Cost, task: TaskName = task, ends: Mapping[ProbeKind, int] = ends) -> None:
             reached = [kind for kind, end in ends.items() if end == so_far.steps]
             if not reached:
                 return
-            evaluation = session.evaluate(f"probe:{task}", "validation", so_far.steps)
+            evaluation = session.evaluate(PROBE + task, "validation", so_far.steps)
             for kind in reached:
                 _note(found[kind], seen[kind], task, evaluation, replace(so_far))
             if "full" in reached:
-                path = session.weights.save(f"probe:{task}")
-                own = ArmResult(f"probe:{task}", path, replace(so_far), evaluation.estimates())
+                path = session.weights.save(PROBE + task)
+                own = ArmResult(PROBE + task, path, replace(so_far), evaluation.estimates())
                 found["full"].experts[task] = own
 
         spent, _ = session.train(name, Stages([(task, steps)], recipe.rl.problems_per_step), steps, at_step=at_step)
@@ -207,7 +206,7 @@ def _adapters(session: Session, start: Path, begun: Evaluation) -> Probed:
     lengths = probe_lengths(recipe, "lora")
     for task in probed_tasks(recipe):
         own.weights.load(fresh)
-        name, steps = f"lora:{task}", lengths[task]
+        name, steps = LORA + task, lengths[task]
         spent, _ = own.train(name, Stages([(task, steps)], recipe.rl.problems_per_step), steps)
         evaluation = own.evaluate(name, "validation", steps)
         _note(found, seen, task, evaluation, spent)

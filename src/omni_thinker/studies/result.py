@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from omni_thinker.arms import is_single
 from omni_thinker.baselines.sft import WarmupReport
 from omni_thinker.compare.paired import Values, compare_arms
 from omni_thinker.compare.verdict import verdict
@@ -87,7 +88,7 @@ def _tokens(outcomes: Sequence[SeedOutcome]) -> list[str]:
     spent: dict[str, int] = {}
     for outcome in outcomes:
         for name, arm in outcome.arms.items():
-            if name not in ("start", "merge") and not name.startswith("single:"):
+            if name not in ("start", "merge") and not is_single(name):
                 spent[name] = spent.get(name, 0) + arm.spent.tokens_sampled + arm.spent.tokens_trained
     joint = spent.pop("joint", 0)
     if not joint or not spent:
@@ -228,7 +229,7 @@ def _probe_rows(outcome: SeedOutcome) -> list[dict[str, Any]]:
     """What each kind of probe cost, its share of all that was trained if it were the only kind, and how well it agrees
     with whole stages where these were run too. A probe that is the beginning of a single-task arm cost nothing extra,
     and is counted all the same."""
-    singles = any(name.startswith("single:") for name in outcome.arms)
+    singles = any(map(is_single, outcome.arms))
     others = sum((arm.spent for name, arm in outcome.arms.items() if name not in ("start", "merge")), Cost())
     full = next((probed.matrix for probed in outcome.probes if probed.kind == "full"), None)
     rows = []

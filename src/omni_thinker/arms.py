@@ -1,0 +1,125 @@
+"""The arms of a study: one table of what each is, and how names are built and read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+SINGLE, PROBE, LORA = "single:", "probe:", "lora:"
+"""Begin the names of runs on one task alone: an arm, a probe of its own, a probe with adapters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One kind of arm. Kinds are ordered as in `ARMS`.
+
+    subject, object: how sentences name it. about: one line on what it is. staged: it trains one task after another.
+    trained: it spends the budget of RL steps; the others cost nothing of their own, or what their parts cost.
+    """
+
+    name: str
+    subject: str
+    object: str
+    about: str
+    colour: str
+    staged: bool = False
+    trained: bool = False
+
+
+ARMS = {
+    arm.name: arm
+    for arm in (
+        Arm("start", "The start", "the start", "the model before any RL", "#6e6e6e"),
+        Arm(
+            "curriculum",
+            "The planned curriculum",
+            "the planned curriculum",
+            "RL on one task after another, in the planned order",
+            "#0072B2",
+            staged=True,
+            trained=True,
+        ),
+        Arm(
+            "charged",
+            "The planned curriculum, after the cost of its probe,",
+            "the planned curriculum after the cost of its probe",
+            "the planned curriculum on the steps that its probe left over: what a plan is worth after its cost",
+            "#6A8FBF",
+            staged=True,
+            trained=True,
+        ),
+        Arm(
+            "reverse",
+            "The reverse of the plan",
+            "its reverse",
+            "RL on one task after another, in the reverse of the planned order",
+            "#56B4E9",
+            staged=True,
+            trained=True,
+        ),
+        Arm(
+            "joint",
+            "Joint training",
+            "joint training",
+            "RL on all tasks mixed in every step",
+            "#D55E00",
+            trained=True,
+        ),
+        Arm(
+            "merge",
+            "The merged experts",
+            "merging the single-task experts",
+            "weights of the single-task arms merged by task arithmetic; no RL of its own",
+            "#009E73",
+        ),
+        Arm("single", "Single-task training", "single-task training", "RL on one task alone", "#B0699A", trained=True),
+    )
+}
+SCHEDULED_COLOURS = ("#E69F00", "#8C564B", "#7F7F00", "#5E4FA2", "#1B9E9E", "#C51B7D")
+"""Of arms that a scheduler makes, in their order, again from the first where there are more."""
+RANKED = ("start", "curriculum", "charged", "reverse", "joint", "merge")
+"""The order in which tables list arms; single tasks and scheduled arms follow."""
+STAGED = frozenset(name for name, arm in ARMS.items() if arm.staged)
+SHARED = frozenset(name for name, arm in ARMS.items() if arm.trained and name != "single")
+"""Arms that train all tasks within one budget."""
+
+
+def is_single(arm: str) -> bool:
+    """Whether an arm trains one task alone."""
+    return arm.startswith(SINGLE)
+
+
+def task_of(arm: str) -> str:
+    """The task of `single:TASK`, `probe:TASK` or `lora:TASK`; empty for other arms."""
+    return next((arm.removeprefix(mark) for mark in (SINGLE, PROBE, LORA) if arm.startswith(mark)), "")
+
+
+def kind_of(arm: str) -> Arm | None:
+    """The table's entry of an arm; None for one that a scheduler makes."""
+    return ARMS["single"] if is_single(arm) else ARMS.get(arm)
+
+
+def is_scheduled(arm: str) -> bool:
+    """Whether a scheduler makes it."""
+    return kind_of(arm) is None and not task_of(arm)
+
+
+def in_order(arms: Sequence[str], tasks: Sequence[str]) -> list[str]:
+    """Arms as tables list them: `RANKED`, single tasks in the order of `tasks`, then scheduled ones by name."""
+    rank = [*RANKED, *(SINGLE + task for task in tasks)]
+    return sorted(arms, key=lambda arm: (rank.index(arm) if arm in rank else len(rank), arm))
+
+
+def rivals(arms: Sequence[str], control: str = "joint") -> list[str]:
+    """Arms that are compared with `control`: all but the start and single tasks, which answer other questions."""
+    return [arm for arm in arms if arm not in ("start", control) and not is_single(arm)]
+
+
+def colour_of(arm: str, arms: Sequence[str] = ()) -> str:
+    """Its colour in every figure. arms: all of the run, which tell scheduled ones apart."""
+    if (kind := kind_of(arm)) is not None:
+        return kind.colour
+    scheduled = sorted(name for name in {*arms, arm} if is_scheduled(name))
+    return (
+        SCHEDULED_COLOURS[scheduled.index(arm) % len(SCHEDULED_COLOURS)] if arm in scheduled else ARMS["single"].colour
+    )

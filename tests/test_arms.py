@@ -1,0 +1,54 @@
+"""The table of arms, and how names of arms are built and read."""
+
+from __future__ import annotations
+
+from omni_thinker.arms import (
+    ARMS,
+    LORA,
+    PROBE,
+    RANKED,
+    SHARED,
+    SINGLE,
+    STAGED,
+    colour_of,
+    in_order,
+    is_scheduled,
+    is_single,
+    kind_of,
+    rivals,
+    task_of,
+)
+
+TASKS = ["math", "qa"]
+
+
+def test_names_are_read_as_they_are_built() -> None:
+    for mark in (SINGLE, PROBE, LORA):
+        assert task_of(mark + "math") == "math"
+        assert not is_scheduled(mark + "math")
+    assert [is_single(arm) for arm in (SINGLE + "qa", PROBE + "qa", "joint")] == [True, False, False]
+    assert kind_of(SINGLE + "qa") is ARMS["single"]
+    assert kind_of("sec") is None
+    assert [arm for arm in ("sec", "python:mine:Lottery", "start", "merge") if is_scheduled(arm)] == [
+        "sec",
+        "python:mine:Lottery",
+    ]
+
+
+def test_the_table_is_whole() -> None:
+    assert {*RANKED, "single"} == set(ARMS)
+    assert {"curriculum", "charged", "reverse"} == STAGED
+    assert {"curriculum", "charged", "reverse", "joint"} == SHARED
+    assert len({arm.colour for arm in ARMS.values()}) == len(ARMS)
+
+
+def test_arms_are_listed_in_one_order() -> None:
+    arms = ["tac", "single:qa", "joint", "single:math", "start", "sec", "curriculum"]
+    assert in_order(arms, TASKS) == ["start", "curriculum", "joint", "single:math", "single:qa", "sec", "tac"]
+    assert rivals(["start", "joint", "curriculum", "single:qa", "sec"]) == ["curriculum", "sec"]
+
+
+def test_scheduled_arms_have_colours_of_their_own() -> None:
+    arms = ["joint", "sec", "tac", "dump"]
+    assert len({colour_of(arm, arms) for arm in arms}) == 4
+    assert colour_of("joint") == ARMS["joint"].colour
