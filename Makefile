@@ -34,7 +34,7 @@ $(VENV)/.dev: $(VENV)/.runtime
 	@$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $@
 
-.PHONY: help install dev model sandbox quickstart test test-slow soak bench lint format clean
+.PHONY: help install dev model sandbox quickstart check test test-slow soak bench lint format clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -68,6 +68,13 @@ lint: $(VENV)/.dev ## style, types and the order of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# What is quick and finds most: rules of the house, the maths, what a recipe may say, plug-ins. `make test` has the rest.
+QUICK := house arms recipe plugins rl_batch rl_losses rl_refill rl_difficulty rl_serial schedulers schedulers_adaptive \
+	statistics rewards_shape runs_journal transfer transfer_plan policy_masters policy_softmax
+
+check: lint ## for the habit: lint, then the quick tests
+	$(BIN)/python -m pytest -q $(QUICK:%=tests/test_%.py)
 
 test: sandbox lint model ## lint, then the tests that take seconds, some with the built-in model
 	$(BIN)/python -m pytest
