@@ -7,32 +7,22 @@ is kept by the parent, which kills this process: nothing here sets alarms.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import resource
 import signal
 import sys
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from omni_thinker.isolation.inside import confine, guard
+    from omni_thinker.isolation.inside import confine, guard, handler
 else:
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
     import confine
     import guard
+    import handler
 
     del sys.path[0]
-
-
-def _load(path: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("handler", path)
-    if spec is None or spec.loader is None:
-        raise ImportError(path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def main() -> None:
@@ -53,7 +43,7 @@ def main() -> None:
     if folder != "/":
         os.rmdir(folder)  # not needed here, and so never left behind
     sys.path[:0] = sys.argv[3:]
-    module = _load(sys.argv[1])
+    module = handler.load(sys.argv[1])
     if os.path.isdir(confine.BOX):
         confine.drop_rights()
         confine.forbid()

@@ -11,7 +11,6 @@ isn't run in it (guard.py).
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import resource
@@ -24,11 +23,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from omni_thinker.isolation.inside import confine, guard, zygote
+    from omni_thinker.isolation.inside import confine, guard, handler, zygote
 else:
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
     import confine
     import guard
+    import handler
     import zygote
 
     del sys.path[0]
@@ -52,7 +52,7 @@ class _Handler:
         self._fault = ""
         try:
             if self._module is None:
-                self._module = _load(self._path)
+                self._module = handler.load(self._path)
             if order.get("settings") is not None and hasattr(self._module, "prepare"):
                 self._module.prepare(order["settings"])
         except Exception as exc:
@@ -70,15 +70,6 @@ class _Handler:
             reply = _call(self._module.handle, request["request"])
         stream.write(json.dumps(reply).encode() + b"\n")
         stream.flush()
-
-
-def _load(path: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("handler", path)
-    if spec is None or spec.loader is None:
-        raise ImportError(path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _call(handle: Callable[[Any], Any], request: Any) -> Any:
@@ -140,11 +131,11 @@ def _left(deadline: float) -> float:
 
 
 def main() -> None:
-    handler = _Handler(sys.argv[1])
+    loaded = _Handler(sys.argv[1])
     sys.path[:0] = sys.argv[2:]
     resource.setrlimit(resource.RLIMIT_AS, (_ZYGOTE_BYTES, _ZYGOTE_BYTES))  # `prepare` has a bound as well
     zygote.begin()
-    control = zygote.spawn(handler.serve, handler.prepare)
+    control = zygote.spawn(loaded.serve, loaded.prepare)
     confine.hide()
     os.write(zygote.REPLIES, b'{"ready": true}\n')
     zygote.answer_requests(lambda request: _run(request, control))
