@@ -22,8 +22,8 @@ def _kernels() -> None:
 
 
 def _by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("draw", "softmax"):
-        monkeypatch.setattr(f"omni_thinker.policy.{module}.kernels", lambda: None)
+    for module in ("sampling.draw", "engine.softmax"):
+        monkeypatch.setattr(f"omni_thinker.{module}.kernels", lambda: None)
 
 
 def _made(rows: int, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
