@@ -16,12 +16,12 @@ from omni_thinker.errors import UserError
 from omni_thinker.recipe import parse_recipe, scheduled_arms
 from omni_thinker.rl.evaluate import Evaluation
 from omni_thinker.schedulers.mixture import Mixture
-from omni_thinker.studies.probing import charged_steps, probe_lengths
 from omni_thinker.studies.result import _as_trained
 from omni_thinker.studies.scheduled import check_schedulers, make_scheduler, read_stages
 from omni_thinker.studies.session import ArmResult
 from omni_thinker.studies.setup import prepare
 from omni_thinker.studies.training import Cost, Stage
+from omni_thinker.studies.units import charged_steps, probe_lengths
 from test_faults_study import QUICK, begin, journalled, wait_for
 from test_resume import traces
 

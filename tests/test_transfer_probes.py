@@ -23,15 +23,15 @@ from omni_thinker.baselines.merge_rules import MergeRule
 from omni_thinker.engine.sketch import DIMENSIONS, sketch
 from omni_thinker.errors import UserError
 from omni_thinker.policy.torch_policy import TorchPolicy
-from omni_thinker.recipe import LoraSpec, ModelSpec, ProbeKind, builtin_recipe
+from omni_thinker.recipe import LoraSpec, ModelSpec, ProbeKind, Recipe, builtin_recipe
 from omni_thinker.rl.batch import ScoredGroup
 from omni_thinker.rl.evaluate import Estimate
 from omni_thinker.rl.gradient import add_policy_gradient
-from omni_thinker.studies.probing import (
+from omni_thinker.studies.units import (
     expert_kind,
+    plan_study,
     probe_kinds,
     probe_lengths,
-    probe_work,
     probed_tasks,
     single_tasks,
 )
@@ -386,6 +386,12 @@ def test_the_kinds_that_arms_need() -> None:
     assert _kinds(["start", "single", "merge"], ["lora"]) == ("lora", "full")
     assert _kinds(["start", "curriculum", "single"], ["gradient", "short"]) == ("gradient", "short", "full")
     assert _kinds(["start"], ["gradient"]) == ("gradient",)
+
+
+def probe_work(recipe: Recipe) -> tuple[int, int]:
+    """(steps, evaluations) of all probes and single-task arms."""
+    units = [unit for unit in plan_study(recipe).units if unit.task]
+    return sum(unit.steps for unit in units), sum(unit.evaluations for unit in units)
 
 
 def test_probes_are_as_long_as_they_may_be() -> None:

@@ -223,7 +223,8 @@ def _run(
 
         check_free(target)
     from omni_thinker.studies.parallel import drop_parts, follow_parent, is_parallel, run_parallel
-    from omni_thinker.studies.study import WORK, describe, run_study
+    from omni_thinker.studies.study import describe, run_study
+    from omni_thinker.studies.units import WORK
 
     if dry_run:
         with in_recipe(recipe):

@@ -25,10 +25,11 @@ from omni_thinker.runs.journal import NAME as JOURNAL
 from omni_thinker.runs.lock import Lock
 from omni_thinker.runs.progress import Progress
 from omni_thinker.runs.rundir import RunDir, check_free
-from omni_thinker.studies.estimate import expected_work, power_words
+from omni_thinker.studies.estimate import power_words
 from omni_thinker.studies.resume import refuse_changes
 from omni_thinker.studies.setup import prepare
 from omni_thinker.studies.study import LOGS, run_study
+from omni_thinker.studies.units import plan_study
 
 SEEDS = "seeds"
 _WAIT_S = 40.0
@@ -58,7 +59,7 @@ def run_parallel(
         check_free(out)
         if (out / SEEDS).exists():
             raise UserError("is there already; choose another --out", file=out / SEEDS)
-    expected_work(recipe)
+    plan_study(recipe)
     bench = prepare(recipe)
     run = RunDir(out, recipe, resume=resume)
     run.write_recipe(recipe)

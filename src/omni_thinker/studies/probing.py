@@ -16,227 +16,151 @@ from typing import Any
 
 import numpy as np
 
-from omni_thinker.arms import LORA, PROBE, SHARED, SINGLE, STAGED
+from omni_thinker.arms import PROBE
 from omni_thinker.errors import UserError
 from omni_thinker.protocol import SketchesGradients
-from omni_thinker.recipe import ProbeKind, Recipe, scheduled_arms
+from omni_thinker.recipe import ProbeKind, Recipe
 from omni_thinker.rl.evaluate import Evaluation
 from omni_thinker.rl.gradient import add_policy_gradient
 from omni_thinker.schedulers.stages import Stages, even_stages
 from omni_thinker.studies.session import ArmResult, Session
 from omni_thinker.studies.setup import Bench, study_seed
 from omni_thinker.studies.training import Cost
+from omni_thinker.studies.units import Unit, probe_lengths
 from omni_thinker.transfer.gradient import Gradients, first_order
 from omni_thinker.transfer.matrix import Entropies, TransferMatrix
-from omni_thinker.transfer.probe import extrapolate, probe_steps
+from omni_thinker.transfer.probe import extrapolate
 from omni_thinker.types import TaskName
 
 _BATCHES = 2
-"""Of a gradient probe, in place of each step: products of different batches are free of their own noise."""
+"""Batches that a gradient probe draws for each step: products of different batches are free of their own noise."""
 
 
 @dataclass
 class Probed:
-    """One kind of probe of each task: its matrix (None unless every task was probed), its cost, and the experts."""
+    """One kind of probe, by task: its cost, what it was seen to do, and the experts that came of it.
+
+    matrix: what whole stages would show; None until all tasks of a study of several were probed.
+    """
 
     kind: ProbeKind
     matrix: TransferMatrix | None = None
     spent: dict[TaskName, Cost] = field(default_factory=dict)
+    seen: dict[TaskName, Evaluation] = field(default_factory=dict)
+    gradients: dict[TaskName, Gradients] = field(default_factory=dict)
     tokens_evaluated: int = 0
     experts: dict[TaskName, ArmResult] = field(default_factory=dict)
 
-
-# -- what is to be done -----------------------------------------------------------------------------------------------
-
-
-def is_planned(recipe: Recipe) -> bool:
-    return bool(STAGED & set(recipe.study.arms)) and not recipe.study.order
-
-
-def probe_kinds(recipe: Recipe) -> tuple[ProbeKind, ...]:
-    """The kinds that a study measures, the one that it plans with first."""
-    study = recipe.study
-    whole = "single" in study.arms or ("merge" in study.arms and "lora" not in study.probes)
-    if study.probes:
-        return (*study.probes, "full") if whole and "full" not in study.probes else study.probes
-    if whole:
-        return ("full",)
-    return ("short",) if is_planned(recipe) else ()
+    def note(self, task: TaskName, evaluation: Evaluation, spent: Cost) -> None:
+        """A task's probe has ended."""
+        self.seen[task] = evaluation
+        self.spent[task] = spent
+        self.tokens_evaluated += evaluation.tokens
 
 
-def expert_kind(recipe: Recipe) -> ProbeKind:
-    """Whose results the arm `merge` adds up."""
-    return "full" if "full" in probe_kinds(recipe) else "lora"
+class Probes:
+    """The probes of one seed, all from the same start. start: its weights; begun: its evaluation on validation."""
 
+    def __init__(self, session: Session, kinds: Sequence[ProbeKind], start: Path, begun: Evaluation) -> None:
+        self._session, self._start, self._begun = session, start, begun
+        self._by_kind: dict[ProbeKind, Probed] = {kind: Probed(kind) for kind in kinds}
+        self._adapters: tuple[Session, Path] | None = None
 
-def probed_tasks(recipe: Recipe) -> list[TaskName]:
-    """Tasks that are trained alone: all of them, unless only some single-task arms are asked for."""
-    study = recipe.study
-    if study.single_tasks and not study.probes and not is_planned(recipe) and "merge" not in study.arms:
-        return [task for task in recipe.tasks if task in study.single_tasks]
-    return list(recipe.tasks)
+    def experts(self, kind: ProbeKind) -> list[ArmResult]:
+        """What training on each task alone ended with."""
+        return list(self._by_kind[kind].experts.values())
 
+    def train_alone(self, unit: Unit) -> ArmResult | None:
+        """Train one task. The first steps are the short probe, the first stage is the full one and merging's expert.
 
-def single_tasks(recipe: Recipe) -> list[TaskName]:
-    """Tasks that have an arm of their own."""
-    study = recipe.study
-    return [task for task in recipe.tasks if "single" in study.arms and task in (study.single_tasks or recipe.tasks)]
+        Returns the single-task arm, where the unit is one.
+        """
+        session, task = self._session, unit.task
+        session.weights.load(self._start)
 
-
-def probe_lengths(recipe: Recipe, kind: ProbeKind) -> dict[TaskName, int]:
-    """Steps of each task's probe."""
-    study = recipe.study
-    stages = dict(even_stages(list(recipe.tasks), study.steps))
-    if kind == "full" or (kind == "lora" and "merge" in study.arms and expert_kind(recipe) == "lora"):
-        return {task: stages[task] for task in probed_tasks(recipe)}
-    arms = len(SHARED & set(study.arms)) + len(scheduled_arms(study))
-    return {
-        task: probe_steps(stages[task], arms, study.steps, len(recipe.tasks), study.probe_share)
-        for task in probed_tasks(recipe)
-    }
-
-
-def charged_steps(recipe: Recipe) -> int:
-    """What the probe that is planned with leaves of an arm's steps. Raises UserError where the plan costs nothing, or
-    all of them."""
-    study, kinds = recipe.study, probe_kinds(recipe)
-    paid = sum(probe_lengths(recipe, kinds[0]).values()) if kinds and is_planned(recipe) else 0
-    if not paid:
-        raise UserError("'charged' is a plan that was paid for: it takes a probe, and no study.order", key="study.arms")
-    if study.steps - paid < len(recipe.tasks):
-        raise UserError(
-            f"the probe takes {paid} of {study.steps} steps, which leaves no stage for 'charged'; a short probe with a "
-            "smaller study.probe_share leaves more",
-            key="study.arms",
-        )
-    return study.steps - paid
-
-
-def probe_work(recipe: Recipe) -> tuple[int, int]:
-    """(steps, evaluations) of all probes and single-task arms of one seed."""
-    study, kinds = recipe.study, probe_kinds(recipe)
-    alone = [kind for kind in ("short", "full") if kind in kinds]
-    steps = evaluations = 0
-    for task in probed_tasks(recipe) if alone else ():
-        full = task in single_tasks(recipe) and study.single_budget == "full"
-        ends = {probe_lengths(recipe, kind)[task] for kind in alone}
-        steps += study.steps if full else max(ends)
-        evaluations += len(ends) + full
-    if "lora" in kinds:
-        steps += sum(probe_lengths(recipe, "lora").values())
-        evaluations += len(recipe.tasks)
-    if "gradient" in kinds:
-        steps += sum(probe_lengths(recipe, "gradient").values())
-    return steps, evaluations
-
-
-# -- doing it ---------------------------------------------------------------------------------------------------------
-
-
-def measure(session: Session, start: Path, begun: Evaluation) -> tuple[list[Probed], dict[str, ArmResult]]:
-    """All kinds that the recipe asks for, the one to plan with first, and the single-task arms."""
-    kinds = probe_kinds(session.recipe)
-    found: dict[ProbeKind, Probed] = {}
-    singles: dict[str, ArmResult] = {}
-    if {"short", "full"} & set(kinds):
-        found, singles = _runs(session, start, begun)
-    if "lora" in kinds:
-        found["lora"] = _adapters(session, start, begun)
-    if "gradient" in kinds:
-        found["gradient"] = _gradients(session, start, begun)
-    return [found[kind] for kind in kinds], singles
-
-
-def _runs(session: Session, start: Path, begun: Evaluation) -> tuple[dict[ProbeKind, Probed], dict[str, ArmResult]]:
-    """Train each task alone. The first steps are the short probe, the first stage the full one and merging's expert."""
-    recipe, kinds = session.recipe, probe_kinds(session.recipe)
-    wanted: list[ProbeKind] = [kind for kind in ("short", "full") if kind in kinds]
-    found = {kind: Probed(kind) for kind in wanted}
-    seen: dict[ProbeKind, dict[TaskName, Evaluation]] = {kind: {} for kind in wanted}
-    singles = dict[str, ArmResult]()
-    for task in probed_tasks(recipe):
-        session.weights.load(start)
-        is_arm = task in single_tasks(recipe)
-        ends = {kind: probe_lengths(recipe, kind)[task] for kind in wanted}
-        whole = is_arm and recipe.study.single_budget == "full"
-        steps = recipe.study.steps if whole else max(ends.values())
-        name = (SINGLE if is_arm else PROBE) + task
-
-        def at_step(so_far: Cost, task: TaskName = task, ends: Mapping[ProbeKind, int] = ends) -> None:
-            reached = [kind for kind, end in ends.items() if end == so_far.steps]
+        def at_step(so_far: Cost) -> None:
+            reached = [kind for kind, end in unit.reads.items() if end == so_far.steps]
             if not reached:
                 return
             evaluation = session.evaluate(PROBE + task, "validation", so_far.steps)
             for kind in reached:
-                _note(found[kind], seen[kind], task, evaluation, replace(so_far))
+                self._by_kind[kind].note(task, evaluation, replace(so_far))
             if "full" in reached:
                 path = session.weights.save(PROBE + task)
-                own = ArmResult(PROBE + task, path, replace(so_far), evaluation.estimates())
-                found["full"].experts[task] = own
+                expert = ArmResult(PROBE + task, path, replace(so_far), evaluation.estimates())
+                self._by_kind["full"].experts[task] = expert
 
-        spent, _ = session.train(name, Stages([(task, steps)], recipe.rl.problems_per_step), steps, at_step=at_step)
-        if whole:
-            validation = session.evaluate(name, "validation", steps).estimates()
-            singles[name] = ArmResult(name, session.weights.save(name), spent, validation)
-        elif is_arm:
-            singles[name] = replace(found["full"].experts[task], name=name)
-    for kind in wanted:
-        found[kind].matrix = _matrix(session.bench, begun, seen[kind], probe_lengths(recipe, kind))
-    return found, singles
+        scheduler = Stages([(task, unit.steps)], session.recipe.rl.problems_per_step)
+        spent, _ = session.train(unit.name, scheduler, unit.steps, at_step=at_step)
+        if not unit.arm:
+            return None
+        if session.recipe.study.single_budget == "full":
+            validation = session.evaluate(unit.arm, "validation", unit.steps).estimates()
+            return ArmResult(unit.arm, session.weights.save(unit.arm), spent, validation)
+        return replace(self._by_kind["full"].experts[task], name=unit.arm)
 
+    def train_adapter(self, unit: Unit) -> None:
+        """Train an adapter for one task on a second copy of the start, and keep it as a peft folder."""
+        if self._adapters is None:
+            self._adapters = self._adapter_session()
+        session, fresh = self._adapters
+        session.weights.load(fresh)
+        scheduler = Stages([(unit.task, unit.steps)], session.recipe.rl.problems_per_step)
+        spent, _ = session.train(unit.name, scheduler, unit.steps)
+        evaluation = session.evaluate(unit.name, "validation", unit.steps)
+        probed = self._by_kind["lora"]
+        probed.note(unit.task, evaluation, spent)
+        folder = session.weights.export(unit.name, adapter=True)
+        probed.experts[unit.task] = ArmResult(unit.name, folder, spent, evaluation.estimates())
 
-def _adapters(session: Session, start: Path, begun: Evaluation) -> Probed:
-    """Train an adapter for each task on a second copy of the start, and keep them as peft folders."""
-    recipe = session.recipe
-    session.weights.load(start)
-    folder = session.weights.export("start")
-    study = recipe.study
-    adapted = recipe.model_copy(
-        update={
-            "model": recipe.model.model_copy(update={"lora": study.probe_lora}),
-            "rl": recipe.rl.model_copy(update={"lr": recipe.rl.lr * study.probe_lora_lr}),
-        }
-    )
-    bench = replace(session.bench, recipe=adapted)
-    own = Session(bench, session.run, session.progress, session.seed, folder=folder)
-    own.pools = session.pools
-    own.policy.mark_start()
-    fresh = own.weights.save("lora")
-    found, seen = Probed("lora"), dict[TaskName, Evaluation]()
-    lengths = probe_lengths(recipe, "lora")
-    for task in probed_tasks(recipe):
-        own.weights.load(fresh)
-        name, steps = LORA + task, lengths[task]
-        spent, _ = own.train(name, Stages([(task, steps)], recipe.rl.problems_per_step), steps)
-        evaluation = own.evaluate(name, "validation", steps)
-        _note(found, seen, task, evaluation, spent)
-        kept = own.weights.export(name, adapter=True)
-        found.experts[task] = ArmResult(name, kept, spent, evaluation.estimates())
-    found.matrix = _matrix(session.bench, begun, seen, lengths)
-    del own
-    gc.collect()
-    return found
+    def _adapter_session(self) -> tuple[Session, Path]:
+        """A session whose policy is the start with fresh adapters, and the file of these."""
+        session, recipe = self._session, self._session.recipe
+        session.weights.load(self._start)
+        folder = session.weights.export("start")
+        adapted = recipe.model_copy(
+            update={
+                "model": recipe.model.model_copy(update={"lora": recipe.study.probe_lora}),
+                "rl": recipe.rl.model_copy(update={"lr": recipe.rl.lr * recipe.study.probe_lora_lr}),
+            }
+        )
+        bench = replace(session.bench, recipe=adapted)
+        adapters = Session(bench, session.run, session.progress, session.seed, folder=folder)
+        adapters.pools = session.pools
+        adapters.policy.mark_start()
+        return adapters, adapters.weights.save("lora")
 
-
-def _gradients(session: Session, start: Path, begun: Evaluation) -> Probed:
-    """Each task's policy gradient at the start, in sketches of a few batches."""
-    recipe = session.recipe
-    session.weights.load(start)
-    found, gradients = Probed("gradient"), dict[TaskName, Gradients]()
-    for task, steps in probe_lengths(recipe, "gradient").items():
-        row = session.run.journal.once(f"{session.seed} gradient {task}", partial(_sketches, session, task, steps))
-        found.spent[task] = Cost(**row["spent"])
+    def sketch_gradient(self, unit: Unit) -> None:
+        """Sketch one task's policy gradient at the start, in a few batches."""
+        self._drop_adapters()
+        session, task = self._session, unit.task
+        session.weights.load(self._start)
+        row = session.run.journal.once(f"{session.seed} gradient {task}", partial(_sketches, session, task, unit.steps))
         gradient, direction = np.array(row["sketches"]).swapaxes(0, 1)
-        gradients[task] = Gradients(gradient, direction)
-    if len(gradients) > 1:
-        stages = dict(even_stages(list(recipe.tasks), recipe.study.steps))
-        rates = {task: sum(_rate(recipe, step) for step in range(stages[task])) for task in gradients}
-        found.matrix = first_order(begun.estimates(), gradients, rates)
-    return found
+        probed = self._by_kind["gradient"]
+        probed.spent[task] = Cost(**row["spent"])
+        probed.gradients[task] = Gradients(gradient, direction)
+
+    def matrices(self) -> list[Probed]:
+        """All kinds with their matrices, the one to plan with first. Called once all units have ended."""
+        self._drop_adapters()
+        bench, begun = self._session.bench, self._begun
+        for probed in self._by_kind.values():
+            if len(probed.gradients) > 1:
+                probed.matrix = first_order(begun.estimates(), probed.gradients, _rates(bench.recipe, probed.gradients))
+            elif len(bench.tasks) > 1 and set(probed.seen) == set(bench.tasks):
+                probed.matrix = _matrix(bench, begun, probed.seen, probe_lengths(bench.recipe, probed.kind))
+        return list(self._by_kind.values())
+
+    def _drop_adapters(self) -> None:
+        """Free the second policy."""
+        if self._adapters is not None:
+            self._adapters = None
+            gc.collect()
 
 
 def _sketches(session: Session, task: TaskName, steps: int) -> dict[str, Any]:
-    """Of a task's gradient at the weights at hand: [batches, 2, dimensions], and what they cost."""
+    """Sketches of a task's gradient at the wanted weights, [batches, 2, dimensions], and what they cost."""
     session.weights.ensure_loaded()
     rl, seed, policy = session.recipe.rl, study_seed(session.seed, "sketch"), session.policy
     if not isinstance(policy, SketchesGradients):
@@ -264,23 +188,18 @@ def _sketches(session: Session, task: TaskName, steps: int) -> dict[str, Any]:
     return {"spent": asdict(replace(spent, steps=steps)), "sketches": np.stack(sketches).tolist()}
 
 
-def _rate(recipe: Recipe, step: int) -> float:
-    return recipe.rl.lr * min(1.0, (step + 1) / max(1, recipe.rl.lr_warmup_steps))
-
-
-def _note(found: Probed, seen: dict[TaskName, Evaluation], task: TaskName, evaluation: Evaluation, spent: Cost) -> None:
-    seen[task] = evaluation
-    found.spent[task] = spent
-    found.tokens_evaluated += evaluation.tokens
+def _rates(recipe: Recipe, tasks: Mapping[TaskName, Gradients]) -> dict[TaskName, float]:
+    """Learning rates summed over a stage of each task."""
+    stages = dict(even_stages(list(recipe.tasks), recipe.study.steps))
+    warmup = max(1, recipe.rl.lr_warmup_steps)
+    return {task: sum(recipe.rl.lr * min(1.0, (step + 1) / warmup) for step in range(stages[task])) for task in tasks}
 
 
 def _matrix(
     bench: Bench, begun: Evaluation, seen: Mapping[TaskName, Evaluation], lengths: Mapping[TaskName, int]
-) -> TransferMatrix | None:
-    """What whole stages would show; None unless every task was probed."""
+) -> TransferMatrix:
+    """What whole stages would show."""
     tasks: Sequence[TaskName] = list(bench.tasks)
-    if len(tasks) < 2 or set(seen) != set(tasks):
-        return None
     stages = dict(even_stages(tasks, bench.recipe.study.steps))
     raw = TransferMatrix(
         tuple(tasks),

@@ -10,7 +10,7 @@ from omni_thinker.errors import UserError
 from omni_thinker.models.load import empty_model
 from omni_thinker.plugins import load_class
 from omni_thinker.recipe import Recipe, scheduled_arms
-from omni_thinker.recipe.schedulers import First, Own, SchedulerSpec
+from omni_thinker.recipe.schedulers import First, Own
 from omni_thinker.recipe.schedulers import Pac as Pac_
 from omni_thinker.schedulers.base import Scheduler
 from omni_thinker.schedulers.dump import Dump
@@ -98,11 +98,6 @@ def _own(arm: str, spec: Own, tasks: list[TaskName], per_step: int) -> Scheduler
 def joint_weights(recipe: Recipe) -> dict[TaskName, float]:
     """Of joint training, in proportion to which it mixes."""
     return {task: spec.weight for task, spec in recipe.tasks.items()}
-
-
-def stages_of(spec: SchedulerSpec) -> int:
-    """How many stages it has that are evaluated one by one."""
-    return len(spec.stages) if spec.kind == "sequence" else 0
 
 
 def _cold_start(recipe: Recipe, name: str, spec: Pac_) -> int:

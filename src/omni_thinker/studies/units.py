@@ -1,0 +1,223 @@
+"""The units of work of a study: what is trained and evaluated, for how long, and what has to come first.
+
+A recipe becomes a `StudyPlan` once. Progress, the dry run, `charged` and the walk through a study all read it.
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from omni_thinker.arms import LORA, PROBE, SHARED, SINGLE, STAGED
+from omni_thinker.errors import UserError
+from omni_thinker.recipe import ProbeKind, Recipe, scheduled_arms
+from omni_thinker.schedulers.stages import even_stages
+from omni_thinker.transfer.probe import probe_steps
+from omni_thinker.types import TaskName
+
+UnitKind = Literal["warmup", "start", "alone", "adapter", "gradient", "plan", "sequence", "mixture", "merge", "test"]
+
+WORK = {
+    "warmup": "steps of warm-up",
+    "check": "evaluations in it",
+    "step": "steps of RL",
+    "validation": "evaluations on validation",
+    "test": "evaluations on test",
+}
+"""Kinds of work, in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One piece of work of one seed.
+
+    needs: units of the same seed that have to end first. arm: whose weights it makes or evaluates. task: the one that
+    is trained alone. steps: RL steps, or supervised ones in the warm-up. evaluations: passes over the validation split.
+    reads: after how many steps each kind of probe reads a task that is trained alone.
+    """
+
+    seed: int
+    name: str
+    kind: UnitKind
+    needs: tuple[str, ...] = ()
+    arm: str = ""
+    task: TaskName = ""
+    steps: int = 0
+    evaluations: int = 0
+    reads: Mapping[ProbeKind, int] = field(default_factory=dict)
+
+    @property
+    def work(self) -> dict[str, int]:
+        """Its steps and evaluations by kind (`WORK`)."""
+        if self.kind == "warmup":
+            return {"warmup": self.steps, "check": self.evaluations}
+        return {"test": 1} if self.kind == "test" else {"step": self.steps, "validation": self.evaluations}
+
+
+@dataclass(frozen=True, slots=True)
+class StudyPlan:
+    """What a study does.
+
+    units: of every seed; each comes after those that it needs. probes: kinds of probe, the one that is planned with
+    first. experts: the kind whose weights are merged.
+    """
+
+    units: tuple[Unit, ...]
+    probes: tuple[ProbeKind, ...]
+    experts: ProbeKind
+
+    def of_seed(self, seed: int) -> list[Unit]:
+        """The units of one seed."""
+        return [unit for unit in self.units if unit.seed == seed]
+
+    @property
+    def work(self) -> dict[str, int]:
+        """Steps and evaluations of the whole study by kind (`WORK`)."""
+        total = Counter(dict.fromkeys(WORK, 0))
+        for unit in self.units:
+            total.update(unit.work)
+        return dict(total)
+
+
+def plan_study(recipe: Recipe) -> StudyPlan:
+    """All units of a study. Raises UserError where a probe leaves no steps for `charged`."""
+    units = tuple(unit for seed in recipe.study.seeds for unit in _units_of_seed(recipe, seed))
+    return StudyPlan(units, probe_kinds(recipe), expert_kind(recipe))
+
+
+def _units_of_seed(recipe: Recipe, seed: int) -> list[Unit]:
+    """Warm-up, start, probes and single-task arms, plan, other arms, and the test split once all of these ended."""
+    warmup = recipe.warmup
+    units = [
+        Unit(seed, "warmup", "warmup", steps=warmup.steps, evaluations=1 + warmup.steps // warmup.check_every),
+        Unit(seed, "start", "start", ("warmup",), arm="start", evaluations=1),
+    ]
+    units += (probes := _probe_units(recipe, seed))
+    if probes:
+        units.append(Unit(seed, "plan", "plan", tuple(unit.name for unit in probes)))
+    units += _arm_units(recipe, seed)
+    arms = tuple(unit for unit in units if unit.arm)
+    ended = tuple(unit.name for unit in arms)
+    return units + [Unit(seed, f"test {unit.arm}", "test", ended, arm=unit.arm) for unit in arms]
+
+
+def _probe_units(recipe: Recipe, seed: int) -> list[Unit]:
+    study, kinds = recipe.study, probe_kinds(recipe)
+    alone = [kind for kind in ("short", "full") if kind in kinds]
+    units = list[Unit]()
+    for task in probed_tasks(recipe) if alone else ():
+        is_arm = task in single_tasks(recipe)
+        whole = is_arm and study.single_budget == "full"
+        reads: dict[ProbeKind, int] = {kind: probe_lengths(recipe, kind)[task] for kind in alone}
+        name = (SINGLE if is_arm else PROBE) + task
+        steps = study.steps if whole else max(reads.values())
+        evaluations = len(set(reads.values())) + whole
+        units.append(Unit(seed, name, "alone", ("start",), name if is_arm else "", task, steps, evaluations, reads))
+    if "lora" in kinds:
+        lengths = probe_lengths(recipe, "lora").items()
+        units += [Unit(seed, LORA + task, "adapter", ("start",), "", task, n, 1, {"lora": n}) for task, n in lengths]
+    if "gradient" in kinds:
+        lengths = probe_lengths(recipe, "gradient").items()
+        units += [Unit(seed, f"gradient:{task}", "gradient", ("start",), "", task, n) for task, n in lengths]
+    return units
+
+
+def _arm_units(recipe: Recipe, seed: int) -> list[Unit]:
+    """Arms that train all tasks within one budget, and the merge of experts."""
+    study = recipe.study
+    planned = ("plan",) if probe_kinds(recipe) and not study.order else ("start",)
+    units = [
+        Unit(
+            seed,
+            arm,
+            "sequence",
+            planned,
+            arm,
+            steps=charged_steps(recipe) if arm == "charged" else study.steps,
+            evaluations=len(recipe.tasks),
+        )
+        for arm in ("curriculum", "charged", "reverse")
+        if arm in study.arms
+    ]
+    mixtures = ["joint"] if "joint" in study.arms else []
+    stages = {name: len(spec.stages) for name, spec in scheduled_arms(study).items() if spec.kind == "sequence"}
+    for arm in (*mixtures, *scheduled_arms(study)):
+        evaluations = stages.get(arm, 1)
+        units.append(Unit(seed, arm, "mixture", ("start",), arm, steps=study.steps, evaluations=evaluations))
+    if "merge" in study.arms:
+        mark = LORA if expert_kind(recipe) == "lora" else (SINGLE, PROBE)
+        experts = tuple(unit.name for unit in _probe_units(recipe, seed) if unit.name.startswith(mark))
+        units.append(Unit(seed, "merge", "merge", experts, "merge", evaluations=1))
+    return units
+
+
+# -- which probes a recipe asks for -----------------------------------------------------------------------------------
+
+
+def is_planned(recipe: Recipe) -> bool:
+    """Whether an arm's order comes from a plan."""
+    return bool(STAGED & set(recipe.study.arms)) and not recipe.study.order
+
+
+def probe_kinds(recipe: Recipe) -> tuple[ProbeKind, ...]:
+    """The kinds that a study measures, the one that it plans with first."""
+    study = recipe.study
+    whole = "single" in study.arms or ("merge" in study.arms and "lora" not in study.probes)
+    if study.probes:
+        return (*study.probes, "full") if whole and "full" not in study.probes else study.probes
+    if whole:
+        return ("full",)
+    return ("short",) if is_planned(recipe) else ()
+
+
+def expert_kind(recipe: Recipe) -> ProbeKind:
+    """The kind of probe whose weights the arm `merge` adds up."""
+    return "full" if "full" in probe_kinds(recipe) else "lora"
+
+
+def probed_tasks(recipe: Recipe) -> list[TaskName]:
+    """Tasks that are trained alone: all of them, unless only some single-task arms are asked for."""
+    study = recipe.study
+    if study.single_tasks and not study.probes and not is_planned(recipe) and "merge" not in study.arms:
+        return [task for task in recipe.tasks if task in study.single_tasks]
+    return list(recipe.tasks)
+
+
+def single_tasks(recipe: Recipe) -> list[TaskName]:
+    """Tasks that have an arm of their own."""
+    study = recipe.study
+    return [task for task in recipe.tasks if "single" in study.arms and task in (study.single_tasks or recipe.tasks)]
+
+
+def probe_lengths(recipe: Recipe, kind: ProbeKind) -> dict[TaskName, int]:
+    """Steps of each task's probe."""
+    study = recipe.study
+    stages = dict(even_stages(list(recipe.tasks), study.steps))
+    if kind == "full" or (kind == "lora" and "merge" in study.arms and expert_kind(recipe) == "lora"):
+        return {task: stages[task] for task in probed_tasks(recipe)}
+    arms = len(SHARED & set(study.arms)) + len(scheduled_arms(study))
+    return {
+        task: probe_steps(stages[task], arms, study.steps, len(recipe.tasks), study.probe_share)
+        for task in probed_tasks(recipe)
+    }
+
+
+def charged_steps(recipe: Recipe) -> int:
+    """RL steps of an arm less those of the probe that is planned with.
+
+    Raises UserError where no probe is paid for, or where it takes so many that a stage would have none.
+    """
+    study, kinds = recipe.study, probe_kinds(recipe)
+    paid = sum(probe_lengths(recipe, kinds[0]).values()) if kinds and is_planned(recipe) else 0
+    if not paid:
+        raise UserError("'charged' is a plan that was paid for: it takes a probe, and no study.order", key="study.arms")
+    if study.steps - paid < len(recipe.tasks):
+        raise UserError(
+            f"the probe takes {paid} of {study.steps} steps, which leaves no stage for 'charged'; a short probe with a "
+            "smaller study.probe_share leaves more",
+            key="study.arms",
+        )
+    return study.steps - paid

@@ -1,0 +1,79 @@
+"""The plan of a study: its units, what each needs, and the work that they add up to."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from omni_thinker.recipe import Recipe, builtin_recipe
+from omni_thinker.studies.units import WORK, plan_study
+
+ARMS = ["start", "single", "curriculum", "reverse", "joint", "merge", "sec", "round_robin"]
+
+
+def recipe(**study: Any) -> Recipe:
+    return builtin_recipe([f"study.{key}={json.dumps(value)}" for key, value in study.items()])
+
+
+def test_default_study_unit_by_unit() -> None:
+    plan = plan_study(recipe())
+    assert [unit.name for unit in plan.units] == [
+        *("warmup", "start", "single:math", "single:coding", "single:qa", "single:writing"),
+        *("plan", "curriculum", "joint", "merge"),
+        *("test start", "test single:math", "test single:coding", "test single:qa", "test single:writing"),
+        *("test curriculum", "test joint", "test merge"),
+    ]
+    needs = {unit.name: unit.needs for unit in plan.units}
+    singles = ("single:math", "single:coding", "single:qa", "single:writing")
+    assert needs["curriculum"] == ("plan",)
+    assert needs["joint"] == ("start",)
+    assert needs["plan"] == needs["merge"] == singles
+    # 6 arms of 48 steps; start, four probes of 12 steps and their whole arms, four stages, joint, merge
+    assert plan.work == {"warmup": 40, "check": 9, "step": 6 * 48, "validation": 1 + 8 + 4 + 1 + 1, "test": 8}
+
+
+def test_fixed_order_waits_for_no_plan() -> None:
+    plan = plan_study(recipe(arms=["start", "curriculum"], order=["qa", "math", "coding", "writing"]))
+    assert [unit.name for unit in plan.units] == ["warmup", "start", "curriculum", "test start", "test curriculum"]
+
+
+def test_lora_experts_are_merged_and_gradients_train_nothing() -> None:
+    plan = plan_study(recipe(arms=["start", "curriculum", "merge"], probes=["lora", "gradient"]))
+    units = {unit.name: unit for unit in plan.units}
+    assert plan.experts == "lora"
+    assert units["merge"].needs == ("lora:math", "lora:coding", "lora:qa", "lora:writing")
+    assert [unit.evaluations for name, unit in units.items() if name.startswith("gradient:")] == [0] * 4
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.sets(st.sampled_from(ARMS), min_size=1),
+    st.lists(st.sampled_from(["full", "short", "lora", "gradient"]), unique=True),
+    st.integers(4, 60),
+    st.integers(1, 3),
+)
+def test_units_come_after_what_they_need(arms: set[str], probes: list[str], steps: int, seeds: int) -> None:
+    study = recipe(arms=sorted(arms, key=ARMS.index), probes=probes, steps=steps, seeds=list(range(seeds)))
+    plan = plan_study(study)
+    for seed in range(seeds):
+        units = plan.of_seed(seed)
+        names = [unit.name for unit in units]
+        assert len(set(names)) == len(names)
+        for place, unit in enumerate(units):
+            assert set(unit.needs) <= set(names[:place])
+        tested = {unit.arm for unit in units if unit.kind == "test"}
+        assert {arm for arm in tested if ":" not in arm} == {"start", *arms} - {"single"}
+    total = dict.fromkeys(WORK, 0)
+    for unit in plan.units:
+        for kind, count in unit.work.items():
+            total[kind] += count
+    assert plan.work == total
+
+
+def test_probe_that_leaves_nothing_is_refused() -> None:
+    with pytest.raises(Exception, match="leaves no stage for 'charged'"):
+        plan_study(recipe(arms=["start", "single", "charged"]))
