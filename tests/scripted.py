@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from omni_thinker.schedulers.base import Setting
 from omni_thinker.types import Group, Problem, Score
 
 
@@ -28,3 +29,10 @@ class Scripted:
 def in_turns(problem: Problem, n: int) -> float:
     """Wrong, right, wrong ...: every group has something to teach."""
     return float(n % 2)
+
+
+def setting(tasks: Sequence[str], problems_per_step: int, seed: int = 0) -> Setting:
+    """Tasks of equal weight and size, none of them judged, over 100 steps."""
+    return Setting(
+        dict.fromkeys(tasks, 1.0), dict.fromkeys(tasks, 100), (), 100, problems_per_step, seed, "study.schedulers.x"
+    )

@@ -16,9 +16,9 @@ from omni_thinker.rl.resample import MEMORY, Refill
 from omni_thinker.rl.stream import make_streams, stable_seed
 from omni_thinker.schedulers.base import Scheduler
 from omni_thinker.schedulers.mixture import Mixture
-from omni_thinker.schedulers.sec import Sec
+from omni_thinker.schedulers.sec import SecConfig
 from omni_thinker.types import Group, Problem, Sample, Score
-from scripted import Scripted, in_turns
+from scripted import Scripted, in_turns, setting
 
 SILENT = {"dull": 0.7, "lively": 0.1}
 
@@ -58,7 +58,7 @@ def shortfalls(policy: TorchPolicy, scheduler: Scheduler, rounds: int, steps: in
 
 
 def test_the_mix_is_met_within_a_problem_in_every_step(policy: TorchPolicy) -> None:
-    for scheduler in (Mixture({"dull": 3, "lively": 1}, 8), Sec(list(SILENT), 8)):
+    for scheduler in (Mixture({"dull": 3, "lively": 1}, 8), SecConfig().build(setting(list(SILENT), 8))):
         assert max(shortfalls(policy, scheduler, rounds=8, steps=20)) <= 1
     # Without a refill most of what was asked of the dull task is not trained: the check above can fail.
     assert np.mean(shortfalls(policy, Mixture({"dull": 3, "lively": 1}, 8), rounds=0, steps=10)) > 3

@@ -15,29 +15,36 @@ from hypothesis import strategies as st
 from omni_thinker.rl.shares import softmax
 from omni_thinker.schedulers.adaptive import Adaptive
 from omni_thinker.schedulers.base import Scheduler
-from omni_thinker.schedulers.dump import Dump
+from omni_thinker.schedulers.dump import DumpConfig
 from omni_thinker.schedulers.mixture import Mixture
-from omni_thinker.schedulers.pac import Pac
+from omni_thinker.schedulers.pac import PacConfig
 from omni_thinker.schedulers.phases import Phases
 from omni_thinker.schedulers.round_robin import RoundRobin
-from omni_thinker.schedulers.sec import Sec
+from omni_thinker.schedulers.sec import SecConfig
 from omni_thinker.schedulers.stages import Stages
-from omni_thinker.schedulers.tac import Tac
-from omni_thinker.schedulers.tscl import Tscl, slope
-from omni_thinker.schedulers.worst_task import WorstTask
+from omni_thinker.schedulers.tac import TacConfig
+from omni_thinker.schedulers.tscl import TsclConfig, slope
+from omni_thinker.schedulers.worst_task import WorstTaskConfig
+from scripted import setting
 
 TASKS = ("a", "b", "c")
 STEP: dict[str, float] = {
     "advantage/a": 0.8, "advantage/b": 0.2, "problems/a": 3.0, "problems/b": 1.0, "reward/a": 0.5, "reward/b": 0.1,
 }  # fmt: skip
 MAKERS: dict[str, Callable[[], Scheduler]] = {
-    "sec": lambda: Sec(TASKS, 8),
-    "dump": lambda: Dump(TASKS, 8, window=10),
-    "tscl": lambda: Tscl(TASKS, 8, window=4),
-    "pac": lambda: Pac(TASKS, 8, seed=1, cold_start=3),
-    "tac": lambda: Tac(TASKS, 8),
-    "worst_task": lambda: WorstTask(TASKS, 8),
-    "phases": lambda: Phases([(Sec(TASKS, 8), 7), (Mixture(dict.fromkeys(TASKS, 1.0), 8), 4), (Dump(TASKS, 8), 99)]),
+    "sec": lambda: SecConfig().build(setting(TASKS, 8)),
+    "dump": lambda: DumpConfig(window=10).build(setting(TASKS, 8)),
+    "tscl": lambda: TsclConfig(window=4).build(setting(TASKS, 8)),
+    "pac": lambda: PacConfig(cold_start=3).build(setting(TASKS, 8, seed=1)),
+    "tac": lambda: TacConfig().build(setting(TASKS, 8)),
+    "worst_task": lambda: WorstTaskConfig().build(setting(TASKS, 8)),
+    "phases": lambda: Phases(
+        [
+            (SecConfig().build(setting(TASKS, 8)), 7),
+            (Mixture(dict.fromkeys(TASKS, 1.0), 8), 4),
+            (DumpConfig().build(setting(TASKS, 8)), 99),
+        ]
+    ),
 }
 
 
@@ -59,10 +66,10 @@ def stream(step: int, quotas: Mapping[str, int]) -> dict[str, float]:
 
 
 def test_sec_by_hand() -> None:
-    sec = Sec(TASKS, 8, rate=0.25, temperature=0.1)
+    sec = SecConfig(rate=0.25, temperature=0.1).build(setting(TASKS, 8))
     assert sec.shares() == pytest.approx(dict.fromkeys(TASKS, 1 / 3))
-    sec.learn(0, STEP)
-    sec.learn(1, {"advantage/a": 0.4})
+    sec.update(0, STEP)
+    sec.update(1, {"advantage/a": 0.4})
     values = {"a": 0.25 * 0.4 + 0.75 * 0.25 * 0.8, "b": 0.25 * 0.2, "c": 0.0}
     assert sec.values == pytest.approx(values)
     weights = [exp(value / 0.1) for value in values.values()]
@@ -70,9 +77,9 @@ def test_sec_by_hand() -> None:
 
 
 def test_tac_by_hand() -> None:
-    tac = Tac(TASKS, 8, rate=0.5, temperature=0.1)
-    tac.learn(0, {**STEP, "alignment/a": 0.4, "alignment/b": -0.2})
-    tac.learn(1, {"advantage/a": 0.4, "alignment/a": -1.0})
+    tac = TacConfig(rate=0.5, temperature=0.1).build(setting(TASKS, 8))
+    tac.update(0, {**STEP, "alignment/a": 0.4, "alignment/b": -0.2})
+    tac.update(1, {"advantage/a": 0.4, "alignment/a": -1.0})
     a = (0.5 * 0.4 + 0.25 * 0.8) * (1 + 0.5 * -1.0 + 0.25 * 0.4) / 2
     b = 0.5 * 0.2 * (1 + 0.5 * -0.2) / 2
     assert tac.utilities() == pytest.approx({"a": a, "b": b, "c": 0.0})
@@ -81,10 +88,10 @@ def test_tac_by_hand() -> None:
 
 
 def test_dump_by_hand() -> None:
-    dump = Dump(TASKS, 8, window=5, bonus=0.5, temperature=0.2)
+    dump = DumpConfig(window=5, bonus=0.5, temperature=0.2).build(setting(TASKS, 8))
     assert dump.bounds() == dict.fromkeys(TASKS, 0.0)  # ln 1
-    dump.learn(0, STEP)
-    dump.learn(1, {"advantage/a": 0.2, "problems/a": 4.0})
+    dump.update(0, STEP)
+    dump.update(1, {"advantage/a": 0.2, "problems/a": 4.0})
     # Of a the last five problems: four of 0.2 and one of 0.8. In all there were eight.
     bounds = {
         "a": (4 * 0.2 + 0.8) / 5 + 0.5 * sqrt(2 * log(9) / 8),
@@ -96,51 +103,51 @@ def test_dump_by_hand() -> None:
 
 
 def test_tscl_by_hand() -> None:
-    tscl = Tscl(TASKS, 8, window=3, explore=0.3)
+    tscl = TsclConfig(window=3, explore=0.3).build(setting(TASKS, 8))
     even = pytest.approx(dict.fromkeys(TASKS, 1 / 3))
     assert tscl.shares() == even
     for step, (a, b) in enumerate([(0.1, 0.5), (0.2, 0.4), (0.3, 0.1)]):
-        tscl.learn(step, {"reward/a": a, "reward/b": b, "reward/c": 0.2})
+        tscl.update(step, {"reward/a": a, "reward/b": b, "reward/c": 0.2})
         if step == 0:
             assert tscl.shares() == even, "no slope has been seen yet"
     # Through (0, .5), (1, .4), (2, .1): -0.2 a step, which is steeper than a's rise.
     assert tscl.slopes() == pytest.approx({"a": 0.1, "b": -0.2, "c": 0.0})
     assert tscl.shares() == pytest.approx({"a": 0.1, "b": 0.8, "c": 0.1})
-    tscl.learn(4, {"reward/b": 0.1})
+    tscl.update(4, {"reward/b": 0.1})
     # Around the mean (7/3, .2): -.4 over 42/9.
     assert tscl.slopes()["b"] == pytest.approx(-0.4 / (42 / 9))
     assert slope([(1, 0.4), (2, 0.1), (4, 0.1)]) == pytest.approx(-0.4 / (42 / 9))
     for step in range(5, 9):
-        tscl.learn(step, dict.fromkeys(("reward/a", "reward/b", "reward/c"), 0.0))
+        tscl.update(step, dict.fromkeys(("reward/a", "reward/b", "reward/c"), 0.0))
     assert tscl.shares() == even, "nothing changes"
 
 
 def test_worst_task_survives_any_gain() -> None:
-    worst = WorstTask(("a", "b"), 8, rate=100.0, floor=0.0)
-    worst.learn(0, {"reward/a": 1.0, "reward/b": 0.0})
+    worst = WorstTaskConfig(rate=100.0, floor=0.0).build(setting(("a", "b"), 8))
+    worst.update(0, {"reward/a": 1.0, "reward/b": 0.0})
     for step in range(1, 40):
-        worst.learn(step, {"reward/a": float(step % 2 == 0), "reward/b": float(step % 2)})
+        worst.update(step, {"reward/a": float(step % 2 == 0), "reward/b": float(step % 2)})
         assert sum(worst.weights.values()) == pytest.approx(1.0)
         assert all(0.0 <= weight <= 1.0 for weight in worst.weights.values())
     for step in range(40, 60):
-        worst.learn(step, {"reward/a": 1.0 - (step - 40) / 20, "reward/b": 1.0})
+        worst.update(step, {"reward/a": 1.0 - (step - 40) / 20, "reward/b": 1.0})
     assert worst.weights["a"] > 0.99, "a task that falls comes back"
 
 
 def test_worst_task_by_hand() -> None:
-    worst = WorstTask(("a", "b"), 8, rate=2.0, floor=0.2)
-    worst.learn(0, {"reward/a": 0.3, "reward/b": 0.3})
+    worst = WorstTaskConfig(rate=2.0, floor=0.2).build(setting(("a", "b"), 8))
+    worst.update(0, {"reward/a": 0.3, "reward/b": 0.3})
     assert worst.weights == {"a": 0.5, "b": 0.5}, "nothing has been gained yet"
-    worst.learn(1, {"reward/a": 0.5, "reward/b": 0.2})
+    worst.update(1, {"reward/a": 0.5, "reward/b": 0.2})
     up, down = exp(-2 * 0.2), exp(2 * 0.1)
     assert worst.weights == pytest.approx({"a": up / (up + down), "b": down / (up + down)})
     assert worst.shares()["b"] == pytest.approx(0.1 + 0.8 * down / (up + down))
-    worst.learn(2, {"reward/a": 0.5})
+    worst.update(2, {"reward/a": 0.5})
     assert worst.weights == pytest.approx({"a": up / (up + down), "b": down / (up + down)}), "b was not seen"
 
 
 def test_pac_by_hand() -> None:
-    pac = Pac(("a", "b"), 8, seed=0, cold_start=0, window=3, drift=0.1, noise=0.5)
+    pac = PacConfig(cold_start=0, window=3, drift=0.1, noise=0.5).build(setting(("a", "b"), 8, seed=0))
     pac.observe(0, {"advantage/a": 0.6, "reward/a": 0.2, "advantage/b": 0.3, "reward/b": 0.5})
     trust = 1.1 / 1.6
     assert pac.mean == pytest.approx({"a": trust * 0.6, "b": trust * 0.3}), "no slope yet"
@@ -157,7 +164,7 @@ def test_pac_by_hand() -> None:
 
 
 def test_pac_draws_by_what_it_knows() -> None:
-    pac = Pac(("a", "b"), 1000, seed=5, cold_start=1)
+    pac = PacConfig(cold_start=1).build(setting(("a", "b"), 1000, seed=5))
     assert pac.quotas(0) == {"a": 500, "b": 500}
     pac.mean, pac.variance = {"a": 1.0, "b": 0.0}, {"a": 0.5, "b": 0.5}
     # a wins where N(1, 1) is above 0: 84 of 100.
@@ -189,13 +196,13 @@ class Given(Adaptive):
     def shares(self) -> Mapping[str, float]:
         return self.rows[self.at]
 
-    def learn(self, step: int, metrics: Mapping[str, float]) -> None:
+    def update(self, step: int, metrics: Mapping[str, float]) -> None:
         self.at = min(self.at + 1, len(self.rows) - 1)
 
-    def learned(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
         return {"at": self.at}
 
-    def recall(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         self.at = state["at"]
 
 

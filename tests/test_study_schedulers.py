@@ -14,10 +14,13 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from omni_thinker.errors import UserError
 from omni_thinker.recipe import parse_recipe, scheduled_arms
+from omni_thinker.recipe.schedulers import PLAIN, plain
 from omni_thinker.rl.evaluate import Evaluation
+from omni_thinker.schedulers.base import Config
 from omni_thinker.schedulers.mixture import Mixture
+from omni_thinker.schedulers.stages import read_stages
 from omni_thinker.studies.result import _as_trained
-from omni_thinker.studies.scheduled import check_schedulers, make_scheduler, read_stages
+from omni_thinker.studies.scheduled import check_schedulers, make_scheduler
 from omni_thinker.studies.session import ArmResult
 from omni_thinker.studies.setup import prepare
 from omni_thinker.studies.training import Cost, Stage
@@ -121,13 +124,13 @@ def test_stages_share_all_steps() -> None:
         ({"schedulers": {"single-a": {"kind": "sec"}}}, "study.schedulers.single-a"),
         ({"schedulers": {"probe-a": {"kind": "sec"}}}, "study.schedulers.probe-a"),
         ({"schedulers": {"state": {"kind": "sec"}}}, "study.schedulers.state"),
-        ({"schedulers": {"x": {"kind": "worst_task", "rate": 1000}}}, "study.schedulers.x.worst_task.rate"),
+        ({"schedulers": {"x": {"kind": "worst_task", "rate": 1000}}}, "study.schedulers.x.rate"),
         ({"bootstrap": 1}, "study.bootstrap"),
-        ({"schedulers": {"x": {"kind": "oracle"}}}, "study.schedulers.x"),
-        ({"schedulers": {"x": {"kind": "sec", "window": 3}}}, "study.schedulers.x.sec.window"),
-        ({"schedulers": {"x": {"kind": "sec", "rate": 2.0}}}, "study.schedulers.x.sec.rate"),
+        ({"schedulers": {"x": {"kind": "oracle"}}}, "study.schedulers.x.kind"),
+        ({"schedulers": {"x": {"kind": "sec", "window": 3}}}, "study.schedulers.x.window"),
+        ({"schedulers": {"x": {"kind": "sec", "rate": 2.0}}}, "study.schedulers.x.rate"),
         ({"schedulers": {"x": {"kind": "first", "tasks": ["nope"]}}}, "study.schedulers.x"),
-        ({"schedulers": {"x": {"kind": "sequence", "stages": []}}}, "study.schedulers.x.sequence.stages"),
+        ({"schedulers": {"x": {"kind": "sequence", "stages": []}}}, "study.schedulers.x.stages"),
         ({"schedulers": {"x": {"kind": "sequence", "stages": ["a:0"]}}}, "study.schedulers.x"),
         ({"schedulers": {"x": {"kind": "sequence", "stages": ["c"]}}}, "study.schedulers.x"),
     ],
@@ -138,12 +141,28 @@ def test_bad_schedulers_are_refused_by_key(study: dict[str, Any], key: str) -> N
     assert str(refused.value).startswith(f"r.toml: {key}: ")
 
 
+@pytest.mark.parametrize("kind", PLAIN)
+def test_every_kind_is_made_from_its_own_config(kind: str) -> None:
+    spec = plain(kind)
+    assert spec.kind == kind
+    assert isinstance(spec, Config)
+    assert sum(scheduler({"kind": kind}, judged=("b",)).quotas(0).values()) == 8
+
+
+def test_unknown_key_of_a_scheduler_names_the_nearest() -> None:
+    study = {"arms": ["x"], "schedulers": {"x": {"kind": "sec", "rat": 0.1}}}
+    with pytest.raises(UserError, match=r"r.toml: study.schedulers.x.rat: unknown key; did you mean 'rate'"):
+        parse_recipe({"tasks": TASKS, "study": study}, "r.toml")
+    with pytest.raises(UserError, match=r"study.schedulers.x.kind: unknown scheduler 'sek'; did you mean 'sec'"):
+        parse_recipe({"tasks": TASKS, "study": {**study, "schedulers": {"x": {"kind": "sek"}}}}, "r.toml")
+
+
 def test_kinds_without_settings_are_arms() -> None:
     arms = ["start", "sec", "joint", "mine", "dump"]
     table = {"arms": arms, "schedulers": {"mine": {"kind": "sec", "rate": 0.1}, "unused": {"kind": "tscl"}}}
     found = scheduled_arms(parse_recipe({"tasks": TASKS, "study": table}, "r.toml").study)
     assert list(found) == ["sec", "mine", "dump"]
-    assert found["mine"].rate == 0.1  # type: ignore[union-attr]
+    assert found["mine"].model_dump() == {"kind": "sec", "rate": 0.1, "temperature": 0.2}
     assert isinstance(scheduler({"kind": "uniform"}), Mixture)
 
 

@@ -14,9 +14,10 @@ from omni_thinker.compare.intervals import expected_detectable
 from omni_thinker.compare.paired import compare_arms
 from omni_thinker.compare.verdict import verdict
 from omni_thinker.schedulers.mixture import Mixture
-from omni_thinker.schedulers.sec import Sec
+from omni_thinker.schedulers.sec import SecConfig
 from omni_thinker.schedulers.stages import Stages
-from omni_thinker.schedulers.worst_task import WorstTask
+from omni_thinker.schedulers.worst_task import WorstTaskConfig
+from scripted import setting
 from synthetic import Make, World, run_study, sequence, true_scores
 
 TASKS = ("code", "math", "qa", "writing")
@@ -25,8 +26,8 @@ ARMS: Mapping[str, Make] = {
     "joint": lambda _: Mixture(dict.fromkeys(TASKS, 1.0), PER_STEP),
     "forward": lambda _: Stages(sequence(TASKS, STEPS), PER_STEP),
     "backward": lambda _: Stages(sequence(TASKS[::-1], STEPS), PER_STEP),
-    "sec": lambda _: Sec(TASKS, PER_STEP),
-    "worst": lambda _: WorstTask(TASKS, PER_STEP),
+    "sec": lambda _: SecConfig().build(setting(TASKS, PER_STEP)),
+    "worst": lambda _: WorstTaskConfig().build(setting(TASKS, PER_STEP)),
     "two": lambda _: Mixture({"code": 1.0, "math": 1.0}, PER_STEP),
 }
 

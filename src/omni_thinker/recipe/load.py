@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from omni_thinker.errors import UserError
-from omni_thinker.plugins import did_you_mean
+from omni_thinker.recipe.explain import Loc, refusal
 from omni_thinker.recipe.tasks import TaskSpec
 from omni_thinker.recipe.whole import Recipe
 
@@ -57,25 +57,11 @@ def parse_recipe(table: Mapping[str, Any], source: object) -> Recipe:
     except RecursionError:
         raise UserError("nested too deeply", file=source) from None
     except ValidationError as exc:
-        first = exc.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        unknown = first["type"] == "extra_forbidden"
-        wrong = f"{first['msg']} (got {_shown(first['input'])})"
-        message = "unknown key" + _nearest(first["loc"]) if unknown else wrong
-        raise UserError(message, file=source, key=key or None) from None
+        raise refusal(exc, _known).within(source) from None
 
 
-def _shown(value: object) -> str:
-    try:
-        return f"{value!r:.80}"
-    except RecursionError:
-        return "a deeply nested value"
-    except ValueError:  # a whole number with more digits than Python writes out
-        return "a huge number"
-
-
-def _nearest(loc: tuple[int | str, ...]) -> str:
-    """The known keys of the table that an unknown key was put in."""
+def _known(loc: Loc) -> Sequence[str]:
+    """The keys of the table that an unknown key was put in."""
     model: Any = Recipe
     for part in loc[:-1]:
         fields = getattr(model, "model_fields", None)
@@ -84,8 +70,7 @@ def _nearest(loc: tuple[int | str, ...]) -> str:
             continue
         annotation = fields[part].annotation
         model = annotation if isinstance(annotation, type) else (TaskSpec if part == "tasks" else None)
-    known = getattr(model, "model_fields", None)
-    return did_you_mean(str(loc[-1]), list(known)) if known else ""
+    return list(getattr(model, "model_fields", ()))
 
 
 def _set(table: dict[str, Any], override: str) -> None:

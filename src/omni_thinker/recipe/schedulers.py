@@ -1,129 +1,77 @@
-"""Schedulers as a recipe names them: which task next, in an arm of a study. Imports no torch."""
+"""Schedulers as a recipe names them: which task next, in an arm of a study. Imports no torch.
+
+The keys of each kind, and their defaults, stand beside its class in `omni_thinker.schedulers`.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from pydantic import Field, TypeAdapter
+from pydantic import ValidationError
 
-from omni_thinker.recipe.types import Count, Positive, PositiveFloat, Share, Table
+from omni_thinker.errors import UserError
+from omni_thinker.plugins import PREFIX, Registry
+from omni_thinker.recipe.explain import refusal
+from omni_thinker.recipe.types import Table
 
-
-class Uniform(Table):
-    """The same share for every task, whatever their weights."""
-
-    kind: Literal["uniform"]
-
-
-class Proportional(Table):
-    """Shares in proportion to each task's training problems to the power of 1 / `temperature` (arXiv 1907.05019): 1 is
-    proportional, large ones are even."""
-
-    kind: Literal["proportional"]
-    temperature: PositiveFloat = 1.0
-
-
-class RoundRobin(Table):
-    """One task a step, in turn."""
-
-    kind: Literal["round_robin"]
-
-
-class Sec(Table):
-    """A bandit on learnability (arXiv 2505.14970)."""
-
-    kind: Literal["sec"]
-    rate: Annotated[PositiveFloat, Field(le=1.0)] = 0.5
-    temperature: PositiveFloat = 0.2
-
-
-class Dump(Table):
-    """An upper confidence bound on learnability (arXiv 2504.09710)."""
-
-    kind: Literal["dump"]
-    window: Positive = 300
-    bonus: PositiveFloat = 1.0
-    temperature: PositiveFloat = 0.1
-
-
-class Tscl(Table):
-    """The task whose reward changes fastest (arXiv 1707.00183)."""
-
-    kind: Literal["tscl"]
-    window: Annotated[Positive, Field(ge=2)] = 10
-    explore: Share = 0.3
-
-
-class Pac(Table):
-    """Thompson sampling of learnability that grows with progress."""
-
-    kind: Literal["pac"]
-    cold_start: Count | None = None
-    """Steps of even shares; none: 50, or a quarter of the study's where that is less."""
-    window: Annotated[Positive, Field(ge=2)] = 10
-    drift: PositiveFloat = 0.01
-    noise: PositiveFloat = 0.1
-
-
-class WorstTask(Table):
-    """More for the tasks that gain least (MT-GRPO, arXiv 2602.05547)."""
-
-    kind: Literal["worst_task"]
-    rate: Annotated[PositiveFloat, Field(le=100.0)] = 2.0
-    floor: Share = 0.1
-
-
-class Tac(Table):
-    """Learnability times how far a task's gradient points where the others' do (arXiv 2606.25178)."""
-
-    kind: Literal["tac"]
-    rate: Annotated[PositiveFloat, Field(le=1.0)] = 0.5
-    temperature: PositiveFloat = 0.1
-
-
-class Serial(Table):
-    """Joint training's shares, but each step updates once for each of its tasks, in random order (CGPO,
-    arXiv 2409.20370); `rl.minibatches` doesn't count."""
-
-    kind: Literal["serial"]
-
-
-class First(Table):
-    """Some tasks first, then all of them: math first, or what a judge scores first (arXiv 2512.13607)."""
-
-    kind: Literal["first"]
-    tasks: tuple[str, ...] = ()
-    """Empty: those that a judge scores."""
-    share: Annotated[float, Field(gt=0.0, lt=1.0, strict=True)] = 0.25
-    """Of all steps."""
-
-
-class Sequence(Table):
-    """Stages in the order that is written; a task may come again, which refreshes it (arXiv 2606.02398)."""
-
-    kind: Literal["sequence"]
-    stages: Annotated[tuple[str, ...], Field(min_length=1)]
-    """`task` or `task:length`, in multiples of the others' length."""
-
-
-class Own(Table):
-    """A scheduler of one's own: CLASS(tasks, problems_per_step, **options) of `python:MODULE:CLASS`."""
-
-    kind: Literal["python"]
-    source: Annotated[str, Field(pattern="^python:")]
-    options: dict[str, Any] = Field(default_factory=dict)
-
-
-SchedulerSpec = Annotated[
-    Uniform | Proportional | RoundRobin | Sec | Dump | Tscl | Pac | WorstTask | Tac | Serial | First | Sequence | Own,
-    Field(discriminator="kind"),
-]
-PLAIN = ("uniform", "proportional", "round_robin", "sec", "dump", "tscl", "pac", "worst_task", "tac", "serial", "first")
+KINDS = Registry(
+    "scheduler",
+    {
+        "uniform": "omni_thinker.schedulers.mixture:UniformConfig",
+        "proportional": "omni_thinker.schedulers.mixture:ProportionalConfig",
+        "round_robin": "omni_thinker.schedulers.round_robin:RoundRobinConfig",
+        "sec": "omni_thinker.schedulers.sec:SecConfig",
+        "dump": "omni_thinker.schedulers.dump:DumpConfig",
+        "tscl": "omni_thinker.schedulers.tscl:TsclConfig",
+        "pac": "omni_thinker.schedulers.pac:PacConfig",
+        "worst_task": "omni_thinker.schedulers.worst_task:WorstTaskConfig",
+        "tac": "omni_thinker.schedulers.tac:TacConfig",
+        "serial": "omni_thinker.schedulers.mixture:SerialConfig",
+        "first": "omni_thinker.schedulers.phases:FirstConfig",
+        "sequence": "omni_thinker.schedulers.stages:SequenceConfig",
+        "python": "omni_thinker.schedulers.own:OwnConfig",
+    },
+)
+PLAIN = tuple(kind for kind in KINDS.names if kind not in ("python", "sequence"))
 """Kinds that an arm may name directly, with all defaults."""
+
+
+class SchedulerSpec(Table):
+    """A table of `study.schedulers`: the kind, and the keys that its config class adds."""
+
+    kind: str
+
+    @property
+    def evaluations(self) -> int:
+        """How often its arm is evaluated on validation: once a stage, or once at the end."""
+        return 1
+
+    def check(self, tasks: Sequence[str], key: str) -> None:
+        """Raises UserError, naming `key`, for tasks that the recipe lacks and for keys that don't go together."""
+
+
+def read_scheduler(table: object, key: str) -> SchedulerSpec:
+    """The table under `key` as its kind's config. Raises UserError for the first fault."""
+    if isinstance(table, SchedulerSpec):
+        return table
+    if not isinstance(table, Mapping) or not isinstance(table.get("kind"), str):
+        raise UserError("must be a table with the key kind, one of " + ", ".join(KINDS.names), key=key)
+    config: type[Any] = KINDS.find(table["kind"], f"{key}.kind")
+    try:
+        spec: SchedulerSpec = config.model_validate(dict(table))
+    except ValidationError as exc:
+        raise refusal(exc, lambda _: list(config.model_fields), key) from None
+    return spec
 
 
 def plain(kind: str) -> SchedulerSpec:
     """That kind, or `python:MODULE:CLASS`, with all defaults."""
-    table = {"kind": "python", "source": kind} if kind.startswith("python:") else {"kind": kind}
-    spec: SchedulerSpec = TypeAdapter(SchedulerSpec).validate_python(table)
-    return spec
+    table = {"kind": "python", "source": kind} if kind.startswith(PREFIX) else {"kind": kind}
+    return read_scheduler(table, f"study.arms.{kind}")
+
+
+def refuse_unknown(named: Sequence[str], tasks: Sequence[str], key: str) -> None:
+    """Raises UserError for the first of the tasks named that the recipe lacks."""
+    if unknown := [task for task in named if task not in tasks]:
+        raise UserError(f"no task {unknown[0]!r:.80}; there are {', '.join(tasks)}", key=key)

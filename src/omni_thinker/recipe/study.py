@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializeAsAny, field_validator
 
 from omni_thinker.arms import ARMS, LORA, PROBE, SINGLE
 from omni_thinker.errors import UserError
 from omni_thinker.recipe.models import LoraSpec
-from omni_thinker.recipe.schedulers import PLAIN, SchedulerSpec, plain
+from omni_thinker.recipe.schedulers import PLAIN, SchedulerSpec, plain, read_scheduler
 from omni_thinker.recipe.tasks import RESERVED, TASK_NAME
 from omni_thinker.recipe.types import Count, Positive, PositiveFloat, Table
 
@@ -22,9 +23,8 @@ class StudySpec(Table):
     steps: Positive = 48
     seeds: Annotated[tuple[Count, ...], Field(min_length=1)] = (0,)
     arms: Annotated[tuple[str, ...], Field(min_length=1)] = ("start", "single", "curriculum", "joint", "merge")
-    """Those named here, those of `schedulers`, and kinds of scheduler that need no settings: uniform, proportional,
-    round_robin, sec, dump, tscl, pac, worst_task, tac, serial, first."""
-    schedulers: dict[str, SchedulerSpec] = Field(default_factory=dict)
+    """Those named here, those of `schedulers`, and kinds of scheduler that need no settings (`PLAIN`)."""
+    schedulers: dict[str, SerializeAsAny[SchedulerSpec]] = Field(default_factory=dict)
     """Arms of one's own: a name, and the scheduler that says which task comes next."""
     single_budget: Literal["full", "stage"] = "full"
     """`full`: a single-task arm trains as long as the others. `stage`: it is the probe (steps / tasks)."""
@@ -60,6 +60,13 @@ class StudySpec(Table):
     """Resamples of a study of one seed."""
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
 
+    @field_validator("schedulers", mode="before")
+    @classmethod
+    def _read_schedulers(cls, tables: Any) -> Any:
+        if not isinstance(tables, Mapping):
+            return tables
+        return {name: read_scheduler(table, f"study.schedulers.{name}") for name, table in tables.items()}
+
 
 def scheduled_arms(study: StudySpec) -> dict[str, SchedulerSpec]:
     """Arms that a scheduler makes, in the order that they are named in."""
@@ -84,23 +91,7 @@ def check_arms(study: StudySpec, tasks: list[str]) -> None:
             known = ", ".join((*ARMS, *study.schedulers, *PLAIN))
             raise UserError(f"no arm {name!r:.80}; there are {known}, python:MODULE:CLASS", key="study.arms")
     for name, spec in study.schedulers.items():
-        named = spec.tasks if spec.kind == "first" else ()
-        if spec.kind == "sequence":
-            named = tuple(stage.partition(":")[0] for stage in spec.stages)
-            if any(not _is_length(stage.partition(":")) for stage in spec.stages):
-                raise UserError(
-                    "a stage is `task` or `task:length` with a length above 0", key=f"study.schedulers.{name}"
-                )
-        if unknown := [task for task in named if task not in tasks]:
-            raise UserError(f"no task {unknown[0]!r:.80}; there are {', '.join(tasks)}", key=f"study.schedulers.{name}")
-
-
-def _is_length(stage: tuple[str, str, str]) -> bool:
-    _, colon, length = stage
-    try:
-        return not colon or 0 < float(length) < 1e6
-    except ValueError:
-        return False
+        spec.check(tasks, f"study.schedulers.{name}")
 
 
 def check_replan(study: StudySpec) -> None:

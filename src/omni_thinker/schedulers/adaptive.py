@@ -29,7 +29,7 @@ class Adaptive(ABC):
         """Of the next step."""
 
     @abstractmethod
-    def learn(self, step: int, metrics: Mapping[str, float]) -> None:
+    def update(self, step: int, metrics: Mapping[str, float]) -> None:
         """From what a step gave."""
 
     def quotas(self, step: int) -> dict[TaskName, int]:
@@ -49,21 +49,21 @@ class Adaptive(ABC):
         given = self.quotas(step)
         for task, share in self.shares().items():
             self._owed[task] += share * self.problems_per_step - given.get(task, 0)
-        self.learn(step, metrics)
+        self.update(step, metrics)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"owed": dict(self._owed), **self.learned()}
+        return {"owed": dict(self._owed), **self.state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._owed = dict(state["owed"])
-        self.recall(state)
+        self.restore(state)
 
     @abstractmethod
-    def learned(self) -> dict[str, Any]:
-        """What `recall` takes; of JSON."""
+    def state(self) -> dict[str, Any]:
+        """What `restore` takes, as plain JSON."""
 
     @abstractmethod
-    def recall(self, state: Mapping[str, Any]) -> None: ...
+    def restore(self, state: Mapping[str, Any]) -> None: ...
 
 
 def learnability(metrics: Mapping[str, float], tasks: Sequence[TaskName]) -> dict[TaskName, float]:

@@ -1,10 +1,13 @@
-"""The Scheduler protocol: which task next."""
+"""The Scheduler protocol: which task next; and how a recipe's table becomes one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+from omni_thinker.recipe.schedulers import SchedulerSpec
 from omni_thinker.types import TaskName
 
 
@@ -39,3 +42,33 @@ class Stateless:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Nothing to restore."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a scheduler may know of the arm that it steers.
+
+    weights: joint training's, of every task in the recipe's order. sizes: training problems of each task. judged: tasks
+    that a judge scores. steps: RL steps of the arm. seed: for what it draws. key: where a recipe asks for it.
+    """
+
+    weights: Mapping[TaskName, float]
+    sizes: Mapping[TaskName, int]
+    judged: Collection[TaskName]
+    steps: int
+    problems_per_step: int
+    seed: int
+    key: str
+
+    @property
+    def tasks(self) -> list[TaskName]:
+        """All tasks, in the recipe's order."""
+        return list(self.weights)
+
+
+class Config(SchedulerSpec, ABC):
+    """The keys of one kind of scheduler; `recipe.schedulers.KINDS` names each by its kind."""
+
+    @abstractmethod
+    def build(self, setting: Setting) -> Scheduler:
+        """The scheduler. Raises UserError where the tasks leave it nothing to do."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import log, sqrt
-from typing import Any
+from typing import Any, Literal
 
+from omni_thinker.recipe.types import Positive, PositiveFloat
 from omni_thinker.rl.shares import softmax
 from omni_thinker.schedulers.adaptive import Adaptive, Shares
+from omni_thinker.schedulers.base import Config, Setting
 from omni_thinker.types import TaskName
 
 
@@ -23,9 +25,9 @@ class Dump(Adaptive):
         tasks: Sequence[TaskName],
         problems_per_step: int,
         *,
-        window: int = 300,
-        bonus: float = 1.0,
-        temperature: float = 0.1,
+        window: int,
+        bonus: float,
+        temperature: float,
     ) -> None:
         super().__init__(tasks, problems_per_step)
         self.window, self.bonus, self.temperature = window, bonus, temperature
@@ -43,7 +45,7 @@ class Dump(Adaptive):
     def shares(self) -> Shares:
         return softmax(self.bounds(), self.temperature)
 
-    def learn(self, step: int, metrics: Mapping[str, float]) -> None:
+    def update(self, step: int, metrics: Mapping[str, float]) -> None:
         for task in self.tasks:
             if (seen := metrics.get(f"advantage/{task}")) is None:
                 continue
@@ -51,10 +53,10 @@ class Dump(Adaptive):
             self._count[task] += count
             self._seen[task] = _newest([*self._seen[task], (seen, count)], self.window)
 
-    def learned(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
         return {"seen": {task: list(map(list, own)) for task, own in self._seen.items()}, "count": dict(self._count)}
 
-    def recall(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         self._seen = {task: [(mean, count) for mean, count in own] for task, own in state["seen"].items()}
         self._count = dict(state["count"])
 
@@ -74,3 +76,21 @@ def _newest(seen: Sequence[tuple[float, int]], most: int) -> list[tuple[float, i
         kept.append((mean, fits))
         most -= fits
     return kept[::-1]
+
+
+class DumpConfig(Config):
+    """An upper confidence bound on learnability (arXiv 2504.09710)."""
+
+    kind: Literal["dump"] = "dump"
+    window: Positive = 300
+    bonus: PositiveFloat = 1.0
+    temperature: PositiveFloat = 0.1
+
+    def build(self, setting: Setting) -> Dump:
+        return Dump(
+            setting.tasks,
+            setting.problems_per_step,
+            window=self.window,
+            bonus=self.bonus,
+            temperature=self.temperature,
+        )

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from math import exp, log
+from typing import Literal
 
-from omni_thinker.schedulers.base import Stateless
+from omni_thinker.recipe.types import PositiveFloat
+from omni_thinker.schedulers.base import Config, Setting, Stateless
 from omni_thinker.types import TaskName
 
 
@@ -36,3 +39,35 @@ class Mixture(Stateless):
         task = max(self.shares, key=lambda task: round(self.shares[task] * turn - self._given[task], 9))
         self._given[task] += 1
         return task
+
+
+class UniformConfig(Config):
+    """The same share for every task, whatever their weights."""
+
+    kind: Literal["uniform"] = "uniform"
+
+    def build(self, setting: Setting) -> Mixture:
+        return Mixture(dict.fromkeys(setting.tasks, 1.0), setting.problems_per_step)
+
+
+class ProportionalConfig(Config):
+    """Shares in proportion to each task's training problems to the power of 1 / `temperature` (arXiv 1907.05019): 1 is
+    proportional, large ones are even."""
+
+    kind: Literal["proportional"] = "proportional"
+    temperature: PositiveFloat = 1.0
+
+    def build(self, setting: Setting) -> Mixture:
+        logs = {task: log(setting.sizes[task]) / self.temperature for task in setting.tasks}
+        most = max(logs.values())
+        return Mixture({task: exp(value - most) for task, value in logs.items()}, setting.problems_per_step)
+
+
+class SerialConfig(Config):
+    """Joint training's shares, but each step updates once for each of its tasks, in random order (CGPO,
+    arXiv 2409.20370); `rl.minibatches` doesn't count."""
+
+    kind: Literal["serial"] = "serial"
+
+    def build(self, setting: Setting) -> Mixture:
+        return Mixture(setting.weights, setting.problems_per_step)

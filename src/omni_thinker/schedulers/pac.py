@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
+from omni_thinker.errors import UserError
+from omni_thinker.recipe.types import Count, Positive, PositiveFloat
 from omni_thinker.schedulers.adaptive import learnability
+from omni_thinker.schedulers.base import Config, Setting
 from omni_thinker.schedulers.tscl import slope
 from omni_thinker.types import TaskName
 
@@ -28,10 +32,10 @@ class Pac:
         problems_per_step: int,
         *,
         seed: int,
-        cold_start: int = 50,
-        window: int = 10,
-        drift: float = 0.01,
-        noise: float = 0.1,
+        cold_start: int,
+        window: int,
+        drift: float,
+        noise: float,
     ) -> None:
         self.tasks, self.problems_per_step, self.seed = tuple(tasks), problems_per_step, seed
         self.cold_start, self.window, self.drift, self.noise = cold_start, window, drift, noise
@@ -75,3 +79,28 @@ class Pac:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._rewards = {task: [(step, seen) for step, seen in own] for task, own in state["rewards"].items()}
         self.mean, self.variance = dict(state["mean"]), dict(state["variance"])
+
+
+class PacConfig(Config):
+    """Thompson sampling of learnability that grows with progress."""
+
+    kind: Literal["pac"] = "pac"
+    cold_start: Count | None = None
+    """Steps of even shares; none: 50, or a quarter of the arm's where that is less."""
+    window: Annotated[Positive, Field(ge=2)] = 10
+    drift: PositiveFloat = 0.01
+    noise: PositiveFloat = 0.1
+
+    def build(self, setting: Setting) -> Pac:
+        cold_start = min(50, setting.steps // 4) if self.cold_start is None else self.cold_start
+        if self.cold_start is not None and cold_start >= setting.steps:
+            raise UserError(f"leaves nothing of {setting.steps} steps", key=f"{setting.key}.cold_start")
+        return Pac(
+            setting.tasks,
+            setting.problems_per_step,
+            seed=setting.seed,
+            cold_start=cold_start,
+            window=self.window,
+            drift=self.drift,
+            noise=self.noise,
+        )

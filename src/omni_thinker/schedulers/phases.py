@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from omni_thinker.schedulers.base import Scheduler
+from pydantic import Field
+
+from omni_thinker.errors import UserError
+from omni_thinker.recipe.schedulers import refuse_unknown
+from omni_thinker.schedulers.base import Config, Scheduler, Setting
+from omni_thinker.schedulers.mixture import Mixture
 from omni_thinker.types import TaskName
 
 
@@ -41,3 +46,25 @@ class Phases:
                 return scheduler, step
             step -= steps
         raise IndexError("past the end of the last phase")
+
+
+class FirstConfig(Config):
+    """Some tasks first, then all of them: math first, or what a judge scores first (arXiv 2512.13607)."""
+
+    kind: Literal["first"] = "first"
+    tasks: tuple[str, ...] = ()
+    """Empty: those that a judge scores."""
+    share: Annotated[float, Field(gt=0.0, lt=1.0, strict=True)] = 0.25
+    """Of all steps."""
+
+    def check(self, tasks: Sequence[str], key: str) -> None:
+        refuse_unknown(self.tasks, tasks, key)
+
+    def build(self, setting: Setting) -> Phases:
+        weights, per_step, steps = setting.weights, setting.problems_per_step, setting.steps
+        chosen = self.tasks or tuple(task for task in weights if task in setting.judged)
+        if not chosen:
+            raise UserError("there is no task that a judge scores; name those that come first", key=setting.key)
+        begin = max(1, min(steps - 1, round(self.share * steps)))
+        first = Mixture({task: weights[task] for task in chosen}, per_step)
+        return Phases([(first, begin), (Mixture(weights, per_step), steps - begin)])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
-from omni_thinker.schedulers.base import Stateless
+from omni_thinker.schedulers.base import Config, Setting, Stateless
 from omni_thinker.types import TaskName
 
 
@@ -20,3 +21,12 @@ class RoundRobin(Stateless):
 
     def stage(self, step: int) -> None:
         return None
+
+
+class RoundRobinConfig(Config):
+    """One task a step, in turn."""
+
+    kind: Literal["round_robin"] = "round_robin"
+
+    def build(self, setting: Setting) -> RoundRobin:
+        return RoundRobin(setting.tasks, setting.problems_per_step)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
+
+from omni_thinker.recipe.types import PositiveFloat
 from omni_thinker.rl.shares import softmax
 from omni_thinker.schedulers.adaptive import Adaptive, Shares, learnability
+from omni_thinker.schedulers.base import Config, Setting
 from omni_thinker.types import TaskName
 
 
@@ -16,9 +20,7 @@ class Sec(Adaptive):
     Every Q begins at 0. The paper draws each problem's category; here shares become exact counts.
     """
 
-    def __init__(
-        self, tasks: Sequence[TaskName], problems_per_step: int, *, rate: float = 0.5, temperature: float = 0.2
-    ) -> None:
+    def __init__(self, tasks: Sequence[TaskName], problems_per_step: int, *, rate: float, temperature: float) -> None:
         super().__init__(tasks, problems_per_step)
         self.rate, self.temperature = rate, temperature
         self.values = dict.fromkeys(self.tasks, 0.0)
@@ -26,12 +28,23 @@ class Sec(Adaptive):
     def shares(self) -> Shares:
         return softmax(self.values, self.temperature)
 
-    def learn(self, step: int, metrics: Mapping[str, float]) -> None:
+    def update(self, step: int, metrics: Mapping[str, float]) -> None:
         for task, seen in learnability(metrics, self.tasks).items():
             self.values[task] = self.rate * seen + (1 - self.rate) * self.values[task]
 
-    def learned(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
         return {"values": dict(self.values)}
 
-    def recall(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         self.values = dict(state["values"])
+
+
+class SecConfig(Config):
+    """A bandit on learnability (arXiv 2505.14970)."""
+
+    kind: Literal["sec"] = "sec"
+    rate: Annotated[PositiveFloat, Field(le=1.0)] = 0.5
+    temperature: PositiveFloat = 0.2
+
+    def build(self, setting: Setting) -> Sec:
+        return Sec(setting.tasks, setting.problems_per_step, rate=self.rate, temperature=self.temperature)

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated, Literal
 
-from omni_thinker.schedulers.base import Stateless
+from pydantic import Field
+
+from omni_thinker.errors import UserError
+from omni_thinker.recipe.schedulers import refuse_unknown
+from omni_thinker.schedulers.base import Config, Setting, Stateless
 from omni_thinker.types import TaskName
 
 
@@ -49,3 +54,42 @@ def even_stages(order: Sequence[TaskName], steps: int) -> list[tuple[TaskName, i
     """Share `steps` evenly over the tasks of `order`; what is left over goes to the first ones."""
     each, left = divmod(steps, len(order))
     return [(task, each + (1 if i < left else 0)) for i, task in enumerate(order)]
+
+
+class SequenceConfig(Config):
+    """Stages in the order that is written; a task may come again, which refreshes it (arXiv 2606.02398)."""
+
+    kind: Literal["sequence"] = "sequence"
+    stages: Annotated[tuple[str, ...], Field(min_length=1)]
+    """`task` or `task:length`, in multiples of the others' length."""
+
+    @property
+    def evaluations(self) -> int:
+        return len(self.stages)
+
+    def check(self, tasks: Sequence[str], key: str) -> None:
+        if not all(_is_length(stage) for stage in self.stages):
+            raise UserError("a stage is `task` or `task:length` with a length above 0", key=key)
+        refuse_unknown([stage.partition(":")[0] for stage in self.stages], tasks, key)
+
+    def build(self, setting: Setting) -> Stages:
+        return Stages(read_stages(self.stages, setting.steps), setting.problems_per_step)
+
+
+def read_stages(stages: Sequence[str], steps: int) -> list[tuple[TaskName, int]]:
+    """`task` or `task:length` as (task, steps): lengths in proportion, exactly `steps` in all (largest remainders)."""
+    named = [(task, float(length or 1)) for task, _, length in (stage.partition(":") for stage in stages)]
+    whole = sum(length for _, length in named)
+    exact = [steps * length / whole for _, length in named]
+    counts = [int(length) for length in exact]
+    for place in sorted(range(len(named)), key=lambda i: counts[i] - exact[i])[: steps - sum(counts)]:
+        counts[place] += 1
+    return [(task, count) for (task, _), count in zip(named, counts, strict=True)]
+
+
+def _is_length(stage: str) -> bool:
+    _, colon, length = stage.partition(":")
+    try:
+        return not colon or 0 < float(length) < 1e6
+    except ValueError:
+        return False

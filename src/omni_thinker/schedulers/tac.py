@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
+
+from omni_thinker.recipe.types import PositiveFloat
 from omni_thinker.rl.shares import softmax
 from omni_thinker.schedulers.adaptive import Adaptive, Shares, learnability
+from omni_thinker.schedulers.base import Config, Setting
 from omni_thinker.types import TaskName
 
 
@@ -18,9 +22,7 @@ class Tac(Adaptive):
     counts half, and one that opposes all others nothing, is our reading. Both averages begin at 0.
     """
 
-    def __init__(
-        self, tasks: Sequence[TaskName], problems_per_step: int, *, rate: float = 0.5, temperature: float = 0.1
-    ) -> None:
+    def __init__(self, tasks: Sequence[TaskName], problems_per_step: int, *, rate: float, temperature: float) -> None:
         super().__init__(tasks, problems_per_step)
         self.rate, self.temperature = rate, temperature
         self.learnability = dict.fromkeys(self.tasks, 0.0)
@@ -32,15 +34,26 @@ class Tac(Adaptive):
     def shares(self) -> Shares:
         return softmax(self.utilities(), self.temperature)
 
-    def learn(self, step: int, metrics: Mapping[str, float]) -> None:
+    def update(self, step: int, metrics: Mapping[str, float]) -> None:
         for task, seen in learnability(metrics, self.tasks).items():
             self.learnability[task] += self.rate * (seen - self.learnability[task])
         for task in self.tasks:
             if (cosine := metrics.get(f"alignment/{task}")) is not None:
                 self.alignment[task] += self.rate * (cosine - self.alignment[task])
 
-    def learned(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
         return {"learnability": dict(self.learnability), "alignment": dict(self.alignment)}
 
-    def recall(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         self.learnability, self.alignment = dict(state["learnability"]), dict(state["alignment"])
+
+
+class TacConfig(Config):
+    """Learnability times how far a task's gradient points where the others' do (arXiv 2606.25178)."""
+
+    kind: Literal["tac"] = "tac"
+    rate: Annotated[PositiveFloat, Field(le=1.0)] = 0.5
+    temperature: PositiveFloat = 0.1
+
+    def build(self, setting: Setting) -> Tac:
+        return Tac(setting.tasks, setting.problems_per_step, rate=self.rate, temperature=self.temperature)

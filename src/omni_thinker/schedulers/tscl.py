@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
+
+from omni_thinker.recipe.types import Positive, Share
 from omni_thinker.schedulers.adaptive import Adaptive, Shares
+from omni_thinker.schedulers.base import Config, Setting
 from omni_thinker.types import TaskName
 
 
@@ -15,9 +19,7 @@ class Tscl(Adaptive):
     shared evenly. Until each task has two rewards, and where nothing changes, all shares are even.
     """
 
-    def __init__(
-        self, tasks: Sequence[TaskName], problems_per_step: int, *, window: int = 10, explore: float = 0.3
-    ) -> None:
+    def __init__(self, tasks: Sequence[TaskName], problems_per_step: int, *, window: int, explore: float) -> None:
         super().__init__(tasks, problems_per_step)
         self.window, self.explore = window, explore
         self._seen: dict[TaskName, list[tuple[int, float]]] = {task: [] for task in self.tasks}
@@ -35,15 +37,15 @@ class Tscl(Adaptive):
         steepest = max(self.tasks, key=lambda task: abs(slopes[task]))
         return {task: self.explore * even + (1 - self.explore) * (task == steepest) for task in self.tasks}
 
-    def learn(self, step: int, metrics: Mapping[str, float]) -> None:
+    def update(self, step: int, metrics: Mapping[str, float]) -> None:
         for task in self.tasks:
             if (seen := metrics.get(f"reward/{task}")) is not None:
                 self._seen[task] = [*self._seen[task], (step, seen)][-self.window :]
 
-    def learned(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
         return {"seen": {task: list(map(list, own)) for task, own in self._seen.items()}}
 
-    def recall(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         self._seen = {task: [(step, seen) for step, seen in own] for task, own in state["seen"].items()}
 
 
@@ -55,3 +57,14 @@ def slope(points: Sequence[tuple[int, float]]) -> float:
     middle_y = sum(y for _, y in points) / len(points)
     spread = sum((x - middle_x) ** 2 for x, _ in points)
     return sum((x - middle_x) * (y - middle_y) for x, y in points) / spread if spread else 0.0
+
+
+class TsclConfig(Config):
+    """The task whose reward changes fastest (arXiv 1707.00183)."""
+
+    kind: Literal["tscl"] = "tscl"
+    window: Annotated[Positive, Field(ge=2)] = 10
+    explore: Share = 0.3
+
+    def build(self, setting: Setting) -> Tscl:
+        return Tscl(setting.tasks, setting.problems_per_step, window=self.window, explore=self.explore)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import exp, log
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
+
+from omni_thinker.recipe.types import PositiveFloat, Share
 from omni_thinker.schedulers.adaptive import Adaptive, Shares
+from omni_thinker.schedulers.base import Config, Setting
 from omni_thinker.types import TaskName
 
 _LEAST = 1e-12
@@ -22,9 +26,7 @@ class WorstTask(Adaptive):
     weighed down.
     """
 
-    def __init__(
-        self, tasks: Sequence[TaskName], problems_per_step: int, *, rate: float = 2.0, floor: float = 0.1
-    ) -> None:
+    def __init__(self, tasks: Sequence[TaskName], problems_per_step: int, *, rate: float, floor: float) -> None:
         super().__init__(tasks, problems_per_step)
         self.rate, self.floor = rate, floor
         self.weights = dict.fromkeys(self.tasks, 1 / len(self.tasks))
@@ -34,7 +36,7 @@ class WorstTask(Adaptive):
         even = self.floor / len(self.tasks)
         return {task: even + (1 - self.floor) * weight for task, weight in self.weights.items()}
 
-    def learn(self, step: int, metrics: Mapping[str, float]) -> None:
+    def update(self, step: int, metrics: Mapping[str, float]) -> None:
         logs = {task: log(max(weight, _LEAST)) for task, weight in self.weights.items()}
         for task in self.tasks:
             if (reward := metrics.get(f"reward/{task}")) is not None:
@@ -44,8 +46,19 @@ class WorstTask(Adaptive):
         total = sum(exp(own - most) for own in logs.values())
         self.weights = {task: exp(own - most) / total for task, own in logs.items()}
 
-    def learned(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
         return {"weights": dict(self.weights), "reward": dict(self._reward)}
 
-    def recall(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         self.weights, self._reward = dict(state["weights"]), dict(state["reward"])
+
+
+class WorstTaskConfig(Config):
+    """More for the tasks that gain least (MT-GRPO, arXiv 2602.05547)."""
+
+    kind: Literal["worst_task"] = "worst_task"
+    rate: Annotated[PositiveFloat, Field(le=100.0)] = 2.0
+    floor: Share = 0.1
+
+    def build(self, setting: Setting) -> WorstTask:
+        return WorstTask(setting.tasks, setting.problems_per_step, rate=self.rate, floor=self.floor)

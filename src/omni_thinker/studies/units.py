@@ -143,7 +143,7 @@ def _arm_units(recipe: Recipe, seed: int) -> list[Unit]:
         if arm in study.arms
     ]
     mixtures = ["joint"] if "joint" in study.arms else []
-    stages = {name: len(spec.stages) for name, spec in scheduled_arms(study).items() if spec.kind == "sequence"}
+    stages = {name: spec.evaluations for name, spec in scheduled_arms(study).items()}
     for arm in (*mixtures, *scheduled_arms(study)):
         evaluations = stages.get(arm, 1)
         units.append(Unit(seed, arm, "mixture", ("start",), arm, steps=study.steps, evaluations=evaluations))
