@@ -24,10 +24,10 @@ from omni_thinker.errors import UserError
 from omni_thinker.judging import Costly, Judge, Verdict
 from omni_thinker.judging.cache import JudgeCache, Reply
 from omni_thinker.judging.limits import BudgetReached, Meter
+from omni_thinker.judging.make import make_endpoint_judge
 from omni_thinker.judging.pairwise import EndpointJudge, strip_markdown
 from omni_thinker.judging.prompts import load_prompt, read_verdict
 from omni_thinker.recipe import BudgetSpec, EndpointSpec, PriceSpec, load_recipe
-from omni_thinker.studies.setup import make_endpoint_judge
 from omni_thinker.studies.study import run_study
 from timing import quickest
 
@@ -242,7 +242,7 @@ def test_judging_costs_little_more_than_waiting(serve: Serve, make: Make) -> Non
 KILLED = """
 import asyncio, sys
 from omni_thinker.recipe import EndpointSpec
-from omni_thinker.studies.setup import make_endpoint_judge
+from omni_thinker.judging.make import make_endpoint_judge
 from omni_thinker.studies.study import run_study
 judge = make_endpoint_judge(EndpointSpec(base_url=sys.argv[1], model="long", cache=sys.argv[2], concurrency=4))
 print([v.outcome for v in asyncio.run(judge.compare("p", [f"text {n}" for n in range(30)], "five letters here"))])

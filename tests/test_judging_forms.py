@@ -20,6 +20,7 @@ from omni_thinker.errors import UserError
 from omni_thinker.judging import Criterion, Judge, Ranker, Rater, Verdict
 from omni_thinker.judging.guards import LengthGuard
 from omni_thinker.judging.listwise import agreed_points, both_orders, tournament
+from omni_thinker.judging.make import make_endpoint_judge
 from omni_thinker.judging.pairwise import EndpointJudge, _digit, strip_markdown
 from omni_thinker.judging.prompts import known_prompts, load_prompt, read_points, read_ranking
 from omni_thinker.judging.rubric import agreed_rating, describe, read_rubric
@@ -27,7 +28,6 @@ from omni_thinker.judging.tally import Tally
 from omni_thinker.recipe import EndpointSpec, RewardSpec
 from omni_thinker.rewards import make_reward
 from omni_thinker.rewards.registry import measuring
-from omni_thinker.studies.setup import make_endpoint_judge
 from omni_thinker.types import Group, Problem, Sample, Score
 
 Make = Callable[..., EndpointJudge]

@@ -20,7 +20,6 @@ from omni_thinker.rl.evaluate import evaluate
 from omni_thinker.rl.loop import Learner
 from omni_thinker.rl.losses import make_loss
 from omni_thinker.rl.stream import make_streams
-from omni_thinker.studies.setup import evaluation_params
 from omni_thinker.types import Group, Problem, SampleRequest, SamplingParams, Score
 from scripted import Scripted, in_turns
 
@@ -372,7 +371,7 @@ def test_recipes_set_filters_and_stop_texts() -> None:
         },
         "a recipe",
     )
-    assert evaluation_params(recipe) == SamplingParams(3, 0.7, 20, 0.9, 0.1)
+    assert recipe.evaluation.sampling == SamplingParams(3, 0.7, 20, 0.9, 0.1)
     assert recipe.tasks["t"].stop == ("\n\n",)
 
 

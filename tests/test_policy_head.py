@@ -12,7 +12,7 @@ from omni_thinker.engine.head import ShiftedHead, relative_logits, shifted_produ
 from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.protocol import TrainGroup
 from omni_thinker.recipe import ModelSpec, parse_recipe
-from omni_thinker.studies.setup import make_tasks
+from omni_thinker.tasks.registry import make_tasks
 from omni_thinker.types import SampleRequest, SamplingParams
 
 
@@ -62,7 +62,7 @@ def test_sampler_and_trainer_agree_about_the_builtin_model_in_bf16(builtin_model
     """On real problems; 0.0288 with logits rounded as they are, 0.0198 without, over 10,800 tokens."""
     policy = TorchPolicy(ModelSpec.model_validate({"name": "builtin", "dtype": "bfloat16", "system": ""}))
     sources = {name: {"source": f"builtin:{name}"} for name in ("math", "coding", "qa", "writing")}
-    tasks = make_tasks(parse_recipe({"tasks": sources}, "a recipe"))
+    tasks = make_tasks(parse_recipe({"tasks": sources}, "a recipe").tasks)
     apart = []
     for name, task in tasks.items():
         prompts = [policy.encode_prompt(problem.prompt) for problem in task.problems("validation")[:4]]

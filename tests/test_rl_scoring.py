@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import pytest
 
 from judge_server import JudgeServer
+from omni_thinker.judging.make import make_endpoint_judge
 from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.protocol import OnGroup
 from omni_thinker.recipe import EndpointSpec, ModelSpec, RewardSpec, RlSpec
@@ -17,7 +18,6 @@ from omni_thinker.rewards import make_reward
 from omni_thinker.rl.loop import Learner
 from omni_thinker.rl.scoring import Scoring
 from omni_thinker.rl.stream import make_streams
-from omni_thinker.studies.setup import make_endpoint_judge
 from omni_thinker.types import Group, Problem, Sample, SampleRequest, SamplingParams, Score
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from omni_thinker.rl.stream import ProblemStream, make_streams, stable_seed
 from omni_thinker.schedulers.mixture import Mixture
-from omni_thinker.schedulers.stages import Stages, even_stages
+from omni_thinker.schedulers.stages import Stages
+from omni_thinker.studies.units import even_stages
 from omni_thinker.types import Problem
 
 weights = st.lists(st.floats(0.05, 10), min_size=1, max_size=6).map(lambda own: {f"t{i}": w for i, w in enumerate(own)})

@@ -15,6 +15,7 @@ from forecasting import guru
 from matrices import AFTER, MATRIX, START, from_effects, matrix
 from omni_thinker.errors import UserError
 from omni_thinker.rl.evaluate import Estimate
+from omni_thinker.studies.units import probe_steps
 from omni_thinker.transfer.assumptions import check_assumptions
 from omni_thinker.transfer.forecast import (
     Array,
@@ -41,7 +42,7 @@ from omni_thinker.transfer.metrics import (
     to_csv,
     transfer,
 )
-from omni_thinker.transfer.probe import extrapolate, probe_steps
+from omni_thinker.transfer.probe import extrapolate
 from omni_thinker.transfer.simulate import WORLDS, World, seen
 
 LITERAL = ("naive", "additive", "relative", "logit")

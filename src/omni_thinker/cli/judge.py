@@ -107,7 +107,7 @@ def cache_clear(
 
 def _judge_cache(path: Path | None) -> Any:
     from omni_thinker.judging.cache import JudgeCache
-    from omni_thinker.studies.setup import default_cache
+    from omni_thinker.judging.make import default_cache
 
     path = path or default_cache()
     if not path.is_file():

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from omni_thinker.engine.hidden_states import last_states
 from omni_thinker.errors import UserError
 from omni_thinker.judging.agreement import measure, read_pairs
+from omni_thinker.judging.make import make_judge
 from omni_thinker.recipe import builtin_recipe
-from omni_thinker.studies.setup import make_judge
 
 
 def agreement(pairs: Path, *, base_url: str, model: str, limit: int | None, settings: Sequence[str]) -> dict[str, Any]:
@@ -27,7 +28,7 @@ def agreement(pairs: Path, *, base_url: str, model: str, limit: int | None, sett
     chosen += [f"{table}.model={_quoted(model)}"] if model else []
     chosen += [f"judge.endpoint.base_url={_quoted(base_url)}"] if base_url else ["judge.margin=0.0"]
     recipe = builtin_recipe([*chosen, *(f"{table}.{setting}" for setting in settings)])
-    return asyncio.run(measure(make_judge(recipe.judge, recipe.model.system), rows))
+    return asyncio.run(measure(make_judge(recipe.judge, recipe.model.system, last_states), rows))
 
 
 def _quoted(text: str) -> str:

@@ -11,7 +11,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from omni_thinker.engine.hidden_states import last_states
 from omni_thinker.errors import UserError
+from omni_thinker.judging.make import make_judge
 from omni_thinker.plugins import PREFIX
 from omni_thinker.recipe import RewardSpec, load_recipe
 from omni_thinker.rewards.base import Reward
@@ -19,7 +21,7 @@ from omni_thinker.rewards.gym import EVALUATES
 from omni_thinker.rewards.registry import is_verifiable, make_reward
 from omni_thinker.rewards.validate import score_texts
 from omni_thinker.runs.rundir import to_json
-from omni_thinker.studies.setup import make_judge, make_tasks
+from omni_thinker.tasks.registry import make_tasks
 from omni_thinker.types import Problem
 
 _AT_ONCE = 64
@@ -94,8 +96,8 @@ def _reward(name: str) -> tuple[Reward, bool]:
     recipe = load_recipe(Path(path))
     if task not in recipe.tasks:
         raise UserError(f"no task {task!r}; it has {', '.join(recipe.tasks)}", file=path, key="--reward")
-    spec = make_tasks(recipe)[task].reward
-    judge = None if is_verifiable(spec) else make_judge(recipe.judge, recipe.model.system)
+    spec = make_tasks(recipe.tasks, recipe.data_root)[task].reward
+    judge = None if is_verifiable(spec) else make_judge(recipe.judge, recipe.model.system, last_states)
     return make_reward(spec, judge=judge), recipe.tasks[task].allow_evaluating_scorers
 
 

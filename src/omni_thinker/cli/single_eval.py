@@ -11,7 +11,7 @@ from omni_thinker.errors import UserError
 from omni_thinker.policy.make import make_policy
 from omni_thinker.recipe import Recipe
 from omni_thinker.rl.evaluate import evaluate
-from omni_thinker.studies.setup import evaluation_params, prepare, study_seed
+from omni_thinker.studies.setup import prepare, study_seed
 from omni_thinker.types import Problem, Split
 
 
@@ -37,7 +37,7 @@ def evaluate_model(model: str, recipe: Recipe, split: str, references: Path | No
         pools,
         {task: bench.forms[task] if task in unjudged else reward for task, reward in bench.measures.items()},
         bench.max_tokens,
-        params=evaluation_params(recipe),
+        params=recipe.evaluation.sampling,
         seed=study_seed(recipe.study.seeds[0], wanted),
         stops=bench.stops,
     )

@@ -36,7 +36,7 @@ def tasks_show(
 ) -> None:
     """Print a few problems."""
     from omni_thinker.recipe import parse_recipe
-    from omni_thinker.studies.setup import make_tasks
+    from omni_thinker.tasks.registry import make_tasks
 
     if ".toml" in source:
         path, _, name = source.rpartition(":")
@@ -48,7 +48,7 @@ def tasks_show(
         name = "shown"
         table = {"source": source, **({} if difficulty is None else {"difficulty": difficulty})}
         loaded = parse_recipe({"tasks": {name: table}}, source)
-    task = make_tasks(loaded)[name]
+    task = make_tasks(loaded.tasks, loaded.data_root)[name]
     problems = task.problems(split_named(split))[:count]
     for problem in problems:
         typer.echo(printable(f"--- {problem.id}\n{problem.prompt}\n=> {problem.answer}"))

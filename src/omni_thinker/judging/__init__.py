@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from omni_thinker.judging.base import Costly, Criterion, Judge, Ranker, Rater, Verdict
+from omni_thinker.judging.base import Costly, Criterion, Judge, NoJudge, Ranker, Rater, Verdict
 
-__all__ = ["Costly", "Criterion", "Judge", "Ranker", "Rater", "Verdict"]
+__all__ = ["Costly", "Criterion", "Judge", "NoJudge", "Ranker", "Rater", "Verdict"]

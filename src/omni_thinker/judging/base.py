@@ -109,3 +109,20 @@ class Rater(Judge, Protocol):
     async def rate(self, prompt: str, responses: Sequence[str], rubric: Sequence[Criterion]) -> list[Score]:
         """For each response its mean points, scaled to [0, 1]."""
         ...
+
+
+class NoJudge:
+    """Stands where no judge is wanted: only gates are asked then, so it is never called."""
+
+    name = "none"
+    caveat = "No judge."
+    local = False
+
+    async def compare(self, prompt: str, responses: Sequence[str], reference: str) -> list[Verdict]:
+        return [Verdict("error", None, "no judge") for _ in responses]
+
+    async def rate(self, prompt: str, responses: Sequence[str], rubric: Sequence[Criterion]) -> list[Score]:
+        return [Score.error("no judge") for _ in responses]
+
+    def metrics(self) -> Mapping[str, float]:
+        return {}

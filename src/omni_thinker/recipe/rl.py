@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from omni_thinker.recipe.types import MOST, Count, NonNegative, Positive, PositiveFloat, Share, Table
+from omni_thinker.types import SamplingParams
 
 
 class WarmupSpec(Table):
@@ -65,3 +66,8 @@ class EvalSpec(Table):
     distributions."""
     keep_samples: Positive = 4
     """Rollouts per task written to samples.jsonl at each evaluation."""
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """How answers are drawn in evaluations."""
+        return SamplingParams(self.samples, self.temperature, self.top_k, self.top_p, self.min_p)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, StrictBool
@@ -57,3 +58,7 @@ class TaskSpec(Table):
     allow_evaluating_scorers: StrictBool = False
     """reasoning-gym: take sets whose scorer runs answers as Python beside the expected answer. That stays inside the
     sandbox and touches no other score, but an answer can award itself one."""
+
+    def under(self, root: Path) -> TaskSpec:
+        """The same task with its files under `root`; an absolute path stays as it is."""
+        return self.model_copy(update={"files": tuple(str(root / file) for file in self.files)})

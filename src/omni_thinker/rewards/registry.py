@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from omni_thinker.errors import UserError
-from omni_thinker.judging import Judge, Rater
+from omni_thinker.judging import Judge, NoJudge, Rater
 from omni_thinker.plugins import PREFIX, Registry
 from omni_thinker.recipe import RewardSpec
-from omni_thinker.rewards.hybrid import HybridReward
+from omni_thinker.rewards.base import Reward
+from omni_thinker.rewards.hybrid import GatesOnly, HybridReward
 from omni_thinker.rewards.parts import Part
+from omni_thinker.types import TaskName
 
 _REWARDS = "omni_thinker.rewards"
 PARTS = Registry(
@@ -44,21 +48,15 @@ def is_verifiable(spec: RewardSpec) -> bool:
 
 
 def _make_part(name: str, judge: Judge | None) -> Part:
-    found = PARTS.find(name, "reward")
-    if not found.judged:
-        return _called(found, name)
-    if judge is None:
+    found: type[Any] = PARTS.find(name, "reward")
+    if found.judged and judge is None:
         raise UserError(f"the part {name!r} needs a judge", key="judge")
-    if found.rates and not isinstance(judge, Rater):
+    if found.judged and judge is not None and found.rates and not isinstance(judge, Rater):
         raise UserError(f"the part {name!r} needs a judge behind an API, not {judge.name}", key="judge.kind")
-    return _called(found, name, judge)
-
-
-def _called(found: type[Any], name: str, *arguments: Any) -> Part:
     try:
-        part: Part = found(*arguments)
+        part: Part = found(judge) if found.judged else found()
     except TypeError as exc:
-        takes = "the judge" if arguments else "nothing"
+        takes = "the judge" if found.judged else "nothing"
         raise UserError(f"{name} can't be made, it is given {takes}: {exc}", key="reward") from None
     return part
 
@@ -87,3 +85,31 @@ def make_reward(spec: RewardSpec, *, judge: Judge | None) -> HybridReward:
     if judged:
         raise UserError(f"{judged[0]!r} can't be a gate: a tie is neither passed nor failed", key="reward.gate")
     return HybridReward(gates, parts, spec.sum)
+
+
+@dataclass(frozen=True, slots=True)
+class Rewards:
+    """The rewards of every task.
+
+    train: what RL maximises. evaluation: against a reference where training ranks within a group. gates: what needs no
+    judge, which is the whole reward of tasks without one.
+    """
+
+    train: Mapping[TaskName, Reward]
+    evaluation: Mapping[TaskName, Reward]
+    gates: Mapping[TaskName, Reward]
+
+
+def make_rewards(specs: Mapping[TaskName, RewardSpec], judge: Judge | None) -> Rewards:
+    """Without a judge, judged tasks are scored by their gates alone. Raises UserError as `make_reward` does."""
+    whole = {name: make_reward(spec, judge=judge or NoJudge()) for name, spec in specs.items()}
+    gates: dict[TaskName, Reward] = {
+        name: GatesOnly(reward) if reward.judged else reward for name, reward in whole.items()
+    }
+    if judge is None:
+        return Rewards(gates, gates, gates)
+    evaluation = {
+        name: reward if measuring(specs[name]) is specs[name] else make_reward(measuring(specs[name]), judge=judge)
+        for name, reward in whole.items()
+    }
+    return Rewards(whole, evaluation, gates)

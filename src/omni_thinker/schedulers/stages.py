@@ -50,12 +50,6 @@ class Stages(Stateless):
         raise IndexError("past the end of the curriculum")
 
 
-def even_stages(order: Sequence[TaskName], steps: int) -> list[tuple[TaskName, int]]:
-    """Share `steps` evenly over the tasks of `order`; what is left over goes to the first ones."""
-    each, left = divmod(steps, len(order))
-    return [(task, each + (1 if i < left else 0)) for i, task in enumerate(order)]
-
-
 class SequenceConfig(Config):
     """Stages in the order that is written; a task may come again, which refreshes it (arXiv 2606.02398)."""
 

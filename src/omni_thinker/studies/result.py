@@ -14,12 +14,12 @@ from omni_thinker.isolation import launch
 from omni_thinker.recipe import Recipe
 from omni_thinker.rl.evaluate import Estimate, Evaluation
 from omni_thinker.runs.machine import machine
-from omni_thinker.schedulers.stages import even_stages
 from omni_thinker.studies.probing import Probed
 from omni_thinker.studies.scheduled import joint_weights
 from omni_thinker.studies.session import ArmResult
 from omni_thinker.studies.setup import Bench
 from omni_thinker.studies.training import Cost, Stage
+from omni_thinker.studies.units import even_stages
 from omni_thinker.transfer.assumptions import check_assumptions
 from omni_thinker.transfer.entropy import entropy_finding, stage_changes
 from omni_thinker.transfer.forecast import Interval, Joint, Merge, measured

@@ -24,9 +24,10 @@ from omni_thinker.runs.files import checksum, write_whole
 from omni_thinker.runs.progress import Progress
 from omni_thinker.runs.rundir import RunDir
 from omni_thinker.schedulers.base import Scheduler
-from omni_thinker.studies.setup import Bench, Pools, evaluation_params, study_seed
+from omni_thinker.studies.setup import Bench, study_seed
 from omni_thinker.studies.training import Cost, Stage, Training
 from omni_thinker.studies.weights import Weights, slug
+from omni_thinker.tasks.registry import Pools
 from omni_thinker.types import Problem, SampleRequest, SamplingParams, Split, TaskName
 
 
@@ -198,7 +199,7 @@ class Session:
             self.pools[split],
             self.bench.measures,
             self.bench.max_tokens,
-            params=evaluation_params(self.recipe),
+            params=self.recipe.evaluation.sampling,
             seed=study_seed(self.seed, split),
             stops=self.bench.stops,
             max_error_rate=self.recipe.rl.max_error_rate,

@@ -7,15 +7,14 @@ Imports no torch.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import floor
 from typing import Literal
 
 from omni_thinker.arms import LORA, PROBE, SHARED, SINGLE, STAGED
 from omni_thinker.errors import UserError
 from omni_thinker.recipe import ProbeKind, Recipe, scheduled_arms
-from omni_thinker.schedulers.stages import even_stages
-from omni_thinker.transfer.probe import probe_steps
 from omni_thinker.types import TaskName
 
 UnitKind = Literal["warmup", "start", "alone", "adapter", "gradient", "plan", "sequence", "mixture", "merge", "test"]
@@ -221,3 +220,20 @@ def charged_steps(recipe: Recipe) -> int:
             key="study.arms",
         )
     return study.steps - paid
+
+
+# -- how long they are ------------------------------------------------------------------------------------------------
+
+
+def even_stages(order: Sequence[TaskName], steps: int) -> list[tuple[TaskName, int]]:
+    """Share `steps` evenly over the tasks of `order`; what is left over goes to the first ones."""
+    each, left = divmod(steps, len(order))
+    return [(task, each + (1 if i < left else 0)) for i, task in enumerate(order)]
+
+
+def probe_steps(stage: int, arms: int, steps: int, tasks: int, share: float) -> int:
+    """Steps of one probe so that all `tasks` of them take at most `share` of all training steps, where `arms` others
+    (at least the one that is planned) take `steps` each; at least 1, at most the whole `stage`."""
+    if share >= 1:
+        return stage
+    return max(1, min(stage, floor(share / (1 - share) * max(1, arms) * steps / tasks + 1e-9)))

@@ -17,7 +17,7 @@ from omni_thinker.runs.progress import Progress
 from omni_thinker.runs.rundir import RunDir
 from omni_thinker.schedulers.base import Scheduler
 from omni_thinker.schedulers.mixture import Mixture
-from omni_thinker.schedulers.stages import Stages, even_stages
+from omni_thinker.schedulers.stages import Stages
 from omni_thinker.studies.curriculum import Replanner, plan_curriculum
 from omni_thinker.studies.probing import Probed, Probes
 from omni_thinker.studies.result import SeedOutcome
@@ -25,7 +25,7 @@ from omni_thinker.studies.scheduled import joint_weights, make_scheduler
 from omni_thinker.studies.session import ArmResult, Session
 from omni_thinker.studies.setup import Bench, study_seed
 from omni_thinker.studies.training import Cost
-from omni_thinker.studies.units import StudyPlan, Unit
+from omni_thinker.studies.units import StudyPlan, Unit, even_stages
 from omni_thinker.transfer.matrix import TransferMatrix
 from omni_thinker.transfer.plan import Plan
 from omni_thinker.types import TaskName

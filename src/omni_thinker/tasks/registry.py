@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from omni_thinker.errors import UserError
 from omni_thinker.plugins import did_you_mean, load_class
@@ -16,7 +17,7 @@ from omni_thinker.tasks.gym import GymTask
 from omni_thinker.tasks.hf import hf_task
 from omni_thinker.tasks.jsonl import jsonl_task
 from omni_thinker.tasks.pool import PooledTask
-from omni_thinker.types import SPLITS, Split, TaskName, content_hash
+from omni_thinker.types import SPLITS, Problem, Split, TaskName, content_hash
 
 TASKS: Mapping[str, type[PooledTask]] = {task.kind: task for task in (MathTask, CodingTask, QaTask, WritingTask)}
 BUILTIN: Mapping[str, str] = {kind: task.summary for kind, task in TASKS.items()}
@@ -31,6 +32,25 @@ SOURCES = (
 
 Overlap = tuple[Split, Split, str]
 """The two splits and a prompt that both hold."""
+
+
+Pools = Mapping[TaskName, Sequence[Problem]]
+"""The problems of one split, by task."""
+
+
+def make_tasks(specs: Mapping[TaskName, TaskSpec], data_root: str = "") -> dict[TaskName, Task]:
+    """All tasks of a recipe, their files under `data_root`. Raises UserError for the first that can't be made."""
+    root = Path(data_root) if data_root else None
+    return {name: make_task(name, spec if root is None else spec.under(root)) for name, spec in specs.items()}
+
+
+def make_pools(tasks: Mapping[TaskName, Task], limits: Mapping[Split, int]) -> dict[Split, Pools]:
+    """The problems of every split, at most `limits` of a task. Raises UserError where splits share a prompt."""
+    for task in tasks.values():
+        check_splits(task)
+    return {
+        split: {name: task.problems(split)[: limits.get(split)] for name, task in tasks.items()} for split in SPLITS
+    }
 
 
 def make_task(name: TaskName, spec: TaskSpec) -> Task:

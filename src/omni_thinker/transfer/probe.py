@@ -18,14 +18,6 @@ _DOUBT = 0.25
 """Standard error of what the learning curve adds, as a share of it."""
 
 
-def probe_steps(stage: int, arms: int, steps: int, tasks: int, share: float) -> int:
-    """Steps of one probe so that all `tasks` of them take at most `share` of all training steps, where `arms` others
-    (at least the one that is planned) take `steps` each; at least 1, at most the whole `stage`."""
-    if share >= 1:
-        return stage
-    return max(1, min(stage, math.floor(share / (1 - share) * max(1, arms) * steps / tasks + 1e-9)))
-
-
 def extrapolate(matrix: TransferMatrix, passes: Mapping[TaskName, float]) -> TransferMatrix:
     """The matrix that whole passes would show, from probes of so many passes each.
 

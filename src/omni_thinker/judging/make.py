@@ -1,0 +1,47 @@
+"""The judge that a recipe asks for, with its guards, cache and meter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omni_thinker.judging.base import Judge
+from omni_thinker.judging.cache import JudgeCache
+from omni_thinker.judging.client import ChatClient
+from omni_thinker.judging.guards import LengthGuard
+from omni_thinker.judging.likelihood import LikelihoodJudge
+from omni_thinker.judging.limits import Meter
+from omni_thinker.judging.pairwise import EndpointJudge
+from omni_thinker.judging.trained import Hidden, TrainedJudge
+from omni_thinker.models.home import home
+from omni_thinker.models.load import compute_dtype, load_model, load_tokenizer
+from omni_thinker.recipe import EndpointSpec, JudgeSpec
+
+
+def make_judge(spec: JudgeSpec, system: str, hidden: Hidden) -> Judge:
+    """The judge of a recipe. system: the model's system prompt, which a likelihood judge answers under. hidden: how the
+    built-in judge reads a model's last hidden states."""
+    judge = _bare_judge(spec, system, hidden)
+    return judge if spec.longest_win is None else LengthGuard(judge, spec.longest_win)
+
+
+def _bare_judge(spec: JudgeSpec, system: str, hidden: Hidden) -> Judge:
+    if spec.endpoint is not None and spec.kind == "endpoint":
+        return make_endpoint_judge(spec.endpoint)
+    if spec.kind == "builtin":
+        model, tokenizer = load_model("builtin", compute_dtype("auto")), load_tokenizer("builtin")
+        return TrainedJudge(model, tokenizer, spec.margin, hidden=hidden)
+    tokenizer = load_tokenizer(spec.model)
+    model = load_model(spec.model, compute_dtype("auto"))
+    return LikelihoodJudge(model, tokenizer, spec.margin, system=system, name=f"likelihood:{spec.model}")
+
+
+def make_endpoint_judge(spec: EndpointSpec) -> EndpointJudge:
+    """A judge behind an API, with its cache. Asks nothing yet."""
+    path = Path(spec.cache).expanduser() if spec.cache else default_cache()
+    cache = None if spec.cache == "none" else JudgeCache(path)
+    return EndpointJudge(ChatClient(spec, cache, Meter(spec.budget, spec.price)))
+
+
+def default_cache() -> Path:
+    """Where judges' replies are kept for all runs."""
+    return home() / "judge.sqlite"
