@@ -396,3 +396,15 @@ cli.main()
     ended = subprocess.run([sys.executable, "-c", script], check=False, cwd=repo, capture_output=True, text=True)
     assert ended.returncode == 130
     assert ended.stderr == "omni-thinker: interrupted; `omni-thinker study DIR --resume` goes on with a study\n"
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """`--help` has to stay under 0.3 s; torch, pydantic, numpy and rich each take longer than all that it needs."""
+    program = (
+        "import sys\nfrom omni_thinker.cli.app import app\n"
+        "try:\n    app(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'torch', 'transformers', 'rich', 'numpy', 'pydantic'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "Usage:" in done.stdout
+    assert done.stderr.strip() == "[]"

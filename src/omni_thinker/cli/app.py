@@ -24,6 +24,7 @@ from omni_thinker.errors import UserError, machine_error, printable
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich takes as long to import as everything else of --help
     help="Multi-task RL post-training of one language model: train on each task, measure what that did to the others, "
     "forecast every order, train the plan, and compare it honestly. Start with: omni-thinker study recipes/tiny.toml",
 )
