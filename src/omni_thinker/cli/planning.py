@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from omni_thinker.errors import UserError
+from omni_thinker.runs.schema.plan import Plan
+from omni_thinker.runs.schema.transfer import TransferMatrix
 from omni_thinker.transfer.forecast import Joint, Merge, Stage, in_order
 from omni_thinker.transfer.forecasters import make_forecaster
 from omni_thinker.transfer.hierarchical import Evidence, Hierarchical
-from omni_thinker.transfer.matrix import TransferMatrix, load_matrix, parse_cell
+from omni_thinker.transfer.matrix import load_matrix, parse_cell
 from omni_thinker.transfer.metrics import shared, specific, transfer
-from omni_thinker.transfer.plan import Plan, check_measured, forecast_json, make_plan
+from omni_thinker.transfer.plan import check_measured, forecast_json, make_plan
 from omni_thinker.transfer.search import Objective
 from omni_thinker.types import TaskName
 

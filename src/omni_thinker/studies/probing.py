@@ -22,12 +22,12 @@ from omni_thinker.protocol import SketchesGradients
 from omni_thinker.recipe import ProbeKind, Recipe, scheduled_arms
 from omni_thinker.rl.evaluate import Evaluation
 from omni_thinker.rl.gradient import add_policy_gradient
+from omni_thinker.runs.schema.transfer import Entropies, TransferMatrix
 from omni_thinker.schedulers.stages import Stages, even_stages
 from omni_thinker.studies.session import ArmResult, Session
 from omni_thinker.studies.setup import Bench, study_seed
 from omni_thinker.studies.training import Cost
 from omni_thinker.transfer.gradient import Gradients, first_order
-from omni_thinker.transfer.matrix import Entropies, TransferMatrix
 from omni_thinker.transfer.probe import extrapolate, probe_steps
 from omni_thinker.types import TaskName
 

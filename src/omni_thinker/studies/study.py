@@ -24,6 +24,9 @@ from omni_thinker.recipe.schedulers import SchedulerSpec
 from omni_thinker.runs.checkpoints import usable
 from omni_thinker.runs.progress import Progress
 from omni_thinker.runs.rundir import RunDir, check_free
+from omni_thinker.runs.schema.base import with_seeds
+from omni_thinker.runs.schema.plan import Plan, StudyPlan
+from omni_thinker.runs.schema.transfer import StudyTransfer, TransferMatrix
 from omni_thinker.schedulers.base import Scheduler
 from omni_thinker.schedulers.mixture import Mixture
 from omni_thinker.schedulers.stages import Stages, even_stages
@@ -43,9 +46,9 @@ from omni_thinker.studies.setup import Bench, prepare, study_seed
 from omni_thinker.studies.training import Cost, Stage
 from omni_thinker.transfer.forecast import in_order
 from omni_thinker.transfer.hierarchical import Evidence
-from omni_thinker.transfer.matrix import TransferMatrix, pool
+from omni_thinker.transfer.matrix import pool
 from omni_thinker.transfer.metrics import to_csv
-from omni_thinker.transfer.plan import Plan, make_plan
+from omni_thinker.transfer.plan import make_plan
 from omni_thinker.transfer.search import Objective
 from omni_thinker.types import TaskName
 
@@ -277,13 +280,12 @@ def _write_transfer(run: RunDir, recipe: Recipe, outcomes: Sequence[SeedOutcome]
     plans = {o.seed: o.plan for o in outcomes if o.plan is not None}
     if not matrices:
         return
-    own = {str(seed): matrix.to_json() for seed, matrix in matrices.items()}
     pooled = pool(list(matrices.values()))
-    run.write_json("transfer.json", {**pooled.to_json(), "seeds": own})
+    run.write_json("transfer.json", with_seeds(StudyTransfer, pooled, matrices))
     run.write_text("transfer.csv", to_csv(pooled))
     for kind in {probed.kind for o in outcomes for probed in o.probes[1:] if probed.matrix is not None}:
         beside = [p.matrix for o in outcomes for p in o.probes if p.kind == kind and p.matrix is not None]
-        run.write_json(f"transfer-{kind}.json", pool(beside).to_json())
+        run.write_json(f"transfer-{kind}.json", pool(beside))
     first = next(iter(plans.values()))
     plan = plan_of(recipe, pooled) if len(plans) > 1 else first
-    run.write_json("plan.json", {**plan.to_json(), "seeds": {str(s): p.to_json() for s, p in plans.items()}})
+    run.write_json("plan.json", with_seeds(StudyPlan, plan, plans))
