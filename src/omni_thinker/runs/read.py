@@ -98,7 +98,7 @@ def read_result(path: Path) -> Result:
     except ValidationError as exc:
         raise UserError(_complaint(exc), file=path, key=_key(exc)) from None
     except (OSError, ValueError) as exc:
-        raise UserError(f"can't be read: {exc}", file=path) from None
+        raise UserError(f"can't be read: {exc}", file=f"{path!s:.200}") from None
     if not result.arms:
         raise UserError("names no arms", file=path, key="arms")
     return result
