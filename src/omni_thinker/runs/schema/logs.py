@@ -22,7 +22,7 @@ class Metrics:
     arm: str
     """Name of the arm or probe, or `warmup`."""
     kind: Kind
-    """What was done."""
+    """`warmup`, `train`, `validation` or `test`."""
     stage: TaskName | None
     """Task of the stage. Null outside of stages."""
     step: Int

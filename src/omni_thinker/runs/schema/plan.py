@@ -28,8 +28,8 @@ class PlanForecast:
     high: Float
     """Upper end of the interval of the objective."""
     probability_best: Float | None
-    """Probability of being the best of all orders. For joint training, of beating the sequence. Null where orders are
-    too many to list."""
+    """Probability of being the best of all orders. For joint training, of beating the sequence. Null where not
+    all orders are listed."""
     forecast: Mapping[TaskName, Interval]
     """What an evaluation of each task would show."""
 
