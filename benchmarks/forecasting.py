@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from omni_thinker.rl.evaluate import Estimate
+from omni_thinker.runs.schema.base import Estimate
+from omni_thinker.runs.schema.transfer import Column, TransferMatrix
 from omni_thinker.transfer.forecast import Array, Joint, evenly, in_order, measured
 from omni_thinker.transfer.forecasters import FORECASTERS, make_forecaster
 from omni_thinker.transfer.hierarchical import Evidence, Hierarchical
-from omni_thinker.transfer.matrix import Column, TransferMatrix
 from omni_thinker.transfer.simulate import WORLDS, World, seen
 
 Row = Mapping[str, Any]

@@ -17,6 +17,7 @@ import statistics
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def main() -> None:
     chosen = parser.parse_args()
     device = compute_device()
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-    report = Report(chosen.out, {"device": name, "model": chosen.model, "machine": machine()})
+    report = Report(chosen.out, {"device": name, "model": chosen.model, "machine": asdict(machine())})
     sizes = [(2, 20, 4, 8)] if chosen.small else [(8, 70, 8, 32), (4, 300, 16, 32), (32, 256, 16, 256)]
 
     exact = TorchPolicy(ModelSpec(name=chosen.model, dtype="float32"))

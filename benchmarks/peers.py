@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def compare(chosen: argparse.Namespace, settings: dict[str, Any]) -> dict[str, A
             side: {k: v for k, v in rows[-1].items() if k not in ("seconds", "peak_rss_mb")}
             for side, rows in found.items()
         },
-        "machine": machine(),
+        "machine": asdict(machine()),
     }
     print(
         f"{chosen.peer}: {result['peer_seconds']} s, {memory['peer']:.0f} MB; ours: {result['ours_seconds']} s, "

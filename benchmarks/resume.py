@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def main() -> None:
     chosen = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="omni-thinker-resume-"))
     try:
-        found = {**_checkpoint(folder / "own"), "resume_s": _resume(folder, chosen.every), "machine": machine()}
+        found = {**_checkpoint(folder / "own"), "resume_s": _resume(folder, chosen.every), "machine": asdict(machine())}
     finally:
         shutil.rmtree(folder)
     for name, value in found.items():

@@ -18,7 +18,7 @@ import re
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the committed results as Markdown")
     parser.add_argument("--rounds", type=int, default=0, help="instead of each row's own number")
     chosen = parser.parse_args()
-    folder = RESULTS / processor_name(str(machine()["cpu"]))
+    folder = RESULTS / processor_name(machine().cpu)
     if chosen.scaling or chosen.table:
         _scale(folder) if chosen.scaling else _print_table(folder)
         return
@@ -115,7 +115,7 @@ def problems(row: Row, result: dict[str, Any], committed: dict[str, Any] | None)
 
 def processor_name(cpu: str) -> str:
     """A folder's name for a processor and its core count: ratios depend on its matrix units."""
-    cores = machine()["cores"]
+    cores = machine().cores
     return re.sub(r"[^a-z0-9]+", "-", f"{cpu} {cores} cores {_units()}".lower()).strip("-")
 
 
@@ -185,7 +185,8 @@ def _scale(folder: Path) -> None:
         rows.append(row)
         print(json.dumps(row), f"({time.perf_counter() - began:.0f} s)", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "scaling.json").write_text(json.dumps({"rows": rows, "machine": machine()}, indent=1) + "\n", "utf-8")
+    table = {"rows": rows, "machine": asdict(machine())}
+    (folder / "scaling.json").write_text(json.dumps(table, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

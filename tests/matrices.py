@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from omni_thinker.rl.evaluate import Estimate
+from omni_thinker.runs.schema.base import Estimate
+from omni_thinker.runs.schema.transfer import TransferMatrix
 from omni_thinker.transfer.forecast import Array
-from omni_thinker.transfer.matrix import TransferMatrix
 
 
 def matrix(start: list[float], after: list[list[float]], stderr: float = 0.0, n: int = 50) -> TransferMatrix:

@@ -18,8 +18,8 @@ from omni_thinker.errors import UserError
 from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.protocol import LossReport, OptimParams, OptimReport, TokenBatch, TrainBatch
 from omni_thinker.recipe import ModelSpec, WarmupSpec
-from omni_thinker.rl.evaluate import Estimate
 from omni_thinker.rl.stream import ProblemStream, make_streams
+from omni_thinker.runs.schema.base import Estimate
 from omni_thinker.types import Problem
 
 # -- task arithmetic ----------------------------------------------------------------------------------------

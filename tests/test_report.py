@@ -15,8 +15,9 @@ import pytest
 
 from omni_thinker.errors import UserError
 from omni_thinker.report import series, tables, write_report
-from omni_thinker.report.data import Estimate, load_run
 from omni_thinker.report.html import number, position, share, shown_text
+from omni_thinker.runs.read import load_run, read_result
+from omni_thinker.runs.schema.base import Estimate
 
 TASKS = ["math", "code", "qa", "writing"]
 SEEDS = [0, 1]
@@ -160,6 +161,7 @@ def arm_entry(arm: str, seed: int) -> dict[str, Any]:
         "test": test,
         "validation": test,
         "steps": STEPS if trained else 0,
+        "samples": 8 * STEPS if trained else 0,
         "tokens_sampled": 123456 if trained else 0,
         "tokens_trained": 98765 if trained else 0,
         "seconds": 512.0 if trained else 3.2,
@@ -228,14 +230,41 @@ def result() -> dict[str, Any]:
                 "tokens_evaluated": 7000,
                 "against_full": {"cells": 16, "rank": 0.71, "rank_off_diagonal": None, "mean_difference": 0.03},
             },
-            {"seed": 0, "kind": "full", "planned_with": False, "steps": 96, "against_full": None},
+            {
+                "seed": 0,
+                "kind": "full",
+                "planned_with": False,
+                "steps": 96,
+                "tokens_sampled": 18000,
+                "tokens_trained": 16000,
+                "tokens_evaluated": 7000,
+                "seconds": 400.0,
+                "share_of_training": None,
+                "against_full": None,
+            },
         ],
-        "assumptions": [{"assumption": "A1", "seed": 0, "p": 0.01, "words": "This run speaks against <A1>."}],
-        "entropy": {"words": "Structured stages lowered the entropy.", "by_task": {"math": -0.1}},
+        "assumptions": [
+            {
+                "seed": 0,
+                "assumption": "A1",
+                "cells": [{"where": "stage 2, code on qa", "expected": 0.1, "seen": 0.0, "stderr": None}],
+                "mean_difference": 0.1,
+                "p": 0.01,
+                "rank_correlation": None,
+                "words": "This run speaks against <A1>.",
+            }
+        ],
+        "entropy": {
+            "structured": -0.1,
+            "open_ended": None,
+            "by_task": {"math": -0.1},
+            "words": "Structured stages lowered the entropy.",
+        },
         "warmup": [
             {
                 "seed": seed,
                 "steps": 20,
+                "tokens": 5000,
                 "seconds": 90.0,
                 "reached": {"math": estimate(0.3, 32)},
                 "inside": {"math": False},
@@ -252,6 +281,7 @@ def result() -> dict[str, Any]:
             "python": "3.11.7",
             "torch": "2.13.0",
             "transformers": "5.23.0",
+            "platform": "Linux",
         },
     }
 
@@ -269,7 +299,6 @@ def transfer() -> dict[str, Any]:
         "tasks": TASKS,
         "start": {task: estimate(START[task], 48) for task in TASKS},
         "after": after,
-        "steps": 12,
         "seeds": {},
     }
 
@@ -280,7 +309,9 @@ def plan() -> dict[str, Any]:
         score = 0.51 - 0.004 * at
         rows.append(
             {
+                "kind": "sequence",
                 "order": order,
+                "passes": [1.0] * 4,
                 "score": score,
                 "low": score - 0.05,
                 "high": score + 0.04,
@@ -295,17 +326,31 @@ def plan() -> dict[str, Any]:
     best = {
         "kind": "sequence",
         "order": ORDER,
+        "passes": [1.0] * 4,
         "score": 0.51,
+        "low": 0.46,
+        "high": 0.55,
         "forecast": {"math": {"mean": 0.5, "low": 0.4, "high": 0.6}},
         "probability_best": 0.4,
     }
     return {
         "plan": best,
+        "sequence": best,
+        "joint": {**best, "kind": "joint", "order": [], "passes": [], "score": 0.5, "probability_best": None},
         "orders": rows,
         "strategies": strategies,
         "exact": True,
         "upper_bound": 0.51,
         "forecaster": "logit",
+        "objective": "mean",
+        "level": 0.8,
+        "decision": {
+            "gain_over_joint": 0.01,
+            "stderr": 0.03,
+            "probability": 0.6,
+            "settled": False,
+            "more_problems": None,
+        },
         "words": "Against joint training the data can't tell.",
         "seeds": {},
     }
@@ -319,26 +364,25 @@ def sample_lines() -> list[dict[str, Any]]:
             if (task, at, arm) == ("qa", 0, "curriculum")
             else f"Let me think about {task}.\nThe answer of {arm} is {at}."
         )
-        score: Any = (
-            {"status": "abstain", "value": None, "parts": {}, "reason": "no verdict"}
-            if (task, at) == ("writing", 1)
-            else at % 2
-        )
+        abstained = (task, at) == ("writing", 1)
         lines.append(
             {
                 "seed": 0,
                 "arm": arm,
-                "kind": "test",
+                "split": "test",
                 "stage": None,
                 "step": 0,
                 "task": task,
                 "problem": f"{task}-{at}",
                 "prompt": f"What is {at} + {at}?",
                 "answer": str(2 * at),
-                "text": text,
-                "score": score,
-                "parts": {"exact": float(at % 2), "finished": 1.0},
+                "reference": None,
+                "response": text,
                 "stop": "stop",
+                "status": "abstain" if abstained else "value",
+                "score": None if abstained else float(at % 2),
+                "parts": {} if abstained else {"exact": float(at % 2), "finished": 1.0},
+                "reason": "no verdict" if abstained else None,
             }
         )
     return lines
@@ -562,9 +606,17 @@ def test_a_bare_run_still_reports(bare: Path) -> None:
 
 
 def test_a_single_arm_without_curves(tmp_path: Path) -> None:
-    (tmp_path / "result.json").write_text(
-        json.dumps({"arms": {"joint": [{"seed": 3, "test": {"math": {"mean": 0.5}, "qa": {}}}]}})
-    )
+    alone = {**arm_entry("joint", 3), "test": {"math": {"mean": 0.5, "n": 1, "stderr": None}}}
+    left_out: dict[str, Any] = {
+        "comparisons": [],
+        "forecasts": [],
+        "assumptions": [],
+        "probes": [],
+        "warmup": [],
+        "entropy": None,
+    }
+    table = {**result(), "arms": {"joint": [alone]}, **left_out}
+    (tmp_path / "result.json").write_text(json.dumps(table))
     (tmp_path / "metrics.jsonl").write_text("")
     page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
     assert page.open == []
@@ -575,7 +627,7 @@ def test_a_single_arm_without_curves(tmp_path: Path) -> None:
 def test_damaged_extras_are_named_not_fatal(bare: Path) -> None:
     (bare / "plan.json").write_text('{"plan": {"order": 3}}')
     (bare / "transfer.json").write_text("{")
-    (bare / "samples.jsonl").write_text('nonsense\n{"arm": "start", "task": "qa", "text": "a", "score": 1}\n{"arm"')
+    (bare / "samples.jsonl").write_text(f'nonsense\n{json.dumps(sample_lines()[0])}\n{{"arm"')
     (bare / "recipe.toml").write_text("= broken")
     gaps = " ".join(load_run(bare).gaps)
     assert "plan.json can't be read" in gaps
@@ -598,6 +650,44 @@ def test_a_bad_result_is_the_users_to_mend(bare: Path, text: str) -> None:
     (bare / "result.json").write_text(text)
     with pytest.raises(UserError, match=r"result\.json"):
         write_report(bare)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"seconds": "long"}, "seconds: should be a valid number, got 'long'"),
+        (
+            {"arms": {"joint": [{**arm_entry("joint", 0), "steps": 1.5}]}},
+            "arms.joint.0.steps: should be a valid integer",
+        ),
+        ({"version": 2}, "version: version 2 is not known here, only 1; update omni-thinker to read it"),
+        ({"version": 0}, "version: version 0 is not known here, only 1; run it again"),
+        ({"version": True}, "version: version True is not known here"),
+    ],
+)
+def test_a_wrong_key_or_version_is_named(bare: Path, change: dict[str, Any], said: str) -> None:
+    (bare / "result.json").write_text(json.dumps({**result(), **change}))
+    with pytest.raises(UserError) as caught:
+        write_report(bare)
+    assert str(caught.value).startswith(f"{bare / 'result.json'}: {said}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_newer_plan_is_refused(bare: Path) -> None:
+    (bare / "plan.json").write_text(json.dumps({**plan(), "version": 2}))
+    with pytest.raises(UserError, match=r"plan\.json: version: .* update omni-thinker"):
+        write_report(bare)
+
+
+@pytest.mark.parametrize("name", ["schedulers", "short-probes"])
+def test_committed_studies_are_read(repo: Path, bare: Path, name: str) -> None:
+    folder = repo / "docs" / "studies" / name
+    assert read_result(folder / "result.json").verdict
+    for path in folder.glob("transfer*.json"):
+        (bare / "transfer.json").write_bytes(path.read_bytes())
+        run = load_run(bare)
+        assert run.transfer is not None
+        assert not run.gaps
 
 
 def test_seeds_with_different_orders_get_their_own_panel(bare: Path) -> None:

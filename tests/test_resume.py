@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ def test_a_study_killed_again_and_again_ends_the_same(
     for name in wanted:
         assert found[name] == wanted[name], name
     if REPORT:
-        table = {"kills": kills, "killed_after": moments, "files_equal": len(wanted), "machine": machine()}
+        table = {"kills": kills, "killed_after": moments, "files_equal": len(wanted), "machine": asdict(machine())}
         Path(REPORT).write_text(json.dumps(table, indent=1) + "\n", "utf-8")
 
 

@@ -15,7 +15,7 @@ from omni_thinker.rewards.registry import make_reward
 from omni_thinker.rewards.shape import Brevity, NotOverlong, NotRepetitive
 from omni_thinker.rewards.text import ShortAnswer, normalise
 from omni_thinker.rewards.validate import group_of
-from omni_thinker.tasks.distractors import from_columns, from_rows, numeric_neighbours, shuffled
+from omni_thinker.tasks.distractors import OtherAnswers
 from omni_thinker.types import Group, Problem, Sample
 
 
@@ -89,45 +89,20 @@ def test_normalising_is_done_after_one_time(text: str) -> None:
 # -- wrong options ----------------------------------------------------------------------------------------------------
 
 
-def test_columns_give_what_is_there_and_differs() -> None:
-    row = {"d1": "Rome", "d2": " paris.", "d3": "", "d4": None, "d5": "rome", "d6": 7}
-    assert from_columns(row, ["d1", "d2", "d3", "d4", "d5", "d6", "d7"], "Paris") == ["Rome", "7"]
-
-
 @given(st.lists(st.text(min_size=1, max_size=12), min_size=1, max_size=30), st.integers(1, 6), st.integers(0, 5))
 def test_other_rows_never_give_the_answer(answers: list[str], count: int, seed: int) -> None:
-    found = from_rows(answers, answers[0], count, seed)
-    plain = [normalise(text) for text in found]
-    assert normalise(answers[0]) not in plain
-    assert len(set(plain)) == len(plain) <= count
-    assert found == from_rows(answers, answers[0], count, seed)
+    options = OtherAnswers(answers, seed).options(answers[0], count)
+    plain = [normalise(text) for text in options]
+    assert plain.count(normalise(answers[0])) == options.count(answers[0]) == 1
+    assert len(set(plain)) == len(plain) <= count + 1
+    assert options == OtherAnswers(answers, seed).options(answers[0], count)
 
 
 def test_other_rows_prefer_the_same_kind() -> None:
     answers = ["12", "a long sentence of words", "7", "105", "blue", "31", "8"]
-    assert all(text.isdigit() for text in from_rows(answers, "12", 1, 3))
-
-
-@given(st.integers(-(10**6), 10**6), st.sampled_from(["{}", "{} km", "${}", "{:,}", "{}.50"]), st.integers(0, 9))
-def test_neighbours_are_other_numbers_of_the_same_form(value: int, form: str, seed: int) -> None:
-    answer = form.format(value)
-    found = numeric_neighbours(answer, 3, seed)
-    assert len(found) == 3
-    assert len({normalise(text) for text in [*found, answer]}) == 4
-    assert found == numeric_neighbours(answer, 3, seed)
-    if " km" in form:
-        assert all(text.endswith(" km") for text in found)
-    if ".50" in form:
-        assert all(text[-3] == "." for text in found)
-    if value >= 0:
-        assert not any("-" in text for text in found)
-
-
-def test_no_number_no_neighbours() -> None:
-    with pytest.raises(ValueError, match="no number"):
-        numeric_neighbours("Paris", 3, 0)
+    assert all(text.isdigit() for text in OtherAnswers(answers, 3).options("12", 1))
 
 
 def test_the_place_of_the_answer_says_nothing() -> None:
-    places = [shuffled("a", ["b", "c", "d", "A"], seed).index("a") for seed in range(400)]
+    places = [OtherAnswers(["b", "c", "d", "A"], seed).options("a", 3).index("a") for seed in range(400)]
     assert all(60 < places.count(place) < 140 for place in range(4))

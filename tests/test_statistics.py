@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omni_thinker.compare.paired import Comparison, Values, compare_arms, paired_differences
+from omni_thinker.compare.paired import Values, compare_arms, paired_differences
 from omni_thinker.compare.verdict import verdict
+from omni_thinker.runs.schema.base import dump
+from omni_thinker.runs.schema.result import Comparison
 
 Table = dict[str, dict[str, float]]
 
@@ -192,7 +194,7 @@ def test_an_interval_holds_its_difference(values: list[float], seeds: int) -> No
 
 def test_comparisons_are_plain_json() -> None:
     [one, *_] = compare_arms({"b": [_table(x=[0, 1])], "a": [_table(x=[1, 1])]}, resamples=50, confidence=0.9)
-    table = json.loads(json.dumps(one.to_json(), allow_nan=False))
+    table = json.loads(json.dumps(dump(one), allow_nan=False))
     assert table["difference"] == 0.5
     assert table["shown"] is one.shown
 
@@ -201,7 +203,7 @@ def test_comparisons_are_plain_json() -> None:
 
 
 def _comparison(a: str, b: str, difference: float, low: float, high: float, task: str = "macro") -> Comparison:
-    return Comparison(a, b, task, difference, low, high, 100)
+    return Comparison(a, b, task, difference, low, high, 100, shown=low > 0 or high < 0)
 
 
 def test_no_difference_is_said_to_be_none() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omni_thinker.recipe import Recipe, builtin_recipe
-from omni_thinker.studies.units import WORK, plan_study
+from omni_thinker.studies.units import WORK, plan_work
 
 ARMS = ["start", "single", "curriculum", "reverse", "joint", "merge", "sec", "round_robin"]
 
@@ -20,7 +20,7 @@ def recipe(**study: Any) -> Recipe:
 
 
 def test_default_study_unit_by_unit() -> None:
-    plan = plan_study(recipe())
+    plan = plan_work(recipe())
     assert [unit.name for unit in plan.units] == [
         *("warmup", "start", "single:math", "single:coding", "single:qa", "single:writing"),
         *("plan", "curriculum", "joint", "merge"),
@@ -33,16 +33,16 @@ def test_default_study_unit_by_unit() -> None:
     assert needs["joint"] == ("start",)
     assert needs["plan"] == needs["merge"] == singles
     # 6 arms of 48 steps; start, four probes of 12 steps and their whole arms, four stages, joint, merge
-    assert plan.work == {"warmup": 40, "check": 9, "step": 6 * 48, "validation": 1 + 8 + 4 + 1 + 1, "test": 8}
+    assert plan.total == {"warmup": 40, "check": 9, "step": 6 * 48, "validation": 1 + 8 + 4 + 1 + 1, "test": 8}
 
 
 def test_fixed_order_waits_for_no_plan() -> None:
-    plan = plan_study(recipe(arms=["start", "curriculum"], order=["qa", "math", "coding", "writing"]))
+    plan = plan_work(recipe(arms=["start", "curriculum"], order=["qa", "math", "coding", "writing"]))
     assert [unit.name for unit in plan.units] == ["warmup", "start", "curriculum", "test start", "test curriculum"]
 
 
 def test_lora_experts_are_merged_and_gradients_train_nothing() -> None:
-    plan = plan_study(recipe(arms=["start", "curriculum", "merge"], probes=["lora", "gradient"]))
+    plan = plan_work(recipe(arms=["start", "curriculum", "merge"], probes=["lora", "gradient"]))
     units = {unit.name: unit for unit in plan.units}
     assert plan.experts == "lora"
     assert units["merge"].needs == ("lora:math", "lora:coding", "lora:qa", "lora:writing")
@@ -58,7 +58,7 @@ def test_lora_experts_are_merged_and_gradients_train_nothing() -> None:
 )
 def test_units_come_after_what_they_need(arms: set[str], probes: list[str], steps: int, seeds: int) -> None:
     study = recipe(arms=sorted(arms, key=ARMS.index), probes=probes, steps=steps, seeds=list(range(seeds)))
-    plan = plan_study(study)
+    plan = plan_work(study)
     for seed in range(seeds):
         units = plan.of_seed(seed)
         names = [unit.name for unit in units]
@@ -71,9 +71,9 @@ def test_units_come_after_what_they_need(arms: set[str], probes: list[str], step
     for unit in plan.units:
         for kind, count in unit.work.items():
             total[kind] += count
-    assert plan.work == total
+    assert plan.total == total
 
 
 def test_probe_that_leaves_nothing_is_refused() -> None:
     with pytest.raises(Exception, match="leaves no stage for 'charged'"):
-        plan_study(recipe(arms=["start", "single", "charged"]))
+        plan_work(recipe(arms=["start", "single", "charged"]))

@@ -199,6 +199,9 @@ def test_files_that_are_missing_damaged_or_too_large(tmp_path: Path, monkeypatch
         ({"options": {"drop_overlaps": True}}, r"tasks\.t\.options\.drop_overlaps: unknown option; did you mean"),
         ({"options": {"drop_overlap": 1}}, r"must be true or false"),
         ({"options": {"answer_index_base": 2}}, r"must be 0 or 1"),
+        ({"options": {"distractors": 3}}, r"tasks\.t\.options\.distractors: takes \{from"),
+        ({"options": {"distractors": {"from": "rows"}}}, r"tasks\.t\.options\.distractors: takes \{from"),
+        ({"options": {"distractors": {"from": "rows", "count": 0}}}, r"from 1 to 25"),
     ],
 )
 def test_bad_keys(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
@@ -244,6 +247,28 @@ def test_letters_labels_places_and_texts_name_a_choice(tmp_path: Path) -> None:
     rows = [{"prompt": f"{i}", "answer": i % 2, "choices": ["x", "y"]} for i in range(20)]
     task = load(write(tmp_path / "places.jsonl", rows), options={"answer_index_base": 0})
     assert all(p.answer == "xy"[int(p.prompt) % 2] for split in SPLITS for p in _problems(task, split))
+
+
+def test_options_are_drawn_from_other_answers(tmp_path: Path) -> None:
+    colours = [{"prompt": f"Colour {n}?", "answer": name} for n, name in enumerate(("red", "blue", "pink", "grey"))]
+    rows: list[dict[str, Any]] = [*colours * 10, {"prompt": "Which?", "choices": ["cat", "dog"], "answer": "A"}]
+    rows = [{**row, "id": str(n), "split": "train"} for n, row in enumerate(rows)]
+    keys = {"template": "{prompt} {options}", "splits": {"train": ("train",)}}
+    file = write(tmp_path / "rows.jsonl", rows)
+    options = {"distractors": {"from": "rows", "count": 2}}
+    drawn, again = (load(file, options=options, **keys) for _ in range(2))
+    problems = {problem.id: problem for problem in _problems(drawn, "train")}
+    assert list(problems.values()) == list(_problems(again, "train"))
+    for problem in problems.values():
+        choices = problem.data["choices"]
+        assert problem.answer in choices
+        assert ", ".join(choices) in problem.prompt
+        if "Colour" in problem.prompt:
+            assert len(set(choices)) == 3
+            assert set(choices) <= {"red", "blue", "pink", "grey"}
+        else:
+            assert choices == ["cat", "dog"]
+    assert drawn.reward.sum == {"short_answer": 1.0}
 
 
 def _problems(task: Task, split: Any) -> Any:

@@ -12,8 +12,9 @@ import pytest
 
 from matrices import AFTER, MATRIX, START, matrix
 from omni_thinker.errors import UserError
-from omni_thinker.rl.evaluate import Estimate
-from omni_thinker.transfer.matrix import Column, TransferMatrix, load_matrix, parse_matrix, pool
+from omni_thinker.runs.schema.base import Estimate, dump
+from omni_thinker.runs.schema.transfer import Column, TransferMatrix
+from omni_thinker.transfer.matrix import load_matrix, parse_matrix, pool
 
 
 def test_effects_by_hand() -> None:
@@ -24,14 +25,14 @@ def test_effects_by_hand() -> None:
 
 # -- the file -----------------------------------------------------------------------------------------------
 
-GOOD = MATRIX.to_json()
+GOOD = dump(MATRIX)
 
 
 def test_a_matrix_survives_its_file(tmp_path: Path) -> None:
     path = tmp_path / "transfer.json"
     unknown = matrix(START, AFTER, stderr=math.inf)
     for made in (MATRIX, unknown, LACKING, EVALUATED):
-        path.write_text(json.dumps(made.to_json(), allow_nan=False), "utf-8")
+        path.write_text(json.dumps(dump(made), allow_nan=False), "utf-8")
         assert load_matrix(path) == made
 
 
@@ -52,7 +53,7 @@ EVALUATED = TransferMatrix(
 
 
 def test_missing_cells_stay_missing() -> None:
-    assert LACKING.to_json()["after"]["a"]["b"] is None
+    assert dump(LACKING)["after"]["a"]["b"] is None
     assert "b" not in LACKING.after["a"]
     assert LACKING.effect("a", "b") == 0.0
     assert "a" not in next(column for column in LACKING.columns() if column.name == "b").after

@@ -14,24 +14,24 @@ from hypothesis import strategies as st
 from forecasting import guru
 from matrices import AFTER, MATRIX, START, from_effects, matrix
 from omni_thinker.errors import UserError
-from omni_thinker.rl.evaluate import Estimate
+from omni_thinker.runs.schema.base import Estimate
+from omni_thinker.runs.schema.transfer import TransferMatrix
 from omni_thinker.studies.units import probe_steps
 from omni_thinker.transfer.assumptions import check_assumptions
 from omni_thinker.transfer.forecast import (
     Array,
     Draws,
-    Interval,
     Joint,
     Merge,
     Stage,
     evenly,
     gain_share,
     in_order,
+    interval,
     measured,
 )
 from omni_thinker.transfer.forecasters import FORECASTERS, make_forecaster
 from omni_thinker.transfer.hierarchical import Evidence, Hierarchical
-from omni_thinker.transfer.matrix import TransferMatrix
 from omni_thinker.transfer.metrics import (
     StageSeen,
     backward_transfer,
@@ -132,9 +132,9 @@ def test_draws_hold_the_measurement_and_its_noise() -> None:
 
 
 def test_interval_by_hand() -> None:
-    interval = Interval.of(np.linspace(0, 1, 1001))
-    assert (interval.mean, interval.low, interval.high) == pytest.approx((0.5, 0.1, 0.9))
-    assert Interval.of(np.linspace(0, 1, 1001), 0.95).low == pytest.approx(0.025)
+    known = interval(np.linspace(0, 1, 1001))
+    assert (known.mean, known.low, known.high) == pytest.approx((0.5, 0.1, 0.9))
+    assert interval(np.linspace(0, 1, 1001), 0.95).low == pytest.approx(0.025)
 
 
 def test_what_would_be_measured_is_wider() -> None:
@@ -359,13 +359,17 @@ def test_assumptions_by_hand() -> None:
     run = [StageSeen("a", cells(a=0.6, b=0.5, c=0.4)), StageSeen("b", cells(a=0.5, b=0.8, c=0.1))]
     first, second = check_assumptions(own, [run])
     # b on a: expected -.1, seen -.1; b on c: expected +.1, seen -.3. Four evaluations of .02 each make .04.
-    assert [cell[1:] for cell in first.cells] == [pytest.approx((-0.1, -0.1, 0.04)), pytest.approx((0.1, -0.3, 0.04))]
+    assert [(cell.expected, cell.seen, cell.stderr) for cell in first.cells] == [
+        pytest.approx((-0.1, -0.1, 0.04)),
+        pytest.approx((0.1, -0.3, 0.04)),
+    ]
     assert first.mean_difference == pytest.approx(0.2)
     assert first.p is not None
     assert first.p < 1e-10
     assert "speaks against constant transfer" in first.words
-    assert second.cells[0][:3] == ("stage 2, b", 0.8, 0.8)
-    assert second.cells[0][3] == pytest.approx(math.sqrt(2) * 0.02)
+    [level] = second.cells
+    assert (level.where, level.expected, level.seen) == ("stage 2, b", 0.8, 0.8)
+    assert level.stderr == pytest.approx(math.sqrt(2) * 0.02)
     assert second.p == pytest.approx(1.0)
     assert "doesn't contradict saturation" in second.words
     nothing, _ = check_assumptions(own, [run[:1]])

@@ -16,12 +16,14 @@ from hypothesis import strategies as st
 
 from matrices import AFTER, MATRIX, START, from_effects, matrix
 from omni_thinker.errors import UserError
-from omni_thinker.transfer.decide import Decision
+from omni_thinker.runs.schema.base import dump
+from omni_thinker.runs.schema.plan import Decision
+from omni_thinker.runs.schema.transfer import TransferMatrix
+from omni_thinker.transfer.decide import decision_words
 from omni_thinker.transfer.forecast import Joint, SetForm, check_order, evenly, in_order
 from omni_thinker.transfer.forecasters import FORECASTERS, make_forecaster
 from omni_thinker.transfer.hierarchical import Hierarchical
-from omni_thinker.transfer.matrix import TransferMatrix
-from omni_thinker.transfer.plan import STRATEGIES, forecast_json, make_plan
+from omni_thinker.transfer.plan import STRATEGIES, forecast_json, make_plan, stages_of
 from omni_thinker.transfer.search import (
     Objective,
     _local_search,
@@ -160,7 +162,7 @@ def test_named_strategies_by_hand() -> None:
     # Incoming: a -.3, b -.1, c 0: the most damaged goes last.
     # Last place: a harms least in all (0, tied with b, first wins); then b (c +.1) against c (b -.2).
     # First place: a (0, tied with b), b, c (-.4).
-    orders = {name: order for name, (order, _, _) in make_plan(MATRIX, forecaster="additive").strategies.items()}
+    orders = {name: rule.order for name, rule in make_plan(MATRIX, forecaster="additive").strategies.items()}
     assert orders["least_to_most_forgettable"] == ("c", "b", "a")
     assert orders["back_greedy"] == ("c", "b", "a")
     assert orders["front_greedy"] == ("a", "b", "c")
@@ -190,14 +192,14 @@ def test_adjacent_swap_rule() -> None:
     """Two tasks: i before j is better exactly if D[j, i] > D[i, j]."""
     for d_ab, d_ba, best in ((0.1, -0.1, ("b", "a")), (-0.1, 0.1, ("a", "b")), (-0.2, -0.1, ("a", "b"))):
         own = matrix([0.5, 0.5], [[0.6, 0.5 + d_ab], [0.5 + d_ba, 0.6]])
-        assert make_plan(own, forecaster="additive").chosen.order == best
+        assert make_plan(own, forecaster="additive").plan.order == best
 
 
 def test_ties_go_to_the_order_of_the_tasks() -> None:
     flat = matrix([0.5] * 4, [[0.5] * 4] * 4)
     strategies = make_plan(flat, forecaster="logit").strategies
-    assert strategies["exact"][0] == ("a", "b", "c", "d")
-    assert all(regret == 0.0 for _, _, regret in strategies.values())
+    assert strategies["exact"].order == ("a", "b", "c", "d")
+    assert all(rule.regret == 0.0 for rule in strategies.values())
 
 
 # -- plans ----------------------------------------------------------------------------------------------------------
@@ -209,14 +211,14 @@ def test_a_plan_by_hand(name: str) -> None:
     scores = brute(MATRIX, name, MEAN)
     assert {f.order: pytest.approx(f.score) for f in plan.orders} == scores
     assert [f.score for f in plan.orders] == pytest.approx(sorted(scores.values(), reverse=True))
-    assert plan.found.bound == pytest.approx(max(scores.values()))
-    assert plan.chosen.kind == "sequence"
-    assert plan.chosen.score == pytest.approx(max(scores.values()))
+    assert plan.upper_bound == pytest.approx(max(scores.values()))
+    assert plan.plan.kind == "sequence"
+    assert plan.plan.score == pytest.approx(max(scores.values()))
     assert sum(f.probability_best or 0.0 for f in plan.orders) == pytest.approx(1.0)
-    for order, score, regret in plan.strategies.values():
-        assert score == pytest.approx(scores[order])
-        assert regret == pytest.approx(max(scores.values()) - score)
-    assert plan.strategies["exact"][2] == 0.0
+    for rule in plan.strategies.values():
+        assert rule.score == pytest.approx(scores[rule.order])
+        assert rule.regret == pytest.approx(max(scores.values()) - rule.score)
+    assert plan.strategies["exact"].regret == 0.0
 
 
 @pytest.mark.parametrize("name", FORECASTERS)
@@ -226,36 +228,36 @@ def test_plans_and_single_forecasts_agree(name: str, objective: Objective) -> No
     plan = make_plan(own, forecaster=name, objective=objective)
     predict = make_forecaster(name, own)
     for row in (*plan.orders, plan.joint):
-        stages = row.stages or evenly(own.tasks)
+        stages = stages_of(row) or evenly(own.tasks)
         assert forecast_json(predict, stages, objective)["score"] == pytest.approx(row.score, abs=1e-9)
         if name == "hierarchical":
-            assert row.interval.low < row.score < row.interval.high
+            assert row.low < row.score < row.high
     if name == "hierarchical":
-        assert plan.decision.gain == pytest.approx(plan.sequence.score - plan.joint.score, abs=1e-9)
+        assert plan.decision.gain_over_joint == pytest.approx(plan.sequence.score - plan.joint.score, abs=1e-9)
 
 
 def test_a_given_order_or_strategy_is_chosen() -> None:
     for name in FORECASTERS:
-        assert make_plan(MATRIX, forecaster=name, order=("b", "a", "c")).chosen.order == ("b", "a", "c")
-        assert make_plan(MATRIX, forecaster=name, strategy="front_greedy").chosen.order == ("a", "b", "c")
+        assert make_plan(MATRIX, forecaster=name, order=("b", "a", "c")).plan.order == ("b", "a", "c")
+        assert make_plan(MATRIX, forecaster=name, strategy="front_greedy").plan.order == ("a", "b", "c")
     six = matrix([0.5] * 6, [[0.5] * 6] * 6)
     worst = ("f", "e", "d", "c", "b", "a")
     plan = make_plan(six, order=worst)
-    assert plan.chosen.order == worst
+    assert plan.plan.order == worst
     assert worst in [f.order for f in plan.orders]
-    assert plan.chosen.probability_best is None
+    assert plan.plan.probability_best is None
 
 
 def test_noise_makes_intervals_and_doubt() -> None:
     sure = make_plan(matrix(START, AFTER, stderr=1e-6), forecaster="logit")
     doubtful = make_plan(matrix(START, AFTER, stderr=0.1), forecaster="logit")
-    assert sure.chosen.probability_best == pytest.approx(1.0)
-    assert sure.chosen.interval.high - sure.chosen.interval.low < 1e-4
-    assert doubtful.chosen.probability_best is not None
-    assert 0.2 < doubtful.chosen.probability_best < 0.95
-    assert doubtful.chosen.interval.high - doubtful.chosen.interval.low > 0.05
-    assert doubtful.chosen.order == sure.chosen.order, "the choice goes by what was measured"
-    assert doubtful.chosen.score == pytest.approx(sure.chosen.score)
+    assert sure.plan.probability_best == pytest.approx(1.0)
+    assert sure.plan.high - sure.plan.low < 1e-4
+    assert doubtful.plan.probability_best is not None
+    assert 0.2 < doubtful.plan.probability_best < 0.95
+    assert doubtful.plan.high - doubtful.plan.low > 0.05
+    assert doubtful.plan.order == sure.plan.order, "the choice goes by what was measured"
+    assert doubtful.plan.score == pytest.approx(sure.plan.score)
 
 
 def _all_alike(gain: float, stderr: float, n: int) -> TransferMatrix:
@@ -269,11 +271,11 @@ def test_joint_training_is_an_answer() -> None:
     after = [[0.8 if i == j else 0.2 for j in range(10)] for i in range(10)]
     own = matrix([0.2] * 10, after, stderr=0.01, n=2000)
     plan = make_plan(own)
-    assert plan.chosen.kind == "joint"
-    assert plan.to_json()["plan"]["order"] == []
+    assert plan.plan.kind == "joint"
+    assert dump(plan)["plan"]["order"] == []
     assert "Train jointly." in plan.words
     assert plan.sequence.kind == "sequence", "a study still has its order"
-    assert make_plan(own, forecaster="additive").chosen.kind == "sequence"
+    assert make_plan(own, forecaster="additive").plan.kind == "sequence"
 
 
 def test_what_the_data_can_not_tell_is_said() -> None:
@@ -282,9 +284,10 @@ def test_what_the_data_can_not_tell_is_said() -> None:
     assert "the data can't tell: the expected gain of the sequence is" in plan.words
     assert plan.decision.stderr > 0
     more = Decision(0.01, 0.02, 0.7, False, 120)
-    assert "about 120 more evaluation problems a task would settle it" in more.words
-    assert "only running both" in Decision(0.01, 0.02, 0.7, False, None).words
-    assert "Joint training is forecast to beat the sequence by 0.050" in Decision(-0.05, 0.01, 0.01, True, 0).words
+    assert "about 120 more evaluation problems a task would settle it" in decision_words(more)
+    assert "only running both" in decision_words(Decision(0.01, 0.02, 0.7, False, None))
+    worse = Decision(-0.05, 0.01, 0.01, True, 0)
+    assert "Joint training is forecast to beat the sequence by 0.050" in decision_words(worse)
 
 
 def test_a_refresh_is_put_in_where_it_pays() -> None:
@@ -292,19 +295,19 @@ def test_a_refresh_is_put_in_where_it_pays() -> None:
     plain = make_plan(own, order=())
     free = make_plan(own, refresh_cost=0.0)
     dear = make_plan(own, refresh_cost=5.0)
-    assert len(plain.sequence.stages) == len(dear.sequence.stages) == 3
-    assert len(free.sequence.stages) > 3
-    assert {stage.passes for stage in free.sequence.stages} == {1.0, 0.25}
+    assert len(plain.sequence.order) == len(dear.sequence.order) == 3
+    assert len(free.sequence.order) > 3
+    assert set(free.sequence.passes) == {1.0, 0.25}
     assert free.sequence.score > plain.sequence.score - 0.02
     rng = np.random.default_rng(0)
     for _ in range(3):
         level = float(rng.uniform(0.3, 0.6))
         flat = matrix([level] * 6, [[level] * 6] * 6, stderr=0.0005, n=100_000)
-        assert len(make_plan(flat, refresh_cost=0.01).sequence.stages) == 6, "nothing to gain, nothing put in"
+        assert len(make_plan(flat, refresh_cost=0.01).sequence.order) == 6, "nothing to gain, nothing put in"
 
 
 def test_a_plan_is_plain_json() -> None:
-    table = json.loads(json.dumps(make_plan(matrix(START, AFTER, stderr=0.02)).to_json(), allow_nan=False))
+    table = json.loads(json.dumps(dump(make_plan(matrix(START, AFTER, stderr=0.02))), allow_nan=False))
     assert {"plan", "orders", "strategies", "exact", "upper_bound", "forecaster"} <= set(table)
     assert sorted(table["sequence"]["order"]) == ["a", "b", "c"]
     assert len(table["orders"]) == 6
@@ -364,8 +367,8 @@ def test_with_six_tasks_no_order_beats_the_plan_or_its_bound(kind: str) -> None:
         for order in permutations(own.tasks)
     )
     assert plan.sequence.score == pytest.approx(best, abs=2e-3)
-    assert plan.found.bound >= best - 1e-9
-    assert not plan.found.exact
+    assert plan.upper_bound >= best - 1e-9
+    assert not plan.exact
 
 
 def test_joint_training_is_the_one_that_is_asked_for() -> None:

@@ -25,11 +25,12 @@ from omni_thinker.errors import UserError
 from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.recipe import LoraSpec, ModelSpec, ProbeKind, Recipe, builtin_recipe
 from omni_thinker.rl.batch import ScoredGroup
-from omni_thinker.rl.evaluate import Estimate
 from omni_thinker.rl.gradient import add_policy_gradient
+from omni_thinker.runs.schema.base import Estimate, dump
+from omni_thinker.runs.schema.transfer import Entropies, TransferMatrix
 from omni_thinker.studies.units import (
     expert_kind,
-    plan_study,
+    plan_work,
     probe_kinds,
     probe_lengths,
     probed_tasks,
@@ -38,7 +39,7 @@ from omni_thinker.studies.units import (
 from omni_thinker.transfer.forecast import in_order
 from omni_thinker.transfer.gradient import Gradients, first_order
 from omni_thinker.transfer.hierarchical import Evidence, Hierarchical
-from omni_thinker.transfer.matrix import Entropies, TransferMatrix, load_matrix, parse_matrix, pool
+from omni_thinker.transfer.matrix import load_matrix, parse_matrix, pool
 from omni_thinker.transfer.metrics import to_frame
 from omni_thinker.transfer.probe import agreement, extrapolate
 from omni_thinker.types import Problem, SampleRequest, SamplingParams, Score
@@ -227,7 +228,7 @@ ENTROPIES = Entropies({"a": 1.0, "b": 2.0, "c": 0.5}, {"a": {"a": 0.5, "b": 1.5}
 
 def test_entropies_survive_a_file(tmp_path: Path) -> None:
     own = TransferMatrix(MATRIX.tasks, MATRIX.start, MATRIX.after, entropy=ENTROPIES)
-    (tmp_path / "t.json").write_text(json.dumps(own.to_json()))
+    (tmp_path / "t.json").write_text(json.dumps(dump(own)))
     assert load_matrix(tmp_path / "t.json") == own
     assert ENTROPIES.change("a", "b") == -0.5
     assert ENTROPIES.change("a", "c") == ENTROPIES.change("c", "a") == 0.0
@@ -259,7 +260,7 @@ def test_entropies_are_pooled_and_stretched() -> None:
 )
 def test_bad_entropies_are_refused_by_key(entropy: Any, key: str) -> None:
     with pytest.raises(UserError) as caught:
-        parse_matrix({**MATRIX.to_json(), "entropy": entropy}, "t.json")
+        parse_matrix({**dump(MATRIX), "entropy": entropy}, "t.json")
     assert f"{key}:" in str(caught.value)
     assert "t.json" in str(caught.value)
 
@@ -390,7 +391,7 @@ def test_the_kinds_that_arms_need() -> None:
 
 def probe_work(recipe: Recipe) -> tuple[int, int]:
     """(steps, evaluations) of all probes and single-task arms."""
-    units = [unit for unit in plan_study(recipe).units if unit.task]
+    units = [unit for unit in plan_work(recipe).units if unit.task]
     return sum(unit.steps for unit in units), sum(unit.evaluations for unit in units)
 
 

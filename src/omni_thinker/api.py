@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from omni_thinker.recipe import Recipe, builtin_recipe, load_recipe, parse_recipe
 
 if TYPE_CHECKING:
-    from omni_thinker.report.data import RunData
-    from omni_thinker.transfer.plan import Plan
+    from omni_thinker.runs.read import RunData
+    from omni_thinker.runs.schema.plan import Plan
 
 AnyRecipe = Recipe | Mapping[str, Any] | str | Path
 """A recipe, the tables of one, or its file."""
@@ -141,7 +141,7 @@ def score(reward: str, rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]
 
 def load_run(directory: str | Path) -> RunData:
     """All that a run directory holds, typed: result, metrics, transfer, plan, samples."""
-    from omni_thinker.report.data import load_run as read
+    from omni_thinker.runs.read import load_run as read
 
     return read(Path(directory))
 

@@ -13,8 +13,8 @@ from math import isfinite
 from omni_thinker.errors import UserError
 from omni_thinker.protocol import LossTerms, OptimParams, Policy, TokenBatch, TrainGroup
 from omni_thinker.recipe import WarmupSpec
-from omni_thinker.rl.evaluate import Estimate
 from omni_thinker.rl.stream import ProblemStream
+from omni_thinker.runs.schema.base import Estimate
 from omni_thinker.types import Problem, Sample, TaskName
 
 Check = Callable[[int], Mapping[TaskName, Estimate]]

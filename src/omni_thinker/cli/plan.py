@@ -33,6 +33,7 @@ def plan(
 ) -> None:
     """Forecast what orders and joint training would end at, and choose."""
     from omni_thinker.cli.planning import plan_file
+    from omni_thinker.runs.schema.base import dump
 
     made = plan_file(
         matrix,
@@ -47,18 +48,18 @@ def plan(
     )
     for row in made.orders:
         chance = "" if row.probability_best is None else f"  best with probability {row.probability_best:.2f}"
-        mark = "*" if row.order == made.chosen.order else " "
-        span = f"[{row.interval.low:.3f}, {row.interval.high:.3f}]"
+        mark = "*" if row.order == made.plan.order else " "
+        span = f"[{row.low:.3f}, {row.high:.3f}]"
         typer.echo(f"{mark} {' -> '.join(row.order)}  {row.score:.3f} {span}{chance}")
     together = made.joint
-    mark = "*" if made.chosen.kind == "joint" else " "
-    typer.echo(f"{mark} jointly  {together.score:.3f} [{together.interval.low:.3f}, {together.interval.high:.3f}]")
-    for name, (named, score, regret) in made.strategies.items():
-        typer.echo(f"{name}: {' -> '.join(named)}  {score:.3f}, regret {regret:.3f}")
-    for task, interval in made.chosen.tasks.items():
+    mark = "*" if made.plan.kind == "joint" else " "
+    typer.echo(f"{mark} jointly  {together.score:.3f} [{together.low:.3f}, {together.high:.3f}]")
+    for name, rule in made.strategies.items():
+        typer.echo(f"{name}: {' -> '.join(rule.order)}  {rule.score:.3f}, regret {rule.regret:.3f}")
+    for task, interval in made.plan.forecast.items():
         typer.echo(f"{task}: {interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]")
     typer.echo(made.words)
-    finish(made.to_json(), json_)
+    finish(dump(made), json_)
 
 
 def transfer(

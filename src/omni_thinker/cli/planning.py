@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omni_thinker.errors import UserError
+from omni_thinker.runs.read import read_result
+from omni_thinker.runs.schema.plan import Plan
+from omni_thinker.runs.schema.transfer import TransferMatrix
 from omni_thinker.transfer.forecast import Joint, Merge, Stage, in_order
 from omni_thinker.transfer.forecasters import make_forecaster
 from omni_thinker.transfer.hierarchical import Evidence, Hierarchical
-from omni_thinker.transfer.matrix import TransferMatrix, load_matrix, parse_cell
+from omni_thinker.transfer.matrix import load_matrix
 from omni_thinker.transfer.metrics import shared, specific, transfer
-from omni_thinker.transfer.plan import Plan, check_measured, forecast_json, make_plan
+from omni_thinker.transfer.plan import check_measured, forecast_json, make_plan
 from omni_thinker.transfer.search import Objective
 from omni_thinker.types import TaskName
 
@@ -65,24 +67,23 @@ def plan_file(
 
 def _evidence(run: Path, tasks: Sequence[TaskName]) -> list[Evidence]:
     """Every evaluation after a stage that a run's result.json tells. Raises UserError where there is none."""
-    path = run / "result.json"
     try:
-        path = path if run.is_dir() else run
-        arms = json.loads(path.read_text("utf-8"))["arms"]
-        found = []
-        for arm, entry in ((arm, entry) for arm, entries in arms.items() for entry in entries):
-            done: tuple[TaskName, ...] = ()
-            for stage in entry["stages"]:
-                done = (*done, str(stage["task"]))
-                where = f"arms.{arm}.stages.{len(done)}"
-                accuracy = {
-                    task: parse_cell(cell, path, f"{where}.{task}") for task, cell in stage["validation"].items()
-                }
-                found.append(Evidence(in_order(done), accuracy))
+        path = run / "result.json" if run.is_dir() else run
+        arms = read_result(path).arms
     except OSError as exc:
-        raise UserError(f"can't be read: {exc.strerror or exc}", file=f"{path!s:.200}", key="--evidence") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
-        raise UserError(f"holds no result of a study: {exc!r:.200}", file=path, key="--evidence") from None
+        raise UserError(f"can't be read: {exc.strerror or exc}", file=f"{run!s:.200}", key="--evidence") from None
+    except UserError as exc:
+        where = f"{exc.key} " if exc.key else ""
+        raise UserError(f"can't be read: {where}{exc.message}", file=exc.file, key="--evidence") from None
+    found = []
+    for arm, stages in ((arm, entry.stages) for arm, entries in arms.items() for entry in entries):
+        for count, stage in enumerate(stages, 1):
+            for task, cell in stage.validation.items():
+                if not 0 <= cell.mean <= 1:
+                    key = f"arms.{arm}.stages.{count}.{task}.mean"
+                    raise UserError(f"an accuracy lies in [0, 1], got {cell.mean}", file=path, key=key)
+            done = tuple(earlier.task for earlier in stages[:count])
+            found.append(Evidence(in_order(done), stage.validation))
     if not found:
         raise UserError("no arm of this run was trained in stages", file=path, key="--evidence")
     if unknown := {stage.task for seen in found for stage in seen.stages} - set(tasks):

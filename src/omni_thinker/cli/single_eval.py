@@ -11,6 +11,7 @@ from omni_thinker.errors import UserError
 from omni_thinker.policy.make import make_policy
 from omni_thinker.recipe import Recipe
 from omni_thinker.rl.evaluate import evaluate
+from omni_thinker.runs.schema.base import dump
 from omni_thinker.studies.setup import prepare, study_seed
 from omni_thinker.types import Problem, Split
 
@@ -45,7 +46,7 @@ def evaluate_model(model: str, recipe: Recipe, split: str, references: Path | No
     return {
         "model": model,
         "split": wanted,
-        "tasks": {task: estimate.to_json() for task, estimate in result.estimates().items()},
+        "tasks": {task: dump(estimate) for task, estimate in result.estimates().items()},
         "metrics": result.metrics,
         "notes": notes,
     }

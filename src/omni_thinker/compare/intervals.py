@@ -31,7 +31,7 @@ POWER = 0.9
 
 
 @dataclass(frozen=True, slots=True)
-class Interval:
+class Bounds:
     """`detectable`: the smallest true difference whose interval would leave out 0 nine times in ten; None where the
     data can't say."""
 
@@ -40,7 +40,7 @@ class Interval:
     detectable: float | None
 
 
-NOTHING = Interval(-1.0, 1.0, None)
+NOTHING = Bounds(-1.0, 1.0, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +59,13 @@ class SeedSpread:
         return cls(float((rest**2).sum()) / freedom, freedom)
 
 
-def over_problems(strata: Sequence[Array], resamples: int, confidence: float) -> Interval:
+def over_problems(strata: Sequence[Array], resamples: int, confidence: float) -> Bounds:
     """Of the mean of the strata's means, by percentile bootstrap, each stratum [P] resampled by itself."""
     if any(len(d) < MIN_PROBLEMS for d in strata):
         return NOTHING
     if all(np.ptp(d) == 0 for d in strata):
         same = float(np.mean([d.mean() for d in strata]))
-        return Interval(same, same, None)
+        return Bounds(same, same, None)
 
     def statistic(*samples: Array, axis: int = -1) -> Array:
         return np.asarray(np.mean([np.mean(sample, axis=axis) for sample in samples], axis=0))
@@ -80,12 +80,12 @@ def over_problems(strata: Sequence[Array], resamples: int, confidence: float) ->
         rng=np.random.default_rng(0),
     )
     low, high = map(float, result.confidence_interval)
-    return Interval(low, high, _detectable(float(result.standard_error), sum(map(len, strata)), confidence))
+    return Bounds(low, high, _detectable(float(result.standard_error), sum(map(len, strata)), confidence))
 
 
 def over_seeds_and_problems(
     difference: float, strata: Sequence[Array], spread: SeedSpread, confidence: float
-) -> Interval:
+) -> Bounds:
     """Of `difference`, the mean of the strata's means. A stratum is a task, [S, P]: problems of every seed."""
     seeds = strata[0].shape[0]
     if any(d.shape[1] < MIN_PROBLEMS for d in strata):
@@ -95,13 +95,13 @@ def over_seeds_and_problems(
     shared = sum(_noise(d) / d.size for d in strata) / len(strata) ** 2
     variance = max(of_seeds, of_problems, of_seeds + of_problems - shared)
     if variance == 0:
-        return Interval(difference, difference, None)
+        return Bounds(difference, difference, None)
     problems = sum(d.shape[1] - 1 for d in strata)
     freedom = _freedom(variance, of_seeds, spread.freedom, of_problems, problems)
     half = float(student.ppf((1 + confidence) / 2, freedom)) * sqrt(variance)
     seen = _detectable(sqrt(variance), freedom, confidence)
     # Scores lie in [0, 1], so differences in [-1, 1].
-    return Interval(max(-1.0, difference - half), min(1.0, difference + half), seen if seen <= 1 else None)
+    return Bounds(max(-1.0, difference - half), min(1.0, difference + half), seen if seen <= 1 else None)
 
 
 def expected_detectable(

@@ -8,9 +8,7 @@ several it speaks of both (`intervals`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 
@@ -18,39 +16,17 @@ from omni_thinker.arms import rivals
 from omni_thinker.compare.intervals import (
     NOTHING,
     Array,
-    Interval,
+    Bounds,
     SeedSpread,
     over_problems,
     over_seeds_and_problems,
 )
+from omni_thinker.runs.schema.base import MACRO
+from omni_thinker.runs.schema.result import Comparison
 from omni_thinker.types import TaskName
 
 Values = Mapping[TaskName, Mapping[str, float]]
 """task -> problem id -> score."""
-MACRO = "macro"
-"""The unweighted mean of tasks."""
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """`a - b` on a task or on `macro`, with an interval. `shown`: the interval excludes 0. `detectable`: the smallest
-    true difference that would be shown nine times in ten, where that can be told."""
-
-    a: str
-    b: str
-    task: str
-    difference: float
-    low: float
-    high: float
-    n: int
-    detectable: float | None = None
-
-    @property
-    def shown(self) -> bool:
-        return self.low > 0 or self.high < 0
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "shown": self.shown}
 
 
 def compare_arms(
@@ -75,11 +51,9 @@ def compare_arms(
             difference = float(np.mean([d.mean() for d in means]))
             interval = _interval(difference, strata, means, seeds.spread(task, pair), resamples, level)
             count = sum(len(d) for d in means)
-            found.append(
-                Comparison(
-                    later, earlier, task, difference, interval.low, interval.high, count, detectable=interval.detectable
-                )
-            )
+            shown = interval.low > 0 or interval.high < 0
+            ends = (interval.low, interval.high, count, interval.detectable)
+            found.append(Comparison(later, earlier, task, difference, *ends, shown=shown))
     return found
 
 
@@ -127,7 +101,7 @@ def _interval(
     spread: SeedSpread | None,
     resamples: int,
     confidence: float,
-) -> Interval:
+) -> Bounds:
     if strata[0].shape[0] == 1:
         return over_problems(means, resamples, confidence)
     if spread is None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from omni_thinker.arms import ARMS, is_scheduled, rivals
-from omni_thinker.compare.paired import Comparison
+from omni_thinker.runs.schema.result import Comparison
 
 _QUESTIONS = (
     ("curriculum", "start"),
@@ -80,4 +79,4 @@ def _points(difference: float) -> str:
 
 
 def _swapped(c: Comparison | None) -> Comparison | None:
-    return None if c is None else replace(c, a=c.b, b=c.a, difference=-c.difference, low=-c.high, high=-c.low)
+    return None if c is None else c.swapped()

@@ -5,10 +5,9 @@ from __future__ import annotations
 import io
 
 from omni_thinker.errors import UserError
-from omni_thinker.report.data import Estimate, Transfer
 from omni_thinker.report.plots import transfer_figure
 from omni_thinker.report.svg import style
-from omni_thinker.transfer.matrix import Row, TransferMatrix
+from omni_thinker.runs.schema.transfer import TransferMatrix
 
 FORMATS = ("svg", "png", "pdf")
 _MOST_TASKS = 40
@@ -21,11 +20,7 @@ def plot_transfer(matrix: TransferMatrix, form: str) -> bytes:
     if len(matrix.tasks) > _MOST_TASKS:
         raise UserError(f"{len(matrix.tasks)} tasks; more than {_MOST_TASKS} can't be read", key="--plot")
 
-    def cells(row: Row) -> dict[str, Estimate]:
-        return {task: Estimate(cell.mean, cell.n, cell.stderr) for task, cell in row.items()}
-
-    table = Transfer(list(matrix.tasks), cells(matrix.start), {i: cells(row) for i, row in matrix.after.items()})
     stream = io.BytesIO()
     with style():
-        transfer_figure(table).savefig(stream, format=form, dpi=160)
+        transfer_figure(matrix).savefig(stream, format=form, dpi=160)
     return stream.getvalue()

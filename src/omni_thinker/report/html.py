@@ -12,7 +12,8 @@ from jinja2 import BaseLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
 from omni_thinker.report import plots, signals, svg, tables, traces
-from omni_thinker.report.data import MACRO, RunData, load_run
+from omni_thinker.runs.read import RunData, load_run
+from omni_thinker.runs.schema.base import MACRO
 
 # Control characters are shown, not sent: some end a document early, others break an HTML reader.
 _CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
@@ -106,13 +107,13 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:.{digits}f}".replace("-", "−") if value is not None and math.isfinite(value) else "–"
 
 
-def signed(value: float, digits: int = 3) -> str:
-    return svg.signed(value, digits) if math.isfinite(value) else "–"
+def signed(value: float | None, digits: int = 3) -> str:
+    return svg.signed(value, digits) if value is not None and math.isfinite(value) else "–"
 
 
-def share(value: float) -> str:
+def share(value: float | None) -> str:
     """A share as a percentage, short: a non-zero one never reads 0."""
-    if not math.isfinite(value):
+    if value is None or not math.isfinite(value):
         return "–"
     if 0 < value < 0.0005:
         return "<0.1%"

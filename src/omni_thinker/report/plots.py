@@ -13,7 +13,6 @@ from matplotlib.patches import Rectangle
 
 from omni_thinker.arms import ARMS, SHARED, SINGLE, colour_of, is_scheduled, is_single, rivals
 from omni_thinker.report import series
-from omni_thinker.report.data import Comparison, RunData, Transfer
 from omni_thinker.report.svg import (
     FAINT,
     GRID,
@@ -25,6 +24,9 @@ from omni_thinker.report.svg import (
     task_marker,
     to_svg,
 )
+from omni_thinker.runs.read import RunData
+from omni_thinker.runs.schema.result import Comparison
+from omni_thinker.runs.schema.transfer import TransferMatrix
 
 WIDTH = 10.0
 
@@ -174,11 +176,11 @@ def transfer(run: RunData) -> Markup | None:
         return to_svg(figure, "transfer", "Effect of training on one task upon every task")
 
 
-def transfer_figure(table: Transfer) -> Figure:
+def transfer_figure(table: TransferMatrix) -> Figure:
     """after - start on validation, trained tasks down, evaluated tasks across; the start on top."""
     tasks, size = table.tasks, len(table.tasks)
-    effects = [[table.effect(i, j) for j in tasks] for i in tasks]
-    finite = [abs(cell.mean) for row in effects for cell in row if math.isfinite(cell.mean)]
+    effects = [[_effect(table, i, j) for j in tasks] for i in tasks]
+    finite = [abs(mean) for row in effects for mean, _ in row if math.isfinite(mean)]
     limit = max([0.1, *finite])
     with style():
         figure = Figure(
@@ -190,7 +192,7 @@ def transfer_figure(table: Transfer) -> Figure:
             if start is not None:
                 _cell(axes, -1.12, column, f"{start.mean:.3f}", start.stderr, "#ececec", INK)
             for row in range(size):
-                _effect_cell(axes, row, column, effects[row][column].mean, effects[row][column].stderr, limit)
+                _effect_cell(axes, row, column, *effects[row][column], limit)
         axes.set_xlim(-0.5, size - 0.5)
         axes.set_ylim(size - 0.5, -1.62)
         axes.set_xticks(range(size), tasks)
@@ -202,6 +204,15 @@ def transfer_figure(table: Transfer) -> Figure:
         for spine in axes.spines.values():
             spine.set_visible(False)
         return figure
+
+
+def _effect(table: TransferMatrix, trained: str, on: str) -> tuple[float, float]:
+    """after - start and its standard error, which takes the two as unpaired: wide rather than narrow. NaN where it was
+    not measured."""
+    after, start = table.after.get(trained, {}).get(on), table.start.get(on)
+    if after is None or start is None:
+        return math.nan, math.nan
+    return after.mean - start.mean, math.hypot(after.stderr, start.stderr)
 
 
 def _effect_cell(axes: Axes, row: int, column: int, mean: float, stderr: float, limit: float) -> None:

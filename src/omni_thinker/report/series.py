@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from omni_thinker.arms import PROBE, is_single, task_of
-from omni_thinker.report.data import RunData
+from omni_thinker.runs.read import RunData
 
 Points = list[tuple[float, float]]
 MAX_POINTS = 120

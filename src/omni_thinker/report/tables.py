@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from omni_thinker.arms import is_single, kind_of, task_of
 from omni_thinker.report import series
-from omni_thinker.report.data import MACRO, NAN, Answer, ArmRun, Estimate, Order, RunData
+from omni_thinker.runs.read import RunData
+from omni_thinker.runs.schema.base import MACRO, Estimate
+from omni_thinker.runs.schema.logs import Answer
+from omni_thinker.runs.schema.plan import PlanForecast
+from omni_thinker.runs.schema.result import ArmRun
 
+NAN = math.nan
+_NOTHING = Estimate(NAN, 0, NAN)
 PHASES = ("sample", "score", "train", "kl")
 HEALTH_COLUMNS = ("zero_variance", "truncated", "abstain_rate", "error_rate", "logprob_mismatch", "clip_share")
 EXAMPLES_PER_TASK = 3
@@ -98,18 +105,16 @@ def facts(run: RunData) -> list[tuple[str, str]]:
         {item.n for runs in run.result.arms.values() for arm in runs for item in arm.test.values() if item.n}
     )
     tested = "–".join(map(str, dict.fromkeys((sizes[0], sizes[-1])))) if sizes else ""
-    hardware = ", ".join(
-        part for part in (machine.gpu, machine.cpu, f"{machine.cores} cores" if machine.cores else "") if part
-    )
+    hardware = ", ".join(part for part in (machine.cpu, f"{machine.cores} cores" if machine.cores else "") if part)
     rows = [
         ("Model", str(run.setting("model", "name") or "")),
         ("Seeds", ", ".join(map(str, run.seeds))),
         ("RL steps per arm", "–".join(map(str, dict.fromkeys((steps[0], steps[-1])))) if steps else ""),
         ("Test problems per task", f"{tested} × {per_problem} answers" if tested and per_problem else tested),
         ("Answers sampled in RL", _answers_sampled(run)),
-        ("Wall time", duration(run.result.seconds) if math.isfinite(run.result.seconds) else ""),
+        ("Wall time", duration(run.result.seconds)),
         ("Machine", hardware),
-        ("Peak memory", f"{machine.peak_rss_gb:.1f} GB" if math.isfinite(machine.peak_rss_gb) else ""),
+        ("Peak memory", f"{machine.peak_rss_gb:.1f} GB"),
         ("Software", ", ".join(f"{name} {text}" for name, text in _software(run) if text)),
     ]
     return [(name, value) for name, value in rows if value]
@@ -137,11 +142,11 @@ def over_seeds(estimates: list[Estimate]) -> Cell:
     return Cell(series.mean(means), stderr, min(means), max(means))
 
 
-def macro(test: dict[str, Estimate], tasks: list[str]) -> Estimate:
+def macro(test: Mapping[str, Estimate], tasks: list[str]) -> Estimate:
     """The unweighted mean of tasks; their errors are independent. NaN while a task is missing."""
-    found = [test.get(task, Estimate()) for task in tasks]
+    found = [test.get(task, _NOTHING) for task in tasks]
     if not found:
-        return Estimate()
+        return _NOTHING
     stderr = math.sqrt(math.fsum(item.stderr**2 for item in found)) / len(found)
     return Estimate(math.fsum(item.mean for item in found) / len(found), sum(item.n for item in found), stderr)
 
@@ -156,7 +161,7 @@ def _column(run: RunData, task: str) -> dict[str, Cell]:
     cells = {}
     for arm in run.arms:
         runs = run.result.arms[arm]
-        tests = [macro(item.test, run.tasks) if task == MACRO else item.test.get(task, Estimate()) for item in runs]
+        tests = [macro(item.test, run.tasks) if task == MACRO else item.test.get(task, _NOTHING) for item in runs]
         against = run.comparison(arm, "start", task)
         shown = against is not None and against.shown
         cells[arm] = replace(
@@ -180,7 +185,7 @@ def about(run: RunData, arm: str) -> str:
 
 
 def _trained_order(run: RunData) -> str:
-    runs = run.result.arms.get("curriculum", [])
+    runs = run.result.arms.get("curriculum", ())
     orders = list(dict.fromkeys(" → ".join(stage.task for stage in item.stages) for item in runs))
     return orders[0] if len(orders) == 1 else ""
 
@@ -197,7 +202,7 @@ def budgets(run: RunData) -> list[Budget]:
     return rows + [_budget(arm, run.result.arms[arm]) for arm in run.arms]
 
 
-def _budget(arm: str, runs: list[ArmRun]) -> Budget:
+def _budget(arm: str, runs: Sequence[ArmRun]) -> Budget:
     return Budget(
         arm,
         steps=series.mean(item.steps for item in runs),
@@ -212,7 +217,7 @@ def _probe_budgets(run: RunData) -> list[Budget]:
     rows = []
     for kind in dict.fromkeys(row.kind for row in run.result.probes):
         own = [row for row in run.result.probes if row.kind == kind]
-        share = series.mean(row.share_of_training for row in own)
+        share = series.mean(row.share_of_training for row in own if row.share_of_training is not None)
         purpose = "for the plan" if own[0].planned_with else "beside it"
         label = f"{kind} probes, {purpose}" + (f" ({share:.0%} of the tokens trained)" if math.isfinite(share) else "")
         steps, sampled, trained, seconds = (
@@ -228,12 +233,11 @@ def sequences(run: RunData) -> list[tuple[str, ArmRun]]:
     return [(arm, item) for arm in run.arms for item in run.result.arms[arm] if item.stages]
 
 
-def orders(run: RunData) -> list[Order]:
+def orders(run: RunData) -> list[PlanForecast]:
     """Orders from the best forecast down."""
     if run.plan is None:
         return []
-    ranked = sorted(run.plan.orders, key=lambda item: -item.score if math.isfinite(item.score) else math.inf)
-    return ranked[:MOST_ORDERS]
+    return sorted(run.plan.orders, key=lambda item: -item.score)[:MOST_ORDERS]
 
 
 def health_rows(run: RunData) -> list[HealthRow]:
@@ -261,8 +265,8 @@ def examples(run: RunData) -> list[TaskExamples]:
     """A few problems per task, the first in the file that most arms answered: not picked for what they say."""
     arms = example_arms(run)
     answers = [item for item in run.answers if item.arm in arms]
-    if any(item.kind == "test" for item in answers):
-        answers = [item for item in answers if item.kind == "test"]
+    if any(item.split == "test" for item in answers):
+        answers = [item for item in answers if item.split == "test"]
     seed = min((item.seed for item in answers), default=0)
     known = [*run.tasks, *sorted({item.task for item in answers} - set(run.tasks))]
     found = []
@@ -288,5 +292,5 @@ def _last(items: list[Answer]) -> Answer | None:
     """The first answer of the arm's last evaluation."""
     if not items:
         return None
-    final = (items[-1].kind, items[-1].stage, items[-1].step)
-    return next(item for item in items if (item.kind, item.stage, item.step) == final)
+    final = (items[-1].split, items[-1].stage, items[-1].step)
+    return next(item for item in items if (item.split, item.stage, item.step) == final)

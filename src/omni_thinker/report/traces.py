@@ -13,9 +13,9 @@ from matplotlib.lines import Line2D
 
 from omni_thinker.arms import ARMS, colour_of, is_single
 from omni_thinker.report import series
-from omni_thinker.report.data import RunData
 from omni_thinker.report.plots import WIDTH, task_keys
 from omni_thinker.report.svg import INK, plain, style, task_colour, task_marker, to_svg
+from omni_thinker.runs.read import RunData
 
 HEALTH = (
     ("zero_variance/all", "groups without variance (share)"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
 
 import numpy as np
 
@@ -15,19 +14,8 @@ from omni_thinker.rl.batch import ScoredGroup
 from omni_thinker.rl.metrics import Metrics, group_metrics, sampled_entropy
 from omni_thinker.rl.scoring import Scoring, stop_on_errors, stop_on_nonsense
 from omni_thinker.rl.stream import stable_seed
+from omni_thinker.runs.schema.base import Estimate
 from omni_thinker.types import Problem, SampleRequest, SamplingParams, TaskName
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A mean over `n` problems and its standard error (problems are the units: answers to one are alike)."""
-
-    mean: float
-    n: int
-    stderr: float
-
-    def to_json(self) -> dict[str, float | None]:
-        return {"mean": self.mean, "n": self.n, "stderr": self.stderr if isfinite(self.stderr) else None}
 
 
 @dataclass(frozen=True, slots=True)

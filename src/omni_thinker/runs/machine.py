@@ -7,22 +7,24 @@ import platform
 import resource
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+
+from omni_thinker.runs.schema.result import Machine
 
 GIB = 1024**3
 
 
-def machine() -> dict[str, Any]:
+def machine() -> Machine:
     """Processor, memory, versions, and the peak memory of this process so far."""
-    return {
-        "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_gb": round(_memory() / GIB, 1),
-        "peak_rss_gb": round(peak_rss() / GIB, 2),
-        "python": platform.python_version(),
-        **{name: _version(name) for name in ("torch", "transformers")},
-        "platform": platform.platform(),
-    }
+    return Machine(
+        cpu=_cpu(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        memory_gb=round(_memory() / GIB, 1),
+        peak_rss_gb=round(peak_rss() / GIB, 2),
+        python=platform.python_version(),
+        torch=_version("torch"),
+        transformers=_version("transformers"),
+        platform=platform.platform(),
+    )
 
 
 def peak_rss() -> int:

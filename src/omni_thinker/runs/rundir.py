@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from omni_thinker.runs.files import write_whole
 from omni_thinker.runs.journal import NAME as JOURNAL
 from omni_thinker.runs.journal import Counts, Journal
 from omni_thinker.runs.lock import Lock
+from omni_thinker.runs.schema.base import dump
 
 _MARKS = ("recipe.toml", "metrics.jsonl", "result.json")
 
@@ -58,10 +60,11 @@ class RunDir:
         write_whole(target, lambda partial: partial.write_text(text, "utf-8"))
         return target
 
-    def write_json(self, name: str, table: Mapping[str, Any]) -> Path:
+    def write_json(self, name: str, table: Any) -> Path:
+        """Write a document of the schema, or a plain table."""
         return self.write_text(name, to_json(table, indent=1) + "\n")
 
-    def append(self, name: str, row: Mapping[str, Any]) -> None:
+    def append(self, name: str, row: Any) -> None:
         """Add one line of JSON."""
         with (self.path / name).open("a", encoding="utf-8") as stream:
             stream.write(to_json(row) + "\n")
@@ -70,13 +73,13 @@ class RunDir:
         return self.path / "models" / f"seed-{seed}"
 
 
-def to_json(table: Mapping[str, Any], indent: int | None = None) -> str:
+def to_json(table: Any, indent: int | None = None) -> str:
     """Strict JSON: what isn't finite becomes null, and lone surrogates stay escaped."""
     try:
-        text = json.dumps(_finite(table), indent=indent, ensure_ascii=False)
+        text = json.dumps(plain(table), indent=indent, ensure_ascii=False)
         text.encode("utf-8")
     except UnicodeEncodeError:
-        text = json.dumps(_finite(table), indent=indent)
+        text = json.dumps(plain(table), indent=indent)
     return text
 
 
@@ -92,14 +95,16 @@ def check_free(path: Path) -> None:
         raise UserError("already holds a run; choose another --out", file=path)
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null."""
+def plain(value: Any) -> Any:
+    """As JSON holds it: classes of the schema become tables, and what isn't finite becomes null."""
+    if is_dataclass(value):
+        value = dump(value)
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [plain(item) for item in value]
     return value
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from omni_thinker.recipe import Recipe
+from omni_thinker.runs.schema.plan import Plan
+from omni_thinker.runs.schema.transfer import TransferMatrix
 from omni_thinker.schedulers.stages import Stages
 from omni_thinker.studies.result import joint_shares
 from omni_thinker.studies.session import Session
 from omni_thinker.studies.training import Stage
 from omni_thinker.transfer.forecast import in_order
 from omni_thinker.transfer.hierarchical import Evidence
-from omni_thinker.transfer.matrix import TransferMatrix
-from omni_thinker.transfer.plan import Plan, make_plan
+from omni_thinker.transfer.plan import make_plan
 from omni_thinker.transfer.search import Objective
 
 

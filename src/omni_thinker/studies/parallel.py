@@ -29,7 +29,7 @@ from omni_thinker.studies.estimate import power_words
 from omni_thinker.studies.resume import refuse_changes
 from omni_thinker.studies.setup import prepare
 from omni_thinker.studies.study import LOGS, run_study
-from omni_thinker.studies.units import plan_study
+from omni_thinker.studies.units import plan_work
 
 SEEDS = "seeds"
 _WAIT_S = 40.0
@@ -59,7 +59,7 @@ def run_parallel(
         check_free(out)
         if (out / SEEDS).exists():
             raise UserError("is there already; choose another --out", file=out / SEEDS)
-    plan_study(recipe)
+    plan_work(recipe)
     bench = prepare(recipe)
     run = RunDir(out, recipe, resume=resume)
     run.write_recipe(recipe)

@@ -22,13 +22,13 @@ from omni_thinker.protocol import SketchesGradients
 from omni_thinker.recipe import ProbeKind, Recipe
 from omni_thinker.rl.evaluate import Evaluation
 from omni_thinker.rl.gradient import add_policy_gradient
+from omni_thinker.runs.schema.transfer import Entropies, TransferMatrix
 from omni_thinker.schedulers.stages import Stages
 from omni_thinker.studies.session import ArmResult, Session
 from omni_thinker.studies.setup import Bench, study_seed
 from omni_thinker.studies.training import Cost
 from omni_thinker.studies.units import Unit, even_stages, probe_lengths
 from omni_thinker.transfer.gradient import Gradients, first_order
-from omni_thinker.transfer.matrix import Entropies, TransferMatrix
 from omni_thinker.transfer.probe import extrapolate
 from omni_thinker.types import TaskName
 

@@ -1,9 +1,9 @@
-"""What `result.json` holds of a study that has ended. docs/run-directory.md tells its keys."""
+"""The result of a study: `runs.schema.result.Result` from what its seeds ended with."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from omni_thinker.arms import is_single
@@ -12,8 +12,21 @@ from omni_thinker.compare.paired import Values, compare_arms
 from omni_thinker.compare.verdict import verdict
 from omni_thinker.isolation import launch
 from omni_thinker.recipe import Recipe
-from omni_thinker.rl.evaluate import Estimate, Evaluation
+from omni_thinker.rl.evaluate import Evaluation
 from omni_thinker.runs.machine import machine
+from omni_thinker.runs.rundir import plain
+from omni_thinker.runs.schema.plan import Plan
+from omni_thinker.runs.schema.result import (
+    ArmRun,
+    Assumption,
+    EntropyFinding,
+    ForecastOutcome,
+    Probes,
+    Result,
+    StageResult,
+    Warmup,
+)
+from omni_thinker.runs.schema.transfer import TransferMatrix
 from omni_thinker.studies.probing import Probed
 from omni_thinker.studies.scheduled import joint_weights
 from omni_thinker.studies.session import ArmResult
@@ -22,13 +35,11 @@ from omni_thinker.studies.training import Cost, Stage
 from omni_thinker.studies.units import even_stages
 from omni_thinker.transfer.assumptions import check_assumptions
 from omni_thinker.transfer.entropy import entropy_finding, stage_changes
-from omni_thinker.transfer.forecast import Interval, Joint, Merge, measured
+from omni_thinker.transfer.forecast import Joint, Merge, interval, measured
 from omni_thinker.transfer.forecast import Stage as PlannedStage
 from omni_thinker.transfer.forecast import Stages as StagePlan
 from omni_thinker.transfer.forecasters import make_forecaster
-from omni_thinker.transfer.matrix import TransferMatrix
 from omni_thinker.transfer.metrics import StageSeen, backward_transfer, forgetting, forward_transfer
-from omni_thinker.transfer.plan import Plan
 from omni_thinker.transfer.probe import agreement
 from omni_thinker.types import TaskName
 
@@ -58,29 +69,29 @@ def to_result(
     study = bench.recipe.study
     confidence = 1 - (1 - study.confidence) / 2**before
     names = list(outcomes[0].test)
-    arms = {name: [_arm_json(o, name) for o in outcomes] for name in names}
     values: dict[str, list[Values]] = {name: [o.test[name].values for o in outcomes] for name in names}
     comparisons = compare_arms(values, resamples=study.bootstrap, confidence=confidence)
     words = verdict(comparisons, confidence, len(outcomes))
     if left:
         words = f"No verdict yet: {left} of {left + len(outcomes)} seeds are to come."
-    return {
-        "version": 1,
-        "name": bench.recipe.name,
-        "tasks": list(bench.tasks),
-        "verdict": words,
-        "seeds_left": left,
-        "arms": arms,
-        "comparisons": [c.to_json() | ({"shown": False} if left else {}) for c in comparisons],
-        "forecasts": [row for o in outcomes for row in _forecast_rows(o, bench.recipe)],
-        "assumptions": _assumptions(outcomes, bench.recipe),
-        "entropy": _entropy(outcomes, bench.judged),
-        "probes": [row for o in outcomes for row in _probe_rows(o)],
-        "warmup": [_warmup_json(o) for o in outcomes],
-        "notes": _notes(bench, outcomes) + _tokens(outcomes) + _looks(before, confidence),
-        "seconds": seconds,
-        "machine": machine(),
-    }
+    result = Result(
+        name=bench.recipe.name,
+        tasks=tuple(bench.tasks),
+        verdict=words,
+        seeds_left=left,
+        arms={name: tuple(_arm_run(o, name) for o in outcomes) for name in names},
+        comparisons=tuple(replace(c, shown=c.shown and not left) for c in comparisons),
+        forecasts=tuple(row for o in outcomes for row in _forecast_rows(o, bench.recipe)),
+        assumptions=tuple(_assumptions(outcomes, bench.recipe)),
+        entropy=_entropy(outcomes, bench.judged),
+        probes=tuple(row for o in outcomes for row in _probe_rows(o)),
+        warmup=tuple(map(_warmup, outcomes)),
+        notes=(*_notes(bench, outcomes), *_tokens(outcomes), *_looks(before, confidence)),
+        seconds=seconds,
+        machine=machine(),
+    )
+    table: dict[str, Any] = plain(result)
+    return table
 
 
 def _tokens(outcomes: Sequence[SeedOutcome]) -> list[str]:
@@ -107,48 +118,33 @@ def _looks(before: int, confidence: float) -> list[str]:
     ]
 
 
-def _arm_json(outcome: SeedOutcome, name: str) -> dict[str, Any]:
+def _arm_run(outcome: SeedOutcome, name: str) -> ArmRun:
     arm = outcome.arms[name]
-    return {
-        "seed": outcome.seed,
-        "test": _row_json(outcome.test[name].estimates()),
-        "validation": _row_json(arm.validation),
-        "steps": arm.spent.steps,
-        "samples": arm.spent.samples,
-        "tokens_sampled": arm.spent.tokens_sampled,
-        "tokens_trained": arm.spent.tokens_trained,
-        "seconds": arm.spent.seconds,
-        "stages": [
-            {
-                "task": stage.task,
-                "validation": _row_json(stage.evaluation.estimates()),
-                "entropy": stage.evaluation.entropy(),
-            }
+    run = stages_seen(arm)  # the measures of forgetting are those of a sequence, and None for other arms
+    return ArmRun(
+        seed=outcome.seed,
+        test=outcome.test[name].estimates(),
+        validation=arm.validation,
+        steps=arm.spent.steps,
+        samples=arm.spent.samples,
+        tokens_sampled=arm.spent.tokens_sampled,
+        tokens_trained=arm.spent.tokens_trained,
+        seconds=arm.spent.seconds,
+        stages=tuple(
+            StageResult(task=stage.task, validation=stage.evaluation.estimates(), entropy=stage.evaluation.entropy())
             for stage in arm.stages
-        ],
-        **_quantities(arm, outcome.arms["start"].validation),
-    }
-
-
-def _quantities(arm: ArmResult, start: Mapping[TaskName, Estimate]) -> dict[str, Any]:
-    """Of a sequence, on validation; None for other arms."""
-    run = stages_seen(arm)
-    return {
-        "backward_transfer": backward_transfer(run) if run else None,
-        "forward_transfer": forward_transfer(start, run) if run else None,
-        "forgetting": dict(forgetting(run)) if run else None,
-    }
+        ),
+        backward_transfer=backward_transfer(run) if run else None,
+        forward_transfer=forward_transfer(outcome.arms["start"].validation, run) if run else None,
+        forgetting=forgetting(run) if run else None,
+    )
 
 
 def stages_seen(arm: ArmResult) -> list[StageSeen]:
     return [StageSeen(stage.task, stage.evaluation.estimates()) for stage in arm.stages]
 
 
-def _row_json(row: Mapping[TaskName, Estimate]) -> dict[str, Any]:
-    return {task: estimate.to_json() for task, estimate in row.items()}
-
-
-def _forecast_rows(outcome: SeedOutcome, recipe: Recipe) -> list[dict[str, Any]]:
+def _forecast_rows(outcome: SeedOutcome, recipe: Recipe) -> list[ForecastOutcome]:
     """What was forecast for each arm and task before it was trained, and what it reached on validation."""
     if outcome.plan is None or outcome.matrix is None:
         return []
@@ -163,18 +159,18 @@ def _forecast_rows(outcome: SeedOutcome, recipe: Recipe) -> list[dict[str, Any]]
             continue
         shown = predict.by_task(measured(predict, predict.by_column(plan)))
         for task, draws in shown.items():
-            interval, reached = Interval.of(draws), outcome.arms[arm].validation[task].mean
+            expected, reached = interval(draws), outcome.arms[arm].validation[task].mean
             rows.append(
-                {
-                    "seed": outcome.seed,
-                    "arm": arm,
-                    "task": task,
-                    "forecast": interval.mean,
-                    "low": interval.low,
-                    "high": interval.high,
-                    "outcome": reached,
-                    "inside": interval.low <= reached <= interval.high,
-                }
+                ForecastOutcome(
+                    seed=outcome.seed,
+                    arm=arm,
+                    task=task,
+                    forecast=expected.mean,
+                    low=expected.low,
+                    high=expected.high,
+                    outcome=reached,
+                    inside=expected.low <= reached <= expected.high,
+                )
             )
     return rows
 
@@ -199,9 +195,9 @@ def joint_shares(recipe: Recipe) -> dict[TaskName, float]:
     return {task: weight / total for task, weight in weights.items()}
 
 
-def _assumptions(outcomes: Sequence[SeedOutcome], recipe: Recipe) -> list[dict[str, Any]]:
+def _assumptions(outcomes: Sequence[SeedOutcome], recipe: Recipe) -> list[Assumption]:
     """A1 and A2, tested on the stages of every seed's sequences of whole stages."""
-    rows = []
+    rows: list[Assumption] = []
     for outcome in outcomes:
         runs = [
             stages_seen(arm)
@@ -209,11 +205,11 @@ def _assumptions(outcomes: Sequence[SeedOutcome], recipe: Recipe) -> list[dict[s
             if arm.stages and all(stage.passes == 1 for stage in _as_trained(arm, recipe))
         ]
         if outcome.matrix is not None and runs:
-            rows += [{"seed": outcome.seed, **v.to_json()} for v in check_assumptions(outcome.matrix, runs)]
+            rows += check_assumptions(outcome.matrix, runs, outcome.seed)
     return rows
 
 
-def _entropy(outcomes: Sequence[SeedOutcome], judged: Sequence[TaskName]) -> dict[str, Any] | None:
+def _entropy(outcomes: Sequence[SeedOutcome], judged: Sequence[TaskName]) -> EntropyFinding | None:
     changes = [
         change
         for outcome in outcomes
@@ -225,7 +221,7 @@ def _entropy(outcomes: Sequence[SeedOutcome], judged: Sequence[TaskName]) -> dic
     return entropy_finding(changes, judged) if changes else None
 
 
-def _probe_rows(outcome: SeedOutcome) -> list[dict[str, Any]]:
+def _probe_rows(outcome: SeedOutcome) -> list[Probes]:
     """What each kind of probe cost, its share of all that was trained if it were the only kind, and how well it agrees
     with whole stages where these were run too. A probe that is the beginning of a single-task arm cost nothing extra,
     and is counted all the same."""
@@ -241,31 +237,31 @@ def _probe_rows(outcome: SeedOutcome) -> list[dict[str, Any]]:
         if full is not None and probed.matrix is not None and probed.kind != "full":
             compared = agreement(probed.matrix, full)
         rows.append(
-            {
-                "seed": outcome.seed,
-                "kind": probed.kind,
-                "planned_with": place == 0 and outcome.plan is not None,
-                "steps": spent.steps,
-                "tokens_sampled": spent.tokens_sampled,
-                "tokens_trained": spent.tokens_trained,
-                "tokens_evaluated": probed.tokens_evaluated,
-                "seconds": spent.seconds,
-                "share_of_training": spent.tokens_trained / total if total else None,
-                "against_full": compared.to_json() if compared else None,
-            }
+            Probes(
+                seed=outcome.seed,
+                kind=probed.kind,
+                planned_with=place == 0 and outcome.plan is not None,
+                steps=spent.steps,
+                tokens_sampled=spent.tokens_sampled,
+                tokens_trained=spent.tokens_trained,
+                tokens_evaluated=probed.tokens_evaluated,
+                seconds=spent.seconds,
+                share_of_training=spent.tokens_trained / total if total else None,
+                against_full=compared,
+            )
         )
     return rows
 
 
-def _warmup_json(outcome: SeedOutcome) -> dict[str, Any]:
-    return {
-        "seed": outcome.seed,
-        "steps": outcome.warmup.steps,
-        "tokens": outcome.warmup.tokens,
-        "seconds": outcome.warmup_seconds,
-        "reached": _row_json(outcome.warmup.reached),
-        "inside": dict(outcome.warmup.inside),
-    }
+def _warmup(outcome: SeedOutcome) -> Warmup:
+    return Warmup(
+        seed=outcome.seed,
+        steps=outcome.warmup.steps,
+        tokens=outcome.warmup.tokens,
+        seconds=outcome.warmup_seconds,
+        reached=outcome.warmup.reached,
+        inside=outcome.warmup.inside,
+    )
 
 
 def _notes(bench: Bench, outcomes: Sequence[SeedOutcome]) -> list[str]:

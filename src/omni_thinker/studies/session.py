@@ -16,13 +16,15 @@ from omni_thinker.baselines.sft import WarmupReport, WarmupState, warm_up
 from omni_thinker.policy.make import make_policy
 from omni_thinker.rewards.base import Reward
 from omni_thinker.rl.difficulty import training_streams
-from omni_thinker.rl.evaluate import Estimate, Evaluation, evaluate
+from omni_thinker.rl.evaluate import Evaluation, evaluate
 from omni_thinker.rl.loop import Learner
 from omni_thinker.rl.stream import make_streams
 from omni_thinker.runs.checkpoints import Checkpoints
 from omni_thinker.runs.files import checksum, write_whole
 from omni_thinker.runs.progress import Progress
 from omni_thinker.runs.rundir import RunDir
+from omni_thinker.runs.schema.base import Estimate
+from omni_thinker.runs.schema.logs import Answer, Kind, Metrics, Reference
 from omni_thinker.schedulers.base import Scheduler
 from omni_thinker.studies.setup import Bench, study_seed
 from omni_thinker.studies.training import Cost, Stage, Training
@@ -145,7 +147,7 @@ class Session:
             groups = self.policy.sample(requests, SamplingParams(group_size=1, temperature=temperature))
             texts = {problem.id: group.samples[0].text for problem, group in zip(lacking, groups, strict=True)}
             for problem_id, text in texts.items():
-                self.run.append("references.jsonl", {"seed": self.seed, "problem": problem_id, "reference": text})
+                self.run.append("references.jsonl", Reference(seed=self.seed, problem=problem_id, reference=text))
             return texts
 
         texts = self.run.journal.once(f"{self.seed} references {split} {problems[0].task}", make) if problems else {}
@@ -242,14 +244,15 @@ class Session:
     def log(
         self,
         arm: str,
-        kind: str,
+        kind: Kind,
         step: int,
         seconds: float,
         metrics: Mapping[str, float],
         stage: TaskName | None = None,
     ) -> None:
-        row = {"seed": self.seed, "arm": arm, "kind": kind, "stage": stage, "step": step, "seconds": round(seconds, 3)}
-        self.run.append("metrics.jsonl", {**row, "metrics": dict(metrics)})
+        took = round(seconds, 3)
+        row = Metrics(seed=self.seed, arm=arm, kind=kind, stage=stage, step=step, seconds=took, metrics=metrics)
+        self.run.append("metrics.jsonl", row)
 
     def _keep_samples(self, arm: str, split: Split, step: int, stage: TaskName | None, result: Evaluation) -> None:
         kept: dict[TaskName, int] = {}
@@ -261,24 +264,24 @@ class Session:
             sample, score = group.group.samples[0], group.scores[0]
             self.run.append(
                 "samples.jsonl",
-                {
-                    "seed": self.seed,
-                    "arm": arm,
-                    "split": split,
-                    "stage": stage,
-                    "step": step,
-                    "task": task,
-                    "problem": group.problem.id,
-                    "prompt": group.problem.prompt,
-                    "answer": group.problem.answer,
-                    "reference": group.problem.data.get("reference"),
-                    "response": sample.text,
-                    "stop": sample.stop,
-                    "status": score.status,
-                    "score": score.value,
-                    "parts": dict(score.parts),
-                    "reason": score.reason,
-                },
+                Answer(
+                    seed=self.seed,
+                    arm=arm,
+                    split=split,
+                    stage=stage,
+                    step=step,
+                    task=task,
+                    problem=group.problem.id,
+                    prompt=group.problem.prompt,
+                    answer=group.problem.answer,
+                    reference=group.problem.data.get("reference"),
+                    response=sample.text,
+                    stop=sample.stop,
+                    status=score.status,
+                    score=score.value,
+                    parts=score.parts,
+                    reason=score.reason,
+                ),
             )
 
 

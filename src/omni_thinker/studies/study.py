@@ -19,12 +19,15 @@ from omni_thinker.recipe import Recipe
 from omni_thinker.runs.checkpoints import usable
 from omni_thinker.runs.progress import Progress
 from omni_thinker.runs.rundir import RunDir, check_free
+from omni_thinker.runs.schema.base import with_seeds
+from omni_thinker.runs.schema.plan import StudyPlan
+from omni_thinker.runs.schema.transfer import StudyTransfer
 from omni_thinker.studies.curriculum import plan_curriculum
 from omni_thinker.studies.estimate import SECONDS, power_words, smallest_difference
 from omni_thinker.studies.result import SeedOutcome, to_result
 from omni_thinker.studies.resume import check_run
 from omni_thinker.studies.setup import prepare
-from omni_thinker.studies.units import plan_study
+from omni_thinker.studies.units import plan_work
 from omni_thinker.studies.walk import SeedWalk
 from omni_thinker.transfer.matrix import pool
 from omni_thinker.transfer.metrics import to_csv
@@ -41,8 +44,8 @@ def run_study(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, A
     began = time.monotonic()
     if not resume:
         check_free(out)
-    plan = plan_study(recipe)
-    with Progress(plan.work, SECONDS) as progress:
+    work = plan_work(recipe)
+    with Progress(work.total, SECONDS) as progress:
         progress.show("checking tasks, rewards and every row")
         bench = prepare(recipe)
         run = RunDir(out, recipe, resume=resume)
@@ -61,7 +64,7 @@ def run_study(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, A
             return dict(known)
         outcomes = []
         for seed in recipe.study.seeds:
-            outcomes.append(SeedWalk(bench, run, progress, plan, seed).walk())
+            outcomes.append(SeedWalk(bench, run, progress, work, seed).walk())
             _write_transfer(run, recipe, outcomes)
             gc.collect()  # the last seed's policy, before the next one is loaded
             if left := len(recipe.study.seeds) - len(outcomes):
@@ -76,14 +79,14 @@ def run_study(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, A
 
 def describe(recipe: Recipe) -> dict[str, Any]:
     """Check everything that can be checked before step 0, and report the work ahead. Writes nothing."""
-    plan, bench = plan_study(recipe), prepare(recipe)
+    work, bench = plan_work(recipe), prepare(recipe)
     return {
         "name": recipe.name,
         "model": recipe.model.name,
         "problems": {split: {task: len(own) for task, own in pools.items()} for split, pools in bench.pools.items()},
         "arms": list(recipe.study.arms),
         "seeds": list(recipe.study.seeds),
-        "work": plan.work,
+        "work": work.total,
         "detectable": smallest_difference(bench),
         "sees": power_words(bench) or "nothing to compare with joint training",
         "recipe": recipe.model_dump(mode="json"),
@@ -104,13 +107,12 @@ def _write_transfer(run: RunDir, recipe: Recipe, outcomes: Sequence[SeedOutcome]
     plans = {o.seed: o.plan for o in outcomes if o.plan is not None}
     if not matrices:
         return
-    own = {str(seed): matrix.to_json() for seed, matrix in matrices.items()}
     pooled = pool(list(matrices.values()))
-    run.write_json("transfer.json", {**pooled.to_json(), "seeds": own})
+    run.write_json("transfer.json", with_seeds(StudyTransfer, pooled, matrices))
     run.write_text("transfer.csv", to_csv(pooled))
     for kind in {probed.kind for o in outcomes for probed in o.probes[1:] if probed.matrix is not None}:
         beside = [p.matrix for o in outcomes for p in o.probes if p.kind == kind and p.matrix is not None]
-        run.write_json(f"transfer-{kind}.json", pool(beside).to_json())
+        run.write_json(f"transfer-{kind}.json", pool(beside))
     first = next(iter(plans.values()))
     plan = plan_curriculum(recipe, pooled) if len(plans) > 1 else first
-    run.write_json("plan.json", {**plan.to_json(), "seeds": {str(s): p.to_json() for s, p in plans.items()}})
+    run.write_json("plan.json", with_seeds(StudyPlan, plan, plans))

@@ -1,6 +1,6 @@
 """The units of work of a study: what is trained and evaluated, for how long, and what has to come first.
 
-A recipe becomes a `StudyPlan` once. Progress, the dry run, `charged` and the walk through a study all read it.
+A recipe becomes a `WorkPlan` once. Progress, the dry run, `charged` and the walk through a study all read it.
 Imports no torch.
 """
 
@@ -57,7 +57,7 @@ class Unit:
 
 
 @dataclass(frozen=True, slots=True)
-class StudyPlan:
+class WorkPlan:
     """What a study does.
 
     units: of every seed; each comes after those that it needs. probes: kinds of probe, the one that is planned with
@@ -73,7 +73,7 @@ class StudyPlan:
         return [unit for unit in self.units if unit.seed == seed]
 
     @property
-    def work(self) -> dict[str, int]:
+    def total(self) -> dict[str, int]:
         """Steps and evaluations of the whole study by kind (`WORK`)."""
         total = Counter(dict.fromkeys(WORK, 0))
         for unit in self.units:
@@ -81,10 +81,10 @@ class StudyPlan:
         return dict(total)
 
 
-def plan_study(recipe: Recipe) -> StudyPlan:
+def plan_work(recipe: Recipe) -> WorkPlan:
     """All units of a study. Raises UserError where a probe leaves no steps for `charged`."""
     units = tuple(unit for seed in recipe.study.seeds for unit in _units_of_seed(recipe, seed))
-    return StudyPlan(units, probe_kinds(recipe), expert_kind(recipe))
+    return WorkPlan(units, probe_kinds(recipe), expert_kind(recipe))
 
 
 def _units_of_seed(recipe: Recipe, seed: int) -> list[Unit]:

@@ -15,6 +15,8 @@ from omni_thinker.recipe import scheduled_arms
 from omni_thinker.rl.evaluate import Evaluation
 from omni_thinker.runs.progress import Progress
 from omni_thinker.runs.rundir import RunDir
+from omni_thinker.runs.schema.plan import Plan
+from omni_thinker.runs.schema.transfer import TransferMatrix
 from omni_thinker.schedulers.base import Scheduler
 from omni_thinker.schedulers.mixture import Mixture
 from omni_thinker.schedulers.stages import Stages
@@ -25,19 +27,17 @@ from omni_thinker.studies.scheduled import joint_weights, make_scheduler
 from omni_thinker.studies.session import ArmResult, Session
 from omni_thinker.studies.setup import Bench, study_seed
 from omni_thinker.studies.training import Cost
-from omni_thinker.studies.units import StudyPlan, Unit, even_stages
-from omni_thinker.transfer.matrix import TransferMatrix
-from omni_thinker.transfer.plan import Plan
+from omni_thinker.studies.units import Unit, WorkPlan, even_stages
 from omni_thinker.types import TaskName
 
 
 class SeedWalk:
     """What the units of one seed have come to so far."""
 
-    def __init__(self, bench: Bench, run: RunDir, progress: Progress, plan: StudyPlan, seed: int) -> None:
+    def __init__(self, bench: Bench, run: RunDir, progress: Progress, work: WorkPlan, seed: int) -> None:
         self._session = Session(bench, run, progress, seed)
-        self._units, self._experts_from = plan.of_seed(seed), plan.experts
-        self._kinds = plan.probes
+        self._units, self._experts_from = work.of_seed(seed), work.experts
+        self._kinds = work.probes
         self._arms = dict[str, ArmResult]()
         self._test = dict[str, Evaluation]()
         self._matrix: TransferMatrix | None = None

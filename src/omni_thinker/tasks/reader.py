@@ -11,6 +11,7 @@ from typing import Any
 
 from omni_thinker.errors import UserError
 from omni_thinker.recipe import TaskSpec
+from omni_thinker.tasks.distractors import OtherAnswers
 from omni_thinker.types import POOL, Problem, TaskName, content_hash
 
 SETTINGS = ("entry_point", "timeout", "format", "aliases", "letters_ok", "length_limit", "length_buffer")
@@ -52,8 +53,9 @@ def fill(template: str, slots: Mapping[str, str]) -> str:
 class Reader:
     """Typed access to one row; every complaint names the place and the field."""
 
-    def __init__(self, row: Row, spec: TaskSpec) -> None:
-        self.row, self.spec = row, spec
+    def __init__(self, row: Row, spec: TaskSpec, others: OtherAnswers | None = None) -> None:
+        """`others`: what options are drawn from where the row has none."""
+        self.row, self.spec, self.others = row, spec, others
         self.found: set[str] = set()
 
     def path(self, field: str) -> str:
@@ -166,13 +168,16 @@ class Reader:
         data: dict[str, Any] = {"setup": self.text("setup")}
         data |= {name: None if (value := self.get(name)) is MISSING else value for name in SETTINGS}
         data |= {"tests": tests, "choices": choices and choices[0], "reference": reference, "context": context}
+        answer = self.answer(choices, reference)
+        if choices is None and answer is not None and self.others is not None:
+            options = self.others.options(answer, self.spec.options["distractors"]["count"])
+            data["choices"] = options if len(options) > 1 else None
         data["constraints"] = self._table("constraints")
         data[POOL] = self.text(POOL)
         meta = self.row.values.get("meta")
         data["meta"] = meta if isinstance(meta, Mapping) else None
         slots = {"prompt": prompt, "context": context or "", "first_test": tests[0] if tests else ""}
-        slots["options"] = options_line(choices[0]) if choices else ""
-        answer = self.answer(choices, reference)
+        slots["options"] = options_line(data["choices"]) if data["choices"] else ""
         rendered = fill(self.spec.template, slots)
         ident = self.text("id") or f"{name}-{content_hash(self.row.where + json.dumps(slots))}"
         kept = {key: value for key, value in data.items() if value not in (None, "")}

@@ -10,14 +10,17 @@ from omni_thinker.errors import UserError
 from omni_thinker.plugins import did_you_mean
 from omni_thinker.recipe import RewardSpec, TaskSpec
 from omni_thinker.rewards.registry import is_verifiable
+from omni_thinker.tasks.distractors import OtherAnswers
 from omni_thinker.tasks.pool import split_of
 from omni_thinker.tasks.reader import FIELDS, Reader, Row
 from omni_thinker.types import POOL, SPLITS, Problem, Split, TaskName, content_hash
 
-ROW_OPTIONS = ("answer_index_base", "drop_overlap")
+ROW_OPTIONS = ("answer_index_base", "distractors", "drop_overlap")
 """`answer_index_base` (0 or 1): a whole-number answer is the place of a choice. `drop_overlap` (true): rows of
-train whose prompt is in validation or test, and rows of validation whose prompt is in test, are left out."""
+train whose prompt is in validation or test, and rows of validation whose prompt is in test, are left out.
+`distractors` ({from = "rows", count = N}): rows without choices get N, drawn from the answers to other rows."""
 DEFAULT_MAX_TOKENS = 128
+MAX_DISTRACTORS = 25
 NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?")
 
 
@@ -57,6 +60,11 @@ def check_spec(name: TaskName, spec: TaskSpec) -> None:
         raise UserError("must be 0 or 1", key=f"tasks.{name}.options.answer_index_base")
     if not isinstance(spec.options.get("drop_overlap", False), bool):
         raise UserError("must be true or false", key=f"tasks.{name}.options.drop_overlap")
+    drawn = spec.options.get("distractors", {"from": "rows", "count": 1})
+    sound = isinstance(drawn, dict) and set(drawn) == {"from", "count"} and drawn["from"] == "rows"
+    if not sound or type(drawn["count"]) is not int or not 1 <= drawn["count"] <= MAX_DISTRACTORS:
+        said = f'takes {{from = "rows", count = N}} with N from 1 to {MAX_DISTRACTORS}'
+        raise UserError(said, key=f"tasks.{name}.options.distractors")
     if "{prompt}" not in spec.template:
         raise UserError("must contain {prompt}", key=f"tasks.{name}.template")
     slots = ("prompt", "options", "context", "first_test")
@@ -76,8 +84,13 @@ def _read(name: TaskName, spec: TaskSpec, rows: Iterable[Row]) -> dict[Split, li
     parsed: list[tuple[str | None, str, Problem]] = []
     found: set[str] = set()
     ids: dict[str, str] = {}
+    others = None
+    if "distractors" in spec.options:
+        rows = list(rows)
+        bare = [reader for row in rows if (reader := Reader(row, spec)).choices() is None]
+        others = OtherAnswers((answer for reader in bare if (answer := reader.text("answer")) is not None), spec.seed)
     for row in rows:
-        reader = Reader(row, spec)
+        reader = Reader(row, spec, others)
         problem, content = reader.problem(name)
         if problem.id in ids:
             raise UserError(

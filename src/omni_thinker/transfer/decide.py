@@ -3,57 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import ceil
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 
-from omni_thinker.rl.evaluate import Estimate
+from omni_thinker.runs.schema.base import Estimate, Row
+from omni_thinker.runs.schema.plan import Decision
+from omni_thinker.runs.schema.transfer import Column, TransferMatrix
 from omni_thinker.transfer.forecast import Forecaster, Joint, Stage
 from omni_thinker.transfer.hierarchical import Hierarchical
-from omni_thinker.transfer.matrix import Column, Row, TransferMatrix
 from omni_thinker.transfer.search import Objective
 
 SURE = 0.95
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """`gain`: of the sequence over joint training in the objective, +- `stderr`; `probability` that it is above 0.
-
-    `more_problems`: evaluation problems a task and cell that would settle it at the same gain, 0 where it is settled,
-    None where no number would: what is left is not evaluation noise.
-    """
-
-    gain: float
-    stderr: float
-    probability: float
-    settled: bool
-    more_problems: int | None
-
-    @property
-    def words(self) -> str:
-        if self.settled:
-            better, worse = ("The sequence", "joint training") if self.gain > 0 else ("Joint training", "the sequence")
-            return f"{better} is forecast to beat {worse} by {abs(self.gain):.3f} +- {self.stderr:.3f}."
-        words = (
-            f"Against joint training the data can't tell: the expected gain of the sequence is {self.gain:+.3f} +- "
-            f"{self.stderr:.3f} (probability {self.probability:.2f})"
-        )
-        if self.more_problems is None:
-            return f"{words}; no number of evaluation problems would settle it, only running both, with several seeds."
-        return f"{words}; about {self.more_problems} more evaluation problems a task would settle it."
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "gain_over_joint": self.gain,
-            "stderr": self.stderr,
-            "probability": self.probability,
-            "settled": self.settled,
-            "more_problems": self.more_problems,
-        }
+def decision_words(decision: Decision) -> str:
+    """The decision in a sentence."""
+    gain, stderr = decision.gain_over_joint, decision.stderr
+    if decision.settled:
+        better, worse = ("The sequence", "joint training") if gain > 0 else ("Joint training", "the sequence")
+        return f"{better} is forecast to beat {worse} by {abs(gain):.3f} +- {stderr:.3f}."
+    words = (
+        f"Against joint training the data can't tell: the expected gain of the sequence is {gain:+.3f} +- "
+        f"{stderr:.3f} (probability {decision.probability:.2f})"
+    )
+    if decision.more_problems is None:
+        return f"{words}; no number of evaluation problems would settle it, only running both, with several seeds."
+    return f"{words}; about {decision.more_problems} more evaluation problems a task would settle it."
 
 
 def decide(

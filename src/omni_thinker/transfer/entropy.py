@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
+from omni_thinker.runs.schema.result import EntropyFinding
 from omni_thinker.types import TaskName
 
 
@@ -45,7 +45,7 @@ def stage_changes(
     return changes
 
 
-def entropy_finding(changes: Sequence[EntropyChange], judged: Sequence[TaskName]) -> dict[str, Any]:
+def entropy_finding(changes: Sequence[EntropyChange], judged: Sequence[TaskName]) -> EntropyFinding:
     """Mean changes of structured (verified) and open-ended (judged) tasks, and whether the claim holds here."""
     groups = {
         "structured": [own.change for own in changes if own.task not in judged],
@@ -67,4 +67,4 @@ def entropy_finding(changes: Sequence[EntropyChange], judged: Sequence[TaskName]
     by_task: dict[TaskName, float] = {}
     for task in dict.fromkeys(own.task for own in changes):
         by_task[task] = fmean(own.change for own in changes if own.task == task)
-    return {**means, "by_task": by_task, "words": words}
+    return EntropyFinding(**means, by_task=by_task, words=words)

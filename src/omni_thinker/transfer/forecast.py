@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omni_thinker.errors import UserError
-from omni_thinker.rl.evaluate import Estimate
-from omni_thinker.transfer.matrix import Column, TransferMatrix, smoothed
+from omni_thinker.runs.schema.base import Estimate, Interval, dump
+from omni_thinker.runs.schema.transfer import Column, TransferMatrix
+from omni_thinker.transfer.matrix import smoothed
 from omni_thinker.types import TaskName
 
 Array = NDArray[np.float64]
@@ -31,21 +32,10 @@ _BEND = 1.5
 """How soon a learning curve flattens: half a pass brings 68 % of a whole one's gain, two passes 122 %."""
 
 
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A mean with its interval of `level`."""
-
-    mean: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, draws: Array, level: float = LEVEL) -> Interval:
-        low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-        return cls(float(draws.mean()), float(low), float(high))
-
-    def to_json(self) -> dict[str, float]:
-        return {"mean": self.mean, "low": self.low, "high": self.high}
+def interval(draws: Array, level: float = LEVEL) -> Interval:
+    """The mean of the draws with its interval of `level`."""
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(draws.mean()), float(low), float(high))
 
 
 # -- plans ------------------------------------------------------------------------------------------------------------
@@ -359,4 +349,4 @@ def measured(forecaster: Forecaster, accuracy_C_N: Array, seed: int = 0) -> Arra
 
 def to_intervals(forecast: Mapping[TaskName, Array], level: float = LEVEL) -> dict[str, Any]:
     """As JSON."""
-    return {task: Interval.of(draws, level).to_json() for task, draws in forecast.items()}
+    return {task: dump(interval(draws, level)) for task, draws in forecast.items()}

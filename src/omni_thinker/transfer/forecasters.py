@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from omni_thinker.errors import UserError
+from omni_thinker.runs.schema.transfer import TransferMatrix
 from omni_thinker.transfer.forecast import DRAWS, Additive, Forecaster, Logit, Naive, Relative
 from omni_thinker.transfer.hierarchical import Evidence, Hierarchical
-from omni_thinker.transfer.matrix import TransferMatrix
 
 FORECASTERS: Mapping[str, type[Forecaster]] = {
     own.name: own for own in (Naive, Additive, Relative, Logit, Hierarchical)

@@ -13,9 +13,10 @@ from math import exp, hypot, log
 
 import numpy as np
 
-from omni_thinker.rl.evaluate import Estimate
+from omni_thinker.runs.schema.base import Estimate, Row
+from omni_thinker.runs.schema.transfer import TransferMatrix
 from omni_thinker.transfer.forecast import Array
-from omni_thinker.transfer.matrix import Row, TransferMatrix, smoothed
+from omni_thinker.transfer.matrix import smoothed
 from omni_thinker.types import TaskName
 
 _DOUBT = 0.5

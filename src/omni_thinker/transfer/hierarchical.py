@@ -26,7 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from omni_thinker.rl.evaluate import Estimate
+from omni_thinker.runs.schema.base import Estimate
+from omni_thinker.runs.schema.transfer import Column, TransferMatrix
 from omni_thinker.transfer.forecast import (
     DRAWS,
     Array,
@@ -38,7 +39,7 @@ from omni_thinker.transfer.forecast import (
     Stage,
     gain_share,
 )
-from omni_thinker.transfer.matrix import Column, TransferMatrix, smoothed
+from omni_thinker.transfer.matrix import smoothed
 from omni_thinker.types import TaskName
 
 _START_SPREAD = 3.0

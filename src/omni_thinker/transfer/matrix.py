@@ -11,94 +11,20 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from omni_thinker.errors import UserError
-from omni_thinker.rl.evaluate import Estimate
+from omni_thinker.runs.read import check_version
+from omni_thinker.runs.schema.base import Estimate, Row
+from omni_thinker.runs.schema.transfer import Column, Entropies, TransferMatrix
 from omni_thinker.types import TaskName
 
-Row = Mapping[TaskName, Estimate]
-VERSION = 1
 UNKNOWN_N = 200
 """Problems that a cell is taken to stand for where it doesn't say."""
 _MOST_NATS = 50.0
 _MOST_PROBLEMS = 10**12
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One evaluation: of which task it is, and accuracy at the start and after RL on each task alone.
-
-    What was not measured is missing from `after`.
-    """
-
-    name: str
-    task: TaskName
-    start: Estimate
-    after: Row
-
-
-@dataclass(frozen=True, slots=True)
-class Entropies:
-    """Token entropy (nats) of the answers to each task, at the start and after RL on each task alone."""
-
-    start: Mapping[TaskName, float]
-    after: Mapping[TaskName, Mapping[TaskName, float]]
-
-    def change(self, trained: TaskName, on: TaskName) -> float:
-        """What RL on one task did to the entropy of answers to another; 0 where it isn't known."""
-        after = self.after.get(trained, {}).get(on)
-        return 0.0 if after is None or on not in self.start else after - self.start[on]
-
-    def to_json(self) -> dict[str, Any]:
-        return {"start": dict(self.start), "after": {i: dict(row) for i, row in self.after.items()}}
-
-
-@dataclass(frozen=True, slots=True)
-class TransferMatrix:
-    """`start[j]` and `after[i][j]`: accuracy on j at the start, and after RL on i alone; missing where not measured."""
-
-    tasks: tuple[TaskName, ...]
-    start: Row
-    after: Mapping[TaskName, Row]
-    evaluations: tuple[Column, ...] = field(default=())
-    entropy: Entropies | None = None
-
-    def columns(self) -> tuple[Column, ...]:
-        """The single evaluations where a task has them, its own row elsewhere."""
-        held = {column.task for column in self.evaluations}
-        own = [
-            Column(j, j, self.start[j], {i: row[j] for i, row in self.after.items() if j in row})
-            for j in self.tasks
-            if j not in held
-        ]
-        return (*own, *self.evaluations)
-
-    def effect(self, trained: TaskName, on: TaskName) -> float:
-        """transfer[trained -> on]: change of accuracy, in [-1, 1]. 0 where it wasn't measured."""
-        cell = self.after[trained].get(on)
-        return 0.0 if cell is None else cell.mean - self.start[on].mean
-
-    def to_json(self) -> dict[str, Any]:
-        table: dict[str, Any] = {
-            "version": VERSION,
-            "tasks": list(self.tasks),
-            "start": _row_to_json(self.start),
-            "after": {
-                i: {j: row[j].to_json() if j in row else None for j in self.tasks} for i, row in self.after.items()
-            },
-        }
-        if self.evaluations:
-            table["evaluations"] = {
-                c.name: {"task": c.task, "start": c.start.to_json(), "after": _row_to_json(c.after)}
-                for c in self.evaluations
-            }
-        if self.entropy is not None:
-            table["entropy"] = self.entropy.to_json()
-        return table
 
 
 def smoothed(estimate: Estimate) -> float:
@@ -169,9 +95,7 @@ def parse_matrix(table: Any, source: object) -> TransferMatrix:
     """A checked matrix from plain JSON. Raises UserError naming `source` and the first bad key."""
     if not isinstance(table, dict):
         raise UserError("a transfer matrix is a JSON object", file=source)
-    version = table.get("version", VERSION)
-    if version != VERSION or isinstance(version, bool):
-        raise UserError(f"version {version!r:.40} is not known here", file=source, key="version")
+    check_version(table, source)
     tasks = table.get("tasks")
     if not isinstance(tasks, list) or not tasks or not all(isinstance(task, str) for task in tasks):
         raise UserError("must be a list of task names", file=source, key="tasks")
@@ -277,7 +201,3 @@ def _is_number(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return abs(value) < 1e300  # false for NaN and infinity; isfinite overflows on huge whole numbers
-
-
-def _row_to_json(row: Row) -> dict[str, Any]:
-    return {task: estimate.to_json() for task, estimate in row.items()}

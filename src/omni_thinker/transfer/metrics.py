@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from scipy.stats import spearmanr
 
 from omni_thinker.errors import UserError
-from omni_thinker.transfer.matrix import Row, TransferMatrix
+from omni_thinker.runs.schema.base import Row
+from omni_thinker.runs.schema.transfer import TransferMatrix
 from omni_thinker.types import TaskName
 
 if TYPE_CHECKING:

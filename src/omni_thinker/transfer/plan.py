@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
 import numpy as np
 
 from omni_thinker.errors import UserError
-from omni_thinker.transfer.decide import Decision, decide
+from omni_thinker.runs.schema.base import dump
+from omni_thinker.runs.schema.plan import Plan, PlanForecast, Strategy
+from omni_thinker.runs.schema.transfer import TransferMatrix
+from omni_thinker.transfer.decide import decide, decision_words
 from omni_thinker.transfer.forecast import (
     LEVEL,
     Array,
     Forecaster,
-    Interval,
     Joint,
     Merge,
     Stage,
@@ -24,12 +26,12 @@ from omni_thinker.transfer.forecast import (
     check_order,
     evenly,
     in_order,
+    interval,
     measured,
     to_intervals,
 )
 from omni_thinker.transfer.forecasters import make_forecaster
 from omni_thinker.transfer.hierarchical import Evidence, Hierarchical
-from omni_thinker.transfer.matrix import TransferMatrix
 from omni_thinker.transfer.search import (
     EXACT,
     Found,
@@ -59,73 +61,6 @@ STRATEGIES: Mapping[str, Callable[[Array], list[int]] | None] = {
     "reversed": None,  # the exact one, backwards: the control of a study
     "random": None,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class PlanForecast:
-    """One plan. `score` is the objective as forecast; draws of different plans share their luck in it. `interval` is of
-    the truth, the tasks' are of what an evaluation would measure."""
-
-    kind: str
-    stages: Stages
-    score: float
-    interval: Interval
-    tasks: Mapping[TaskName, Interval]
-    probability_best: float | None = None
-    """Of an order: among all orders. Of joint training: against the sequence."""
-
-    @property
-    def order(self) -> Order:
-        return tuple(stage.task for stage in self.stages)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "kind": self.kind,
-            "order": list(self.order),
-            "passes": [stage.passes for stage in self.stages],
-            "score": self.score,
-            "low": self.interval.low,
-            "high": self.interval.high,
-            "probability_best": self.probability_best,
-            "forecast": {task: interval.to_json() for task, interval in self.tasks.items()},
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """`chosen` (a sequence, or joint training) and the best `sequence`; `orders` are sorted, the best first."""
-
-    chosen: PlanForecast
-    sequence: PlanForecast
-    joint: PlanForecast
-    orders: tuple[PlanForecast, ...]
-    strategies: Mapping[str, tuple[Order, float, float]]
-    """name -> (order, score, regret: how much of the best score it gives away)."""
-    found: Found
-    decision: Decision
-    forecaster: str
-    objective: str
-    level: float
-    words: str = field(default="")
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "plan": self.chosen.to_json(),
-            "sequence": self.sequence.to_json(),
-            "joint": self.joint.to_json(),
-            "orders": [order.to_json() for order in self.orders],
-            "strategies": {
-                name: {"order": list(order), "score": score, "regret": regret}
-                for name, (order, score, regret) in self.strategies.items()
-            },
-            "exact": self.found.exact,
-            "upper_bound": self.found.bound,
-            "forecaster": self.forecaster,
-            "objective": self.objective,
-            "level": self.level,
-            "decision": self.decision.to_json(),
-            "words": self.words,
-        }
 
 
 def make_plan(
@@ -158,36 +93,39 @@ def make_plan(
     listed: list[Order] = [own for own in permutations(tasks) if _keeps(own, wanted)] if every else []
     scores = {own: score(in_order(own)) for own in listed}
     found = _best(predict, wanted, scores, score, seed)
-    effects = np.array([[matrix.effect(i, j) for j in tasks] for i in tasks])
-    named = _named(found.order, effects, tasks, seed)
-    if wanted.fixed:
-        named = {name: own for name, own in named.items() if _keeps(own, wanted)}
+    named = {name: own for name, own in _named(found.order, matrix, seed).items() if _keeps(own, wanted)}
     picked = tuple(order) or named[strategy]
     for own in [*named.values(), picked]:
         scores.setdefault(own, score(in_order(own)))
     orders = _described(predict, wanted, scores, listed, level)
     refreshes = refresh_cost is not None and not order
     sequence = _refreshed(predict, wanted, orders[picked], refresh_cost or 0.0, level) if refreshes else orders[picked]
-    mixture = Joint(shares or evenly(tasks).weights, sum(stage.passes for stage in sequence.stages))
-    decision = decide(matrix, predict, wanted, sequence.stages, mixture, seed=seed)
+    mixture = Joint(shares or evenly(tasks).weights, sum(sequence.passes))
+    decision = decide(matrix, predict, wanted, stages_of(sequence), mixture, seed=seed)
     ends = wanted.of(predict(mixture))
     joint = _describe(predict, mixture, score(mixture), ends, level, 1 - decision.probability)
     free = not order and strategy == "exact" and isinstance(predict, Hierarchical) and not wanted.fixed
-    chosen = joint if free and decision.gain < 0 else sequence
-    highest = max(scores.values())
+    top = max(scores.values())
     plan = Plan(
-        chosen=chosen,
+        plan=joint if free and decision.gain_over_joint < 0 else sequence,
         sequence=sequence,
         joint=joint,
         orders=tuple(sorted(orders.values(), key=lambda own: (-round(own.score, 12), own.order))),
-        strategies={name: (own, scores[own], highest - scores[own]) for name, own in named.items()},
-        found=found,
-        decision=decision,
+        strategies={name: Strategy(own, scores[own], top - scores[own]) for name, own in named.items()},
+        exact=found.exact,
+        upper_bound=found.bound,
         forecaster=forecaster,
         objective=wanted.kind if not wanted.weights else "weights",
         level=level,
+        decision=decision,
+        words="",
     )
     return replace(plan, words=_words(plan, free))
+
+
+def stages_of(forecast: PlanForecast) -> Stages:
+    """The stages of a sequence; none of joint training."""
+    return tuple(map(Stage, forecast.order, forecast.passes))
 
 
 def _checked(matrix: TransferMatrix, wanted: Objective, strategy: str, order: Sequence[TaskName]) -> Objective:
@@ -243,11 +181,11 @@ def forecast_json(
         "level": level,
         "kind": "joint" if isinstance(plan, Joint) else "merge" if isinstance(plan, Merge) else "sequence",
         "score": _score(predict, wanted, plan),
-        "interval": Interval.of(goal, level).to_json(),
+        "interval": dump(interval(goal, level)),
         "forecast": to_intervals(predict.by_task(seen), level),
     }
     if len(predict.columns) > len(predict.tasks):
-        table["evaluations"] = {c.name: Interval.of(seen[n], level).to_json() for n, c in enumerate(predict.columns)}
+        table["evaluations"] = {c.name: dump(interval(seen[n], level)) for n, c in enumerate(predict.columns)}
     return table
 
 
@@ -297,7 +235,10 @@ def check_measured(matrix: TransferMatrix) -> None:
             raise UserError(f"{column.name!r} was not measured after training on its own task", key="after")
 
 
-def _named(best: Order, effects: Array, tasks: Sequence[TaskName], seed: int) -> dict[str, Order]:
+def _named(best: Order, matrix: TransferMatrix, seed: int) -> dict[str, Order]:
+    """The order of every strategy."""
+    tasks = matrix.tasks
+    effects = np.array([[matrix.effect(i, j) for j in tasks] for i in tasks])
     shuffled = list(tasks)
     random.Random(seed).shuffle(shuffled)
     fixed = {"exact": best, "reversed": best[::-1], "random": tuple(shuffled)}
@@ -311,10 +252,18 @@ def _describe(
     predict: Forecaster, plan: Stages | Joint, score: float, truth: Array, level: float, chance: float | None
 ) -> PlanForecast:
     shown = predict.by_task(measured(predict, predict.by_column(plan)))
-    tasks = {task: Interval.of(draws, level) for task, draws in shown.items()}
-    joint = isinstance(plan, Joint)
     stages: Stages = () if isinstance(plan, Joint) else plan
-    return PlanForecast("joint" if joint else "sequence", stages, score, Interval.of(truth, level), tasks, chance)
+    ends = interval(truth, level)
+    return PlanForecast(
+        kind="joint" if isinstance(plan, Joint) else "sequence",
+        order=tuple(stage.task for stage in stages),
+        passes=tuple(stage.passes for stage in stages),
+        score=score,
+        low=ends.low,
+        high=ends.high,
+        probability_best=chance,
+        forecast={task: interval(draws, level) for task, draws in shown.items()},
+    )
 
 
 def _probability_best(scores: Mapping[Order, Array]) -> dict[Order, float]:
@@ -335,11 +284,12 @@ def _refreshed(
         return float(objective.of(predict.by_task(predict.expected(stages))).mean())
 
     for _ in predict.tasks:
-        now = expected(best.stages)
+        before = stages_of(best)
+        now = expected(before)
         options = []
         for task in predict.tasks:
-            for place in range(1, len(best.stages) + 1):
-                stages = (*best.stages[:place], Stage(task, REFRESH_PASSES), *best.stages[place:])
+            for place in range(1, len(before) + 1):
+                stages = (*before[:place], Stage(task, REFRESH_PASSES), *before[place:])
                 options.append((expected(stages) - now, stages))
         gain, stages = max(options, key=lambda option: option[0])
         if gain <= cost * REFRESH_PASSES + 1e-6:
@@ -351,18 +301,19 @@ def _refreshed(
 
 def _words(plan: Plan, free: bool) -> str:
     """One paragraph in plain words."""
+    best = plan.sequence
     order = " -> ".join(
-        stage.task if stage.passes == 1 else f"{stage.task}:{stage.passes:g}" for stage in plan.sequence.stages
+        task if passes == 1 else f"{task}:{passes:g}" for task, passes in zip(best.order, best.passes, strict=True)
     )
     goal = {"mean": "a mean accuracy", "worst": "a worst task's accuracy"}.get(plan.objective, "a weighted mean")
     said = [
-        f"By the {plan.forecaster} forecast the order {order} ends at {goal} of {plan.sequence.score:.3f} "
-        f"[{plan.sequence.interval.low:.3f}, {plan.sequence.interval.high:.3f}] ({plan.level:.0%} interval)."
+        f"By the {plan.forecaster} forecast the order {order} ends at {goal} of {best.score:.3f} "
+        f"[{best.low:.3f}, {best.high:.3f}] ({plan.level:.0%} interval)."
     ]
-    if not plan.found.exact:
-        said.append(f"Not every order was tried; none can exceed {plan.found.bound:.3f}.")
+    if not plan.exact:
+        said.append(f"Not every order was tried; none can exceed {plan.upper_bound:.3f}.")
     if plan.forecaster == "hierarchical":
-        said.append(plan.decision.words)
-    if free and plan.chosen.kind == "joint":
+        said.append(decision_words(plan.decision))
+    if free and plan.plan.kind == "joint":
         said.append("Train jointly.")
     return " ".join(said)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from statistics import fmean
-from typing import Any
 
-from omni_thinker.rl.evaluate import Estimate
+from omni_thinker.runs.schema.base import Estimate
+from omni_thinker.runs.schema.result import Agreement
+from omni_thinker.runs.schema.transfer import Column, Entropies, TransferMatrix
 from omni_thinker.transfer.forecast import gain_share
-from omni_thinker.transfer.matrix import Column, Entropies, TransferMatrix, smoothed
+from omni_thinker.transfer.matrix import smoothed
 from omni_thinker.transfer.metrics import rank_correlation
 from omni_thinker.types import TaskName
 
@@ -44,20 +45,6 @@ def _stretched_entropy(entropy: Entropies, passes: Mapping[TaskName, float]) -> 
         return max(0.0, entropy.start[j] + entropy.change(i, j) / gain_share(passes[i]))
 
     return Entropies(entropy.start, {i: {j: far(i, j) for j in row} for i, row in entropy.after.items()})
-
-
-@dataclass(frozen=True, slots=True)
-class Agreement:
-    """Effects by one kind of probe against those of whole passes. Ranks are Spearman's, None with fewer than three
-    cells or where all are alike; `off_diagonal`: of what tasks do to others alone."""
-
-    cells: int
-    rank: float | None
-    rank_off_diagonal: float | None
-    mean_difference: float
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def agreement(probe: TransferMatrix, full: TransferMatrix) -> Agreement | None:

@@ -13,9 +13,9 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from omni_thinker.rl.evaluate import Estimate
+from omni_thinker.runs.schema.base import Estimate
+from omni_thinker.runs.schema.transfer import Entropies, TransferMatrix
 from omni_thinker.transfer.forecast import Array
-from omni_thinker.transfer.matrix import Entropies, TransferMatrix
 from omni_thinker.types import TaskName
 
 WorldKind = Literal["constant", "saturating", "forgetting", "order-free", "entropy"]

@@ -1,0 +1,83 @@
+"""Lines of the logs: metrics.jsonl, samples.jsonl and references.jsonl."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic.dataclasses import dataclass
+
+from omni_thinker.runs.schema.base import CONFIG, Float, Int, Values
+from omni_thinker.types import Split, StopReason, TaskName
+
+Kind = Literal["warmup", "train", "validation", "test"]
+"""Of what was done and logged."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=CONFIG)
+class Metrics:
+    """A line of metrics.jsonl: a step or an evaluation."""
+
+    seed: Int
+    """Seed of the run."""
+    arm: str
+    """Name of the arm or probe, or `warmup`."""
+    kind: Kind
+    """`warmup`, `train`, `validation` or `test`."""
+    stage: TaskName | None
+    """Task of the stage. Null outside of stages."""
+    step: Int
+    """Steps of the arm so far."""
+    seconds: Float
+    """Time that it took."""
+    metrics: Values
+    """Values by name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=CONFIG)
+class Answer:
+    """A line of samples.jsonl: an answer of an evaluation."""
+
+    seed: Int
+    """Seed of the run."""
+    arm: str
+    """Name of the arm."""
+    split: Split
+    """`validation` or `test`."""
+    stage: TaskName | None
+    """Task of the stage that had ended. Null outside of stages."""
+    step: Int
+    """Steps of the arm so far."""
+    task: TaskName
+    """Task of the problem."""
+    problem: str
+    """Id of the problem."""
+    prompt: str
+    """The question, without chat markup."""
+    answer: str | None
+    """Gold answer, where there is one."""
+    reference: str | None
+    """Reference response that a judge compared with, where there is one."""
+    response: str
+    """The answer."""
+    stop: StopReason
+    """`stop`, or `length` where the answer ran into the token limit."""
+    status: Literal["value", "abstain", "error"]
+    """Whether the reward gave a value."""
+    score: Float | None
+    """The value in [0, 1]. Null where the reward abstained or failed."""
+    parts: Values
+    """Values of the reward's parts."""
+    reason: str | None
+    """Why there is no value, or a remark on it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=CONFIG)
+class Reference:
+    """A line of references.jsonl: a response of the starting model, which the judge compares with."""
+
+    seed: Int = 0
+    """Seed of the run."""
+    problem: str
+    """Id of the problem."""
+    reference: str
+    """The response."""
