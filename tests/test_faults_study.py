@@ -310,7 +310,7 @@ def test_a_signal_lets_the_step_end_and_keeps_it(
     _are_gone(workers)
     said = errors.read_text("utf-8")
     assert "stopping after this step, which is kept" in said
-    assert "`omni-thinker study DIR --resume` goes on" in said.splitlines()[-1]
+    assert "resume with `omni-thinker study DIR --resume`" in said.splitlines()[-1]
     assert "Traceback" not in said
     assert '"key": "0 train joint", "kind": "checkpoint"' in (out / "journal.jsonl").read_text("utf-8")
     with pytest.raises(ProcessLookupError):

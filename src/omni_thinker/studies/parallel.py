@@ -57,7 +57,7 @@ def run_parallel(
     else:
         check_free(out)
         if (out / SEEDS).exists():
-            raise UserError("is there already; choose another --out", file=out / SEEDS)
+            raise UserError("exists already; choose another --out", file=out / SEEDS)
     expected_work(recipe)
     bench = prepare(recipe)
     run = RunDir(out, recipe, resume=resume)

@@ -71,7 +71,7 @@ def check_schedulers(recipe: Recipe, sizes: Mapping[TaskName, int], judged: Coll
         make_scheduler(recipe, name, sizes, judged, 0)
         if spec.kind == "tac" and not watched_layers(empty_model(recipe.model.name)):
             raise UserError(
-                "looks at gradients of layers named down_proj, which this model doesn't have", key=f"study.arms.{name}"
+                "needs gradients of layers named down_proj, which this model doesn't have", key=f"study.arms.{name}"
             )
 
 
@@ -87,7 +87,7 @@ def _own(arm: str, spec: Own, tasks: list[TaskName], per_step: int) -> Scheduler
         ) from None
     methods = ("quotas", "stage", "observe", "state_dict", "load_state_dict")
     if lacking := [method for method in methods if not callable(getattr(scheduler, method, None))]:
-        raise UserError(f"{found.__name__} is no Scheduler: it lacks {', '.join(lacking)}", key=key)
+        raise UserError(f"{found.__name__} isn't a Scheduler: it lacks {', '.join(lacking)}", key=key)
     first = dict(scheduler.quotas(0))
     if not set(first) <= set(tasks) or sum(first.values()) != per_step or min(first.values()) < 1:
         wanted = f"whole numbers that add up to {per_step}, for some of {', '.join(tasks)}"
@@ -110,7 +110,7 @@ def _cold_start(recipe: Recipe, name: str, spec: Pac_) -> int:
     if spec.cold_start is None:
         return min(50, steps // 4)
     if spec.cold_start >= steps:
-        raise UserError(f"leaves nothing of {steps} steps", key=f"study.schedulers.{name}.cold_start")
+        raise UserError(f"must be fewer than the {steps} steps of an arm", key=f"study.schedulers.{name}.cold_start")
     return spec.cold_start
 
 
@@ -118,7 +118,7 @@ def _first(recipe: Recipe, name: str, spec: First, judged: Collection[TaskName])
     steps, weights = recipe.study.steps, joint_weights(recipe)
     chosen = spec.tasks or tuple(task for task in weights if task in judged)
     if not chosen:
-        raise UserError("there is no task that a judge scores; name those that come first", key=f"study.arms.{name}")
+        raise UserError("no task is scored by a judge; name the tasks that come first", key=f"study.arms.{name}")
     begin = max(1, min(steps - 1, round(spec.share * steps)))
     per_step = recipe.rl.problems_per_step
     own = Mixture({task: weights[task] for task in chosen}, per_step)

@@ -204,7 +204,7 @@ def _check_stops(recipe: Recipe) -> None:
     special: Sequence[str] = load_tokenizer(recipe.model.name).all_special_tokens if _stops(recipe) else ()
     for name, text in _stops(recipe):
         if any(token in text for token in special):
-            raise UserError(f"{text!r} holds a special token, which no answer's text has", key=f"tasks.{name}.stop")
+            raise UserError(f"{text!r} contains a special token, which answers never have", key=f"tasks.{name}.stop")
 
 
 def _stops(recipe: Recipe) -> list[tuple[TaskName, str]]:

@@ -78,9 +78,9 @@ def run_study(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, A
         run.open_journal(LOGS, usable=lambda value: usable(out, value), counts=bench.counting)
         check_run(run, bench)
         run.journal.cut()
-        progress.say(f"study {recipe.name!r} into {out}" + (", going on" if run.journal.replaying else ""))
+        progress.say(f"study {recipe.name!r} into {out}" + (", resumed" if run.journal.replaying else ""))
         if run.journal.dropped:
-            progress.say(f"{run.journal.dropped} entries after the last whole checkpoint are made again")
+            progress.say(f"{run.journal.dropped} journal entries after the last whole checkpoint are repeated")
         if not resume and (words := power_words(bench)):
             progress.say(words)
         asked = f"result of {list(recipe.study.seeds)}, {recipe.study.bootstrap}, {recipe.study.confidence}"
@@ -213,7 +213,7 @@ class _Replanner:
         )
         new = plan.sequence.order[len(done) :]
         if new != rest:
-            self._session.progress.say(f"planned anew after {done[-1]}: {' -> '.join(new)}")
+            self._session.progress.say(f"planned again after {done[-1]}: {' -> '.join(new)}")
             self._scheduler.reorder(len(done), new)
 
 

@@ -161,7 +161,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!a:.60} is there twice")
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!a:.60} appears twice")
     return table
 
 
@@ -171,12 +171,12 @@ def parse_matrix(table: Any, source: object) -> TransferMatrix:
         raise UserError("a transfer matrix is a JSON object", file=source)
     version = table.get("version", VERSION)
     if version != VERSION or isinstance(version, bool):
-        raise UserError(f"version {version!r:.40} is not known here", file=source, key="version")
+        raise UserError(f"version {version!r:.40} isn't supported", file=source, key="version")
     tasks = table.get("tasks")
     if not isinstance(tasks, list) or not tasks or not all(isinstance(task, str) for task in tasks):
         raise UserError("must be a list of task names", file=source, key="tasks")
     if bad := [task for task in tasks if not _is_name(task)]:
-        raise UserError(f"{bad[0]!a} is no name: it takes text without ',', '=', ':'", file=source, key="tasks")
+        raise UserError(f"{bad[0]!a} isn't a name: use text without ',', '=', ':'", file=source, key="tasks")
     if len(set(tasks)) != len(tasks):
         raise UserError("names a task twice", file=source, key="tasks")
     if len(tasks) < 2:
@@ -222,7 +222,7 @@ def _evaluations(table: Any, tasks: Sequence[str], source: object) -> tuple[Colu
     columns = []
     for name, row in table.items():
         if not _is_name(name):
-            raise UserError(f"{name!a:.60} is no name", file=source, key="evaluations")
+            raise UserError(f"{name!a:.60} isn't a name", file=source, key="evaluations")
         key = f"evaluations.{name}"
         if not isinstance(row, dict) or not isinstance(row.get("task"), str) or not isinstance(row.get("after"), dict):
             raise UserError('an evaluation is {"task", "start", "after"}', file=source, key=key)
