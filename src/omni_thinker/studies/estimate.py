@@ -29,7 +29,7 @@ def power_words(bench: Bench) -> str:
     if sees is None:
         return ""
     return (
-        f"power: with {count} seed{'s' if count > 1 else ''} and these test problems, this study detects a "
+        f"with {count} seed{'s' if count > 1 else ''} and these test problems, this study detects a "
         f"{100 * sees:.1f}-point difference from joint training with 90 % probability, if noise is as usual"
     )
 
