@@ -63,9 +63,11 @@ quickstart: sandbox model ## the whole method on the built-in model, ending in a
 	$(BIN)/omni-thinker study $(RECIPE) --out "$$out" && \
 	echo "report: $$PWD/$$out/report.html"
 
-lint: $(VENV)/.dev ## style, types and the order of imports
+lint: $(VENV)/.dev ## style, spelling, prose, types and the order of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(BIN)/python -m pytest -q tests/test_prose.py
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

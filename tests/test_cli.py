@@ -294,28 +294,28 @@ def test_a_single_plan_is_forecast(run: Run, matrix_file: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("plan", "--objective", "best"), "--objective: takes mean, worst or task=weight"),
-        (("plan", "--objective", "a=x"), "--objective: takes task=number"),
+        (("plan", "--objective", "best"), "--objective: must be mean, worst or task=weight"),
+        (("plan", "--objective", "a=x"), "--objective: must be task=number"),
         (("plan", "--objective", "a=1,a=2"), "names 'a' twice"),
-        (("plan", "--fix", "a=1.5"), "--fix: a place is a whole number"),
+        (("plan", "--fix", "a=1.5"), "--fix: places must be whole numbers"),
         (("plan", "--fix", "c=1"), "--fix: unknown task 'c'"),
         (("plan", "--forecaster", "tarot"), "--forecaster: unknown forecaster 'tarot'"),
         (("forecast",), "--joint: give one of --joint, --order and --merge"),
         (("forecast", "--joint", "a=1", "--order", "a,b"), "give one of"),
-        (("forecast", "--joint", "a=0.5"), "--joint: shares add up to 1, not 0.5"),
+        (("forecast", "--joint", "a=0.5"), "--joint: shares must add up to 1, not 0.5"),
         (("forecast", "--joint", "a=0.5,z=0.5"), "unknown task 'z'"),
         (("forecast", "--order", "a,z"), "--order: unknown task 'z'"),
         (
             ("plan", "--fix", "a=1", "--strategy", "reversed"),
-            "--fix: places can be fixed for the strategy 'exact' alone",
+            "--fix: places can be fixed only with the strategy 'exact'",
         ),
         (("plan", "--fix", "a=1", "--order", "a,b"), "--fix: places can be fixed"),
-        (("forecast", "--merge", "nan"), "--merge: takes a scale from 0 to 10"),
-        (("forecast", "--merge", "-1"), "--merge: takes a scale from 0 to 10"),
-        (("forecast", "--joint", "a=1", "--passes", "inf"), "--passes: takes more than 0"),
-        (("forecast", "--order", "a", "--passes", "3"), "--passes: is for a joint run"),
-        (("forecast", "--order", "a:0"), "--order: a stage takes more than 0"),
-        (("forecast", "--order", "a:x"), "--order: 'x' is no number of passes"),
+        (("forecast", "--merge", "nan"), "--merge: must be between 0 and 10"),
+        (("forecast", "--merge", "-1"), "--merge: must be between 0 and 10"),
+        (("forecast", "--joint", "a=1", "--passes", "inf"), "--passes: must be above 0"),
+        (("forecast", "--order", "a", "--passes", "3"), "--passes: applies to --joint only"),
+        (("forecast", "--order", "a:0"), "--order: passes must be above 0"),
+        (("forecast", "--order", "a:x"), "--order: 'x' isn't a number of passes"),
     ],
 )
 def test_words_that_plans_are_asked_with(run: Run, matrix_file: Path, words: tuple[str, ...], said: str) -> None:
@@ -338,17 +338,17 @@ def test_the_built_in_judge_says_what_it_is_worth(run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("transfer", "MATRIX", "--csv", "x.svg", "--plot", "x.svg"), "--csv: is asked for twice"),
-        (("transfer", "MATRIX", "--csv", "x.csv", "--plot", "x.txt"), "--plot: takes a file that ends in"),
+        (("transfer", "MATRIX", "--csv", "x.svg", "--plot", "x.svg"), "--csv: is given twice"),
+        (("transfer", "MATRIX", "--csv", "x.csv", "--plot", "x.txt"), "--plot: must be a file that ends in"),
         (("transfer", "MATRIX", "--csv", "x.csv", "--plot", "."), "--plot: exists already"),
-        (("transfer", "MATRIX", "--csv", "x.csv", "--plot", "no/x.svg"), "--plot: is in no folder that exists"),
+        (("transfer", "MATRIX", "--csv", "x.csv", "--plot", "no/x.svg"), "--plot: its folder doesn't exist"),
         (("transfer", "MATRIX", "--plot", "n" * 300 + ".svg"), "--plot: can't be written"),
         (("plan", "--matrix", "MATRIX", "--evidence", "n" * 300), "--evidence: can't be read"),
         (("plan", "--matrix", "MATRIX", "--evidence", "."), "result.json: --evidence: can't be read"),
         (("plan", "--matrix", "MATRIX", "--evidence", ".", "--forecaster", "logit"), "only hierarchical learns"),
-        (("plan", "--matrix", "MATRIX", "--evidence", ".", "--evidence", "./"), "names one run twice"),
-        (("plan", "--matrix", "MATRIX", "--level", "nan"), "--level: takes a share"),
-        (("plan", "--matrix", "MATRIX", "--refresh-cost", "-1"), "--refresh-cost: takes a number >= 0"),
+        (("plan", "--matrix", "MATRIX", "--evidence", ".", "--evidence", "./"), "names a run twice"),
+        (("plan", "--matrix", "MATRIX", "--level", "nan"), "--level: must be between 0.01 and 0.999"),
+        (("plan", "--matrix", "MATRIX", "--refresh-cost", "-1"), "--refresh-cost: must be 0 or more"),
     ],
 )
 def test_bad_words_about_a_matrix_write_nothing(
@@ -375,7 +375,7 @@ def test_a_key_that_is_there_twice_is_refused(run: Run, tmp_path: Path) -> None:
     (tmp_path / "m.json").write_text('{"version": 1, "version": 1, "tasks": ["a", "b"]}')
     code, _, err = run("plan", "--matrix", "m.json")
     assert code == 2
-    assert "is there twice" in err
+    assert "appears twice" in err
 
 
 def test_what_a_signal_left_half_made_says_nothing(repo: Path) -> None:
@@ -395,7 +395,7 @@ cli.main()
 """
     ended = subprocess.run([sys.executable, "-c", script], check=False, cwd=repo, capture_output=True, text=True)
     assert ended.returncode == 130
-    assert ended.stderr == "omni-thinker: interrupted; `omni-thinker study DIR --resume` goes on with a study\n"
+    assert ended.stderr == "omni-thinker: interrupted; resume with `omni-thinker study DIR --resume`\n"
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -86,7 +86,7 @@ def test_a_model_that_changes_under_a_run_is_refused(undisturbed: Path, repo: Pa
     done = study(out, "--resume")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
-        f"omni-thinker: {model}: model.name: has changed since the run was begun: config.json"
+        f"omni-thinker: {model}: model.name: has changed since the run began: config.json"
     )
     assert traces(out) == before
 

@@ -45,7 +45,7 @@ def test_problems_that_change_under_a_run_are_refused(repo: Path, tmp_path: Path
     first, *rest = train["math"]
     for own in ([*rest], [*rest, first], [replace(first, answer="other"), *rest]):
         changed = replace(bench, pools={**bench.pools, "train": {**train, "math": own}})
-        with pytest.raises(UserError, match=r"problems have changed since the run was begun: math \(train\)$"):
+        with pytest.raises(UserError, match=r"problems have changed since the run began: math \(train\)$"):
             begin(changed, resume=True)
     begin(bench, resume=True)
 
@@ -77,7 +77,7 @@ def test_a_cache_that_fails_costs_no_reply(tmp_path: Path, caplog: pytest.LogCap
     cache.put("b", Reply("no", 1, 1), model="m", prompt_version="1")
     assert cache.get("a") is None
     assert [record.levelname for record in caplog.records] == ["WARNING"], "said once"
-    assert "replies are not kept" in caplog.text
+    assert "replies are not cached" in caplog.text
 
 
 def test_pairs_that_are_damaged_or_a_bomb_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,14 +113,14 @@ def test_references_may_hold_any_character(tmp_path: Path) -> None:
     path.write_text("\n".join(rows) + "\n", "utf-8")
     assert _read_references(path) == texts
     path.write_text('{"problem": ' + "[" * 100_000)
-    with pytest.raises(UserError, match="line 1 is no reference"):
+    with pytest.raises(UserError, match="line 1 isn't a reference"):
         _read_references(path)
 
 
 def test_a_stop_text_that_can_not_be_met_is_one_line(refused: Refused, repo: Path) -> None:
     stop = 'tasks.math.stop=["\\n", "<|im_end|>"]'
     said = refused("study", repo / "recipes" / "tiny.toml", "--set", stop, "--dry-run")
-    assert "tasks.math.stop: '<|im_end|>' holds a special token" in said
+    assert "tasks.math.stop: '<|im_end|>' contains a special token" in said
 
 
 def test_equal_scores_still_have_an_error() -> None:

@@ -312,7 +312,7 @@ def test_operators_of_a_program_are_its_word_between_its_own_objects_only() -> N
     program = HONEST.replace("class Tree", "def vector(): return Point(1, 2)\nclass Tree")
     assert _run(program, ["assert vector() + vector() == Point(2, 4)"]).outcome == "passed"
     report = _run(program, ["assert vector() * 2 == Point(2, 4)"])
-    assert "it would be told" in (report.reason or "")
+    assert "the program would learn it" in (report.reason or "")
 
 
 def test_what_a_test_starts_dies_with_it() -> None:

@@ -93,18 +93,18 @@ def test_what_is_wrong_is_one_line(tiny_model: Path, experts: list[Path], tmp_pa
     out = tmp_path / "out"
     begin = ["merge", tiny_model, experts[0]]
     for more, words in (
-        (["--method", "slerp"], "--method: takes linear, ties, dare, dare_ties, got 'slerp'"),
-        (["--density", "0"], "--density: takes a share above 0"),
-        (["--weights", "1,2"], "--weights: takes 1 finite numbers"),
-        (["--weights", "one"], "--weights: takes numbers by commas"),
-        (["--weights", "nan"], "--weights: takes 1 finite numbers"),
-        (["--weights", "1e39"], "--weights: takes 1 finite numbers, one for each expert, of at most 1e+06"),
-        (["--scale", "1e39"], "--scale: takes a finite number of at most 1e+06"),
-        (["--scale", "nan"], "--scale: takes a finite number"),
-        (["--density", "0.5"], "--density: is for ties, dare and dare_ties"),
+        (["--method", "slerp"], "--method: must be one of linear, ties, dare, dare_ties, got 'slerp'"),
+        (["--density", "0"], "--density: must be above 0"),
+        (["--weights", "1,2"], "--weights: must be 1 finite numbers"),
+        (["--weights", "one"], "--weights: must be numbers separated by commas"),
+        (["--weights", "nan"], "--weights: must be 1 finite numbers"),
+        (["--weights", "1e39"], "--weights: must be 1 finite numbers, one for each expert, of at most 1e+06"),
+        (["--scale", "1e39"], "--scale: must be a finite number of at most 1e+06"),
+        (["--scale", "nan"], "--scale: must be a finite number"),
+        (["--density", "0.5"], "--density: applies to ties, dare and dare_ties"),
         (["x" * 300], "EXPERTS: can't be a folder"),
         ([tmp_path / "gone"], "EXPERTS: no such folder"),
-        ([tmp_path], "holds neither model.safetensors nor model.safetensors.index.json"),
+        ([tmp_path], "has neither model.safetensors nor model.safetensors.index.json"),
     ):
         assert words in refused(*begin, *more, "--out", out)
         assert not out.exists()
@@ -115,14 +115,14 @@ def test_what_is_wrong_is_one_line(tiny_model: Path, experts: list[Path], tmp_pa
 @pytest.mark.parametrize(
     ("index", "words"),
     [
-        ('{"weight_map": {"w": "../b/model.safetensors"}}', "files that don't lie beside it"),
-        ('{"weight_map": {"w": "/etc/passwd"}}', "files that don't lie beside it"),
-        ('{"weight_map": {"w": "pytorch_model.bin"}}', "files that don't lie beside it"),
+        ('{"weight_map": {"w": "../b/model.safetensors"}}', "names files outside its folder"),
+        ('{"weight_map": {"w": "/etc/passwd"}}', "names files outside its folder"),
+        ('{"weight_map": {"w": "pytorch_model.bin"}}', "names files outside its folder"),
         ('{"weight_map": {}}', "names no shards"),
-        ('{"weight_map": {"w": 3}}', "is no index of shards"),
-        ("[]", "is no index of shards"),
-        ("{", "is no index of shards"),
-        ('{"weight_map": {"w": "gone.safetensors"}}', "is no safetensors file"),
+        ('{"weight_map": {"w": 3}}', "isn't an index of shards"),
+        ("[]", "isn't an index of shards"),
+        ("{", "isn't an index of shards"),
+        ('{"weight_map": {"w": "gone.safetensors"}}', "isn't a safetensors file"),
     ],
 )
 def test_an_index_names_only_what_lies_beside_it(
@@ -137,11 +137,11 @@ def test_an_index_names_only_what_lies_beside_it(
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ("[]", "one of another kind"),
-        ('{"peft_type": "IA3"}', "one of another kind"),
-        ('{"peft_type": "LORA"}', "its r and lora_alpha"),
-        ('{"r": 0, "lora_alpha": 4}', "its r and lora_alpha"),
-        ('{"r": 2, "lora_alpha": NaN}', "its r and lora_alpha"),
+        ("[]", "an adapter of another kind"),
+        ('{"peft_type": "IA3"}', "an adapter of another kind"),
+        ('{"peft_type": "LORA"}', "its r must be a rank"),
+        ('{"r": 0, "lora_alpha": 4}', "its r must be a rank"),
+        ('{"r": 2, "lora_alpha": NaN}', "its r must be a rank"),
         ('{"r": 2, "lora_alpha": 4}', "has another shape than"),
         ('{"r": 2, "lora_alpha": 4, "init_lora_weights": "pissa_niter_4"}', "only plain LoRA adapters"),
         ("{", "not a LoRA adapter"),
@@ -162,7 +162,7 @@ def test_adapters_that_are_none_are_one_line(
             save_file({n: f for n, f in factors.items() if missing not in n}, folder / "adapter_model.safetensors")
             assert "adapter" in refused("merge", tiny_model, folder, "--out", tmp_path / "out")
         save_file({}, folder / "adapter_model.safetensors")
-        assert "holds no factors" in refused("merge", tiny_model, folder, "--out", tmp_path / "out")
+        assert "has no factors" in refused("merge", tiny_model, folder, "--out", tmp_path / "out")
     (folder / "adapter_model.safetensors").write_bytes(b"torn")
     assert "not a LoRA adapter" in refused("merge", tiny_model, folder, "--out", tmp_path / "out")
 
@@ -174,7 +174,7 @@ def test_experts_of_another_model_and_torn_files_are_refused(
     assert "holds other tensors than" in refused("merge", tiny_model, experts[0], "--out", tmp_path / "out")
     whole = (experts[1] / SINGLE).read_bytes()
     (experts[1] / SINGLE).write_bytes(whole[: len(whole) // 2])
-    assert "is no safetensors file" in refused("merge", tiny_model, experts[1], "--out", tmp_path / "out")
+    assert "isn't a safetensors file" in refused("merge", tiny_model, experts[1], "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".out-*"))
 

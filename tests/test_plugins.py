@@ -80,7 +80,7 @@ def test_a_scheduler_that_can_not_work_is_refused_before_anything_runs(
 
 
 def test_a_policy_that_can_not_be_made_is_refused(own: Path) -> None:
-    for place, words in (("python:own_schedulers:Idle", "can't be made"), ("python:x", "takes python:MODULE:CLASS")):
+    for place, words in (("python:own_schedulers:Idle", "can't be made"), ("python:x", "must be python:MODULE:CLASS")):
         with pytest.raises(UserError, match=words):
             make_policy(ModelSpec(name="tiny", policy=place))
 
@@ -98,5 +98,5 @@ def test_registries_name_what_they_know() -> None:
         registry.add("round", "x:Y")
     assert did_you_mean("zzz", ["a"]) == "; known: a"
     for wrong in ("python:", "python:json", "python:json:no-name"):
-        with pytest.raises(UserError, match="takes python:MODULE:CLASS"):
+        with pytest.raises(UserError, match="must be python:MODULE:CLASS"):
             load_class(wrong, "k")

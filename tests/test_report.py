@@ -660,9 +660,9 @@ def test_a_bad_result_is_the_users_to_mend(bare: Path, text: str) -> None:
             {"arms": {"joint": [{**arm_entry("joint", 0), "steps": 1.5}]}},
             "arms.joint.0.steps: should be a valid integer",
         ),
-        ({"version": 2}, "version: version 2 is not known here, only 1; update omni-thinker to read it"),
-        ({"version": 0}, "version: version 0 is not known here, only 1; run it again"),
-        ({"version": True}, "version: version True is not known here"),
+        ({"version": 2}, "version: version 2 isn't supported, only 1; update omni-thinker to read it"),
+        ({"version": 0}, "version: version 0 isn't supported, only 1; run it again"),
+        ({"version": True}, "version: version True isn't supported"),
     ],
 )
 def test_a_wrong_key_or_version_is_named(bare: Path, change: dict[str, Any], said: str) -> None:

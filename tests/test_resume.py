@@ -134,7 +134,7 @@ def test_an_ended_study_says_so_and_other_recipes_are_refused(undisturbed: tuple
     assert "rl.lr was 0.001, is 0.5" in line
     assert "study.steps was 8, is 9" in line
     assert run(tmp_path, "--resume", stderr=errors) == 2
-    assert "holds no run to go on with" in errors.read_text("utf-8").splitlines()[-1]
+    assert "has no run to resume" in errors.read_text("utf-8").splitlines()[-1]
     assert traces(out) == before
 
 
@@ -155,7 +155,7 @@ def test_weights_that_are_gone_or_damaged_are_one_clear_line(repo: Path, tmp_pat
         weights.unlink() if damage is None else weights.write_bytes(damage)
         assert run(out, "--resume", stderr=errors) == 2
         said = errors.read_text("utf-8").splitlines()[-1]
-        assert said.startswith(f"omni-thinker: {weights}: isn't as it was written")
+        assert said.startswith(f"omni-thinker: {weights}: has changed since it was written")
     weights.write_bytes(whole)
     assert run(out, "--resume", stderr=errors) == 0, errors.read_text("utf-8")[-2000:]
     result = out / "result.json"
@@ -178,7 +178,7 @@ def test_more_seeds_are_an_extension(undisturbed: tuple[Path, float], tmp_path: 
     assert "this study has ended" in errors.read_text("utf-8").splitlines()[-1]
     before = traces(out)
     assert run(out, "--resume", "--set", "study.seeds=[0, 2]", stderr=errors) == 2
-    assert "study.seeds: the run has [0, 1]; more can only follow these" in errors.read_text("utf-8").splitlines()[-1]
+    assert "study.seeds: the run has [0, 1]; new seeds must follow these" in errors.read_text("utf-8").splitlines()[-1]
     assert traces(out) == before
 
 
@@ -190,7 +190,7 @@ def test_a_terminated_study_exits_143_leaves_no_child_and_goes_on(repo: Path, tm
         time.sleep(0.02)
     process.terminate()
     assert process.wait(timeout=30) == 143
-    assert "terminated; `omni-thinker study DIR --resume` goes on" in errors.read_text("utf-8")
+    assert "terminated; resume with `omni-thinker study DIR --resume`" in errors.read_text("utf-8")
     time.sleep(2)  # whoever adopts what was killed has to take note of it
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)

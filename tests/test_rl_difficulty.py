@@ -122,11 +122,11 @@ def test_rows_name_their_pool(tmp_path: Path) -> None:
     [
         (
             {"source": "builtin:math", "pools": [1, 2], "difficulty": 1},
-            "t.pools: says how difficult; remove",
+            "t.pools: already sets the difficulty; remove",
         ),
         ({"source": "builtin:math", "pools": [1, 1.0]}, "t.pools: names a difficulty twice"),
         ({"source": "builtin:math", "pools": [11]}, "less than or equal to 10"),
-        ({"source": "jsonl", "pools": [1, 2]}, "t.pools: is for generated tasks; rows name theirs"),
+        ({"source": "jsonl", "pools": [1, 2]}, "t.pools: applies to generated tasks only; rows use fields"),
     ],
 )
 def test_pools_that_make_no_sense_are_refused(spec: dict[str, Any], words: str, tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def test_a_torn_checkpoint_is_passed_over_for_the_one_before(
 def test_a_log_that_was_shortened_is_refused(tmp_path: Path) -> None:
     program(tmp_path, never)
     (tmp_path / LOG).write_text("start\n", "utf-8")
-    with pytest.raises(UserError, match="it was changed"):
+    with pytest.raises(UserError, match="the file was changed"):
         program(tmp_path, never)
 
 

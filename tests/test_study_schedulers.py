@@ -54,7 +54,7 @@ def test_mixtures_of_any_temperature() -> None:
 def test_a_cold_start_leaves_steps_to_the_rule() -> None:
     assert [scheduler({"kind": "pac"}, steps=n).cold_start for n in (1, 10, 400)] == [0, 2, 50]
     assert scheduler({"kind": "pac", "cold_start": 9}).cold_start == 9
-    with pytest.raises(UserError, match=r"study.schedulers.x.cold_start: leaves nothing of 10 steps"):
+    with pytest.raises(UserError, match=r"study.schedulers.x.cold_start: must be fewer than the 10 steps"):
         scheduler({"kind": "pac", "cold_start": 10})
 
 
@@ -66,10 +66,10 @@ def test_some_first_leave_a_step_to_all() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"arms": ["start", "joint", "first"]}, "study.arms.first: there is no task that a judge scores"),
+        ({"arms": ["start", "joint", "first"]}, "study.arms.first: no task is scored by a judge"),
         (
             {"arms": ["joint", "x"], "schedulers": {"x": {"kind": "pac", "cold_start": 60}}},
-            "study.schedulers.x.cold_start: leaves nothing of 48 steps",
+            "study.schedulers.x.cold_start: must be fewer than the 48 steps",
         ),
     ],
 )
@@ -86,7 +86,7 @@ def test_gradients_that_can_not_be_seen_are_told_before_anything_runs(tmp_path: 
     config = GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=50, n_positions=64, bos_token_id=0, eos_token_id=1)
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
     table = {"model": {"name": str(tmp_path)}, "tasks": TASKS, "study": {"arms": ["joint", "tac"]}}
-    with pytest.raises(UserError, match=r"study.arms.tac: looks at gradients of layers named down_proj"):
+    with pytest.raises(UserError, match=r"study.arms.tac: needs gradients of layers named down_proj"):
         check_schedulers(parse_recipe(table, "r.toml"), SIZES, ())
 
 
@@ -104,7 +104,7 @@ def test_some_first_then_all() -> None:
     assert [first.quotas(step) for step in (0, 2, 3)] == [{"a": 8}, {"a": 8}, {"a": 2, "b": 6}]
     judged = scheduler({"kind": "first"}, judged=("b",))
     assert [judged.quotas(step) for step in (1, 2)] == [{"b": 8}, {"a": 2, "b": 6}]
-    with pytest.raises(UserError, match="no task that a judge scores"):
+    with pytest.raises(UserError, match="no task is scored by a judge"):
         scheduler({"kind": "first"})
 
 
@@ -221,7 +221,7 @@ def test_no_verdict_before_the_last_seed_and_a_second_one_is_stricter(repo: Path
     result = json.loads((out / "result.json").read_text("utf-8"))
     assert result["seeds_left"] == 0
     assert "joint training" in result["verdict"]
-    assert "nine times in ten, if noise is as usual" in errors.read_text("utf-8")
+    assert "with 90 % probability, if noise is as usual" in errors.read_text("utf-8")
     # The probe's steps are missing from the arm that pays for it.
     [probe, _] = result["probes"]
     assert 0 < probe["steps"] < 12
@@ -237,7 +237,7 @@ def test_no_verdict_before_the_last_seed_and_a_second_one_is_stricter(repo: Path
 
 def test_a_plan_that_costs_nothing_or_all_cannot_be_charged() -> None:
     study = {"arms": ["charged", "joint"], "steps": 12, "order": ["a", "b"]}
-    with pytest.raises(UserError, match=r"takes a probe, and no study\.order"):
+    with pytest.raises(UserError, match=r"needs a probe and no study\.order"):
         charged_steps(parse_recipe({"tasks": TASKS, "study": study}, "r.toml"))
     whole = {"arms": ["charged", "joint", "single"], "steps": 12}
     with pytest.raises(UserError, match="leaves no stage for 'charged'"):

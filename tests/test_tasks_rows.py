@@ -106,7 +106,7 @@ def test_splits_named_and_carved(tmp_path: Path) -> None:
     assert (train + validation, test) == (30, 30)
     assert validation > 0
     assert sum(sizes(load(file, splits={"test": ("te",)}))) == 90
-    with pytest.raises(UserError, match=r"splits\.test: no row of split 'tset' \(the rows say 'other', 'te', 'tr'\)"):
+    with pytest.raises(UserError, match=r"splits\.test: no row of split 'tset' \(the rows have 'other', 'te', 'tr'\)"):
         load(file, splits={"test": ("tset",)})
     with pytest.raises(UserError, match=r"tasks\.t\.splits: no row of split 'train'"):
         load(file)
@@ -131,7 +131,7 @@ BAD: list[tuple[str, bytes, str]] = [
     ("null prompt", b'{"prompt": null}\n', "prompt: is missing"),
     ("empty prompt", b'{"prompt": "  "}\n', "prompt: is empty"),
     ("prompt a list", b'{"prompt": ["p"]}\n', "prompt: must be text, got list"),
-    ("surrogate", b'{"prompt": "\\ud800"}\n', "prompt: holds half of a surrogate pair"),
+    ("surrogate", b'{"prompt": "\\ud800"}\n', "prompt: has half of a surrogate pair"),
     ("empty answer", b'{"prompt": "p", "answer": ""}\n', "answer: is empty"),
     ("answer true", b'{"prompt": "p", "answer": true}\n', "answer: must be text, got bool"),
     (
@@ -145,7 +145,7 @@ BAD: list[tuple[str, bytes, str]] = [
     ("no tests", b'{"prompt": "p", "tests": []}\n', "tests: must be a list of texts"),
     ("tests numbers", b'{"prompt": "p", "tests": [{}]}\n', "tests: must be text, got dict"),
     ("constraints", b'{"prompt": "p", "constraints": "short"}\n', "constraints: must be a table, got str"),
-    ("same id", b'{"prompt": "p", "id": 7}\n{"prompt": "r", "id": 7}\n', "id: id '7' is already that of"),
+    ("same id", b'{"prompt": "p", "id": 7}\n{"prompt": "r", "id": 7}\n', "id: id '7' is already used by"),
     ("long line", b'{"prompt": "' + b"x" * (1 << 20) + b'"}\n', "line longer than 1,048,576 bytes"),
 ]
 
@@ -382,10 +382,10 @@ def test_python_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path])
     assert sizes(make_task("t", TaskSpec(source="python:my_own_tasks:Mine", test=9)))[2] == 9
     for place, message in (
-        ("my_own_tasks:Half", "Half is no Task: it lacks max_tokens"),
+        ("my_own_tasks:Half", "Half isn't a Task: it lacks max_tokens"),
         ("my_own_tasks:thing", "has no class 'thing'"),
         ("no_such_module_here:X", "can't import 'no_such_module_here'"),
-        ("my_own_tasks", "takes python:MODULE:CLASS"),
+        ("my_own_tasks", "must be python:MODULE:CLASS"),
     ):
         with pytest.raises(UserError, match=message):
             make_task("t", TaskSpec(source=f"python:{place}"))

@@ -416,13 +416,13 @@ def test_probes_are_as_long_as_they_may_be() -> None:
     [
         (_settings(["start"], ["short"], steps=2), "study.steps: 2 steps can't be shared by 4 tasks"),
         ([*_settings(["start"], ["full"]), 'tasks={"math"={"source"="builtin:math"}}'], "study.probes"),
-        (_settings(["start", "joint"], [], replan=True), "study.replan: planning anew takes the arm 'curriculum'"),
+        (_settings(["start", "joint"], [], replan=True), "study.replan: requires the arm 'curriculum'"),
         (
             _settings(["curriculum"], [], replan=True, order=["qa", "math", "coding", "writing"]),
-            "study.replan: planning anew takes no fixed study.order",
+            "study.replan: requires an empty study.order",
         ),
-        (_settings(["curriculum"], [], replan=True, strategy="reversed"), "takes study.strategy = 'exact'"),
-        (_settings(["curriculum"], [], replan=True, forecaster="logit"), "takes study.forecaster = 'hierarchical'"),
+        (_settings(["curriculum"], [], replan=True, strategy="reversed"), "requires study.strategy = 'exact'"),
+        (_settings(["curriculum"], [], replan=True, forecaster="logit"), "requires study.forecaster = 'hierarchical'"),
         (_settings(["start"], ["lora"], **{"probe_lora.rank": 10**9}), "study.probe_lora.rank"),
     ],
 )

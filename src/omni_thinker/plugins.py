@@ -30,7 +30,7 @@ def load_class(place: str, key: str) -> type[Any]:
     """
     module_name, _, class_name = place.removeprefix(PREFIX).partition(":")
     if not module_name or not class_name.isidentifier():
-        raise UserError("takes python:MODULE:CLASS", key=key)
+        raise UserError("must be python:MODULE:CLASS", key=key)
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)
@@ -72,5 +72,5 @@ class Registry:
             raise UserError(f"unknown {self._what} {name!r}{did_you_mean(name, self.names)}", key=key)
         found = load_class(name, key)
         if self._base and not issubclass(found, load_class(self._base, key)):
-            raise UserError(f"{name} is no {self._what}: it must derive from {self._base.replace(':', '.')}", key=key)
+            raise UserError(f"{name} isn't a {self._what}: it must derive from {self._base.replace(':', '.')}", key=key)
         return found

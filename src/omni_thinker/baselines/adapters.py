@@ -51,14 +51,14 @@ def _factors(folder: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor, float]
     except (OSError, ValueError, RecursionError, SafetensorError) as exc:
         raise UserError(f"not a LoRA adapter: {exc}", file=folder) from None
     if not isinstance(config, dict) or config.get("peft_type", "LORA") != "LORA":
-        raise UserError("not a LoRA adapter, but one of another kind", file=folder)
+        raise UserError("is an adapter of another kind, not LoRA", file=folder)
     kinds = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "modules_to_save")
     odd = any(config.get(kind) for kind in kinds) or config.get("bias", "none") != "none"
     if odd or config.get("init_lora_weights", True) not in _INITS:
         raise UserError("only plain LoRA adapters can be added up", file=folder)
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float) or not isfinite(alpha):
-        raise UserError("its r and lora_alpha are no rank and no number", file=folder / "adapter_config.json")
+        raise UserError("its r must be a rank and its lora_alpha a number", file=folder / "adapter_config.json")
     share = alpha / rank
     found = {}
     for name, down in factors.items():
@@ -66,9 +66,9 @@ def _factors(folder: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor, float]
         if module != name and module + ".lora_B.weight" in factors:
             found[module.removeprefix(_PREFIX) + ".weight"] = factors[module + ".lora_B.weight"], down, share
         elif not name.endswith(".lora_B.weight"):
-            raise UserError(f"{name!r} is no factor of a linear layer: it can't be added up", file=folder)
+            raise UserError(f"{name!r} isn't a factor of a linear layer, so it can't be added up", file=folder)
     if 2 * len(found) != len(factors) or not found:
-        raise UserError("holds no factors, or one without its other half", file=folder)
+        raise UserError("has no factors, or a factor without its other half", file=folder)
     return found
 
 

@@ -38,7 +38,7 @@ class Tensors:
                         self._at[name] = file
                         shapes[name] = list(tensors.get_slice(name).get_shape())
             except (SafetensorError, OSError) as exc:
-                raise UserError(f"is no safetensors file: {exc}", file=file) from None
+                raise UserError(f"isn't a safetensors file: {exc}", file=file) from None
         self.shapes: Shapes = shapes
 
     def names(self, file: Path) -> list[str]:
@@ -58,12 +58,12 @@ def _files(path: Path) -> list[Path]:
     if (path / SINGLE).exists():  # read first by transformers too: an index beside it is of an older save
         return [path / SINGLE]
     if not index.exists():
-        raise UserError(f"holds neither {SINGLE} nor {INDEX}", file=path)
+        raise UserError(f"has neither {SINGLE} nor {INDEX}", file=path)
     try:
         named = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
         safe = all(name == Path(name).name and name.endswith(".safetensors") for name in named)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
-        raise UserError(f"is no index of shards: {exc}", file=index) from None
+        raise UserError(f"isn't an index of shards: {exc}", file=index) from None
     if not named or not safe:
-        raise UserError("names no shards, or files that don't lie beside it", file=index)
+        raise UserError("names no shards, or names files outside its folder", file=index)
     return [path / name for name in sorted(named)]

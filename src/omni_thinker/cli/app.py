@@ -25,8 +25,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich takes as long to import as everything else of --help
-    help="Multi-task RL post-training of one language model: train on each task, measure what that did to the others, "
-    "forecast every order, train the plan, and compare it honestly. Start with: omni-thinker study recipes/tiny.toml",
+    help="Post-train one language model with RL on several tasks: train on each task, measure what that does to the "
+    "others, forecast every order, train the best plan, and compare it at equal budget. "
+    "Start with: omni-thinker study recipes/tiny.toml",
 )
 
 
@@ -41,12 +42,12 @@ def main() -> None:
     except (_Interrupted, _Terminated) as exc:
         sys.unraisablehook = lambda _: None  # what was half made when the signal came complains when it is collected
         word, code = ("interrupted", 130) if isinstance(exc, _Interrupted) else ("terminated", 143)
-        sys.stderr.write(f"omni-thinker: {word}; `omni-thinker study DIR --resume` goes on with a study\n")
+        sys.stderr.write(f"omni-thinker: {word}; resume with `omni-thinker study DIR --resume`\n")
         sys.exit(code)
     except Exception as exc:
         if (why := machine_error(exc)) is None:
             raise
-        sys.stderr.write(f"omni-thinker: {why}; once that is mended, `omni-thinker study DIR --resume` goes on\n")
+        sys.stderr.write(f"omni-thinker: {why}; once that is fixed, resume with `omni-thinker study DIR --resume`\n")
         sys.exit(1)
 
 
@@ -74,15 +75,16 @@ def study(
     recipe: RecipeFile,
     out: Out = None,
     seeds: Annotated[
-        int | None, typer.Option(min=1, help="Run seeds 0 to N - 1; with --resume more than there were.")
+        int | None, typer.Option(min=1, help="Run seeds 0 to N - 1. With --resume, N may be larger than before.")
     ] = None,
     overrides: Set = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, print the work ahead, write nothing.")
+        bool, typer.Option("--dry-run", help="Check everything and print the work ahead, but write nothing.")
     ] = False,
     resume: Resume = False,
     jobs: Annotated[
-        int, typer.Option(min=1, help="Seeds at a time, each in a process of its own, on a GPU each where there are.")
+        int,
+        typer.Option(min=1, help="Seeds to run at a time, each in its own process (and on its own GPU)."),
     ] = 1,
     weak: Weak = False,
     json_: Json = False,
@@ -98,11 +100,9 @@ def study(
 @app.command()
 def train(
     recipe: RecipeFile,
-    arm: Annotated[str, typer.Option(help="joint (default), curriculum, or single:TASK.")] = "",
-    order: Annotated[
-        str, typer.Option(help="Fixed order of a curriculum: task,task,... Without it, it is planned.")
-    ] = "",
-    steps: Annotated[int | None, typer.Option(min=1, help="RL steps, instead of the recipe's study.steps.")] = None,
+    arm: Annotated[str, typer.Option(help="The arm: joint (default), curriculum, or single:TASK.")] = "",
+    order: Annotated[str, typer.Option(help="Order of the curriculum: task,task,... By default it is planned.")] = "",
+    steps: Annotated[int | None, typer.Option(min=1, help="RL steps. Default: the recipe's study.steps.")] = None,
     out: Out = None,
     overrides: Set = None,
     resume: Resume = False,
@@ -112,7 +112,7 @@ def train(
     """Train one arm and evaluate it before and after."""
     kind, _, task = (arm or "joint").partition(":")
     if kind not in ("joint", "curriculum", "single") or bool(task) != (kind == "single"):
-        raise UserError(f"takes joint, curriculum or single:TASK, got {arm!r}", key="--arm")
+        raise UserError(f"must be joint, curriculum or single:TASK, got {arm!r}", key="--arm")
     whole = [f'study.arms=["start", "{kind}"]', 'study.single_budget="full"']
     extra = [] if resume and not arm else whole
     extra += [f"study.steps={steps}"] if steps else []
@@ -126,14 +126,17 @@ def probe(
     recipe: Annotated[Path, typer.Argument(help="A recipe file (TOML).")],
     kinds: Annotated[
         str,
-        typer.Option("--kinds", help="full, short, lora, gradient; several (a,b) are compared. Default: the recipe's."),
+        typer.Option(
+            "--kinds",
+            help="full, short, lora, gradient. Several (a,b) are compared. Default: the recipe's.",
+        ),
     ] = "",
     out: Out = None,
     overrides: Set = None,
     weak: Weak = False,
     json_: Json = False,
 ) -> None:
-    """Only measure transfer: the matrix (transfer.json), what it cost, and the plan made from it."""
+    """Measure transfer only: write the matrix (transfer.json), its cost, and a plan made from it."""
     extra = ['study.arms=["start"]']
     named = names(kinds) or list(load(recipe, overrides).study.probes) or ["full"]
     _run(recipe, out, [*(overrides or []), *extra, f"study.probes={json.dumps(named)}"], json_)
@@ -142,14 +145,14 @@ def probe(
 @app.command("eval")
 def evaluate(
     model: Annotated[str, typer.Argument(help="builtin, tiny, a Hugging Face folder, or a hub name.")],
-    recipe: Annotated[Path | None, typer.Option(help="Tasks and settings; default: the four built-in tasks.")] = None,
-    split: Annotated[str, typer.Option(help="validation or test.")] = "test",
-    references: Annotated[Path | None, typer.Option(help="references.jsonl of a run, for judged tasks.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="Tasks and settings. Default: the four built-in tasks.")] = None,
+    split: Annotated[str, typer.Option(help="The split: validation or test.")] = "test",
+    references: Annotated[Path | None, typer.Option(help="The references.jsonl of a run, for judged tasks.")] = None,
     overrides: Set = None,
     weak: Weak = False,
     json_: Json = False,
 ) -> None:
-    """Accuracy of a model on each task."""
+    """Measure the accuracy of a model on each task."""
     from omni_thinker.cli.single_eval import evaluate_model
     from omni_thinker.runs.progress import working
 
@@ -177,12 +180,12 @@ def report(directory: Annotated[Path, typer.Argument(help="A run directory.")], 
 def score(
     reward: Annotated[str, typer.Option(help="A reward part (math, unit_tests, short_answer, ...), or RECIPE:TASK.")],
     in_: Annotated[Path, typer.Option("--in", help="Rows with id, response, and what the reward needs (JSONL).")],
-    out: Annotated[Path, typer.Option(help="Where the scores go (JSONL); must not exist.")],
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes of each kind; default: one per core.")] = None,
+    out: Annotated[Path, typer.Option(help="File for the scores (JSONL). It must not exist.")],
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes of each kind. Default: one per core.")] = None,
     weak: Weak = False,
     json_: Json = False,
 ) -> None:
-    """Score responses from a file: how to debug a reward before spending a day of compute on it."""
+    """Score responses from a file, to debug a reward before you spend compute on it."""
     from omni_thinker.cli.score_file import score_file
     from omni_thinker.runs.progress import working
 
@@ -213,10 +216,10 @@ def _run(
     """`options`: of the command line, for processes that run parts of it."""
     if resume:
         if out is not None:
-            raise UserError("is the directory that is gone on with; leave it out", key="--out")
+            raise UserError("can't be used with --resume; give the run's directory as RECIPE", key="--out")
         out, recipe = recipe, recipe / "recipe.toml"
         if not recipe.is_file():
-            raise UserError("holds no run to go on with", file=out, key="--resume")
+            raise UserError("has no run to resume", file=out, key="--resume")
     loaded = load(recipe, overrides)
     target = out or Path("runs") / f"{loaded.name}-{datetime.now():%Y%m%d-%H%M%S}"
     if not resume:
@@ -240,7 +243,10 @@ def _run(
                 result = run_parallel(loaded, target, jobs, resume=resume, options=options)
             else:
                 if jobs > 1:
-                    typer.echo("its seeds run one after another, as they are one run already", err=True)
+                    typer.echo(
+                        "--jobs is ignored, because this run was started without it",
+                        err=True,
+                    )
                 result = run_study(loaded, target, resume=resume)
                 drop_parts(loaded, target)
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""`omni-thinker judge ...`: pick a judge, and look after what it was paid for."""
+"""`omni-thinker judge ...`: choose a judge, and manage its paid replies."""
 
 from __future__ import annotations
 
@@ -11,30 +11,34 @@ import typer
 from omni_thinker.cli.output import Json, finish
 from omni_thinker.errors import UserError
 
-judge_app = typer.Typer(no_args_is_help=True, help="Pick a judge, and look after what it was paid for.")
-cache_app = typer.Typer(no_args_is_help=True, help="Replies of judges behind an API, kept for all runs.")
+judge_app = typer.Typer(no_args_is_help=True, help="Choose a judge, and manage the replies you have paid for.")
+cache_app = typer.Typer(no_args_is_help=True, help="Replies of judges behind an API, shared by all runs.")
 judge_app.add_typer(cache_app, name="cache")
 
-CacheFile = Annotated[Path | None, typer.Option("--cache", help="The file; default: judge.sqlite in the cache folder.")]
+CacheFile = Annotated[Path | None, typer.Option("--cache", help="The file. Default: judge.sqlite in the cache folder.")]
 
 
 @judge_app.command("agree")
 def judge_agree(
-    pairs: Annotated[Path, typer.Option(help="Rows id, prompt, response_1, response_2, label (1, 2, 0 = tie), votes.")],
-    base_url: Annotated[str, typer.Option(help="An OpenAI-compatible address; without it a local judge.")] = "",
+    pairs: Annotated[
+        Path, typer.Option(help="Rows: id, prompt, response_1, response_2, label (1, 2, 0 = tie), votes.")
+    ],
+    base_url: Annotated[str, typer.Option(help="Address of an OpenAI-compatible API. Default: a local judge.")] = "",
     model: Annotated[
         str,
         typer.Option(
-            help="The model there; or a folder or hub name whose likelihood decides; default: the built-in judge."
+            help="The model to ask. Without --base-url, a folder or hub name whose likelihood decides. "
+            "Default: the built-in judge."
         ),
     ] = "",
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first rows, this many.")] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="A key of judge.endpoint, or judge.margin: key=value. Repeatable.")
+        list[str] | None,
+        typer.Option("--set", help="A key of judge.endpoint, or judge.margin: key=value. Repeatable."),
     ] = None,
     json_: Json = False,
 ) -> None:
-    """How often a judge agrees with people, length balanced and not."""
+    """Measure how often a judge agrees with people, with length balanced and without."""
     from omni_thinker.cli.judge_agreement import agreement
     from omni_thinker.runs.progress import working
 
@@ -49,7 +53,7 @@ def judge_agree(
 
 @judge_app.command("info")
 def judge_info(json_: Json = False) -> None:
-    """What the built-in judge is, what it learned from, and how often it agrees with people."""
+    """Show what the built-in judge is, what it was trained on, and how often it agrees with people."""
     from omni_thinker.judging.trained import caveat, load_card
 
     card = load_card()
@@ -66,7 +70,7 @@ def judge_info(json_: Json = False) -> None:
 
 @cache_app.command("stats")
 def cache_stats(cache: CacheFile = None, json_: Json = False) -> None:
-    """How many replies of which models, and their tokens."""
+    """Count the replies of each model and their tokens."""
     stats = _judge_cache(cache).stats()
     typer.echo(f"{stats['path']}: {stats['bytes'] / 1e6:.1f} MB")
     for name, row in stats["models"].items():
@@ -76,7 +80,7 @@ def cache_stats(cache: CacheFile = None, json_: Json = False) -> None:
 
 @cache_app.command("export")
 def cache_export(
-    out: Annotated[Path, typer.Option(help="Where the replies go (JSONL); must not exist.")],
+    out: Annotated[Path, typer.Option(help="File for the replies (JSONL). It must not exist.")],
     cache: CacheFile = None,
     json_: Json = False,
 ) -> None:
@@ -95,13 +99,13 @@ def cache_export(
 
 @cache_app.command("clear")
 def cache_clear(
-    model: Annotated[str | None, typer.Option(help="Only the replies of this model.")] = None,
+    model: Annotated[str | None, typer.Option(help="Delete only the replies of this model.")] = None,
     cache: CacheFile = None,
     json_: Json = False,
 ) -> None:
-    """Forget replies. They would have to be paid for again."""
+    """Delete replies. Asking again costs again."""
     done = _judge_cache(cache).clear(model)
-    typer.echo(f"{done} replies forgotten")
+    typer.echo(f"{done} replies deleted")
     finish({"forgotten": done}, json_)
 
 

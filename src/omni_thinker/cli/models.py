@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from omni_thinker.baselines.merge import Expert
     from omni_thinker.baselines.merge_rules import MergeMethod
 
-model_app = typer.Typer(no_args_is_help=True, help="The built-in model, and what is known of any model.")
+model_app = typer.Typer(no_args_is_help=True, help="Fetch the built-in model, or describe any model.")
 
 _METHODS = ("linear", "ties", "dare", "dare_ties")
 _MOST = 1e6
@@ -23,10 +23,10 @@ _MOST = 1e6
 
 @model_app.command("fetch")
 def model_fetch(
-    force: Annotated[bool, typer.Option("--force", help="Fetch again even if it is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Fetch again even if it is already in the cache.")] = False,
     json_: Json = False,
 ) -> None:
-    """Put the built-in SmolLM2-135M-Instruct into the cache (OMNI_THINKER_HOME) as a Hugging Face folder."""
+    """Fetch the built-in SmolLM2-135M-Instruct into the cache (OMNI_THINKER_HOME), as a Hugging Face folder."""
     from omni_thinker.models.builtin import fetch_builtin
 
     folder = fetch_builtin(force=force, say=lambda line: typer.echo(line, err=True))
@@ -39,7 +39,7 @@ def model_info(
     name: Annotated[str, typer.Argument(help="builtin, tiny, a Hugging Face folder, or a hub name.")] = "builtin",
     json_: Json = False,
 ) -> None:
-    """What a model is. Reads no weights."""
+    """Describe a model, without reading its weights."""
     from omni_thinker.models.load import model_info as look
 
     info = look(name)
@@ -49,17 +49,17 @@ def model_info(
 
 
 def merge_models(
-    start: Annotated[str, typer.Argument(help="What all experts began as: builtin, or a Hugging Face folder.")],
-    experts: Annotated[list[Path], typer.Argument(help="Folders of models trained from it, or of LoRA adapters.")],
-    out: Annotated[Path, typer.Option(help="The folder to make; must not exist.")],
+    start: Annotated[str, typer.Argument(help="The model they were trained from: builtin, or a Hugging Face folder.")],
+    experts: Annotated[list[Path], typer.Argument(help="Folders of models trained from START, or of LoRA adapters.")],
+    out: Annotated[Path, typer.Option(help="Folder for the merged model. It must not exist.")],
     method: Annotated[str, typer.Option(help="linear (task arithmetic), ties, dare or dare_ties.")] = "linear",
-    density: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of each change that is kept.")] = 1.0,
-    weights: Annotated[str, typer.Option(help="One number for each expert, by commas; default: 1 each.")] = "",
-    scale: Annotated[float, typer.Option(help="Multiplies what the experts add up to.")] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of what dare drops.")] = 0,
+    density: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of each change to use.")] = 1.0,
+    weights: Annotated[str, typer.Option(help="One number per expert, separated by commas. Default: 1.")] = "",
+    scale: Annotated[float, typer.Option(help="Factor on the sum of the experts' changes.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the dare methods.")] = 0,
     json_: Json = False,
 ) -> None:
-    """Add up what several models learned from one start, tensor by tensor, into a model folder."""
+    """Add up what several models learned from one start, and write the merged model folder."""
     import os
     import shutil
     import tempfile
@@ -70,13 +70,13 @@ def merge_models(
     from omni_thinker.runs.progress import working
 
     if method not in _METHODS:
-        raise UserError(f"takes {', '.join(_METHODS)}, got {method!r}", key="--method")
+        raise UserError(f"must be one of {', '.join(_METHODS)}, got {method!r}", key="--method")
     if not 0 < density <= 1:
-        raise UserError(f"takes a share above 0, up to 1, got {density:g}", key="--density")
+        raise UserError(f"must be above 0 and at most 1, got {density:g}", key="--density")
     if density < 1 and method == "linear":
-        raise UserError("is for ties, dare and dare_ties: linear keeps all of a change", key="--density")
+        raise UserError("applies to ties, dare and dare_ties only: linear uses the whole change", key="--density")
     if not abs(scale) <= _MOST:
-        raise UserError(f"takes a finite number of at most {_MOST:g}, got {scale:g}", key="--scale")
+        raise UserError(f"must be a finite number of at most {_MOST:g}, got {scale:g}", key="--scale")
     shares = _numbers(weights, len(experts))
     if _is_there(out, "--out"):
         raise UserError("exists already; name another folder", file=out, key="--out")
@@ -124,7 +124,7 @@ def _folder(name: str) -> Path:
 
     found = resolve(name, say=lambda line: typer.echo(line, err=True))
     if not isinstance(found, Path):
-        raise UserError("merging takes a folder; download the model first", file=name, key="START")
+        raise UserError("must be a folder; download the model first", file=name, key="START")
     return found
 
 
@@ -150,8 +150,8 @@ def _numbers(text: str, count: int) -> tuple[float, ...]:
     try:
         found = tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise UserError(f"takes numbers by commas, got {text!r:.80}", key="--weights") from None
+        raise UserError(f"must be numbers separated by commas, got {text!r:.80}", key="--weights") from None
     if len(found) != count or not all(abs(number) <= _MOST for number in found):
         wanted = f"{count} finite numbers, one for each expert, of at most {_MOST:g}"
-        raise UserError(f"takes {wanted}, got {text!r:.80}", key="--weights")
+        raise UserError(f"must be {wanted}, got {text!r:.80}", key="--weights")
     return found

@@ -11,14 +11,10 @@ import typer
 
 from omni_thinker.errors import UserError
 
-RecipeFile = Annotated[Path, typer.Argument(help="A recipe file (TOML); with --resume, a run's directory.")]
-Out = Annotated[Path | None, typer.Option(help="Directory of the run; must not hold one yet. Default: runs/NAME-TIME.")]
-Resume = Annotated[
-    bool, typer.Option("--resume", help="RECIPE is the directory of a run that was stopped: go on with it.")
-]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", help="Override a recipe key: dotted.key=value. May be repeated.")
-]
+RecipeFile = Annotated[Path, typer.Argument(help="A recipe file (TOML). With --resume, the directory of a run.")]
+Out = Annotated[Path | None, typer.Option(help="Directory for the run, without a run in it. Default: runs/NAME-TIME.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Resume the run in the directory RECIPE.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override a recipe key: dotted.key=value. Repeatable.")]
 
 
 def _allow_weak(allowed: bool) -> bool:
@@ -34,12 +30,12 @@ Weak = Annotated[
     typer.Option(
         "--allow-weak-sandbox",
         callback=_allow_weak,
-        help="Where bubblewrap is missing, run the model's programs in a process with limits alone.",
+        help="If bubblewrap is missing, run the model's programs in a process that has only resource limits.",
     ),
 ]
 Forecasts = Annotated[str, typer.Option("--forecaster", help="hierarchical, naive, additive, relative or logit.")]
-Goal = Annotated[str, typer.Option("--objective", help="mean, worst, or weights: task=2,task=1.")]
-Level = Annotated[float, typer.Option("--level", help="Coverage of the intervals, 0.01 to 0.999.")]
+Goal = Annotated[str, typer.Option("--objective", help="mean, worst, or weights such as task=2,task=1.")]
+Level = Annotated[float, typer.Option("--level", help="Coverage of the intervals (0.01 to 0.999).")]
 
 
 @contextmanager
@@ -71,5 +67,5 @@ def split_named(name: str) -> Any:
     from omni_thinker.types import SPLITS
 
     if name not in SPLITS:
-        raise UserError(f"takes {', '.join(SPLITS)}, got {name!r}", key="--split")
+        raise UserError(f"must be one of {', '.join(SPLITS)}, got {name!r}", key="--split")
     return name

@@ -20,18 +20,19 @@ def plan(
     ] = "exact",
     order: Annotated[str, typer.Option(help="Forecast this order (task,task,...) instead of choosing one.")] = "",
     objective: Goal = "mean",
-    fix: Annotated[str, typer.Option(help="Places that tasks must have, 1 is first: task=1,task=4.")] = "",
+    fix: Annotated[str, typer.Option(help="Fixed places of tasks, where 1 is first: task=1,task=4.")] = "",
     refresh_cost: Annotated[
         float | None,
         typer.Option(help="Add short refresh stages whose gain per pass exceeds this."),
     ] = None,
     evidence: Annotated[
-        list[Path] | None, typer.Option(help="A run directory whose stages sharpen the forecast. May be repeated.")
+        list[Path] | None,
+        typer.Option(help="A run directory whose results sharpen the forecast. Repeatable."),
     ] = None,
     level: Level = 0.8,
     json_: Json = False,
 ) -> None:
-    """Forecast what orders and joint training would end at, and choose."""
+    """Forecast where each order and joint training would end, and choose the best."""
     from omni_thinker.cli.planning import plan_file
     from omni_thinker.runs.schema.base import dump
 
@@ -64,11 +65,11 @@ def plan(
 
 def transfer(
     matrix: Annotated[Path, typer.Argument(help="transfer.json of a study or probe.")],
-    csv: Annotated[Path | None, typer.Option(help="Also write the cells as a table; must not exist.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Also draw it (.svg, .png or .pdf); must not exist.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Also write it as a CSV file. It must not exist.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw it (.svg, .png or .pdf). It must not exist.")] = None,
     json_: Json = False,
 ) -> None:
-    """What RL on each task did to every task: the matrix, and its shared and specific parts."""
+    """Show what RL on each task did to every task: the matrix, and its shared and specific parts."""
     from omni_thinker.cli.planning import describe_matrix, write_new
     from omni_thinker.report import plot_transfer
     from omni_thinker.transfer.matrix import load_matrix
@@ -91,11 +92,11 @@ def transfer(
 
 def forecast(
     matrix: Annotated[Path, typer.Option(help="transfer.json of a study or probe.")],
-    joint: Annotated[str, typer.Option(help="Shares of a joint run, adding up to 1: task=0.5,task=0.5.")] = "",
-    order: Annotated[str, typer.Option(help="Stages in order (task,task,...); task:0.5 is half a pass.")] = "",
-    merge: Annotated[float | None, typer.Option(help="Scale at which single-task experts are added up.")] = None,
+    joint: Annotated[str, typer.Option(help="Shares of a joint run, which must add up to 1: task=0.5,task=0.5.")] = "",
+    order: Annotated[str, typer.Option(help="Stages in order: task,task,... The stage task:0.5 is half a pass.")] = "",
+    merge: Annotated[float | None, typer.Option(help="Forecast a merge of the experts at this scale.")] = None,
     passes: Annotated[
-        float | None, typer.Option(help="Length of the joint run in passes; default: one for each task.")
+        float | None, typer.Option(help="Length of the joint run in passes. Default: one for each task.")
     ] = None,
     forecaster: Forecasts = "hierarchical",
     objective: Goal = "mean",

@@ -41,18 +41,18 @@ def plan_file(
     """
     _check_level(level)
     if refresh_cost is not None and not 0 <= refresh_cost < 1e300:
-        raise UserError(f"takes a number >= 0, got {refresh_cost:g}", key="--refresh-cost")
+        raise UserError(f"must be 0 or more, got {refresh_cost:g}", key="--refresh-cost")
     places = _numbers(fixed, "--fix")
     if bad := [task for task, place in places.items() if place != int(place)]:
-        raise UserError(f"a place is a whole number, got {bad[0]}={places[bad[0]]:g}", key="--fix")
+        raise UserError(f"places must be whole numbers, got {bad[0]}={places[bad[0]]:g}", key="--fix")
     goal = _objective(objective)
     if evidence and forecaster != Hierarchical.name:
         raise UserError(f"only {Hierarchical.name} learns from runs; {forecaster} is a formula", key="--evidence")
     if len({run.resolve() for run in evidence}) < len(evidence):
-        raise UserError("names one run twice, which would count it twice", key="--evidence")
+        raise UserError("names a run twice", key="--evidence")
     matrix = load_matrix(path)
     if evidence and matrix.evaluations:
-        raise UserError("runs tell a task's mean, this matrix its evaluations; it takes no evidence", key="--evidence")
+        raise UserError("can't be used with a matrix that has evaluations", key="--evidence")
     return make_plan(
         matrix,
         forecaster=forecaster,
@@ -107,9 +107,9 @@ def write_new(wanted: Mapping[str, tuple[Path, Callable[[], bytes]]]) -> None:
     for key, (path, _) in wanted.items():
         try:
             if path.exists() or paths.count(path) > 1:
-                raise UserError("exists already" if path.exists() else "is asked for twice", file=path, key=key)
+                raise UserError("exists already" if path.exists() else "is given twice", file=path, key=key)
             if not path.parent.is_dir():
-                raise UserError("is in no folder that exists", file=path, key=key)
+                raise UserError("its folder doesn't exist", file=path, key=key)
         except OSError as exc:
             raise UserError(f"can't be written: {exc.strerror or exc}", file=f"{path!s:.200}", key=key) from None
     made = {key: (path, make()) for key, (path, make) in wanted.items()}
@@ -137,11 +137,11 @@ def forecast_file(
     if sum((bool(joint), bool(order), merge is not None)) != 1:
         raise UserError("give one of --joint, --order and --merge", key="--joint")
     if passes is not None and not joint:
-        raise UserError("is for a joint run; a stage's passes are given as task:passes", key="--passes")
+        raise UserError("applies to --joint only; give the passes of a stage as task:passes", key="--passes")
     if passes is not None and not 0 < passes <= _MOST_PASSES:
-        raise UserError(f"takes more than 0 and at most {_MOST_PASSES}, got {passes:g}", key="--passes")
+        raise UserError(f"must be above 0 and at most {_MOST_PASSES}, got {passes:g}", key="--passes")
     if merge is not None and not 0 <= merge <= _MOST_SCALE:
-        raise UserError(f"takes a scale from 0 to {_MOST_SCALE}, got {merge:g}", key="--merge")
+        raise UserError(f"must be between 0 and {_MOST_SCALE}, got {merge:g}", key="--merge")
     matrix = load_matrix(path)
     check_measured(matrix)
     predict = make_forecaster(forecaster, matrix)
@@ -157,14 +157,14 @@ def forecast_file(
 
 def _check_level(level: float) -> None:
     if not 0.01 <= level <= 0.999:
-        raise UserError(f"takes a share from 0.01 to 0.999, got {level:g}", key="--level")
+        raise UserError(f"must be between 0.01 and 0.999, got {level:g}", key="--level")
 
 
 def _objective(text: str) -> Objective:
     if text in ("mean", "worst"):
         return Objective(text)
     if "=" not in text:
-        raise UserError(f"takes mean, worst or task=weight,..., got {text!r}", key="--objective")
+        raise UserError(f"must be mean, worst or task=weight,..., got {text!r}", key="--objective")
     return Objective("mean", _numbers(text, "--objective"))
 
 
@@ -175,9 +175,9 @@ def _stage(word: str) -> Stage:
     try:
         length = float(passes)
     except ValueError:
-        raise UserError(f"{passes!r} is no number of passes", key="--order") from None
+        raise UserError(f"{passes!r} isn't a number of passes", key="--order") from None
     if not 0 < length <= _MOST_PASSES:
-        raise UserError(f"a stage takes more than 0 and at most {_MOST_PASSES} passes, got {passes}", key="--order")
+        raise UserError(f"passes must be above 0 and at most {_MOST_PASSES}, got {passes}", key="--order")
     return Stage(task, length)
 
 
@@ -191,7 +191,7 @@ def _numbers(text: str, key: str) -> dict[TaskName, float]:
         except ValueError:
             number = float("nan")
         if not equals or not name.strip() or not abs(number) < 1e300:
-            raise UserError(f"takes task=number,..., got {word.strip()!r}", key=key)
+            raise UserError(f"must be task=number,..., got {word.strip()!r}", key=key)
         if name.strip() in found:
             raise UserError(f"names {name.strip()!r} twice", key=key)
         found[name.strip()] = number

@@ -129,7 +129,7 @@ def _read(lines: Iterable[str], path: object) -> Iterator[dict[str, Any]]:
         if row.get("answer") is not None and not _plain(row["answer"]) and not isinstance(row["answer"], float):
             raise UserError(f"line {number}: 'answer' must be a text or a number", file=path)
         if str(row["id"]) in seen:
-            raise UserError(f"line {number}: the id {row['id']!r:.60} is there twice", file=path)
+            raise UserError(f"line {number}: the id {row['id']!r:.60} appears twice", file=path)
         seen.add(str(row["id"]))
         yield row
 

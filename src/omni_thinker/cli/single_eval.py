@@ -22,7 +22,7 @@ def evaluate_model(model: str, recipe: Recipe, split: str, references: Path | No
     Raises UserError for bad names and files.
     """
     if split not in ("validation", "test"):
-        raise UserError(f"takes validation or test, got {split!r}", key="--split")
+        raise UserError(f"must be validation or test, got {split!r}", key="--split")
     wanted: Split = "test" if split == "test" else "validation"
     known = _read_references(references) if references else {}
     bench = prepare(recipe, with_judge=bool(known))
@@ -42,7 +42,7 @@ def evaluate_model(model: str, recipe: Recipe, split: str, references: Path | No
         seed=study_seed(recipe.study.seeds[0], wanted),
         stops=bench.stops,
     )
-    notes = [f"{task}: no references, so only what needs no judge was scored; see --references." for task in unjudged]
+    notes = [f"{task}: no references, so only the checkable part was scored; see --references." for task in unjudged]
     return {
         "model": model,
         "split": wanted,
@@ -71,5 +71,5 @@ def _read_references(path: Path) -> dict[str, str]:
             row = json.loads(line)
             known.setdefault(str(row["problem"]), str(row["reference"]))
         except (ValueError, KeyError, TypeError, RecursionError):
-            raise UserError(f"line {number} is no reference", file=path) from None
+            raise UserError(f"line {number} isn't a reference", file=path) from None
     return known

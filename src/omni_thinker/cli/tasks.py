@@ -11,12 +11,12 @@ from omni_thinker.cli.options import Set, Weak, in_recipe, load, recipe_or_built
 from omni_thinker.cli.output import Json, finish
 from omni_thinker.errors import UserError, printable
 
-tasks_app = typer.Typer(no_args_is_help=True, help="Look at tasks before spending compute on them.")
+tasks_app = typer.Typer(no_args_is_help=True, help="Look at tasks before you spend compute on them.")
 
 
 @tasks_app.command("list")
 def tasks_list(json_: Json = False) -> None:
-    """The built-in tasks and the kinds of source."""
+    """List the built-in tasks and the kinds of source."""
     from omni_thinker.tasks.registry import BUILTIN, SOURCES
 
     for name, line in BUILTIN.items():
@@ -28,9 +28,9 @@ def tasks_list(json_: Json = False) -> None:
 @tasks_app.command("show")
 def tasks_show(
     source: Annotated[str, typer.Argument(help="A source such as builtin:math, or RECIPE:TASK.")],
-    count: Annotated[int, typer.Option(min=1, help="How many problems.")] = 3,
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
-    difficulty: Annotated[float | None, typer.Option(min=0, max=10, help="For built-in tasks.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Number of problems.")] = 3,
+    split: Annotated[str, typer.Option(help="The split: train, validation or test.")] = "train",
+    difficulty: Annotated[float | None, typer.Option(min=0, max=10, help="Difficulty of a built-in task.")] = None,
     overrides: Set = None,
     json_: Json = False,
 ) -> None:
@@ -58,19 +58,19 @@ def tasks_show(
 
 @tasks_app.command("validate")
 def tasks_validate(
-    recipe: Annotated[Path | None, typer.Argument(help="A recipe file; default: the four built-in tasks.")] = None,
+    recipe: Annotated[Path | None, typer.Argument(help="A recipe file. Default: the four built-in tasks.")] = None,
     overrides: Set = None,
     weak: Weak = False,
     json_: Json = False,
 ) -> None:
-    """Check every row of every task: the gold answer must score 1 and a wrong one must not."""
+    """Check every row of every task: its gold answer must score 1, and a wrong answer must not."""
     from omni_thinker.cli.validate import validate_tasks
     from omni_thinker.runs.progress import working
 
     with working("scoring a gold and a wrong answer of every row"), in_recipe(recipe or Path("--set")):
         failures = validate_tasks(recipe_or_builtin(recipe, overrides))
     for name, found in failures.items():
-        typer.echo(f"{name}: {'fine' if not found else f'{len(found)} rows fail'}")
+        typer.echo(f"{name}: {'all rows pass' if not found else f'{len(found)} rows fail'}")
         for failure in found[:5]:
             typer.echo(printable(f"  {failure['problem']}: {failure['reason']}"))
     finish({"failures": failures}, json_)

@@ -63,7 +63,7 @@ class JudgeCache:
         tables = {row[0] for row in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         columns = [row[1] for row in self._db.execute("PRAGMA table_info(replies)")]
         if (tables and "replies" not in tables) or (columns and columns != list(_COLUMNS)):
-            raise UserError("is a database of something else", file=path, key="judge.cache")
+            raise UserError("is the database of another program", file=path, key="judge.cache")
 
     @staticmethod
     def key(**parts: Any) -> str:
@@ -97,7 +97,7 @@ class JudgeCache:
     def _lost(self, exc: sqlite3.Error) -> None:
         if not self._warned:
             self._warned = True
-            _log.warning("the judge's cache %s fails (%s); replies are not kept", self.path, exc)
+            _log.warning("the judge's cache %s fails (%s); replies are not cached", self.path, exc)
 
     def stats(self) -> dict[str, Any]:
         """Counts by model, and the size of the file."""

@@ -320,16 +320,16 @@ def _check_address(spec: EndpointSpec) -> None:
         parts = urlsplit(spec.base_url)
         parts.port  # noqa: B018 - raises for what is no port
     except ValueError as exc:
-        raise UserError(f"is no address: {exc}", key="judge.endpoint.base_url") from None
+        raise UserError(f"isn't an address: {exc}", key="judge.endpoint.base_url") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UserError(
-            f"takes an http(s) address such as https://host/v1, got {spec.base_url!r}", key="judge.endpoint.base_url"
+            f"must be an http(s) address such as https://host/v1, got {spec.base_url!r}", key="judge.endpoint.base_url"
         )
     if parts.username or parts.password:
-        raise UserError("holds a password; keys come from the environment or a file", key="judge.endpoint.base_url")
+        raise UserError("must not contain a password; use api_key_env or api_key_file", key="judge.endpoint.base_url")
     if parts.scheme == "http" and parts.hostname not in _LOOPBACK and not spec.allow_http:
         raise UserError(
-            f"{parts.hostname} would be asked without encryption; use https, or judge.endpoint.allow_http = true",
+            f"{parts.hostname} would be asked without encryption; use https, or set judge.endpoint.allow_http = true",
             key="judge.endpoint.base_url",
         )
 
@@ -345,7 +345,7 @@ def _secret(spec: EndpointSpec) -> str:
             ) from None
     key = os.environ.get(spec.api_key_env, "").strip()
     if not key.isascii():
-        raise UserError("the judge's key holds other characters than a key may", key="judge.endpoint.api_key_env")
+        raise UserError("the judge's key has characters that a key can't have", key="judge.endpoint.api_key_env")
     if not key and urlsplit(spec.base_url).hostname not in _LOOPBACK:
-        raise UserError(f"the environment has no {spec.api_key_env}", key="judge.endpoint.api_key_env")
+        raise UserError(f"the environment variable {spec.api_key_env} isn't set", key="judge.endpoint.api_key_env")
     return key or "none"

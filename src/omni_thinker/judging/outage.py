@@ -48,7 +48,7 @@ class Outage:
         self._looked = time.monotonic()
         if self._since is None:
             self._since, self._wait = self._looked, _FIRST_S
-            _log.warning("%s is away (%s); waiting up to %.0f s for it", self._server, why, self._patience_s)
+            _log.warning("%s can't be reached (%s); waiting up to %.0f s for it", self._server, why, self._patience_s)
 
     async def wait(self) -> None:
         """Until it is worth another look. For the question that looks."""

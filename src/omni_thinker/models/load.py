@@ -63,7 +63,7 @@ def load_tokenizer(name: str) -> Tokenizer:
             "the tokenizer has no chat template; use an instruct model or add chat_template.jinja", file=name
         )
     if tokenizer.eos_token_id is None:
-        raise UserError("the tokenizer names no end of sequence; set eos_token in tokenizer_config.json", file=name)
+        raise UserError("the tokenizer has no end-of-sequence token; set eos_token in tokenizer_config.json", file=name)
     _check_template(tokenizer, name)
     return tokenizer
 

@@ -27,7 +27,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     except tomllib.TOMLDecodeError as exc:
         raise UserError(f"not valid TOML: {exc}", file=path) from None
     except IsADirectoryError:
-        raise UserError("is a directory; a run in it goes on with --resume", file=path) from None
+        raise UserError("is a directory; to resume the run in it, add --resume", file=path) from None
     except (OSError, ValueError) as exc:
         raise UserError(f"can't be read as a recipe: {exc}", file=path) from None
     except RecursionError:
@@ -76,7 +76,7 @@ def _known(loc: Loc) -> Sequence[str]:
 def _set(table: dict[str, Any], override: str) -> None:
     key, sep, text = override.partition("=")
     if not sep or not key.strip():
-        raise UserError(f"--set takes key=value, got {override!r}")
+        raise UserError(f"--set must be key=value, got {override!r}")
     try:
         value = tomllib.loads(f"v = {text}")["v"]
     except tomllib.TOMLDecodeError:

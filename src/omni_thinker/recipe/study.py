@@ -98,9 +98,9 @@ def check_replan(study: StudySpec) -> None:
     """Raises UserError where there is nothing to plan anew, or nobody who would learn."""
     wrong = {
         "the arm 'curriculum'": "curriculum" not in study.arms,
-        "no fixed study.order": bool(study.order),
+        "an empty study.order": bool(study.order),
         "study.strategy = 'exact'": study.strategy != "exact",
         "study.forecaster = 'hierarchical', which learns": study.forecaster != "hierarchical",
     }
     if needed := [name for name, lacking in wrong.items() if lacking]:
-        raise UserError(f"planning anew takes {needed[0]}", key="study.replan")
+        raise UserError(f"requires {needed[0]}", key="study.replan")

@@ -43,13 +43,13 @@ class Recipe(Table):
                 raise UserError("names a difficulty twice", key=f"tasks.{name}.pools")
         low, high = self.warmup.target
         if low >= high:
-            raise UserError(f"takes a lower and a higher share, got {low:g} and {high:g}", key="warmup.target")
+            raise UserError(f"must be a lower and a higher share, got {low:g} and {high:g}", key="warmup.target")
         study = self.study
         for key, named in (("order", study.order), ("single_tasks", study.single_tasks)):
             if unknown := [name for name in named if name not in self.tasks]:
                 raise UserError(f"no task {unknown[0]!r}; there are {', '.join(self.tasks)}", key=f"study.{key}")
         if study.order and sorted(study.order) != sorted(self.tasks):
-            raise UserError("names every task once", key="study.order")
+            raise UserError("must name every task once", key="study.order")
         for key, values in (
             ("seeds", study.seeds),
             ("arms", study.arms),
@@ -57,13 +57,13 @@ class Recipe(Table):
             ("single_tasks", study.single_tasks),
         ):
             if len(set(values)) < len(values):
-                raise UserError("names one twice, which would count it twice", key=f"study.{key}")
+                raise UserError("names one of them twice", key=f"study.{key}")
         check_arms(study, list(self.tasks))
         staged = {"single", "curriculum", "charged", "reverse", "merge"} & set(study.arms) or study.probes
         if study.steps < len(self.tasks) and staged:
             raise UserError(f"{study.steps} steps can't be shared by {len(self.tasks)} tasks", key="study.steps")
         if study.probes and len(self.tasks) < 2:
-            raise UserError("a transfer matrix takes two tasks or more", key="study.probes")
+            raise UserError("a transfer matrix needs two tasks or more", key="study.probes")
         if study.replan:
             check_replan(study)
         return self

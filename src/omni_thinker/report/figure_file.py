@@ -16,7 +16,7 @@ _MOST_TASKS = 40
 def plot_transfer(matrix: TransferMatrix, form: str) -> bytes:
     """Draw the matrix as `form`, one of FORMATS. Raises UserError for others, and for more tasks than one can read."""
     if form not in FORMATS:
-        raise UserError(f"takes a file that ends in .{', .'.join(FORMATS)}", key="--plot")
+        raise UserError(f"must be a file that ends in .{', .'.join(FORMATS)}", key="--plot")
     if len(matrix.tasks) > _MOST_TASKS:
         raise UserError(f"{len(matrix.tasks)} tasks; more than {_MOST_TASKS} can't be read", key="--plot")
 

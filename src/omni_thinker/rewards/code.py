@@ -101,7 +101,7 @@ class UnitTests(SamplePart):
         for what, text in [("setup", problem.data.get("setup") or ""), *(("test", test) for test in tests)]:
             fault = _syntax(text)
             if fault:
-                return f"the {what} {str(text).strip()[:60]!r} is no Python: {fault}"
+                return f"the {what} {str(text).strip()[:60]!r} isn't Python: {fault}"
         return None if all(test.strip() for test in tests) else "unit_tests has an empty test"
 
     def wrong_answer(self, problem: Problem) -> str | None:

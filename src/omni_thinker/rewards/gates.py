@@ -53,7 +53,7 @@ class Format(SamplePart):
         try:
             re.compile(pattern)
         except (re.error, OverflowError, RecursionError, MemoryError) as exc:
-            return f"data['format'] is no regular expression: {exc}"
+            return f"data['format'] isn't a regular expression: {exc}"
         return None
 
     def wrong_answer(self, problem: Problem) -> str | None:

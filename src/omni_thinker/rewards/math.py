@@ -140,7 +140,7 @@ class Math(SamplePart):
             reply = _pool().call_sync({"gold": problem.answer}, _DEADLINE_S)
         except IsolationError as exc:
             return f"the answer {problem.answer[:60]!r} can't be checked: {exc}"
-        return None if reply.get("parses") else f"the answer {problem.answer[:60]!r} is no mathematical expression"
+        return None if reply.get("parses") else f"the answer {problem.answer[:60]!r} isn't a mathematical expression"
 
     def wrong_answer(self, problem: Problem) -> str | None:
         gold = _plain_gold(problem.answer or "")

@@ -72,7 +72,7 @@ class Journal:
         self._path = folder / NAME
         lines, damaged = _read(self._path)
         if not lines and any(self._size(name) for name in self._logs):  # which have nothing before its first line
-            raise UserError("its first line is damaged, so nothing tells what the logs are worth", file=self._path)
+            raise UserError("its first line is damaged, so the logs can't be checked", file=self._path)
         keep = _cut(lines, usable)
         self._known = [line for line, _ in lines[:keep]]
         self._at = 0
@@ -86,13 +86,14 @@ class Journal:
         for name, size in self._sizes.items():
             if (present := self._size(name)) < size:
                 raise UserError(
-                    f"has {present} bytes, the journal knows of {size}: it was changed", file=self._folder / name
+                    f"has {present} bytes, the journal recorded {size}: the file was changed",
+                    file=self._folder / name,
                 )
         if counts is not None and self._known:
             try:
                 counts.restore(self._known[-1].counts)
             except (TypeError, KeyError, ValueError, AttributeError):
-                raise UserError("holds counts of another kind", file=self._path) from None
+                raise UserError("has counts of another kind", file=self._path) from None
 
     def cut(self) -> None:
         """Cut off what came after the last line that can be gone on from, of the journal and of the logs. Until then
@@ -120,7 +121,7 @@ class Journal:
         if self.replaying:
             line = self._known[self._at]
             if line.key != key or line.kind != "move":
-                raise UserError(f"goes on with {line.key!r}, not {key!r}: made by another version", file=self._path)
+                raise UserError(f"has {line.key!r} instead of {key!r}: another version wrote it", file=self._path)
             self._at += 1
             return line.value
         self.cut()
@@ -136,7 +137,7 @@ class Journal:
             return Trained()
         line = self._known[self._at]
         if line.key != key or line.kind != "begin":
-            raise UserError(f"goes on with {line.key!r}, not {key!r}: made by another version", file=self._path)
+            raise UserError(f"has {line.key!r} instead of {key!r}: another version wrote it", file=self._path)
         self._at += 1
         own = [line for line in self._known[self._at :] if line.key == key]
         return Trained(tuple(line.value for line in own), bool(own) and own[-1].kind == "move")
@@ -219,7 +220,7 @@ def _parsed(path: Path, body: bytes) -> Line:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         sound = False
     if not sound:
-        raise UserError("has a line that isn't one of a journal", file=path)
+        raise UserError("has a line that doesn't belong to a journal", file=path)
     return line
 
 

@@ -110,7 +110,7 @@ def check_version(table: Any, file: object) -> None:
     if version == VERSION and not isinstance(version, bool):
         return
     remedy = "update omni-thinker to read it" if isinstance(version, int) and version > VERSION else "run it again"
-    raise UserError(f"version {version!r:.40} is not known here, only {VERSION}; {remedy}", file=file, key="version")
+    raise UserError(f"version {version!r:.40} isn't supported, only {VERSION}; {remedy}", file=file, key="version")
 
 
 def _document(path: Path, kind: type[T]) -> T:

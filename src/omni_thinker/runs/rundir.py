@@ -51,7 +51,7 @@ class RunDir:
     def open_journal(self, logs: Sequence[str], *, usable: Callable[[Any], bool], counts: Counts | None = None) -> None:
         """See Journal. Raises UserError where there are logs without one: nothing tells what they are worth."""
         if not (self.path / JOURNAL).exists() and any((self.path / log).exists() for log in logs):
-            raise UserError("has no journal.jsonl, so it can't be gone on with", file=self.path)
+            raise UserError("has no journal.jsonl, so it can't be resumed", file=self.path)
         self.journal = Journal(self.path, logs, usable=usable, counts=counts)
 
     def write_text(self, name: str, text: str) -> Path:

@@ -40,7 +40,7 @@ class Stop:
         self._before[signal.SIGALRM] = signal.getsignal(signal.SIGALRM)
         signal.signal(signal.SIGALRM, lambda _, late: self._end(number, late))
         signal.setitimer(signal.ITIMER_REAL, PATIENCE_S)
-        self._say("stopping after this step, which is kept; once more to stop at once")
+        self._say("stopping after this step, which is saved; interrupt again to stop at once")
 
     def _end(self, number: int, frame: FrameType | None) -> None:
         handler = self._before.get(number)

@@ -33,7 +33,7 @@ class OwnConfig(Config):
                 f"{made.__name__}(tasks, problems_per_step, **options) can't be made: {exc}", key=key
             ) from None
         if lacking := [method for method in _METHODS if not callable(getattr(scheduler, method, None))]:
-            raise UserError(f"{made.__name__} is not a Scheduler: it lacks {', '.join(lacking)}", key=key)
+            raise UserError(f"{made.__name__} isn't a Scheduler: it lacks {', '.join(lacking)}", key=key)
         first = dict(scheduler.quotas(0))
         if not set(first) <= set(setting.tasks) or sum(first.values()) != per_step or min(first.values()) < 1:
             wanted = f"whole numbers that add up to {per_step}, for some of {', '.join(setting.tasks)}"

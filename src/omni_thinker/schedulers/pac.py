@@ -94,7 +94,7 @@ class PacConfig(Config):
     def build(self, setting: Setting) -> Pac:
         cold_start = min(50, setting.steps // 4) if self.cold_start is None else self.cold_start
         if self.cold_start is not None and cold_start >= setting.steps:
-            raise UserError(f"leaves nothing of {setting.steps} steps", key=f"{setting.key}.cold_start")
+            raise UserError(f"must be fewer than the {setting.steps} steps of an arm", key=f"{setting.key}.cold_start")
         return Pac(
             setting.tasks,
             setting.problems_per_step,

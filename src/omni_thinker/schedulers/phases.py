@@ -64,7 +64,7 @@ class FirstConfig(Config):
         weights, per_step, steps = setting.weights, setting.problems_per_step, setting.steps
         chosen = self.tasks or tuple(task for task in weights if task in setting.judged)
         if not chosen:
-            raise UserError("there is no task that a judge scores; name those that come first", key=setting.key)
+            raise UserError("no task is scored by a judge; name the tasks that come first", key=setting.key)
         begin = max(1, min(steps - 1, round(self.share * steps)))
         first = Mixture({task: weights[task] for task in chosen}, per_step)
         return Phases([(first, begin), (Mixture(weights, per_step), steps - begin)])

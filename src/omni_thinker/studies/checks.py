@@ -46,7 +46,7 @@ def check_problems(
     tokenizer = load_tokenizer(recipe.model.name)
     for name, spec in recipe.tasks.items():
         if held := [text for text in spec.stop if any(token in text for token in tokenizer.all_special_tokens)]:
-            raise UserError(f"{held[0]!r} holds a special token, which no answer's text has", key=f"tasks.{name}.stop")
+            raise UserError(f"{held[0]!r} contains a special token, which answers never have", key=f"tasks.{name}.stop")
     for task in tasks.values() if context is not None else ():
         _check_lengths(task, tokenizer, recipe.model.system, context or 0)
 

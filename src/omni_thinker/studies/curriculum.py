@@ -54,5 +54,5 @@ class Replanner:
         )
         new = plan.sequence.order[len(done) :]
         if new != rest:
-            self._session.progress.say(f"replanned after {done[-1]}: {' -> '.join(new)}")
+            self._session.progress.say(f"planned again after {done[-1]}: {' -> '.join(new)}")
             self._scheduler.reorder(len(done), new)

@@ -30,6 +30,6 @@ def power_words(bench: Bench) -> str:
     if sees is None:
         return ""
     return (
-        f"with {count} seed{'s' if count > 1 else ''} and these test problems, {100 * sees:.1f} points between an arm "
-        "and joint training are seen nine times in ten, if noise is as usual"
+        f"with {count} seed{'s' if count > 1 else ''} and these test problems, this study detects a "
+        f"{100 * sees:.1f}-point difference from joint training with 90 % probability, if noise is as usual"
     )

@@ -58,7 +58,7 @@ def run_parallel(
     else:
         check_free(out)
         if (out / SEEDS).exists():
-            raise UserError("is there already; choose another --out", file=out / SEEDS)
+            raise UserError("exists already; choose another --out", file=out / SEEDS)
     plan_work(recipe)
     bench = prepare(recipe)
     run = RunDir(out, recipe, resume=resume)
@@ -67,7 +67,7 @@ def run_parallel(
         count = len(recipe.study.seeds)
         progress.say(f"study {recipe.name!r} into {out}: {count} seeds, {min(jobs, count)} at a time")
         if not resume and (words := power_words(bench)):
-            progress.say(words)
+            progress.say(f"power: {words}")
         del bench  # a judge's model among it; the processes load their own
         _Processes(recipe, out, jobs, options).run(progress)
     parts = {seed: out / SEEDS / str(seed) for seed in recipe.study.seeds}

@@ -54,11 +54,11 @@ def check_run(run: RunDir, bench: Bench) -> None:
     now = recipe.model_dump(mode="json")
     kept = run.journal.once("recipe", lambda: now)
     if not isinstance(kept, dict):
-        raise UserError("holds no recipe", file=run.path / JOURNAL)
+        raise UserError("has no recipe", file=run.path / JOURNAL)
     refuse_changes(run.path, kept, now)
     done = run.journal.seeds
     if list(recipe.study.seeds)[: len(done)] != done:
-        raise UserError(f"the run has {done}; more can only follow these", file=run.path, key="study.seeds")
+        raise UserError(f"the run has {done}; new seeds must follow these", file=run.path, key="study.seeds")
     _check_model(run, recipe.model.name)
     if recipe.judge.kind == "likelihood" and bench.judge is not None:
         _check_model(run, recipe.judge.model, "judge")
@@ -71,7 +71,7 @@ def refuse_changes(path: Path, kept: Mapping[str, Any], now: Mapping[str, Any]) 
     changed = [line for key, old, new in _differences(kept, now) if (line := _line(key, old, new))]
     if changed:
         raise UserError(
-            f"the run was begun otherwise: {'; '.join(changed)}; leave that as it was, or begin another run", file=path
+            f"the run began with other settings: {'; '.join(changed)}; restore them, or begin another run", file=path
         )
 
 
@@ -81,7 +81,7 @@ def _check_problems(run: RunDir, bench: Bench) -> None:
     kept = run.journal.once("problems", lambda: now)
     if kept != now and isinstance(kept, dict):
         changed = [part for part in {**kept, **now} if kept.get(part) != now.get(part)]
-        raise UserError(f"problems have changed since the run was begun: {', '.join(changed)}", file=run.path)
+        raise UserError(f"problems have changed since the run began: {', '.join(changed)}", file=run.path)
 
 
 def _digest(problems: Sequence[Problem]) -> str:
@@ -101,7 +101,7 @@ def _check_model(run: RunDir, name: str, part: Literal["model", "judge"] = "mode
     if kept != now and isinstance(kept, dict):
         changed = [file for file in {**kept, **now} if kept.get(file) != now.get(file)]
         key = "model.name" if part == "model" else "judge.model"
-        raise UserError(f"has changed since the run was begun: {', '.join(changed)}", file=folder, key=key)
+        raise UserError(f"has changed since the run began: {', '.join(changed)}", file=folder, key=key)
 
 
 def _print(path: Path) -> str:

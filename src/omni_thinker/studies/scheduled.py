@@ -33,7 +33,7 @@ def check_schedulers(recipe: Recipe, sizes: Mapping[TaskName, int], judged: Coll
         make_scheduler(recipe, name, sizes, judged, 0)
         if spec.kind == "tac" and not watched_layers(empty_model(recipe.model.name)):
             raise UserError(
-                "looks at gradients of layers named down_proj, which this model doesn't have", key=f"study.arms.{name}"
+                "needs gradients of layers named down_proj, which this model doesn't have", key=f"study.arms.{name}"
             )
 
 

@@ -54,9 +54,9 @@ def run_study(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, A
         run.journal.cut()
         progress.say(f"study {recipe.name!r} into {out}" + (", resumed" if run.journal.replaying else ""))
         if run.journal.dropped:
-            progress.say(f"{run.journal.dropped} entries after the last whole checkpoint are made again")
+            progress.say(f"{run.journal.dropped} journal entries after the last whole checkpoint are repeated")
         if not resume and (words := power_words(bench)):
-            progress.say(words)
+            progress.say(f"power: {words}")
         asked = f"result of {list(recipe.study.seeds)}, {recipe.study.bootstrap}, {recipe.study.confidence}"
         if (known := run.journal.noted(asked)) is not None:
             progress.say("this study has ended; nothing is left to do")

@@ -212,7 +212,7 @@ def charged_steps(recipe: Recipe) -> int:
     study, kinds = recipe.study, probe_kinds(recipe)
     paid = sum(probe_lengths(recipe, kinds[0]).values()) if kinds and is_planned(recipe) else 0
     if not paid:
-        raise UserError("'charged' is a plan that was paid for: it takes a probe, and no study.order", key="study.arms")
+        raise UserError("'charged' pays for its plan, so it needs a probe and no study.order", key="study.arms")
     if study.steps - paid < len(recipe.tasks):
         raise UserError(
             f"the probe takes {paid} of {study.steps} steps, which leaves no stage for 'charged'; a short probe with a "

@@ -66,7 +66,7 @@ class Weights:
         """Raises UserError where weights that an earlier process wrote aren't as it left them."""
         expected = self._unverified.pop(path, None)
         if expected is not None and not is_whole(path, expected):
-            raise UserError("isn't as it was written, and can't be made again; begin another run", file=path)
+            raise UserError("has changed since it was written and can't be rebuilt; begin another run", file=path)
 
     def save(self, arm: str) -> Path:
         """Keep the wanted weights in fp32, unless they lie in that file already."""

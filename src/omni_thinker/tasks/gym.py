@@ -48,7 +48,7 @@ class GymTask(PooledTask):
                 raise UserError("reasoning-gym has no dial; set its options instead", key=f"tasks.{name}.{key}")
         if reserved := {"seed", "size"} & set(spec.options):
             key = f"tasks.{name}.options.{min(reserved)}"
-            raise UserError("is set by the task's own seed and train, validation and test", key=key)
+            raise UserError("is set by the task's keys seed, train, validation and test", key=key)
         super().__init__(name, spec.model_copy(update={"options": {}}))
         self.gym = spec.source.partition(":")[2]
         self.config: Mapping[str, Any] = {**spec.options, "seed": spec.seed, "size": MAX_DRAWS}
@@ -79,7 +79,7 @@ class GymTask(PooledTask):
             raise UserError(why, key=f"tasks.{self.name}.source") from None
         entries = reply.get("entries")
         if not isinstance(entries, list) or len(entries) != len(indices) or not all(map(_is_entry, entries)):
-            why = f"reasoning-gym's problems of {self.gym!r} have no form that can be used"
+            why = f"reasoning-gym's problems of {self.gym!r} have an unknown form"
             raise UserError(why, key=f"tasks.{self.name}.source")
         self._drawn = dict(zip(indices, entries, strict=True))
 

@@ -114,7 +114,7 @@ class PooledTask(ABC):
         self.reward: RewardSpec = spec.reward or self.default_reward
         self.verifiable: bool = is_verifiable(self.reward)
         if spec.pools and spec.difficulty is not None:
-            raise UserError("says how difficult; remove difficulty", key=f"tasks.{name}.pools")
+            raise UserError("already sets the difficulty; remove the key difficulty", key=f"tasks.{name}.pools")
         self.difficulty: float = self.default_difficulty if spec.difficulty is None else spec.difficulty
         self.pools: tuple[float, ...] = spec.pools
         asked = {"train": spec.train, "validation": spec.validation, "test": spec.test}

@@ -93,7 +93,7 @@ class Reader:
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise self.bad(field, "holds half of a surrogate pair, which is no text") from None
+            raise self.bad(field, "has half of a surrogate pair, which isn't text") from None
         return value
 
     def texts(self, field: str) -> list[str] | None:
@@ -146,7 +146,7 @@ class Reader:
         base: int | None = self.spec.options.get("answer_index_base")
         if base is not None and isinstance(raw, int):
             if not 0 <= raw - base < len(texts):
-                raise self.bad("answer", f"{raw} is no place in a list of {len(texts)} choices")
+                raise self.bad("answer", f"{raw} isn't a place in a list of {len(texts)} choices")
             return texts[raw - base]
         same = [text for text in texts if content_hash(text) == content_hash(answer)]
         if same:

@@ -82,7 +82,7 @@ def _python_task(name: TaskName, spec: TaskSpec) -> Task:
         lacking = [
             part for part in ("name", "max_tokens", "reward", "verifiable", "problems") if not hasattr(task, part)
         ]
-        raise UserError(f"{class_name} is no Task: it lacks {', '.join(lacking)}", key=key)
+        raise UserError(f"{class_name} isn't a Task: it lacks {', '.join(lacking)}", key=key)
     return task
 
 

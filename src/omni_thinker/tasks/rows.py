@@ -55,7 +55,7 @@ def check_spec(name: TaskName, spec: TaskSpec) -> None:
             if key not in known:
                 raise UserError(f"unknown key{did_you_mean(key, known)}", key=f"tasks.{name}.{table}.{key}")
     if spec.pools:
-        raise UserError(f"is for generated tasks; rows name theirs: fields.{POOL}", key=f"tasks.{name}.pools")
+        raise UserError(f"applies to generated tasks only; rows use fields.{POOL}", key=f"tasks.{name}.pools")
     if spec.options.get("answer_index_base", 0) not in (0, 1):
         raise UserError("must be 0 or 1", key=f"tasks.{name}.options.answer_index_base")
     if not isinstance(spec.options.get("drop_overlap", False), bool):
@@ -94,7 +94,7 @@ def _read(name: TaskName, spec: TaskSpec, rows: Iterable[Row]) -> dict[Split, li
         problem, content = reader.problem(name)
         if problem.id in ids:
             raise UserError(
-                f"id {problem.id!r} is already that of {ids[problem.id]}", file=row.where, key=reader.path("id")
+                f"id {problem.id!r} is already used by {ids[problem.id]}", file=row.where, key=reader.path("id")
             )
         ids[problem.id] = row.where
         found |= reader.found
@@ -113,12 +113,12 @@ def _by_split(
     values = {value for value, _, _ in parsed if value is not None}
     if not spec.splits and values and "train" not in values:
         raise UserError(
-            f"no row of split 'train' (the rows say {_some(values)}); name them here", key=f"tasks.{name}.splits"
+            f"no row of split 'train' (the rows have {_some(values)}); map them here", key=f"tasks.{name}.splits"
         )
     named = spec.splits or {split: (split,) for split in SPLITS if split in values}
     for split, wanted in spec.splits.items():
         if absent := set(wanted) - values:
-            said = f"the rows say {_some(values)}" if values else "the rows name no split"
+            said = f"the rows have {_some(values)}" if values else "the rows name no split"
             raise UserError(f"no row of split {_some(absent)} ({said})", key=f"tasks.{name}.splits.{split}")
     owner: dict[str, Split] = {value: split for split in SPLITS for value in named.get(split, ())}
     carved: list[Split] = [split for split in SPLITS if split not in named or split == "train"]

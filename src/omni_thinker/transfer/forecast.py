@@ -313,7 +313,7 @@ def check_order(order: Sequence[TaskName], tasks: Sequence[TaskName]) -> None:
     if unknown := [task for task in order if task not in tasks]:
         raise UserError(f"unknown task {unknown[0]!r}; the matrix has {', '.join(tasks)}", key="--order")
     if len(set(order)) != len(order):
-        raise UserError("an order names each task once", key="--order")
+        raise UserError("an order must name each task once", key="--order")
     if missing := [task for task in tasks if task not in order]:
         raise UserError(f"leaves out {missing[0]!r}", key="--order")
 
@@ -323,9 +323,9 @@ def check_weights(weights: Mapping[TaskName, float], tasks: Sequence[TaskName]) 
     if unknown := [task for task in weights if task not in tasks]:
         raise UserError(f"unknown task {unknown[0]!r}; the matrix has {', '.join(tasks)}", key="--joint")
     if not weights or any(not 0 <= weight <= 1 for weight in weights.values()):
-        raise UserError("shares lie between 0 and 1", key="--joint")
+        raise UserError("shares must lie between 0 and 1", key="--joint")
     if abs(sum(weights.values()) - 1) > 1e-6:
-        raise UserError(f"shares add up to 1, not {sum(weights.values()):g}", key="--joint")
+        raise UserError(f"shares must add up to 1, not {sum(weights.values()):g}", key="--joint")
 
 
 def evenly(tasks: Sequence[TaskName]) -> Joint:

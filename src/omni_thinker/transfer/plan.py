@@ -134,7 +134,7 @@ def _checked(matrix: TransferMatrix, wanted: Objective, strategy: str, order: Se
         raise UserError(f"unknown strategy {strategy!r}; known: {', '.join(STRATEGIES)}", key="--strategy")
     check_measured(matrix)
     if wanted.fixed and (order or strategy != "exact"):
-        raise UserError("places can be fixed for the strategy 'exact' alone", key="--fix")
+        raise UserError("places can be fixed only with the strategy 'exact'", key="--fix")
     wanted.shares(matrix.tasks)
     wanted.places(matrix.tasks)
     if order:

@@ -46,7 +46,7 @@ class Objective:
             raise UserError(f"unknown task {unknown[0]!r}; the matrix has {', '.join(tasks)}", key="--objective")
         given = np.array([float(self.weights.get(task, 0.0 if self.weights else 1.0)) for task in tasks])
         if (given < 0).any() or not np.isfinite(given).all() or given.sum() <= 0:
-            raise UserError("weights are numbers >= 0, at least one above 0", key="--objective")
+            raise UserError("weights must be 0 or more, and at least one above 0", key="--objective")
         return np.asarray(given / given.sum())
 
     def places(self, tasks: Sequence[TaskName]) -> dict[int, int]:
@@ -55,7 +55,7 @@ class Objective:
             if task not in tasks:
                 raise UserError(f"unknown task {task!r}; the matrix has {', '.join(tasks)}", key="--fix")
             if not 1 <= place <= len(tasks):
-                raise UserError(f"a place lies between 1 and {len(tasks)}, got {place}", key="--fix")
+                raise UserError(f"a place must lie between 1 and {len(tasks)}, got {place}", key="--fix")
         if len(set(self.fixed.values())) < len(self.fixed):
             raise UserError("two tasks can't have the same place", key="--fix")
         return {tasks.index(task): place - 1 for task, place in self.fixed.items()}

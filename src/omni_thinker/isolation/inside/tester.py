@@ -68,7 +68,7 @@ class Tester(Peer):
             return _OPERATIONS[name](left, right)
         if name in ("eq", "ne"):
             return name == "ne"
-        raise TypeError("an object of the program's can't reckon with a value of the test's: it would be told")
+        raise TypeError("a program's object can't be combined with a test's value: the program would learn it")
 
     def found(self, name: str) -> Any:
         """The program's global of this name. A module is this process's own, if the name is its own, too."""
