@@ -83,11 +83,11 @@ def load_matrix(path: Path) -> TransferMatrix:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A table of JSON; ValueError for a key that is there twice, of which JSON would silently keep the last."""
+    """A table of JSON; ValueError for a key that appears twice, of which JSON would silently keep the last."""
     table = dict(pairs)
     if len(table) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!a:.60} is there twice")
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!a:.60} appears twice")
     return table
 
 
@@ -100,7 +100,7 @@ def parse_matrix(table: Any, source: object) -> TransferMatrix:
     if not isinstance(tasks, list) or not tasks or not all(isinstance(task, str) for task in tasks):
         raise UserError("must be a list of task names", file=source, key="tasks")
     if bad := [task for task in tasks if not _is_name(task)]:
-        raise UserError(f"{bad[0]!a} is no name: it takes text without ',', '=', ':'", file=source, key="tasks")
+        raise UserError(f"{bad[0]!a} isn't a name: use text without ',', '=', ':'", file=source, key="tasks")
     if len(set(tasks)) != len(tasks):
         raise UserError("names a task twice", file=source, key="tasks")
     if len(tasks) < 2:
@@ -146,7 +146,7 @@ def _evaluations(table: Any, tasks: Sequence[str], source: object) -> tuple[Colu
     columns = []
     for name, row in table.items():
         if not _is_name(name):
-            raise UserError(f"{name!a:.60} is no name", file=source, key="evaluations")
+            raise UserError(f"{name!a:.60} isn't a name", file=source, key="evaluations")
         key = f"evaluations.{name}"
         if not isinstance(row, dict) or not isinstance(row.get("task"), str) or not isinstance(row.get("after"), dict):
             raise UserError('an evaluation is {"task", "start", "after"}', file=source, key=key)
