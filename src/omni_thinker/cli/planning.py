@@ -1,4 +1,4 @@
-"""`omni-thinker plan` and `forecast`: from a file and a few words to a plan."""
+"""`omni-thinker plan` and `forecast`: read a matrix and options, and make a plan."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def plan_file(
     evidence: Sequence[Path],
     level: float,
 ) -> Plan:
-    """The plan for the matrix at `path`. Raises UserError for a bad file and for words that can't be read.
+    """Plan from the matrix at `path`. Raises UserError for a bad file or bad option.
 
     `evidence`: run directories whose stages are taken to have begun where the matrix was measured.
     """
@@ -64,7 +64,7 @@ def plan_file(
 
 
 def _evidence(run: Path, tasks: Sequence[TaskName]) -> list[Evidence]:
-    """Every evaluation after a stage that a run's result.json tells. Raises UserError where there is none."""
+    """The evaluations after each stage in a run's result.json. Raises UserError if there are none."""
     path = run / "result.json"
     try:
         path = path if run.is_dir() else run
@@ -101,7 +101,7 @@ def describe_matrix(matrix: TransferMatrix) -> dict[str, Any]:
 
 
 def write_new(wanted: Mapping[str, tuple[Path, Callable[[], bytes]]]) -> None:
-    """Write new files by the option that asks for each; none if one can't be. Raises UserError."""
+    """Write one new file for each option. Raises UserError, before writing any, if one can't be written."""
     paths = [path for path, _ in wanted.values()]
     for key, (path, _) in wanted.items():
         try:
@@ -131,7 +131,7 @@ def forecast_file(
     objective: str,
     level: float,
 ) -> dict[str, Any]:
-    """The forecast of one plan for the matrix at `path`. Raises UserError as `plan_file` does."""
+    """Forecast one plan from the matrix at `path`. Raises UserError as `plan_file` does."""
     _check_level(level)
     if sum((bool(joint), bool(order), merge is not None)) != 1:
         raise UserError("give one of --joint, --order and --merge", key="--joint")
