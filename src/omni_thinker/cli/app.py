@@ -1,4 +1,4 @@
-"""The command line: every command is one call into the library. Heavy imports are inside the functions that need them."""
+"""The command line: every command is one call into the library. Heavy imports are inside functions."""
 
 from __future__ import annotations
 

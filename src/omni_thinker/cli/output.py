@@ -19,7 +19,7 @@ def finish(table: dict[str, Any], json_: bool) -> None:
 
 
 def tell(summary: Mapping[str, Any], units: Mapping[str, str]) -> None:
-    """Print a dry run for people. Entries that are tables or numbers, such as the recipe, are printed by --json only."""
+    """Print a dry run for people. Tables and numbers, such as the recipe, are printed by --json only."""
     for key, value in summary.items():
         if key == "work":
             typer.echo("work: " + ", ".join(f"{count} {units[kind]}" for kind, count in value.items()))
