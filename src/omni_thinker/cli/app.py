@@ -1,4 +1,4 @@
-"""The command line: every command is one call into the library. Imports what is heavy only where it is used."""
+"""The command line: every command is one call into the library. Heavy imports are inside functions."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ def main() -> None:
 
 
 class _Interrupted(BaseException):
-    """Ctrl-C in a run. Typer ends with 130 and without a word at KeyboardInterrupt."""
+    """Ctrl-C in a run. At KeyboardInterrupt, Typer would exit with 130 and print nothing."""
 
 
 class _Terminated(BaseException):
-    """SIGTERM, as an exception: on its way everything that is open is closed, and children are gone."""
+    """SIGTERM as an exception, so that open files are closed and child processes ended on the way out."""
 
 
 def _terminate(number: int, frame: object) -> None:
@@ -213,7 +213,7 @@ def _run(
     jobs: int = 1,
     options: Sequence[str] = (),
 ) -> None:
-    """`options`: of the command line, for processes that run parts of it."""
+    """Run or resume a study. `options`: command-line options to pass on to the processes of --jobs."""
     if resume:
         if out is not None:
             raise UserError("can't be used with --resume; give the run's directory as RECIPE", key="--out")

@@ -40,7 +40,7 @@ Level = Annotated[float, typer.Option("--level", help="Coverage of the intervals
 
 @contextmanager
 def in_recipe(path: Path) -> Iterator[None]:
-    """Name the recipe in errors that know only the key."""
+    """Add the recipe's path to errors that have only a key."""
     try:
         yield
     except UserError as exc:

@@ -1,4 +1,4 @@
-"""What all commands print alike."""
+"""What every command can print: one JSON line, or a dry run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the
 
 
 def finish(table: dict[str, Any], json_: bool) -> None:
-    """The last line, for machines."""
+    """Print `table` as the last line, with --json."""
     if json_:
         from omni_thinker.runs.rundir import to_json
 
@@ -19,7 +19,7 @@ def finish(table: dict[str, Any], json_: bool) -> None:
 
 
 def tell(summary: Mapping[str, Any], units: Mapping[str, str]) -> None:
-    """A dry run, for people: what is too long for a line (the recipe) or said in words already is left to --json."""
+    """Print a dry run for people. Tables and numbers, such as the recipe, are printed by --json only."""
     for key, value in summary.items():
         if key == "work":
             typer.echo("work: " + ", ".join(f"{count} {units[kind]}" for kind, count in value.items()))

@@ -1,7 +1,7 @@
 """The tests' side of the sandbox: runs them against a program that lives in another process.
 
-What the program returns arrives as plain data or as a handle. A handle's own idea of equality, order or arithmetic is
-asked for only between two handles: against a value of the test's it would decide its own verdict.
+What the program returns arrives as plain data or as a handle. We never call the program's `__eq__` (or its order or
+arithmetic) against a value of the test: it could return True. Between two handles, the program's classes decide.
 """
 
 from __future__ import annotations
