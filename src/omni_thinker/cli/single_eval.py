@@ -11,7 +11,8 @@ from omni_thinker.errors import UserError
 from omni_thinker.policy.make import make_policy
 from omni_thinker.recipe import Recipe
 from omni_thinker.rl.evaluate import evaluate
-from omni_thinker.runs.schema.base import dump
+from omni_thinker.runs.schema.base import adapter, dump
+from omni_thinker.runs.schema.logs import Reference
 from omni_thinker.studies.setup import prepare, study_seed
 from omni_thinker.types import Problem, Split
 
@@ -68,8 +69,8 @@ def _read_references(path: Path) -> dict[str, str]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-            known.setdefault(str(row["problem"]), str(row["reference"]))
-        except (ValueError, KeyError, TypeError, RecursionError):
+            row: Reference = adapter(Reference).validate_python(json.loads(line))
+            known.setdefault(row.problem, row.reference)
+        except (ValueError, RecursionError):
             raise UserError(f"line {number} isn't a reference", file=path) from None
     return known

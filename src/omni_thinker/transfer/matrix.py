@@ -1,9 +1,7 @@
 """The transfer matrix: what RL on each task did to every task, measured on the validation split.
 
-JSON, version 1: {"version": 1, "tasks": [...], "start": {task: cell}, "after": {trained: {task: cell}}} with cells
-{"mean", "n", "stderr"}; null is a cell that was not measured. Where a task has several test sets, "evaluations":
-{name: {"task", "start": cell, "after": {trained: cell}}} holds each; its task may be one that nothing was trained on.
-"entropy": {"start": {task: nats}, "after": {trained: {task: nats}}} is that of the answers, per token, where known.
+`runs.schema.transfer` has its keys. People write such files by hand, so every entry is checked here, and cells may
+leave out `n` and `stderr`.
 """
 
 from __future__ import annotations
