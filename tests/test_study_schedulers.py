@@ -123,6 +123,8 @@ def test_stages_share_all_steps() -> None:
         ({"schedulers": {"state": {"kind": "sec"}}}, "study.schedulers.state"),
         ({"schedulers": {"x": {"kind": "worst_task", "rate": 1000}}}, "study.schedulers.x.worst_task.rate"),
         ({"bootstrap": 1}, "study.bootstrap"),
+        ({"arms": ["serial"]}, "study.arms"),
+        ({"schedulers": {"x": {"kind": "serial"}}}, "study.schedulers.x.kind"),
         ({"schedulers": {"x": {"kind": "oracle"}}}, "study.schedulers.x"),
         ({"schedulers": {"x": {"kind": "sec", "window": 3}}}, "study.schedulers.x.sec.window"),
         ({"schedulers": {"x": {"kind": "sec", "rate": 2.0}}}, "study.schedulers.x.sec.rate"),
@@ -155,6 +157,7 @@ ARMS = (
     ),
     *("--set", 'study.schedulers.mine={kind="pac", cold_start=2}'),
     *("--set", 'study.schedulers.refresh={kind="sequence", stages=["coding", "writing", "coding:0.5"]}'),
+    *("--set", 'study.schedulers.serial={kind="weighted", update="task"}'),
     *("--set", "study.steps=6"),
 )
 

@@ -6,16 +6,24 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
+from omni_thinker.recipe.rl import Update
 from omni_thinker.recipe.types import Count, Positive, PositiveFloat, Share, Table
 
 
-class Uniform(Table):
+class Scheduled(Table):
+    """What all schedulers have."""
+
+    update: Update | None = None
+    """In place of `rl.update`, for this arm."""
+
+
+class Uniform(Scheduled):
     """The same share for every task, whatever their weights."""
 
     kind: Literal["uniform"]
 
 
-class Proportional(Table):
+class Proportional(Scheduled):
     """Shares in proportion to each task's training problems to the power of 1 / `temperature` (arXiv 1907.05019): 1 is
     proportional, large ones are even."""
 
@@ -23,13 +31,13 @@ class Proportional(Table):
     temperature: PositiveFloat = 1.0
 
 
-class RoundRobin(Table):
+class RoundRobin(Scheduled):
     """One task a step, in turn."""
 
     kind: Literal["round_robin"]
 
 
-class Sec(Table):
+class Sec(Scheduled):
     """A bandit on learnability (arXiv 2505.14970)."""
 
     kind: Literal["sec"]
@@ -37,7 +45,7 @@ class Sec(Table):
     temperature: PositiveFloat = 0.2
 
 
-class Dump(Table):
+class Dump(Scheduled):
     """An upper confidence bound on learnability (arXiv 2504.09710)."""
 
     kind: Literal["dump"]
@@ -46,7 +54,7 @@ class Dump(Table):
     temperature: PositiveFloat = 0.1
 
 
-class Tscl(Table):
+class Tscl(Scheduled):
     """The task whose reward changes fastest (arXiv 1707.00183)."""
 
     kind: Literal["tscl"]
@@ -54,7 +62,7 @@ class Tscl(Table):
     explore: Share = 0.3
 
 
-class Pac(Table):
+class Pac(Scheduled):
     """Thompson sampling of learnability that grows with progress."""
 
     kind: Literal["pac"]
@@ -65,7 +73,7 @@ class Pac(Table):
     noise: PositiveFloat = 0.1
 
 
-class WorstTask(Table):
+class WorstTask(Scheduled):
     """More for the tasks that gain least (MT-GRPO, arXiv 2602.05547)."""
 
     kind: Literal["worst_task"]
@@ -73,7 +81,7 @@ class WorstTask(Table):
     floor: Share = 0.1
 
 
-class Tac(Table):
+class Tac(Scheduled):
     """Learnability times how far a task's gradient points where the others' do (arXiv 2606.25178)."""
 
     kind: Literal["tac"]
@@ -81,14 +89,13 @@ class Tac(Table):
     temperature: PositiveFloat = 0.1
 
 
-class Serial(Table):
-    """Joint training's shares, but each step updates once for each of its tasks, in random order (CGPO,
-    arXiv 2409.20370); `rl.minibatches` doesn't count."""
+class Weighted(Scheduled):
+    """The shares of joint training, by the tasks' weights: joint training but for its `update`."""
 
-    kind: Literal["serial"]
+    kind: Literal["weighted"]
 
 
-class First(Table):
+class First(Scheduled):
     """Some tasks first, then all of them: math first, or what a judge scores first (arXiv 2512.13607)."""
 
     kind: Literal["first"]
@@ -98,7 +105,7 @@ class First(Table):
     """Of all steps."""
 
 
-class Sequence(Table):
+class Sequence(Scheduled):
     """Stages in the order that is written; a task may come again, which refreshes it (arXiv 2606.02398)."""
 
     kind: Literal["sequence"]
@@ -106,7 +113,7 @@ class Sequence(Table):
     """`task` or `task:length`, in multiples of the others' length."""
 
 
-class Own(Table):
+class Own(Scheduled):
     """A scheduler of one's own: CLASS(tasks, problems_per_step, **options) of `python:MODULE:CLASS`."""
 
     kind: Literal["python"]
@@ -115,10 +122,10 @@ class Own(Table):
 
 
 SchedulerSpec = Annotated[
-    Uniform | Proportional | RoundRobin | Sec | Dump | Tscl | Pac | WorstTask | Tac | Serial | First | Sequence | Own,
+    Uniform | Proportional | RoundRobin | Sec | Dump | Tscl | Pac | WorstTask | Tac | Weighted | First | Sequence | Own,
     Field(discriminator="kind"),
 ]
-PLAIN = ("uniform", "proportional", "round_robin", "sec", "dump", "tscl", "pac", "worst_task", "tac", "serial", "first")
+PLAIN = ("uniform", "proportional", "round_robin", "sec", "dump", "tscl", "pac", "worst_task", "tac", "first")
 """Kinds that an arm may name directly, with all defaults."""
 
 

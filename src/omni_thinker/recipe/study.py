@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from omni_thinker.arms import ARMS, LORA, PROBE, SINGLE
 from omni_thinker.errors import UserError
@@ -13,6 +13,7 @@ from omni_thinker.recipe.schedulers import PLAIN, SchedulerSpec, plain
 from omni_thinker.recipe.tasks import RESERVED, TASK_NAME
 from omni_thinker.recipe.types import Count, Positive, PositiveFloat, Table
 
+SERIAL = """"serial" isn't a scheduler any more; write kind = "weighted", update = "task" in [study.schedulers.NAME]"""
 ProbeKind = Literal["full", "short", "lora", "gradient"]
 
 
@@ -23,7 +24,7 @@ class StudySpec(Table):
     seeds: Annotated[tuple[Count, ...], Field(min_length=1)] = (0,)
     arms: Annotated[tuple[str, ...], Field(min_length=1)] = ("start", "single", "curriculum", "joint", "merge")
     """Those named here, those of `schedulers`, and kinds of scheduler that need no settings: uniform, proportional,
-    round_robin, sec, dump, tscl, pac, worst_task, tac, serial, first."""
+    round_robin, sec, dump, tscl, pac, worst_task, tac, first."""
     schedulers: dict[str, SchedulerSpec] = Field(default_factory=dict)
     """Arms of one's own: a name, and the scheduler that says which task comes next."""
     single_budget: Literal["full", "stage"] = "full"
@@ -60,6 +61,14 @@ class StudySpec(Table):
     """Resamples of a study of one seed."""
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
 
+    @field_validator("schedulers", mode="before")
+    @classmethod
+    def _no_serial(cls, schedulers: Any) -> Any:
+        for name, table in schedulers.items() if isinstance(schedulers, dict) else ():
+            if isinstance(table, dict) and table.get("kind") == "serial":
+                raise UserError(SERIAL, key=f"study.schedulers.{name}.kind")
+        return schedulers
+
 
 def scheduled_arms(study: StudySpec) -> dict[str, SchedulerSpec]:
     """Arms that a scheduler makes, in the order that they are named in."""
@@ -80,6 +89,8 @@ def check_arms(study: StudySpec, tasks: list[str]) -> None:
         if taken or not TASK_NAME.fullmatch(name):
             raise UserError("can't be the name of an arm", key=f"study.schedulers.{name}")
     for name in study.arms:
+        if name == "serial" and name not in study.schedulers:
+            raise UserError(SERIAL, key="study.arms")
         if name not in (*ARMS, *study.schedulers, *PLAIN) and not name.startswith("python:"):
             known = ", ".join((*ARMS, *study.schedulers, *PLAIN))
             raise UserError(f"no arm {name!r:.80}; there are {known}, python:MODULE:CLASS", key="study.arms")

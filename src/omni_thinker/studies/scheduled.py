@@ -34,7 +34,7 @@ def make_scheduler(
     Raises UserError where the recipe's tasks leave it nothing to do.
     """
     spec, tasks, per_step = scheduled_arms(recipe.study)[name], list(recipe.tasks), recipe.rl.problems_per_step
-    options = spec.model_dump(exclude={"kind", "cold_start"})
+    options = spec.model_dump(exclude={"kind", "update", "cold_start"})
     match spec.kind:
         case "uniform":
             return Mixture(dict.fromkeys(tasks, 1.0), per_step)
@@ -55,7 +55,7 @@ def make_scheduler(
             return WorstTask(tasks, per_step, **options)
         case "tac":
             return Tac(tasks, per_step, **options)
-        case "serial":
+        case "weighted":
             return Mixture(joint_weights(recipe), per_step)
         case "first":
             return _first(recipe, name, spec, judged)

@@ -227,16 +227,13 @@ def _scheduled(session: Session, start: Path, name: str, spec: SchedulerSpec) ->
     sizes = {task: len(own) for task, own in session.pools["train"].items()}
     seed = study_seed(session.seed, "scheduler", name)
     scheduler = make_scheduler(session.recipe, name, sizes, session.bench.judged, seed)
-    staged, serial = stages_of(spec) > 0, spec.kind == "serial"
-    return _mixed(session, start, name, scheduler, staged=staged, serial=serial)
+    return _mixed(session, start, name, scheduler, staged=stages_of(spec) > 0)
 
 
-def _mixed(
-    session: Session, start: Path, name: str, scheduler: Scheduler, *, staged: bool = False, serial: bool = False
-) -> ArmResult:
+def _mixed(session: Session, start: Path, name: str, scheduler: Scheduler, *, staged: bool = False) -> ArmResult:
     """The whole budget as `scheduler` says, evaluated after each stage or once at the end."""
     session.weights.load(start)
-    spent, ended = session.train(name, scheduler, session.recipe.study.steps, stage_ends=staged, serial=serial)
+    spent, ended = session.train(name, scheduler, session.recipe.study.steps, stage_ends=staged)
     last = ended[-1].evaluation if ended else session.evaluate(name, "validation", spent.steps)
     return ArmResult(name, session.weights.save(name), spent, last.estimates(), ended)
 
