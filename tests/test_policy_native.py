@@ -232,7 +232,7 @@ out = kernels.rms_norm(x, torch.ones(576), 1e-5)
 out.float().sum().backward()
 wide = x.detach().double()
 assert torch.allclose(out.double(), wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-5), atol=2e-2)
-_, inverse = kernels._normed(x.detach(), torch.ones(576), 1e-5)
+_, inverse = kernels._rms_norm(x.detach(), torch.ones(576), 1e-5)
 turned = kernels.apply_rope_no_grad(torch.ones(5, 2, 4), *torch.ones(2, 5, 1, 4, dtype=torch.float32))
 assert inverse.dtype == turned.dtype == torch.float32
 """
