@@ -23,6 +23,7 @@ from omni_thinker.recipe import Recipe, scheduled_arms
 from omni_thinker.recipe.schedulers import SchedulerSpec
 from omni_thinker.runs.checkpoints import usable
 from omni_thinker.runs.progress import Progress
+from omni_thinker.runs.resume import check_run
 from omni_thinker.runs.rundir import RunDir, check_free
 from omni_thinker.schedulers.base import Scheduler
 from omni_thinker.schedulers.mixture import Mixture
@@ -36,7 +37,6 @@ from omni_thinker.studies.probing import (
     probe_kinds,
 )
 from omni_thinker.studies.result import SeedOutcome, joint_shares, to_result
-from omni_thinker.studies.resume import check_run
 from omni_thinker.studies.scheduled import joint_weights, make_scheduler, stages_of
 from omni_thinker.studies.session import ArmResult, Session
 from omni_thinker.studies.setup import Bench, prepare, study_seed
@@ -76,7 +76,7 @@ def run_study(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, A
         bench = prepare(recipe)
         run = RunDir(out, recipe, resume=resume)
         run.open_journal(LOGS, usable=lambda value: usable(out, value), counts=bench.counting)
-        check_run(run, bench)
+        check_run(run, bench.recipe, bench.pools, judged=bench.judge is not None)
         run.journal.cut()
         progress.say(f"study {recipe.name!r} into {out}" + (", going on" if run.journal.replaying else ""))
         if run.journal.dropped:
