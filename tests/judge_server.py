@@ -76,8 +76,8 @@ class JudgeServer:
             self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             self._context.load_cert_chain(certificate)
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
+        self.thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self.thread.start()
         self._server = asyncio.run_coroutine_threadsafe(self._start(port), self._loop).result()
         self.port: int = self._server.sockets[0].getsockname()[1]
 
@@ -87,7 +87,7 @@ class JudgeServer:
 
     def close(self) -> None:
         """May be called twice."""
-        if not self._thread.is_alive():
+        if not self.thread.is_alive():
             return
 
         async def stop() -> None:
@@ -99,7 +99,7 @@ class JudgeServer:
 
         asyncio.run_coroutine_threadsafe(stop(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
+        self.thread.join()
 
     async def _start(self, port: int) -> asyncio.Server:
         return await asyncio.start_server(self._serve, "127.0.0.1", port, ssl=self._context)

@@ -19,8 +19,8 @@ from omni_thinker.judging.cache import JudgeCache, Reply
 from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.recipe import ModelSpec, load_recipe
 from omni_thinker.rl.evaluate import estimate
+from omni_thinker.runs.resume import check_run
 from omni_thinker.runs.rundir import RunDir
-from omni_thinker.studies.resume import check_run
 from omni_thinker.studies.setup import Bench, prepare
 from omni_thinker.studies.study import LOGS
 from omni_thinker.tasks import jsonl
@@ -35,7 +35,7 @@ def test_problems_that_change_under_a_run_are_refused(repo: Path, tmp_path: Path
         run = RunDir(tmp_path / "run", bench.recipe, resume=resume)
         try:
             run.open_journal(LOGS, usable=lambda _: True)
-            check_run(run, bench)
+            check_run(run, bench.recipe, bench.pools, judged=bench.judge is not None)
         finally:
             run.close()
 

@@ -30,8 +30,9 @@ from omni_thinker.protocol import OptimParams
 from omni_thinker.recipe import LoraSpec, ModelSpec
 from omni_thinker.sampling.decoders.base import Decoder, MaskedDecoder
 from omni_thinker.sampling.decoders.cuda_graph import StaticDecoder
-from omni_thinker.sampling.decoders.fused import FusedDecoder, FusedWeights, fused_weights
+from omni_thinker.sampling.decoders.fused import FusedDecoder
 from omni_thinker.sampling.decoders.native import NativeDecoder, speeds_up
+from omni_thinker.sampling.decoders.weights import FusedWeights, fused_weights
 from omni_thinker.sampling.draw import draw
 from omni_thinker.sampling.loop import fastest_decoder, sample_groups
 from omni_thinker.types import Group, SampleRequest, SamplingParams
@@ -83,7 +84,7 @@ def test_hand_written_passes_are_the_models_own(
     """Ragged prompts and limits, samples that stop early, groups and columns that leave."""
     torch.manual_seed(0)
     if kind == "fused, long answers":
-        monkeypatch.setattr("omni_thinker.sampling.decoders.fused._SHORT", 0)
+        monkeypatch.setattr("omni_thinker.sampling.decoders.kv_cache.FP32_CACHE_MAX_TOKENS", 0)
     model = MODELS[name]()
     with torch.no_grad():
         for part in model.parameters():  # biases and norms too, which start at 0 and 1

@@ -14,7 +14,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_
 from omni_thinker.engine.attention.flex import flex_attention_over, row_mask
 from omni_thinker.engine.attention.native_cpu import RowParts, native_attention, suits
 from omni_thinker.engine.attention.shared_prompts import SharedPrompts, shared_attention
-from omni_thinker.engine.ops import gated_silu, rms_norm, rotate
+from omni_thinker.engine.ops import apply_rope, rms_norm, swiglu
 from omni_thinker.engine.packing import pack
 from omni_thinker.protocol import TrainGroup
 from omni_thinker.types import Sample
@@ -71,14 +71,14 @@ def test_rotation_is_transformers(dtype: torch.dtype, tolerance: float) -> None:
         out: torch.Tensor = apply_rotary_pos_emb(x, x, cos[:, 0], sin[:, 0], unsqueeze_dim=1)[0]
         return out
 
-    _same(lambda x: rotate(x, cos, sin), theirs, [torch.randn(6, 3, 16, dtype=torch.float64).to(dtype)], tolerance)
+    _same(lambda x: apply_rope(x, cos, sin), theirs, [torch.randn(6, 3, 16, dtype=torch.float64).to(dtype)], tolerance)
 
 
 def test_angles_in_fp32_leave_rotations_unrounded() -> None:
     torch.manual_seed(0)
     x, angle = torch.randn(6, 3, 16).bfloat16().requires_grad_(), torch.rand(6, 1, 8)
     cos, sin = (torch.cat([part, part], dim=-1) for part in (angle.cos(), angle.sin()))
-    out = rotate(x, cos, sin)
+    out = apply_rope(x, cos, sin)
     half = x.detach().float().split(8, dim=-1)
     first = half[0] * angle.cos() - half[1] * angle.sin()
     assert out.dtype == torch.float32
@@ -91,14 +91,14 @@ def test_a_gate_in_bf16_is_rounded_once() -> None:
     torch.manual_seed(0)
     both = torch.randn(150, 40).bfloat16()
     gate, up = both.chunk(2, dim=-1)  # views, as the decoder has them
-    assert torch.equal(gated_silu(gate, up), (F.silu(gate.float()) * up.float()).bfloat16())
+    assert torch.equal(swiglu(gate, up), (F.silu(gate.float()) * up.float()).bfloat16())
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), TYPES)
 def test_gate_is_autograds(dtype: torch.dtype, tolerance: float) -> None:
     torch.manual_seed(0)
     gate, up = (torch.randn(9, 20, dtype=torch.float64).to(dtype) for _ in range(2))
-    _same(gated_silu, lambda gate, up: F.silu(gate) * up, [gate, up], tolerance)
+    _same(swiglu, lambda gate, up: F.silu(gate) * up, [gate, up], tolerance)
 
 
 def _whole(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, shapes: Shapes, scale: float) -> torch.Tensor:

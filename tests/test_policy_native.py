@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from omni_thinker.engine import native
-from omni_thinker.engine.ops import gated_silu, rms_norm, rotate
+from omni_thinker.engine.ops import apply_rope, rms_norm, swiglu
 from omni_thinker.sampling.decoders.base import filled
 
 SIZES = st.integers(1, 5)
@@ -232,8 +232,8 @@ out = kernels.rms_norm(x, torch.ones(576), 1e-5)
 out.float().sum().backward()
 wide = x.detach().double()
 assert torch.allclose(out.double(), wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-5), atol=2e-2)
-_, inverse = kernels._normed(x.detach(), torch.ones(576), 1e-5)
-turned = kernels.rotated(torch.ones(5, 2, 4), *torch.ones(2, 5, 1, 4, dtype=torch.float32))
+_, inverse = kernels._rms_norm(x.detach(), torch.ones(576), 1e-5)
+turned = kernels.apply_rope_no_grad(torch.ones(5, 2, 4), *torch.ones(2, 5, 1, 4, dtype=torch.float32))
 assert inverse.dtype == turned.dtype == torch.float32
 """
     subprocess.run([sys.executable, "-c", script], check=True)
@@ -246,11 +246,11 @@ def test_odd_shapes_are_torchs(c: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) 
     spread = angle.expand(6, 1, 8)
 
     def compute() -> list[torch.Tensor]:
-        turned = rotate(x, spread, spread)
+        turned = apply_rope(x, spread, spread)
         return [
-            gated_silu(one, other),
-            gated_silu(one, other.float()),
-            rotate(x, angle, angle).detach(),
+            swiglu(one, other),
+            swiglu(one, other.float()),
+            apply_rope(x, angle, angle).detach(),
             turned.detach(),
             *torch.autograd.grad(turned, x, grad.to(turned.dtype)),
         ]
@@ -312,7 +312,7 @@ def test_gradients_are_those_of_torch(c: ctypes.CDLL, kind: str, rows: int, monk
         elif kind == "norm":
             out = rms_norm(own[0], own[1], 1e-5)
         else:
-            out = gated_silu(*own) if kind == "gate" else rotate(own[0], cos, sin)
+            out = swiglu(*own) if kind == "gate" else apply_rope(own[0], cos, sin)
         return [out.detach(), *torch.autograd.grad(out, own, grad.to(out.dtype))]
 
     found, exact = compute(), compute(torch.float64)

@@ -56,7 +56,8 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
             sample_P_G: torch.Tensor,
             kept: Any = kind.step,
         ) -> torch.Tensor:
-            seen.append((tuple(token_P_G.shape), int(self._position_P.max())))
+            position_P = self._position_P if isinstance(self, MaskedDecoder) else self.cache.position_P
+            seen.append((tuple(token_P_G.shape), int(position_P.max())))
             logits: torch.Tensor = kept(self, token_P_G, sample_P_G)
             return logits
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omni_thinker.engine import native
-from omni_thinker.engine.softmax import ROWS, logit_gradient, weigh
+from omni_thinker.engine.softmax import ROWS, logit_gradient, logprob_entropy
 from omni_thinker.sampling.draw import draw
 from omni_thinker.types import SamplingParams
 
@@ -43,7 +43,7 @@ def test_log_probs_entropy_and_gradient(rows: int, width: int, scale: float, mon
     for by_torch in (False, True):
         if by_torch:
             _by_torch(monkeypatch)
-        found, entropy, less = weigh(logits, target, scale)
+        found, entropy, less = logprob_entropy(logits, target, scale)
         torch.testing.assert_close(found.double(), chosen.detach(), atol=2e-5, rtol=1e-6)
         torch.testing.assert_close(entropy.double(), -(every.exp() * every).sum(-1).detach(), atol=2e-5, rtol=1e-5)
         apart = logit_gradient(logits, target, less, grad, scale, torch.empty_like(logits))
@@ -100,7 +100,7 @@ def test_logits_that_are_no_numbers_show(bad: float) -> None:
     token, logprob = draw(logits, torch.tensor([0.5, 0.5], dtype=torch.float64), SamplingParams())
     assert logprob.isfinite().tolist() == [True, False]
     assert ((token >= 0) & (token < 600)).all()
-    chosen, _, less = weigh(logits, target, 1.0)
+    chosen, _, less = logprob_entropy(logits, target, 1.0)
     assert chosen.isfinite().tolist() == [True, False]
     gradient = logit_gradient(logits, target, less, grad, 1.0, torch.empty_like(logits))
     assert gradient[0].isfinite().all()
@@ -118,6 +118,6 @@ def test_targets_outside_are_refused() -> None:
     for bad in (7, -1):
         target = torch.tensor([0, bad])
         with pytest.raises(IndexError):
-            weigh(logits, target, 1.0)
+            logprob_entropy(logits, target, 1.0)
         with pytest.raises(IndexError):
             logit_gradient(logits, target, torch.zeros(2), grad, 1.0, logits.clone())

@@ -9,6 +9,7 @@ import pytest
 from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.protocol import Loss, LossReport, OptimParams, OptimReport, TrainGroup
 from omni_thinker.recipe import ModelSpec, RlSpec
+from omni_thinker.recipe.rl import Update
 from omni_thinker.rl.loop import Learner
 from omni_thinker.rl.stream import make_streams
 from omni_thinker.types import Problem
@@ -35,12 +36,12 @@ class Told(TorchPolicy):
         return super().optim_step(optim)
 
 
-def trained(*, serial: bool, skip: int = 0, steps: int = 6) -> list[list[str]]:
+def trained(*, update: Update, skip: int = 0, steps: int = 6) -> list[list[str]]:
     policy = Told()
     pools = {task: [Problem(f"{task}{n}", task, str(n)) for n in range(20)] for task in TASKS}
-    spec = RlSpec(group_size=2, kl_every=0, lr=1e-6)
+    spec = RlSpec(group_size=2, kl_every=0, lr=1e-6, update=update)
     rewards, lengths = dict.fromkeys(TASKS, Scripted(in_turns)), dict.fromkeys(TASKS, 2)
-    learner = Learner(policy, spec, make_streams(pools, 0), rewards, lengths, serial=serial)
+    learner = Learner(policy, spec, make_streams(pools, 0), rewards, lengths)
     if skip:
         learner.restore({**learner.state(), "streams": dict.fromkeys(TASKS, 2 * skip)})
     for step in range(skip, steps):
@@ -49,15 +50,15 @@ def trained(*, serial: bool, skip: int = 0, steps: int = 6) -> list[list[str]]:
 
 
 def test_each_task_has_its_update_and_the_order_changes() -> None:
-    assert trained(serial=False) == [["a", "a", "b", "b", "c", "c"]] * 6
-    found = trained(serial=True)
+    assert trained(update="step") == [["a", "a", "b", "b", "c", "c"]] * 6
+    found = trained(update="task")
     steps = [found[begin : begin + 3] for begin in range(0, len(found), 3)]
     assert len(steps) == 6
     assert all(sorted(step) == [["a", "a"], ["b", "b"], ["c", "c"]] for step in steps)
     assert len({str(step) for step in steps}) > 2
-    assert trained(serial=True) == found
+    assert trained(update="task") == found
 
 
 @pytest.mark.parametrize("skip", [1, 4])
 def test_a_step_made_again_has_the_same_order(skip: int) -> None:
-    assert trained(serial=True, skip=skip) == trained(serial=True)[3 * skip :]
+    assert trained(update="task", skip=skip) == trained(update="task")[3 * skip :]

@@ -126,6 +126,8 @@ def test_stages_share_all_steps() -> None:
         ({"schedulers": {"state": {"kind": "sec"}}}, "study.schedulers.state"),
         ({"schedulers": {"x": {"kind": "worst_task", "rate": 1000}}}, "study.schedulers.x.rate"),
         ({"bootstrap": 1}, "study.bootstrap"),
+        ({"arms": ["serial"]}, "study.arms"),
+        ({"schedulers": {"x": {"kind": "serial"}}}, "study.schedulers.x.kind"),
         ({"schedulers": {"x": {"kind": "oracle"}}}, "study.schedulers.x.kind"),
         ({"schedulers": {"x": {"kind": "sec", "window": 3}}}, "study.schedulers.x.window"),
         ({"schedulers": {"x": {"kind": "sec", "rate": 2.0}}}, "study.schedulers.x.rate"),
@@ -162,7 +164,7 @@ def test_kinds_without_settings_are_arms() -> None:
     table = {"arms": arms, "schedulers": {"mine": {"kind": "sec", "rate": 0.1}, "unused": {"kind": "tscl"}}}
     found = scheduled_arms(parse_recipe({"tasks": TASKS, "study": table}, "r.toml").study)
     assert list(found) == ["sec", "mine", "dump"]
-    assert found["mine"].model_dump() == {"kind": "sec", "rate": 0.1, "temperature": 0.2}
+    assert found["mine"].model_dump() == {"kind": "sec", "update": None, "rate": 0.1, "temperature": 0.2}
     assert isinstance(scheduler({"kind": "uniform"}), Mixture)
 
 
@@ -174,6 +176,7 @@ ARMS = (
     ),
     *("--set", 'study.schedulers.mine={kind="pac", cold_start=2}'),
     *("--set", 'study.schedulers.refresh={kind="sequence", stages=["coding", "writing", "coding:0.5"]}'),
+    *("--set", 'study.schedulers.serial={kind="weighted", update="task"}'),
     *("--set", "study.steps=6"),
 )
 

@@ -77,7 +77,7 @@ def merge_models(
         raise UserError("applies to ties, dare and dare_ties only: linear uses the whole change", key="--density")
     if not abs(scale) <= _MOST:
         raise UserError(f"must be a finite number of at most {_MOST:g}, got {scale:g}", key="--scale")
-    shares = _numbers(weights, len(experts))
+    shares = _expert_weights(weights, len(experts))
     if _is_there(out, "--out"):
         raise UserError("exists already; name another folder", file=out, key="--out")
     origin = _folder(start)
@@ -144,7 +144,7 @@ def _is_there(path: Path, key: str) -> bool:
         raise UserError(f"can't be a folder: {exc}", file=f"{path!s:.80}", key=key) from None
 
 
-def _numbers(text: str, count: int) -> tuple[float, ...]:
+def _expert_weights(text: str, count: int) -> tuple[float, ...]:
     if not text:
         return ()
     try:

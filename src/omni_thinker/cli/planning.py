@@ -42,7 +42,7 @@ def plan_file(
     _check_level(level)
     if refresh_cost is not None and not 0 <= refresh_cost < 1e300:
         raise UserError(f"must be 0 or more, got {refresh_cost:g}", key="--refresh-cost")
-    places = _numbers(fixed, "--fix")
+    places = _task_numbers(fixed, "--fix")
     if bad := [task for task, place in places.items() if place != int(place)]:
         raise UserError(f"places must be whole numbers, got {bad[0]}={places[bad[0]]:g}", key="--fix")
     goal = _objective(objective)
@@ -147,7 +147,7 @@ def forecast_file(
     predict = make_forecaster(forecaster, matrix)
     plan: tuple[Stage, ...] | Joint | Merge
     if joint:
-        plan = Joint(_numbers(joint, "--joint"), passes)
+        plan = Joint(_task_numbers(joint, "--joint"), passes)
     elif order:
         plan = tuple(_stage(word) for word in order.split(","))
     else:
@@ -165,7 +165,7 @@ def _objective(text: str) -> Objective:
         return Objective(text)
     if "=" not in text:
         raise UserError(f"must be mean, worst or task=weight,..., got {text!r}", key="--objective")
-    return Objective("mean", _numbers(text, "--objective"))
+    return Objective("mean", _task_numbers(text, "--objective"))
 
 
 def _stage(word: str) -> Stage:
@@ -181,7 +181,7 @@ def _stage(word: str) -> Stage:
     return Stage(task, length)
 
 
-def _numbers(text: str, key: str) -> dict[TaskName, float]:
+def _task_numbers(text: str, key: str) -> dict[TaskName, float]:
     """`a=1,b=2` as a table."""
     found: dict[TaskName, float] = {}
     for word in text.split(",") if text.strip() else ():

@@ -21,8 +21,8 @@ from scipy.stats import t as student
 
 Array = NDArray[np.float64]
 
-_FEW = 3
-"""Degrees of freedom of a spread that is not to be trusted by itself."""
+MIN_TRUSTED_DF = 3
+"""A spread of fewer degrees of freedom is not trusted by itself."""
 
 MIN_PROBLEMS = 6
 """Fewer problems of a task show nothing, however alike: a sign test on five has p = 1/16."""
@@ -135,7 +135,7 @@ def _freedom(variance: float, of_seeds: float, seeds: int, of_problems: float, p
     and must not be taken for none.
     """
     least = min(seeds, problems)
-    if seeds < _FEW:
+    if seeds < MIN_TRUSTED_DF:
         return least
     return max(variance**2 / (of_seeds**2 / seeds + of_problems**2 / problems), least)
 

@@ -3,7 +3,7 @@
 Weights are used through the model's own modules, so that biases and adapters count; what is left out is what
 transformers does for the general case. Tested equal to the model's own pass over padded rows, gradients included.
 
-What layers add up to is kept in fp32, here and in the decoder, and so are queries and keys once they are turned to
+What layers add up to is kept in fp32, here and in the decoder, and so are queries and keys once they are rotated to
 their positions: what is rounded to bf16 between two products is what sampler and trainer disagree by.
 """
 
@@ -17,10 +17,11 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from omni_thinker.engine import ops
 from omni_thinker.engine.attention.flex import flex_attention_over, row_mask
 from omni_thinker.engine.attention.native_cpu import RowParts, native_attention, suits
 from omni_thinker.engine.attention.shared_prompts import SharedPrompts, shared_attention
-from omni_thinker.engine.ops import gated_silu, rms_norm, rotate
+from omni_thinker.engine.ops import apply_rope, swiglu
 from omni_thinker.engine.packing import PackedRow
 
 _FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -88,7 +89,7 @@ def answer_states(model: PreTrainedModel, row: PackedRow, *, recompute: bool = F
             x = checkpoint(_layer, layer, x, cos, sin, attend, use_reentrant=False, preserve_rng_state=False)
         else:
             x = _layer(layer, x, cos, sin, attend)
-    return normed(decoder.norm, x[row.source_N.to(device)])
+    return rms_norm(decoder.norm, x[row.source_N.to(device)])
 
 
 def _attend_by(model: PreTrainedModel, row: PackedRow) -> Attend:
@@ -110,9 +111,9 @@ def _attend_by(model: PreTrainedModel, row: PackedRow) -> Attend:
 
 
 def _layer(layer: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attend: Attend) -> torch.Tensor:
-    x = x + _attention(layer.self_attn, normed(layer.input_layernorm, x), cos, sin, attend)
-    h, mlp = normed(layer.post_attention_layernorm, x), layer.mlp
-    down: torch.Tensor = mlp.down_proj(gated_silu(mlp.gate_proj(h), mlp.up_proj(h)))
+    x = x + _attention(layer.self_attn, rms_norm(layer.input_layernorm, x), cos, sin, attend)
+    h, mlp = rms_norm(layer.post_attention_layernorm, x), layer.mlp
+    down: torch.Tensor = mlp.down_proj(swiglu(mlp.gate_proj(h), mlp.up_proj(h)))
     return x + down
 
 
@@ -120,11 +121,11 @@ def _attention(attention: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Te
     parts = (attention.q_proj(x), attention.k_proj(x), attention.v_proj(x))
     query, key, value = (part.view(len(x), -1, attention.head_dim) for part in parts)
     if hasattr(attention, "q_norm"):
-        query, key = normed(attention.q_norm, query), normed(attention.k_norm, key)
-    out = attend(rotate(query, cos, sin), rotate(key, cos, sin), value, attention.scaling)
+        query, key = rms_norm(attention.q_norm, query), rms_norm(attention.k_norm, key)
+    out = attend(apply_rope(query, cos, sin), apply_rope(key, cos, sin), value, attention.scaling)
     projected: torch.Tensor = attention.o_proj(out.flatten(1))
     return projected
 
 
-def normed(module: Any, x: torch.Tensor) -> torch.Tensor:
-    return rms_norm(x, module.weight, module.variance_epsilon)
+def rms_norm(module: Any, x: torch.Tensor) -> torch.Tensor:
+    return ops.rms_norm(x, module.weight, module.variance_epsilon)

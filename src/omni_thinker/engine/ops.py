@@ -26,7 +26,7 @@ class _RmsNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        out, inverse = _normed(x, weight, eps)
+        out, inverse = _rms_norm(x, weight, eps)
         ctx.save_for_backward(x, weight, inverse)
         return out
 
@@ -51,14 +51,14 @@ class _RmsNorm(torch.autograd.Function):
         return torch.mul(grad, scale, out=product).mul_(inverse).addcmul_(x_32, along).to(x.dtype), weight_grad, None
 
 
-class _Rotate(torch.autograd.Function):
-    """Rotary positions (arXiv 2104.09864); the gradient is turned back."""
+class _ApplyRope(torch.autograd.Function):
+    """Rotary positions (arXiv 2104.09864); the gradient is rotated back."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(cos, sin)
         ctx.dtype = x.dtype
-        return rotated(x, cos, sin)
+        return apply_rope_no_grad(x, cos, sin)
 
     @staticmethod
     @once_differentiable
@@ -72,16 +72,16 @@ class _Rotate(torch.autograd.Function):
             out = torch.empty_like(grad, dtype=ctx.dtype, memory_format=torch.contiguous_format)
             c.turn_back(*(part.data_ptr() for part in (grad, cos, sin, out)), rows, heads, width, grad.stride(0))
             return out, None, None
-        return rotated(grads[0], cos, -sin).to(ctx.dtype), None, None
+        return apply_rope_no_grad(grads[0], cos, -sin).to(ctx.dtype), None, None
 
 
-class _GatedSilu(torch.autograd.Function):
+class _Swiglu(torch.autograd.Function):
     """silu(gate) x up (arXiv 2002.05202)."""
 
     @staticmethod
     def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(gate, up)
-        return gated(gate, up)
+        return _swiglu(gate, up)
 
     @staticmethod
     @once_differentiable
@@ -100,22 +100,25 @@ class _GatedSilu(torch.autograd.Function):
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """See _RmsNorm. `x` is [..., C], `weight` [C], whose type the result has."""
     if not torch.is_grad_enabled():
-        return _normed(x, weight, eps)[0]  # a Function's own cost counts where rows are few
+        return _rms_norm(x, weight, eps)[0]  # a Function's own cost counts where rows are few
     out: torch.Tensor = _RmsNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
     return out
 
 
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """See _Rotate. `x` is [T, heads, width]; `cos` and `sin` [T, 1, width], both halves of the width alike. The result
-    has the wider type of `x` and `cos`: with angles in fp32 nothing is rounded before attention, which is in fp32 too.
+def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """See _ApplyRope. `x` is [T, heads, width]; `cos` and `sin` [T, 1, width], both halves of the width alike. The
+    result has the wider type of `x` and `cos`: with angles in fp32 nothing is rounded before attention, which is in
+    fp32 too.
     """
-    out: torch.Tensor = _Rotate.apply(x, cos, sin)  # type: ignore[no-untyped-call]
+    out: torch.Tensor = _ApplyRope.apply(x, cos, sin)  # type: ignore[no-untyped-call]
     return out
 
 
-def gated_silu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """See _GatedSilu."""
-    out: torch.Tensor = _GatedSilu.apply(gate, up)  # type: ignore[no-untyped-call]
+def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """See _Swiglu. `gate` and `up` are [T, C]."""
+    if not torch.is_grad_enabled():
+        return _swiglu(gate, up)
+    out: torch.Tensor = _Swiglu.apply(gate, up)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -133,7 +136,7 @@ def _fit(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> bool:
     return cos.shape == sin.shape == (len(x), 1, x.shape[-1]) and cos.is_contiguous() and sin.is_contiguous()
 
 
-def _normed(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
     if x.is_contiguous() and (c := _native(weight, x)) is not None:
         out, inverse = torch.empty_like(x, dtype=weight.dtype), x.new_empty(*x.shape[:-1], 1)
         rows, width = inverse.numel(), x.shape[-1]
@@ -145,12 +148,12 @@ def _normed(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Te
     return (x.float() * inverse).mul_(weight).to(weight.dtype), inverse  # rounded once
 
 
-def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """What `rotate` computes, without a gradient."""
+def apply_rope_no_grad(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """What `apply_rope` computes, without a gradient."""
     if x.is_contiguous() and _fit(x, cos, sin) and (c := _native(x, cos, sin)) is not None:
-        turned = torch.empty_like(x, dtype=cos.dtype)
-        c.turn_heads(*(part.data_ptr() for part in (x, cos, sin, turned)), *x.shape)
-        return turned
+        rotated = torch.empty_like(x, dtype=cos.dtype)
+        c.turn_heads(*(part.data_ptr() for part in (x, cos, sin, rotated)), *x.shape)
+        return rotated
     half = x.shape[-1] // 2
     out = x * cos
     x = x.to(out.dtype)
@@ -159,8 +162,8 @@ def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
     return out
 
 
-def gated(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """What `gated_silu` computes of [T, C] each, without a gradient; rounded once."""
+def _swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """Rounded once."""
     if gate.dtype == torch.float32 or gate.dtype == torch.float64:
         return F.silu(gate).mul_(up)
     alike = gate.dim() == 2 and gate.shape == up.shape and gate.stride() == up.stride() and gate.dtype == up.dtype

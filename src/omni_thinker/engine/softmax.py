@@ -17,7 +17,7 @@ ROWS = 8
 """Rows of logits handled at once: what fp32 copies of them take stays in a core's own cache."""
 
 
-def weigh(
+def logprob_entropy(
     logits_N_V: torch.Tensor, target_N: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Of scaled logits, in fp32: the targets' log-probs, the entropies, and what each row's log-probs are less than its
@@ -28,7 +28,7 @@ def weigh(
     if (c := _native(logits_N_V)) is not None:
         target_N = _inside(target_N, vocabulary)
         parts = (logits_N_V, target_N, chosen_N, entropy_N, less_N)
-        c.weigh(*(part.data_ptr() for part in parts), scale, count, vocabulary)
+        c.logprob_entropy(*(part.data_ptr() for part in parts), scale, count, vocabulary)
         return chosen_N, entropy_N, less_N
     rows = _rows(logits_N_V)
     x_R_V = logits_N_V.new_empty(min(rows, count), vocabulary, dtype=torch.float32)
@@ -99,13 +99,13 @@ def _inside(target_N: torch.Tensor, vocabulary: int) -> torch.Tensor:
 
 
 class ChosenLogprobs(torch.autograd.Function):
-    """See `weigh`, of logits that somebody else made."""
+    """See `logprob_entropy`, of logits that somebody else made."""
 
     @staticmethod
     def forward(
         ctx: Any, logits_N_V: torch.Tensor, target_N: torch.Tensor, scale: float = 1.0
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        chosen_N, entropy_N, less_N = weigh(logits_N_V, target_N, scale)
+        chosen_N, entropy_N, less_N = logprob_entropy(logits_N_V, target_N, scale)
         ctx.scale = scale
         ctx.save_for_backward(logits_N_V, target_N, less_N)
         ctx.mark_non_differentiable(entropy_N)
@@ -140,7 +140,7 @@ class HeadLogprobs(torch.autograd.Function):
         found = []
         for states, target in zip(states_N_C.split(ctx.chunk), target_N.split(ctx.chunk), strict=True):
             logits = relative_logits(states, weight_V_C, target)
-            found.append(weigh(logits, target, scale))
+            found.append(logprob_entropy(logits, target, scale))
         chosen_N, entropy_N, less_N = (torch.cat(parts) for parts in zip(*found, strict=True))
         ctx.scale = scale
         if keep:

@@ -1,15 +1,17 @@
-"""Working folders of workers, which go even where nobody was left to remove them."""
+"""Working folders of workers, which are removed even where their process was killed."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
+import stat
 import subprocess
 import tempfile
 import time
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 _PREFIX = "omni-thinker-worker-"
 _NAME = re.compile(rf"{_PREFIX}[a-z0-9_]{{8}}")
@@ -19,19 +21,20 @@ _YOUNG_S = 60.0
 
 
 class Scratch:
-    """A temporary folder that is this process's as long as it lives: a lock says so, which the system lets go of."""
+    """A temporary folder with a lock beside `path`, out of the worker's reach, that this process holds."""
 
     def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix=_PREFIX))
-        self._lock: int | None = os.open(self.path, os.O_RDONLY)
-        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._root = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        self._lock = _lock(self._root)
+        self._lock.acquire()
+        self._root.chmod(0o711)  # a worker that becomes another user must get through
+        self.path = self._root / "work"
+        self.path.mkdir(mode=0o700)
 
     def remove(self) -> None:
         """With all that is in it. May be called twice."""
-        _remove(self.path)
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        _remove(self._root)
+        self._lock.release()
 
 
 def sweep() -> None:
@@ -40,19 +43,18 @@ def sweep() -> None:
         if not _NAME.fullmatch(path.name):
             continue
         try:
-            found = path.lstat()
-            if found.st_uid != os.geteuid() or time.time() - found.st_mtime < _YOUNG_S:
+            status = path.lstat()
+            young = time.time() - status.st_mtime < _YOUNG_S
+            if young or status.st_uid != os.geteuid() or not stat.S_ISDIR(status.st_mode):
                 continue
-            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        except OSError:  # gone, or no folder
+            with _lock(path):
+                _remove(path)
+        except (OSError, Timeout):  # gone, or in use
             continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _remove(path)
-        except OSError:  # somebody's
-            continue
-        finally:
-            os.close(lock)
+
+
+def _lock(folder: Path) -> FileLock:
+    return FileLock(folder / "lock", blocking=False, thread_local=False)
 
 
 def _remove(folder: Path) -> None:

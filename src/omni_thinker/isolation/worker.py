@@ -55,7 +55,7 @@ class Worker:
             raise IsolationError(f"can't start a worker process: {exc}") from None
         self._buffer = b""
         try:
-            self.hello = self._read(START_DEADLINE_S)
+            self._read(START_DEADLINE_S)
         except IsolationError as exc:
             self.kill()
             raise IsolationError(f"a worker process did not start: {exc}") from None

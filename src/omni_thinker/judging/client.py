@@ -1,7 +1,7 @@
 """One question to an OpenAI-compatible endpoint: cached, limited, retried, paid for at most once.
 
 The SDK's client lives in an event loop of its own thread: trainers call `asyncio.run` once a step, and connections
-don't outlive a loop.
+don't outlive a loop. Work is handed over by asyncio: anyio's own hand-over would block the caller's loop for each.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import contextlib
 import json
 import math
 import os
-import threading
-from collections.abc import Coroutine, Mapping
+import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+
+from anyio.from_thread import start_blocking_portal
 
 from omni_thinker.errors import UserError
 from omni_thinker.judging.cache import JudgeCache, Reply
@@ -57,10 +59,11 @@ class ChatClient:
         self._key = _secret(spec)
         self._structured = spec.structured != "text"
         self._pending: dict[str, asyncio.Task[Reply]] = {}
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="omni-judge", daemon=True)
-        self._thread.start()
-        self._client = self._on_loop(self._open())
+        thread = start_blocking_portal(name="omni-judge")
+        self._portal = thread.__enter__()
+        self._end_thread = weakref.finalize(self, thread.__exit__, None, None, None)  # at the latest when Python ends
+        self._loop = self._portal.call(asyncio.get_running_loop)
+        self._client = self._portal.call(self._open)
 
     async def ask(self, text: str, schema: Mapping[str, Any], *, prompt_version: str, digit: bool = False) -> Reply:
         """The reply to one user message. `digit`: one digit is wanted, with its log-probs where the server tells them.
@@ -72,16 +75,11 @@ class ChatClient:
 
     def close(self) -> None:
         """Close connections and end the thread. What is being asked is given up."""
-        if self._loop.is_running():
-            self._on_loop(self._shut())
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
+        if self._end_thread.alive:
+            self._portal.call(self._shut)
+            self._end_thread()
 
     # -- in the client's own loop -----------------------------------------------------------------------------
-
-    def _on_loop(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     async def _open(self) -> AsyncOpenAI:
         try:

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from omni_thinker.judging.base import Verdict, without_asking
-from omni_thinker.judging.tally import Tally
+from omni_thinker.judging.tally import TalliedJudge
 
 _MAX_LOGITS = 1 << 26
 """Logits computed at once (positions x vocabulary): 256 MB in fp32."""
 
 
-class LikelihoodJudge:
+class LikelihoodJudge(TalliedJudge):
     """Compares mean log-likelihoods per token, given the chat prompt, under a frozen causal LM.
 
     There are no seats, so the verdict is symmetric by construction. A difference of at most `margin` nats per token
     is a tie; an empty response loses against any other text.
     """
-
-    local = True
 
     def __init__(
         self, model: Any, tokenizer: Any, margin: float = 0.1, *, system: str | None = None, name: str = "likelihood"
@@ -31,6 +29,7 @@ class LikelihoodJudge:
         """`model` and `tokenizer`: loaded already, of any dtype and device. `margin` >= 0, else ValueError."""
         if not margin >= 0.0:
             raise ValueError(f"margin must be >= 0, got {margin}")
+        super().__init__()
         self.name = name
         self.caveat = (
             "The likelihood judge prefers text that its frozen model finds likely: fluent and expected, not good. "
@@ -43,23 +42,11 @@ class LikelihoodJudge:
         self._system = system
         self._references: dict[tuple[str, str], float | None] = {}
         self._lock = threading.Lock()
-        self._tally = Tally()
 
     async def compare(self, prompt: str, responses: Sequence[str], reference: str) -> list[Verdict]:
         """One verdict per response; `margin` in nats per token. An error where a text outgrows the model."""
         verdicts = await asyncio.to_thread(self._compare, prompt, tuple(responses), reference)
-        for verdict, response in zip(verdicts, responses, strict=True):
-            self._tally.verdict(verdict, response, reference)
-        return verdicts
-
-    def metrics(self) -> Mapping[str, float]:
-        return self._tally.metrics()
-
-    def state(self) -> dict[str, Any]:
-        return self._tally.state()
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self._tally.restore(state)
+        return self.counted(verdicts, responses, reference)
 
     def mean_logprobs(self, prompt: str, texts: Sequence[str]) -> list[float | None]:
         """Mean log-likelihood per token of each text, <= 0; None where it is empty or too long for the model."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -71,6 +71,30 @@ class Tally:
         if n > 1 and spread > 1e-9 * max(1.0, n * n * xx * yy):
             found["judge/length_correlation"] = (n * xy - x * y) / math.sqrt(spread)
         return found
+
+
+class TalliedJudge:
+    """A judge that computes with this machine's cores or device, and counts its verdicts."""
+
+    local = True
+
+    def __init__(self) -> None:
+        self._tally = Tally()
+
+    def counted(self, verdicts: list[Verdict], responses: Sequence[str], reference: str) -> list[Verdict]:
+        """The same verdicts."""
+        for verdict, response in zip(verdicts, responses, strict=True):
+            self._tally.verdict(verdict, response, reference)
+        return verdicts
+
+    def metrics(self) -> Mapping[str, float]:
+        return self._tally.metrics()
+
+    def state(self) -> dict[str, Any]:
+        return self._tally.state()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._tally.restore(state)
 
 
 def log_ratio(text: str, other: str) -> float | None:

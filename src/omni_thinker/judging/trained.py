@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from omni_thinker.errors import UserError
 from omni_thinker.judging.base import Verdict, without_asking
-from omni_thinker.judging.tally import Tally
+from omni_thinker.judging.tally import TalliedJudge
 
 MAX_PROMPT, MAX_ANSWER = 320, 320
 """Tokens that are read: of a longer request its beginning and its end, of a longer answer its beginning."""
@@ -136,14 +136,12 @@ class _Asked:
     """Held here, since a loop doesn't hold its tasks."""
 
 
-class TrainedJudge:
+class TrainedJudge(TalliedJudge):
     """Scores each answer by itself; the difference of two scores is the log-odds that the first is the better one.
 
     A difference of at most `margin` is a tie; an empty answer loses against any other. What is asked in one turn of the
     event loop, such as a step's answers, is computed together.
     """
-
-    local = True
 
     def __init__(
         self,
@@ -161,6 +159,7 @@ class TrainedJudge:
         """
         if not margin >= 0.0:
             raise ValueError(f"margin must be >= 0, got {margin}")
+        super().__init__()
         with as_file(files("omni_thinker.judging") / "adapter") as shipped:
             folder = adapter or shipped
             try:
@@ -177,7 +176,6 @@ class TrainedJudge:
         self.caveat = caveat(card)
         self._lock = threading.Lock()
         self._asked: WeakKeyDictionary[asyncio.AbstractEventLoop, list[_Asked]] = WeakKeyDictionary()
-        self._tally = Tally()
 
     async def compare(self, prompt: str, responses: Sequence[str], reference: str) -> list[Verdict]:
         """One verdict per response; `margin` in log-odds."""
@@ -185,18 +183,7 @@ class TrainedJudge:
         verdicts = [
             self._verdict(text, reference, own - scores[-1]) for text, own in zip(responses, scores[:-1], strict=True)
         ]
-        for verdict, response in zip(verdicts, responses, strict=True):
-            self._tally.verdict(verdict, response, reference)
-        return verdicts
-
-    def metrics(self) -> Mapping[str, float]:
-        return self._tally.metrics()
-
-    def state(self) -> dict[str, Any]:
-        return self._tally.state()
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self._tally.restore(state)
+        return self.counted(verdicts, responses, reference)
 
     def scores(self, prompt: str, texts: Sequence[str]) -> list[float]:
         """How good each text is as an answer; only differences under the same prompt mean something."""

@@ -49,7 +49,7 @@ from omni_thinker.protocol import (
     TrainGroup,
 )
 from omni_thinker.recipe import ModelSpec
-from omni_thinker.sampling.decoders.fused import drop_layout
+from omni_thinker.sampling.decoders.weights import drop_layout
 from omni_thinker.sampling.generate import sample_rows
 from omni_thinker.sampling.loop import sample_groups
 from omni_thinker.types import Group, SampleRequest, SamplingParams

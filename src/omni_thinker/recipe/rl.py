@@ -6,8 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from omni_thinker.recipe.types import MOST, Count, NonNegative, Positive, PositiveFloat, Share, Table
+from omni_thinker.recipe.types import MAX_INT, Count, NonNegative, Positive, PositiveFloat, Share, Table
 from omni_thinker.types import SamplingParams
+
+Update = Literal["step", "task"]
+"""What one update of the weights is made of: all of a step, or one task of it after another, in random order (CGPO,
+arXiv 2409.20370)."""
 
 
 class WarmupSpec(Table):
@@ -27,7 +31,7 @@ class RlSpec(Table):
     loss: Literal["grpo", "dapo", "dr_grpo", "gspo", "cispo"] = "grpo"
     advantage: Literal["grpo", "dr_grpo", "rloo", "reinforce_pp"] = "grpo"
     normaliser: Literal["auto", "sample", "token", "task_token", "constant"] = "auto"
-    group_size: Annotated[int, Field(ge=2, le=MOST, strict=True)] = 8
+    group_size: Annotated[int, Field(ge=2, le=MAX_INT, strict=True)] = 8
     problems_per_step: Positive = 8
     temperature: PositiveFloat = 1.0
     lr: PositiveFloat = 1e-5
@@ -37,8 +41,10 @@ class RlSpec(Table):
     eps_low: PositiveFloat = 0.2
     eps_high: PositiveFloat = 0.2
     kl_beta: NonNegative = 0.0
+    update: Update = "step"
     minibatches: Positive = 1
-    """Optimiser steps per batch of samples; above 1 the later ones are off-policy and clipped."""
+    """Optimiser steps per batch of samples; above 1 the later ones are off-policy and clipped. Doesn't count where
+    `update` is "task"."""
     refill_rounds: Count = 1
     """How often zero-variance groups are replaced by fresh problems of the same task within a step."""
     refill_most: Positive = 1

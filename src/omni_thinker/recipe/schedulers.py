@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from omni_thinker.errors import UserError
 from omni_thinker.plugins import PREFIX, Registry
 from omni_thinker.recipe.explain import refusal
+from omni_thinker.recipe.rl import Update
 from omni_thinker.recipe.types import Table
 
 KINDS = Registry(
@@ -27,13 +28,14 @@ KINDS = Registry(
         "pac": "omni_thinker.schedulers.pac:PacConfig",
         "worst_task": "omni_thinker.schedulers.worst_task:WorstTaskConfig",
         "tac": "omni_thinker.schedulers.tac:TacConfig",
-        "serial": "omni_thinker.schedulers.mixture:SerialConfig",
+        "weighted": "omni_thinker.schedulers.mixture:WeightedConfig",
         "first": "omni_thinker.schedulers.phases:FirstConfig",
         "sequence": "omni_thinker.schedulers.stages:SequenceConfig",
         "python": "omni_thinker.schedulers.own:OwnConfig",
     },
 )
-PLAIN = tuple(kind for kind in KINDS.names if kind not in ("python", "sequence"))
+SERIAL = """"serial" isn't a scheduler any more; write kind = "weighted", update = "task" in [study.schedulers.NAME]"""
+PLAIN = tuple(kind for kind in KINDS.names if kind not in ("python", "sequence", "weighted"))
 """Kinds that an arm may name directly, with all defaults."""
 
 
@@ -41,6 +43,8 @@ class SchedulerSpec(Table):
     """A table of `study.schedulers`: the kind, and the keys that its config class adds."""
 
     kind: str
+    update: Update | None = None
+    """In place of `rl.update`, for this arm."""
 
     @property
     def evaluations(self) -> int:
@@ -55,6 +59,8 @@ def read_scheduler(table: object, key: str) -> SchedulerSpec:
     """The table under `key` as its kind's config. Raises UserError for the first fault."""
     if isinstance(table, SchedulerSpec):
         return table
+    if isinstance(table, Mapping) and table.get("kind") == "serial":
+        raise UserError(SERIAL, key=f"{key}.kind")
     if not isinstance(table, Mapping) or not isinstance(table.get("kind"), str):
         raise UserError("must be a table with the key kind, one of " + ", ".join(KINDS.names), key=key)
     config: type[Any] = KINDS.find(table["kind"], f"{key}.kind")

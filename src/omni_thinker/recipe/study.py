@@ -10,7 +10,7 @@ from pydantic import Field, SerializeAsAny, field_validator
 from omni_thinker.arms import ARMS, LORA, PROBE, SINGLE
 from omni_thinker.errors import UserError
 from omni_thinker.recipe.models import LoraSpec
-from omni_thinker.recipe.schedulers import PLAIN, SchedulerSpec, plain, read_scheduler
+from omni_thinker.recipe.schedulers import PLAIN, SERIAL, SchedulerSpec, plain, read_scheduler
 from omni_thinker.recipe.tasks import RESERVED, TASK_NAME
 from omni_thinker.recipe.types import Count, Positive, PositiveFloat, Table
 
@@ -87,6 +87,8 @@ def check_arms(study: StudySpec, tasks: list[str]) -> None:
         if taken or not TASK_NAME.fullmatch(name):
             raise UserError("can't be the name of an arm", key=f"study.schedulers.{name}")
     for name in study.arms:
+        if name == "serial" and name not in study.schedulers:
+            raise UserError(SERIAL, key="study.arms")
         if name not in (*ARMS, *study.schedulers, *PLAIN) and not name.startswith("python:"):
             known = ", ".join((*ARMS, *study.schedulers, *PLAIN))
             raise UserError(f"no arm {name!r:.80}; there are {known}, python:MODULE:CLASS", key="study.arms")

@@ -6,10 +6,10 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-MOST = 2**53
+MAX_INT = 2**53
 """Larger whole numbers are slips, and no float holds them."""
-Positive = Annotated[int, Field(gt=0, le=MOST, strict=True)]
-Count = Annotated[int, Field(ge=0, le=MOST, strict=True)]
+Positive = Annotated[int, Field(gt=0, le=MAX_INT, strict=True)]
+Count = Annotated[int, Field(ge=0, le=MAX_INT, strict=True)]
 Share = Annotated[float, Field(ge=0.0, le=1.0, strict=True)]
 PositiveFloat = Annotated[float, Field(gt=0.0, strict=True)]
 NonNegative = Annotated[float, Field(ge=0.0, strict=True)]

@@ -65,15 +65,11 @@ class Learner:
         rewards: Mapping[TaskName, Reward],
         max_tokens: Mapping[TaskName, int],
         stops: Mapping[TaskName, tuple[str, ...]] | None = None,
-        *,
-        serial: bool = False,
     ) -> None:
-        """`stops`: texts that end an answer, by task. `serial`: one update for each task of a step, in random order, in
-        place of one for all (as CGPO does, arXiv 2409.20370)."""
+        """`stops`: texts that end an answer, by task."""
         self.policy, self.spec = policy, spec
         self.streams, self.rewards, self.max_tokens = streams, rewards, max_tokens
         self.stops = stops or {}
-        self.serial = serial
         self.loss = make_loss(spec)
         self._refill = Refill(spec.refill_most)
         self._skipped = 0
@@ -88,7 +84,7 @@ class Learner:
         stop_on_errors(groups, self.spec.max_error_rate)
         trained = _fill(groups, quotas)
         longest = max(self.max_tokens.values())  # of all tasks: a constant, whatever a step is made of
-        batches = build_batches(trained, self.spec, longest, self._order(quotas) if self.serial else ())
+        batches = build_batches(trained, self.spec, longest, self._order(quotas) if self.spec.update == "task" else ())
         batch = [group for part in batches for group in part]
         metrics = self._update(batches, number, clock)
         metrics |= group_metrics(groups)

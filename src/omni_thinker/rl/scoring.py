@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from math import isfinite
 from types import TracebackType
+
+from anyio.from_thread import start_blocking_portal
 
 from omni_thinker.errors import UserError
 from omni_thinker.rewards.base import Reward
@@ -32,28 +33,19 @@ class Scoring:
         self._taken: list[tuple[Problem, Group]] = []
         self._futures: dict[int, Future[list[Score]]] = {}
         self._places: dict[int, int] = {}
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="omni-scoring", daemon=True)
+        self._thread = start_blocking_portal(name="omni-scoring")
 
     def __enter__(self) -> Scoring:
-        self._thread.start()
+        self._loop = self._thread.__enter__().call(asyncio.get_running_loop)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        async def give_up() -> None:
-            late = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
-
-        with contextlib.suppress(TimeoutError):
-            asyncio.run_coroutine_threadsafe(give_up(), self._loop).result(_PATIENCE_S)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(_PATIENCE_S)
-        if not self._thread.is_alive():  # else a reward blocks it; the thread ends with the process
-            self._loop.close()
+        """Cancel what isn't done. A reward that blocks the thread is left behind, and ends with the process."""
+        end = threading.Thread(target=self._thread.__exit__, args=(None, None, None), daemon=True)
+        end.start()
+        end.join(_PATIENCE_S)
 
     def submit(self, place: int, problem: Problem, group: Group) -> None:
         """Take a group; `place` is where its scores stand in `results`. Raises ValueError for a place that is taken."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import socket
 import time
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from omni_thinker.errors import UserError
 
@@ -15,25 +16,23 @@ NAME = "lock"
 
 
 class Lock:
-    """Held as long as it lives, and let go by the system when its process ends however it ends: a lock that nobody
-    holds is stale and taken over. The file says who holds it, for people; what counts is the system's lock on it.
+    """Held as long as it lives. The system releases it when its process ends, however it ends, so a killed process
+    leaves no obstacle. The file names the holder, for people; what counts is the system's lock on it.
     """
 
     def __init__(self, folder: Path) -> None:
         """Raises UserError where another process holds it."""
-        self._stream = (folder / NAME).open("a+", encoding="utf-8")
+        path = folder / NAME
+        self._lock = FileLock(path, blocking=False, thread_local=False)
         try:
-            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"is in use by {_owner(folder / NAME)}; wait for it, or stop it", file=folder) from None
-        self._stream.seek(0)
-        self._stream.truncate()
-        json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}, self._stream)
-        self._stream.flush()
+            self._lock.acquire()
+        except Timeout:
+            raise UserError(f"is in use by {_owner(path)}; wait for it, or stop it", file=folder) from None
+        path.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}), "utf-8")
 
     def release(self) -> None:
         """Let go, so that this process may take it anew."""
-        self._stream.close()
+        self._lock.release()
 
 
 def _owner(path: Path) -> str:

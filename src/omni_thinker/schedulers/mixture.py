@@ -63,11 +63,10 @@ class ProportionalConfig(Config):
         return Mixture({task: exp(value - most) for task, value in logs.items()}, setting.problems_per_step)
 
 
-class SerialConfig(Config):
-    """Joint training's shares, but each step updates once for each of its tasks, in random order (CGPO,
-    arXiv 2409.20370); `rl.minibatches` doesn't count."""
+class WeightedConfig(Config):
+    """The shares of joint training, by the tasks' weights: joint training but for its `update`."""
 
-    kind: Literal["serial"] = "serial"
+    kind: Literal["weighted"] = "weighted"
 
     def build(self, setting: Setting) -> Mixture:
         return Mixture(setting.weights, setting.problems_per_step)

@@ -24,9 +24,9 @@ from omni_thinker.runs.join import join_runs
 from omni_thinker.runs.journal import NAME as JOURNAL
 from omni_thinker.runs.lock import Lock
 from omni_thinker.runs.progress import Progress
+from omni_thinker.runs.resume import refuse_changes
 from omni_thinker.runs.rundir import RunDir, check_free
 from omni_thinker.studies.estimate import power_words
-from omni_thinker.studies.resume import refuse_changes
 from omni_thinker.studies.setup import prepare
 from omni_thinker.studies.study import LOGS, run_study
 from omni_thinker.studies.units import plan_work

@@ -14,6 +14,7 @@ from typing import Any
 
 from omni_thinker.baselines.sft import WarmupReport, WarmupState, warm_up
 from omni_thinker.policy.make import make_policy
+from omni_thinker.recipe import scheduled_arms
 from omni_thinker.rewards.base import Reward
 from omni_thinker.rl.difficulty import training_streams
 from omni_thinker.rl.evaluate import Evaluation, evaluate
@@ -166,18 +167,21 @@ class Session:
         *,
         at_step: Callable[[Cost], None] | None = None,
         stage_ends: bool = False,
-        serial: bool = False,
         on_stage: Callable[[Sequence[Stage]], None] | None = None,
     ) -> tuple[Cost, list[Stage]]:
         """Train the wanted weights, and keep what comes of it: what it cost, and the stages that ended (`Training`)."""
-        training = Training(self, arm, scheduler, steps, serial=serial)
+        training = Training(self, arm, scheduler, steps)
         return training.run(at_step=at_step, stage_ends=stage_ends, on_stage=on_stage)
 
-    def learner(self, rewards: Mapping[TaskName, Reward], *, serial: bool = False) -> Learner:
-        """At the beginning of every task's stream, so that all arms see the same problems."""
+    def learner(self, rewards: Mapping[TaskName, Reward], arm: str = "") -> Learner:
+        """At the beginning of every task's stream, so that all arms see the same problems. The scheduler of `arm` may
+        have an `update` of its own."""
         streams = training_streams(self.pools["train"], study_seed(self.seed, "train"))
         max_tokens, stops = self.bench.max_tokens, self.bench.stops
-        return Learner(self.policy, self.recipe.rl, streams, rewards, max_tokens, stops, serial=serial)
+        spec, scheduled = self.recipe.rl, scheduled_arms(self.recipe.study).get(arm)
+        if scheduled is not None and scheduled.update is not None:
+            spec = spec.model_copy(update={"update": scheduled.update})
+        return Learner(self.policy, spec, streams, rewards, max_tokens, stops)
 
     def evaluate(self, arm: str, split: Split, step: int, stage: TaskName | None = None) -> Evaluation:
         """Every task on `split`, logged, with a few rollouts kept."""

@@ -18,6 +18,7 @@ from typing import Any
 from omni_thinker.recipe import Recipe
 from omni_thinker.runs.checkpoints import usable
 from omni_thinker.runs.progress import Progress
+from omni_thinker.runs.resume import check_run
 from omni_thinker.runs.rundir import RunDir, check_free
 from omni_thinker.runs.schema.base import with_seeds
 from omni_thinker.runs.schema.plan import StudyPlan
@@ -25,7 +26,6 @@ from omni_thinker.runs.schema.transfer import StudyTransfer
 from omni_thinker.studies.curriculum import plan_curriculum
 from omni_thinker.studies.estimate import SECONDS, power_words, smallest_difference
 from omni_thinker.studies.result import SeedOutcome, to_result
-from omni_thinker.studies.resume import check_run
 from omni_thinker.studies.setup import prepare
 from omni_thinker.studies.units import plan_work
 from omni_thinker.studies.walk import SeedWalk
@@ -50,7 +50,7 @@ def run_study(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, A
         bench = prepare(recipe)
         run = RunDir(out, recipe, resume=resume)
         run.open_journal(LOGS, usable=lambda value: usable(out, value), counts=bench.counting)
-        check_run(run, bench)
+        check_run(run, bench.recipe, bench.pools, judged=bench.judge is not None)
         run.journal.cut()
         progress.say(f"study {recipe.name!r} into {out}" + (", resumed" if run.journal.replaying else ""))
         if run.journal.dropped:

@@ -56,12 +56,12 @@ class Training:
     moments, learner and scheduler from the last checkpoint.
     """
 
-    def __init__(self, session: Session, arm: str, scheduler: Scheduler, steps: int, *, serial: bool) -> None:
+    def __init__(self, session: Session, arm: str, scheduler: Scheduler, steps: int) -> None:
         self._session, self._arm, self._scheduler, self._steps = session, arm, scheduler, steps
         self._key = f"{session.seed} train {arm}"
         self._known = session.run.journal.begin(self._key)
         self._checkpoints = session.checkpoints(arm)
-        self._learner = session.learner(session.bench.rewards, serial=serial)
+        self._learner = session.learner(session.bench.rewards, arm)
         self._past = [Cost(**own) for value in self._known.values for own in value["spent"]]
         self._unwritten = list[Cost]()
         self._cost = Cost()

@@ -133,8 +133,7 @@ class SeedWalk:
             scheduler = make_scheduler(recipe, unit.arm, sizes, session.bench.judged, seed)
         session.weights.load(self._start)
         staged = spec is not None and spec.kind == "sequence"
-        serial = spec is not None and spec.kind == "serial"
-        spent, ended = session.train(unit.arm, scheduler, unit.steps, stage_ends=staged, serial=serial)
+        spent, ended = session.train(unit.arm, scheduler, unit.steps, stage_ends=staged)
         last = ended[-1].evaluation if ended else session.evaluate(unit.arm, "validation", spent.steps)
         return ArmResult(unit.arm, session.weights.save(unit.arm), spent, last.estimates(), ended)
 

@@ -7,6 +7,17 @@ of the whole gradient, as in ring attention (arXiv 2310.01889).
 
 All of it in fp32, whatever the model's type: torch's backward pass on a CPU is three to ten times slower in bf16 for
 parts as short as these, and the forward pass hardly faster.
+
+    row     p p p a a b | q q c c c d       P = 2 prompts, each with its G = 2 samples; T tokens side by side
+              |                             one gather (`_Route.pick`) per row: queries, keys and values of all heads
+    slots   [p p p]  [a a .] [b . .]        prompts [P, T], samples [P, G, L], filled up to the longest (.)
+            [q q .]  [c c c] [d . .]
+              |
+    calls   1 prompt: p -> p                causal
+            2 own:    a -> a, b -> b        causal, each sample by itself
+            3 over:   a b -> p              all samples of a group as queries of one call, filling masked
+              |                             2 and 3 are joined by their log-sum-exp
+    row     p p p a a b | q q c c c d       one gather back (`_Route.place`)
 """
 
 from __future__ import annotations

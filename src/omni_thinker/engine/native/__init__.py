@@ -45,7 +45,7 @@ _ARGUMENTS = {
     "attend": (*[_POINTER] * 7, _FLOAT, *[_LONG] * 8),
     "attend_row": (*[_POINTER] * 13, _FLOAT, *[_LONG] * 6),
     "draw": (*[_POINTER] * 5, _FLOAT, _LONG, _LONG),
-    "weigh": (*[_POINTER] * 5, _FLOAT, _LONG, _LONG),
+    "logprob_entropy": (*[_POINTER] * 5, _FLOAT, _LONG, _LONG),
     "logit_gradient": (*[_POINTER] * 5, _FLOAT, _LONG, _LONG),
     "add_up": (_POINTER, _POINTER, _LONG),
     "squares": (_POINTER, _POINTER, _LONG, _LONG),

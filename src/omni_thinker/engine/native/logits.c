@@ -55,8 +55,8 @@ void draw(const bf16 *logits, const double *uniforms, float *blocks, int64_t *to
 }
 
 /* Of each row: the log-prob of its target, the entropy, and what is to be taken off a scaled logit for its log-prob. */
-void weigh(const bf16 *logits, const int64_t *targets, float *chosen, float *entropies, float *normalisers, float scale,
-           long rows, long width) {
+void logprob_entropy(const bf16 *logits, const int64_t *targets, float *chosen, float *entropies, float *normalisers,
+                     float scale, long rows, long width) {
 #pragma omp parallel for schedule(static)
     for (long r = 0; r < rows; r++) {
         const bf16 *row = logits + r * width;

@@ -50,7 +50,7 @@ class Tester(Peer):
     def call(self, target: Proxy, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         reply = self._asked("call", self.encode(target), self.encode(list(args)), self.encode(kwargs))
         if not isinstance(reply, list) or len(reply) != 3:
-            raise Violation("a message that is no message")
+            raise Violation("malformed message: a call is answered by three values")
         result, given, named = map(self.decode, reply)
         for old, new in ((list(args), given), (kwargs, named)):
             _restore(old, new)

@@ -35,6 +35,60 @@ _NAMES = (
 _NAMED = {name: getattr(builtins, name) for name in _NAMES}
 
 
+def _parts(table: dict[Any, Any]) -> Iterator[Any]:
+    return (part for item in dict.items(table) for part in item)
+
+
+def _paired(parts: list[Any]) -> dict[Any, Any]:
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+# How values are written: [tag, ...]. None, bools, strings, floats and small ints are themselves. Besides these tables:
+#   n named tuple: name, fields, items         g  one of `_NAMES`
+#   q deque: maxlen, items                     DD defaultdict: name of its factory, keys and values in turn
+#   mine, yours: the number of a handle, and the plain value of one that has it behind it
+# tag: (type, its items, the value of them); items are written by tags in their turn.
+_NESTED: dict[str, tuple[type, Callable[[Any], Any], Callable[[list[Any]], Any]]] = {
+    "t": (tuple, iter, tuple),
+    "l": (list, iter, list),
+    "s": (set, iter, set),
+    "z": (frozenset, iter, frozenset),
+    "d": (dict, _parts, _paired),
+    "O": (collections.OrderedDict, _parts, lambda parts: collections.OrderedDict(_paired(parts))),
+    "C": (collections.Counter, _parts, lambda parts: collections.Counter(_paired(parts))),
+    "S": (slice, lambda value: (value.start, value.stop, value.step), lambda parts: slice(*parts)),
+}
+# tag: (type, what follows the tag, the value of that)
+_SIMPLE: dict[str, tuple[type, Callable[[Any], Any], Callable[[list[Any]], Any]]] = {
+    "i": (int, lambda v: [hex(v)], lambda rest: int(rest[0], 16)),
+    "b": (bytes, lambda v: [bytes.hex(v)], lambda rest: bytes.fromhex(rest[0])),
+    "B": (bytearray, lambda v: [bytearray.hex(v)], lambda rest: bytearray.fromhex(rest[0])),
+    "c": (complex, lambda v: [v.real, v.imag], lambda rest: complex(rest[0], rest[1])),
+    "D": (decimal.Decimal, lambda v: [decimal.Decimal.__str__(v)], lambda rest: decimal.Decimal(rest[0])),
+    "F": (
+        fractions.Fraction,
+        lambda v: [hex(v.numerator), hex(v.denominator)],
+        lambda rest: fractions.Fraction(int(rest[0], 16), int(rest[1], 16)),
+    ),
+    "r": (
+        range,
+        lambda v: [hex(v.start), hex(v.stop), hex(v.step)],
+        lambda rest: range(*(int(part, 16) for part in rest)),
+    ),
+    "datetime": (datetime.datetime, lambda v: [v.isoformat()], lambda rest: datetime.datetime.fromisoformat(rest[0])),
+    "date": (datetime.date, lambda v: [v.isoformat()], lambda rest: datetime.date.fromisoformat(rest[0])),
+    "time": (datetime.time, lambda v: [v.isoformat()], lambda rest: datetime.time.fromisoformat(rest[0])),
+    "P": (
+        datetime.timedelta,
+        lambda v: [v.days, v.seconds, v.microseconds],
+        lambda rest: datetime.timedelta(*rest),
+    ),
+    "e": (type(...), lambda v: [], lambda rest: ...),
+}
+_NESTED_TAGS = {kind: tag for tag, (kind, _, _) in _NESTED.items()}
+_SIMPLE_TAGS = {kind: tag for tag, (kind, _, _) in _SIMPLE.items()}
+
+
 class Gone(Exception):
     """The other side has ended."""
 
@@ -65,7 +119,7 @@ def receive(channel: socket.socket) -> Any:
     try:
         return json.loads(_exactly(channel, size))
     except (ValueError, RecursionError):
-        raise Violation("a message that is no message") from None
+        raise Violation("malformed message: not JSON") from None
 
 
 def _exactly(channel: socket.socket, size: int) -> bytes:
@@ -97,11 +151,10 @@ def encode(value: Any, refer: Callable[[Any], Any], depth: int = 0) -> Any:
     kind = type(value)
     if kind is str or kind is float or (kind is int and -_SMALL < value < _SMALL):
         return value
-    if kind in _WRITERS:
-        return _WRITERS[kind](value)
-    if kind in _CONTAINERS:
-        tag, items = _CONTAINERS[kind]
-        return [tag, *(encode(item, refer, depth + 1) for item in items(value))]
+    if (tag := _SIMPLE_TAGS.get(kind)) is not None:
+        return [tag, *_SIMPLE[tag][1](value)]
+    if (tag := _NESTED_TAGS.get(kind)) is not None:
+        return [tag, *(encode(item, refer, depth + 1) for item in _NESTED[tag][1](value))]
     if kind is collections.deque:
         return ["q", value.maxlen, *(encode(item, refer, depth + 1) for item in value)]
     if kind is collections.defaultdict and _NAMED.get(getattr(value.default_factory, "__name__", "")) is not None:
@@ -118,20 +171,6 @@ def encode(value: Any, refer: Callable[[Any], Any], depth: int = 0) -> Any:
     return refer(value)
 
 
-def _parts(table: dict[Any, Any]) -> Iterator[Any]:
-    return (part for item in dict.items(table) for part in item)
-
-
-_CONTAINERS: dict[type, tuple[str, Callable[[Any], Any]]] = {
-    tuple: ("t", iter),
-    list: ("l", iter),
-    set: ("s", iter),
-    frozenset: ("z", iter),
-    dict: ("d", _parts),
-    collections.OrderedDict: ("O", _parts),
-    collections.Counter: ("C", _parts),
-    slice: ("S", lambda value: (value.start, value.stop, value.step)),
-}
 # The plain value of an instance of a subclass, whatever the subclass says.
 _PLAIN: dict[type, Callable[[Any], Any]] = {
     int: int.__index__,
@@ -145,40 +184,28 @@ _PLAIN: dict[type, Callable[[Any], Any]] = {
     frozenset: lambda value: frozenset(frozenset.__iter__(value)),
     collections.deque: lambda value: list(collections.deque.__iter__(value)),
 }
-_WRITERS: dict[type, Callable[[Any], Any]] = {
-    int: lambda v: ["i", hex(v)],
-    bytes: lambda v: ["b", bytes.hex(v)],
-    bytearray: lambda v: ["B", bytearray.hex(v)],
-    complex: lambda v: ["c", v.real, v.imag],
-    decimal.Decimal: lambda v: ["D", decimal.Decimal.__str__(v)],
-    fractions.Fraction: lambda v: ["F", hex(v.numerator), hex(v.denominator)],
-    range: lambda v: ["r", hex(v.start), hex(v.stop), hex(v.step)],
-    datetime.datetime: lambda v: ["datetime", datetime.datetime.isoformat(v)],
-    datetime.date: lambda v: ["date", datetime.date.isoformat(v)],
-    datetime.time: lambda v: ["time", datetime.time.isoformat(v)],
-    datetime.timedelta: lambda v: ["P", v.days, v.seconds, v.microseconds],
-    type(...): lambda v: ["e"],
-}
 
 
 def decode(node: Any, resolve: Callable[[list[Any]], Any], depth: int = 0) -> Any:
     """The value of `node`; `resolve` finds what a handle stands for. Raises Violation for anything else."""
     if not isinstance(node, list):
         if isinstance(node, dict):
-            raise Violation("a message that is no message")
+            raise Violation("malformed message: a value is a JSON object")
         return node
     if depth > _DEEPEST + 1 or not node:
-        raise Violation("a value nested too deeply" if node else "a message that is no message")
+        raise Violation("a value nested too deeply" if node else "malformed message: a value without a tag")
     tag, rest = node[0], node[1:]
 
     def inner(nodes: list[Any]) -> list[Any]:
         return [decode(item, resolve, depth + 1) for item in nodes]
 
     try:
-        if tag in _BUILDERS:
-            return _BUILDERS[tag](inner(rest))
-        if tag in _READERS:
-            return _READERS[tag](rest)
+        if tag in _NESTED:
+            return _NESTED[tag][2](inner(rest))
+        if tag in _SIMPLE:
+            return _SIMPLE[tag][2](rest)
+        if tag == "g":
+            return _NAMED[rest[0]]
         if tag == "n":
             return _named_tuple(rest[0], tuple(rest[1]))(*inner(rest[2:]))
         if tag == "q":
@@ -187,43 +214,12 @@ def decode(node: Any, resolve: Callable[[list[Any]], Any], depth: int = 0) -> An
             return collections.defaultdict(_NAMED[rest[0]], _paired(inner(rest[1:])))
         return resolve(node)
     except (ValueError, TypeError, IndexError, KeyError, OverflowError, ArithmeticError, AttributeError) as exc:
-        raise Violation(f"a value that is none: {exc}"[:200]) from None
+        raise Violation(f"malformed value: {exc}"[:200]) from None
 
 
 @functools.cache
 def _named_tuple(name: str, fields: tuple[str, ...]) -> Any:
     return collections.namedtuple(name, fields)
-
-
-def _paired(parts: list[Any]) -> dict[Any, Any]:
-    return dict(zip(parts[::2], parts[1::2], strict=True))
-
-
-_BUILDERS: dict[str, Callable[[list[Any]], Any]] = {
-    "t": tuple,
-    "l": list,
-    "s": set,
-    "z": frozenset,
-    "d": _paired,
-    "O": lambda parts: collections.OrderedDict(_paired(parts)),
-    "C": lambda parts: collections.Counter(_paired(parts)),
-    "S": lambda parts: slice(*parts),
-}
-_READERS: dict[str, Callable[[list[Any]], Any]] = {
-    "i": lambda rest: int(rest[0], 16),
-    "b": lambda rest: bytes.fromhex(rest[0]),
-    "B": lambda rest: bytearray.fromhex(rest[0]),
-    "c": lambda rest: complex(rest[0], rest[1]),
-    "D": lambda rest: decimal.Decimal(rest[0]),
-    "F": lambda rest: fractions.Fraction(int(rest[0], 16), int(rest[1], 16)),
-    "r": lambda rest: range(*(int(part, 16) for part in rest)),
-    "datetime": lambda rest: datetime.datetime.fromisoformat(rest[0]),
-    "date": lambda rest: datetime.date.fromisoformat(rest[0]),
-    "time": lambda rest: datetime.time.fromisoformat(rest[0]),
-    "P": lambda rest: datetime.timedelta(*rest),
-    "e": lambda rest: ...,
-    "g": lambda rest: _NAMED[rest[0]],
-}
 
 
 # --- handles -------------------------------------------------------------------------------------------------------
@@ -351,7 +347,7 @@ class Peer(ABC):
         while True:
             received = receive(self.channel)
             if not isinstance(received, list) or not received:
-                raise Violation("a message that is no message")
+                raise Violation("malformed message: it has no kind")
             kind, *rest = received
             if kind == "?":
                 self.answer(rest)
@@ -360,7 +356,7 @@ class Peer(ABC):
             elif kind == "!" and len(rest) == 5:
                 raise self.rebuilt(*rest)
             else:
-                raise Violation("a message that is no message")
+                raise Violation("malformed message: neither question, answer nor exception")
 
     def answer(self, message: list[Any]) -> None:
         """Serve one question of the other side."""
@@ -410,7 +406,7 @@ class Peer(ABC):
         if whose == "yours":
             return self._given[number]
         if whose != "mine" or not isinstance(number, int):
-            raise Violation("a message that is no message")
+            raise Violation("malformed message: unknown tag")
         if number not in self._proxies:
             self._proxies[number] = Proxy(self, number, bool(base))
         return self._proxies[number]

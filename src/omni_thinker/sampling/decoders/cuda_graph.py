@@ -11,77 +11,44 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from transformers import PreTrainedModel
 
 from omni_thinker.sampling.decoders.fused import FusedDecoder
+from omni_thinker.sampling.decoders.kv_cache import AttendingCache
+from omni_thinker.sampling.decoders.weights import FusedWeights
 from omni_thinker.types import TokenIds
 
 
-class StaticDecoder(FusedDecoder):
-    """See Decoder."""
+class FixedCache(AttendingCache):
+    """Attends to all slots of the answers, whichever are written, in one softmax with the prompt."""
 
-    attention_in_fp32 = False
+    def __init__(self, weights: FusedWeights, lengths: Sequence[int], group_size: int, steps: int) -> None:
+        dtype = weights.embed.weight.dtype
+        super().__init__(
+            weights, lengths, group_size, steps, prompt_dtype=dtype, answer_dtype=dtype, zeroed=True
+        )  # what is masked must still be a number
+        self._slot_1 = torch.zeros(1, dtype=torch.long, device=self.prompt.device)
+        self._step_S = torch.arange(steps, device=self.prompt.device)
 
-    def prefill(self, prompts: Sequence[TokenIds]) -> torch.Tensor:
-        logits = super().prefill(prompts)
-        self._slot_1 = torch.zeros(1, dtype=torch.long, device=logits.device)
-        self._step_S = torch.arange(self.steps, device=logits.device)
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._prompt_bias = self._mask.float()
-        return logits
+    def advance(self, going_P: torch.Tensor) -> None:
+        super().advance(going_P)
+        self._slot_1.fill_(self.used)
 
-    def step(self, token_P_G: torch.Tensor, sample_P_G: torch.Tensor) -> torch.Tensor:
-        position_P_G = self._position_P[:, None].expand(token_P_G.shape)
-        self._slot_1.fill_(self._used)
-        if token_P_G.device.type != "cuda":
-            logits = self._pass(token_P_G, position_P_G)
-        else:
-            if self._graph is None:
-                self._record(token_P_G, position_P_G)
-            self._token.copy_(token_P_G)
-            self._position.copy_(position_P_G)
-            assert self._graph is not None
-            self._graph.replay()
-            logits = self._logits
-        self._used += 1
-        self._position_P = self._position_P + (sample_P_G >= 0).any(1)
-        return logits
-
-    def keep(self, groups: torch.Tensor, columns_P_G: torch.Tensor) -> None:
-        super().keep(groups, columns_P_G)
-        self._prompt_bias = self._mask.float()
-        self._graph = None  # its tensors are gone
-
-    def _record(self, token_P_G: torch.Tensor, position_P_G: torch.Tensor) -> None:
-        """Once without a recording, since libraries set themselves up at their first call; writing a slot twice is
-        harmless."""
-        self._token, self._position = token_P_G.clone(), position_P_G.contiguous().clone()
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            self._pass(self._token, self._position)
-        torch.cuda.current_stream().wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._logits = self._pass(self._token, self._position)
-
-    def _make_room(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        return torch.zeros(shape, dtype=dtype, device=self.model.device)  # what is masked must still be a number
-
-    def _store(self, number: int, key_P_G_H_W: torch.Tensor, value_P_G_H_W: torch.Tensor) -> None:
-        for kept, new in zip(self._own[number], (key_P_G_H_W, value_P_G_H_W), strict=True):
+    def store(self, layer: int, key_P_G_H_W: torch.Tensor, value_P_G_H_W: torch.Tensor) -> None:
+        for kept, new in zip(self.answers[layer], (key_P_G_H_W, value_P_G_H_W), strict=True):
             kept.index_copy_(3, self._slot_1, new.unsqueeze(3).to(kept.dtype))
 
-    def _attend(self, number: int, scale: float, query: torch.Tensor, groups: int, columns: int) -> torch.Tensor:
+    def attend(self, layer: int, scale: float, query: torch.Tensor, groups: int, columns: int) -> torch.Tensor:
         rows, heads, width = query.shape
-        kv_heads = self.weights.kv_heads
+        kv_heads = self.kv_heads
         per = heads // kv_heads
-        query = query.to(self._dtype)
+        query = query.to(self.dtype)
         grid = query.view(groups, columns, kv_heads, per, width)
         over = grid.transpose(1, 2).reshape(groups, kv_heads, columns * per, width)
-        keys, values = self._prompt[number]
-        own_keys, own_values = (part.flatten(0, 1) for part in self._own[number])
+        keys, values = self.prompt[layer]
+        own_keys, own_values = (part.flatten(0, 1) for part in self.answers[layer])
         own_query = query.view(rows, kv_heads, per, width)
-        to_prompt = torch.matmul(over, keys.transpose(2, 3)).float() * scale + self._prompt_bias
+        to_prompt = torch.matmul(over, keys.transpose(2, 3)).float() * scale + self.mask
         to_own = torch.matmul(own_query, own_keys.transpose(2, 3)).float() * scale
         to_own = to_own.masked_fill(self._step_S > self._slot_1, -torch.inf)
         length = keys.shape[2]
@@ -92,3 +59,47 @@ class StaticDecoder(FusedDecoder):
         prompt = prompt.view(groups, kv_heads, columns, per, width).transpose(1, 2).reshape(rows, heads * width)
         own = torch.matmul(share[..., length:], own_values).reshape(rows, heads * width)
         return prompt + own
+
+
+class StaticDecoder(FusedDecoder):
+    """FusedDecoder in a FixedCache, on a GPU from a recording."""
+
+    def __init__(self, model: PreTrainedModel, group_size: int, steps: int) -> None:
+        super().__init__(model, group_size, steps)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._token = self._position = self._logits = torch.empty(0)
+        """What a recording reads and writes."""
+
+    def make_cache(self, lengths: Sequence[int]) -> FixedCache:
+        return FixedCache(self.weights, lengths, self.group_size, self.steps)
+
+    def prefill(self, prompts: Sequence[TokenIds]) -> torch.Tensor:
+        self._graph = None
+        return super().prefill(prompts)
+
+    def forward(self, token_P_G: torch.Tensor, position_P_G: torch.Tensor) -> torch.Tensor:
+        if token_P_G.device.type != "cuda":
+            return super().forward(token_P_G, position_P_G)
+        graph = self._graph or self._record(token_P_G, position_P_G)
+        self._token.copy_(token_P_G)
+        self._position.copy_(position_P_G)
+        graph.replay()
+        return self._logits
+
+    def keep(self, groups: torch.Tensor, columns_P_G: torch.Tensor) -> None:
+        super().keep(groups, columns_P_G)
+        self._graph = None  # its tensors are gone
+
+    def _record(self, token_P_G: torch.Tensor, position_P_G: torch.Tensor) -> torch.cuda.CUDAGraph:
+        """Once without a recording, since libraries set themselves up at their first call; writing a slot twice is
+        harmless."""
+        self._token, self._position = token_P_G.clone(), position_P_G.contiguous().clone()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            super().forward(self._token, self._position)
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._logits = super().forward(self._token, self._position)
+        return graph

@@ -9,8 +9,9 @@ import torch
 from transformers import PreTrainedModel
 
 from omni_thinker.engine.native import LANES, kernels
-from omni_thinker.engine.ops import gated
-from omni_thinker.sampling.decoders.fused import FusedDecoder
+from omni_thinker.engine.ops import swiglu
+from omni_thinker.sampling.decoders.fused import LlamaDecoder
+from omni_thinker.sampling.decoders.kv_cache import KVCache
 from omni_thinker.types import TokenIds
 
 
@@ -24,39 +25,34 @@ def speeds_up(model: PreTrainedModel) -> bool:
     return kernels() is not None
 
 
-class NativeDecoder(FusedDecoder):
-    """See Decoder. Keys and values in fp32; those of prompts with their tokens last, [kv heads, width, T], so that
-    scores are sums of whole vectors."""
+class NativeDecoder(LlamaDecoder):
+    """With the kernels in C between matrix products. Keys and values in fp32; those of prompts with their tokens last,
+    [kv heads, width, T], so that scores are sums of whole vectors."""
 
-    multiple = LANES
+    def make_cache(self, lengths: Sequence[int]) -> KVCache:
+        wide = torch.float32
+        return KVCache(
+            self.weights, lengths, self.group_size, self.steps, prompt_dtype=wide, answer_dtype=wide, multiple=LANES
+        )
 
     def prefill(self, prompts: Sequence[TokenIds]) -> torch.Tensor:
         logits = super().prefill(prompts)
-        self._length_P = self._position_P.clone()
-        for keys, _ in self._prompt:
+        for keys, _ in self.cache.prompt:
             keys.copy_(keys.transpose(2, 3).contiguous().view(keys.shape))
         return logits
 
-    def _make_room(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        return torch.empty(shape, dtype=torch.float32, device="cpu")
-
-    def keep(self, groups: torch.Tensor, columns_P_G: torch.Tensor) -> None:
-        super().keep(groups, columns_P_G)
-        if len(groups) < len(self._length_P):
-            self._length_P = self._length_P[groups]
-
-    def _pass(self, token_P_G: torch.Tensor, position_P_G: torch.Tensor) -> torch.Tensor:
-        w, c, (groups, columns) = self.weights, kernels(), token_P_G.shape
+    def forward(self, token_P_G: torch.Tensor, position_P_G: torch.Tensor) -> torch.Tensor:
+        w, cache, c, (groups, columns) = self.weights, self.cache, kernels(), token_P_G.shape
         assert c is not None
         x = w.embed(token_P_G.reshape(-1)).float()
         rows, channels = x.shape
         cos, sin = (part[0].contiguous() for part in w.rotary(x[None], position_P_G.reshape(1, -1)))
-        if token_P_G.shape != self._own.shape[2:4] or self._used == self._own.shape[5]:
-            raise IndexError(f"no room for token {self._used + 1} of {tuple(token_P_G.shape)} samples")
+        if token_P_G.shape != cache.answers.shape[2:4] or cache.used == cache.steps:
+            raise IndexError(f"no room for token {cache.used + 1} of {tuple(token_P_G.shape)} samples")
         normed = torch.empty_like(x, dtype=torch.bfloat16)
         queries = x.new_empty(rows, w.heads, w.width)
         attended = normed.new_empty(rows, w.heads * w.width)
-        tokens, slots = self._prompt.shape[4], self._own.shape[5]
+        tokens, slots = cache.prompt.shape[4], cache.steps
         branch: torch.Tensor | None = None
 
         def norm(module: Any) -> None:
@@ -67,19 +63,19 @@ class NativeDecoder(FusedDecoder):
         for number, layer in enumerate(w.layers):
             norm(layer.before)
             product = layer.qkv(normed).contiguous()
-            (keys, values), (own_keys, own_values) = self._prompt[number], self._own[number]
+            (keys, values), (own_keys, own_values) = cache.prompt[number], cache.answers[number]
             c.turn_and_store(
                 *(part.data_ptr() for part in (product, cos, sin, queries, own_keys, own_values)),
-                *(rows, w.heads, w.kv_heads, slots, self._used, w.width),
+                *(rows, w.heads, w.kv_heads, slots, cache.used, w.width),
             )
-            parts = (queries, keys, values, self._length_P, own_keys, own_values, attended)
-            sizes = (groups, columns, w.heads, w.kv_heads, w.width, tokens, slots, self._used + 1)
+            parts = (queries, keys, values, cache.length_P, own_keys, own_values, attended)
+            sizes = (groups, columns, w.heads, w.kv_heads, w.width, tokens, slots, cache.used + 1)
             if c.attend(*(part.data_ptr() for part in parts), layer.scale, *sizes):
                 raise MemoryError("no memory for attention")
             branch = layer.out(attended).contiguous()
             norm(layer.after)
             both = layer.gate_up(normed).contiguous()
-            branch = layer.down(gated(*both.chunk(2, dim=-1))).contiguous()
+            branch = layer.down(swiglu(*both.chunk(2, dim=-1))).contiguous()
         norm(w.norm)
-        shift_P_G = self._shift_P[:, None].expand(token_P_G.shape)
+        shift_P_G = cache.shift_P[:, None].expand(token_P_G.shape)
         return w.head(normed, shift_P_G.flatten()).view(groups, columns, -1)

@@ -1,4 +1,4 @@
-"""Going on with a study: what of its recipe may have changed since."""
+"""Resuming a run: what of its recipe, model and problems may have changed since."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 from omni_thinker.errors import UserError
 from omni_thinker.models.load import model_info
+from omni_thinker.recipe import Recipe
 from omni_thinker.runs.files import checksum
 from omni_thinker.runs.journal import NAME as JOURNAL
 from omni_thinker.runs.rundir import RunDir
-from omni_thinker.studies.setup import Bench
-from omni_thinker.types import Problem
+from omni_thinker.types import Problem, Split, TaskName
 
 FREE = (
     *(
@@ -44,13 +44,14 @@ FREE = (
     "study.confidence",
 )
 """Keys, and tables of keys, that change nothing of what has been computed."""
+Pools = Mapping[Split, Mapping[TaskName, Sequence[Problem]]]
 _READ_BYTES = 1 << 30
 _ABSENT = object()
 
 
-def check_run(run: RunDir, bench: Bench) -> None:
-    """Note what a run begins with. Raises UserError, naming each key, where one that goes on has something else."""
-    recipe = bench.recipe
+def check_run(run: RunDir, recipe: Recipe, pools: Pools, *, judged: bool) -> None:
+    """Note what a run begins with; `judged`: there is a judge. Raises UserError, naming each key, where a run that is
+    resumed has something else."""
     now = recipe.model_dump(mode="json")
     kept = run.journal.once("recipe", lambda: now)
     if not isinstance(kept, dict):
@@ -60,9 +61,9 @@ def check_run(run: RunDir, bench: Bench) -> None:
     if list(recipe.study.seeds)[: len(done)] != done:
         raise UserError(f"the run has {done}; new seeds must follow these", file=run.path, key="study.seeds")
     _check_model(run, recipe.model.name)
-    if recipe.judge.kind == "likelihood" and bench.judge is not None:
+    if recipe.judge.kind == "likelihood" and judged:
         _check_model(run, recipe.judge.model, "judge")
-    _check_problems(run, bench)
+    _check_problems(run, pools)
     run.write_recipe(recipe)
 
 
@@ -75,9 +76,9 @@ def refuse_changes(path: Path, kept: Mapping[str, Any], now: Mapping[str, Any]) 
         )
 
 
-def _check_problems(run: RunDir, bench: Bench) -> None:
+def _check_problems(run: RunDir, pools: Pools) -> None:
     """Note what every task's problems are. Raises UserError where they have changed under a run."""
-    now = {f"{task} ({split})": _digest(own) for split, pools in bench.pools.items() for task, own in pools.items()}
+    now = {f"{task} ({split})": _digest(own) for split, of_task in pools.items() for task, own in of_task.items()}
     kept = run.journal.once("problems", lambda: now)
     if kept != now and isinstance(kept, dict):
         changed = [part for part in {**kept, **now} if kept.get(part) != now.get(part)]
