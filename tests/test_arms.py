@@ -7,6 +7,7 @@ from omni_thinker.arms import (
     LORA,
     PROBE,
     RANKED,
+    RENAMED,
     SHARED,
     SINGLE,
     STAGED,
@@ -37,8 +38,8 @@ def test_names_are_read_as_they_are_built() -> None:
 
 def test_the_table_is_whole() -> None:
     assert {*RANKED, "single"} == set(ARMS)
-    assert {"curriculum", "charged", "reverse"} == STAGED
-    assert {"curriculum", "charged", "reverse", "joint"} == SHARED
+    assert {"curriculum", "curriculum_net", "reverse"} == STAGED
+    assert {"curriculum", "curriculum_net", "reverse", "joint"} == SHARED
     assert len({arm.colour for arm in ARMS.values()}) == len(ARMS)
 
 
@@ -52,3 +53,10 @@ def test_scheduled_arms_have_colours_of_their_own() -> None:
     arms = ["joint", "sec", "tac", "dump"]
     assert len({colour_of(arm, arms) for arm in arms}) == 4
     assert colour_of("joint") == ARMS["joint"].colour
+
+
+def test_arms_of_older_runs_have_words() -> None:
+    for old, new in RENAMED.items():
+        assert kind_of(old) is ARMS[new]
+        assert not is_scheduled(old)
+    assert in_order(["joint", "charged", "start", "curriculum"], []) == ["start", "curriculum", "charged", "joint"]

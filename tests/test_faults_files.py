@@ -21,7 +21,7 @@ from omni_thinker.recipe import ModelSpec, load_recipe
 from omni_thinker.rl.evaluate import estimate
 from omni_thinker.runs.resume import check_run
 from omni_thinker.runs.rundir import RunDir
-from omni_thinker.studies.setup import Bench, prepare
+from omni_thinker.studies.setup import Setup, prepare
 from omni_thinker.studies.study import LOGS
 from omni_thinker.tasks import jsonl
 
@@ -29,25 +29,25 @@ Refused = Callable[..., str]
 
 
 def test_problems_that_change_under_a_run_are_refused(repo: Path, tmp_path: Path) -> None:
-    bench = prepare(load_recipe(repo / "recipes" / "tiny.toml"))
+    setup = prepare(load_recipe(repo / "recipes" / "tiny.toml"))
 
-    def begin(bench: Bench, *, resume: bool) -> None:
-        run = RunDir(tmp_path / "run", bench.recipe, resume=resume)
+    def begin(setup: Setup, *, resume: bool) -> None:
+        run = RunDir(tmp_path / "run", setup.recipe, resume=resume)
         try:
             run.open_journal(LOGS, usable=lambda _: True)
-            check_run(run, bench.recipe, bench.pools, judged=bench.judge is not None)
+            check_run(run, setup.recipe, setup.pools, judged=setup.judge is not None)
         finally:
             run.close()
 
-    begin(bench, resume=False)
-    begin(bench, resume=True)
-    train = dict(bench.pools["train"])
+    begin(setup, resume=False)
+    begin(setup, resume=True)
+    train = dict(setup.pools["train"])
     first, *rest = train["math"]
     for own in ([*rest], [*rest, first], [replace(first, answer="other"), *rest]):
-        changed = replace(bench, pools={**bench.pools, "train": {**train, "math": own}})
+        changed = replace(setup, pools={**setup.pools, "train": {**train, "math": own}})
         with pytest.raises(UserError, match=r"problems have changed since the run began: math \(train\)$"):
             begin(changed, resume=True)
-    begin(bench, resume=True)
+    begin(setup, resume=True)
 
 
 def test_a_checkpoint_of_other_shapes_is_refused(tmp_path: Path) -> None:

@@ -80,8 +80,8 @@ def test_a_learner_trains_at_the_temperature_that_it_samples_at(tiny_model: Path
     spec = RlSpec(temperature=temperature, group_size=4, problems_per_step=2, kl_every=0)
     learner = Learner(_policy(tiny_model), spec, make_streams({"t": problems}, 0), {"t": Scripted(in_turns)}, {"t": 6})
     metrics = learner.step({"t": 2}, 0).metrics
-    assert metrics["logprob_mismatch/all"] < 1e-4
-    assert metrics["clip_share/all"] == 0.0
+    assert metrics["mismatch_abs/all"] < 1e-4
+    assert metrics["clip_frac/all"] == 0.0
 
 
 def test_text_goes_in_and_comes_out(tiny_model: Path) -> None:

@@ -18,6 +18,7 @@ from omni_thinker.report import series, tables, write_report
 from omni_thinker.report.html import number, position, share, shown_text
 from omni_thinker.runs.read import load_run, read_result
 from omni_thinker.runs.schema.base import Estimate
+from omni_thinker.runs.schema.logs import RENAMED
 
 TASKS = ["math", "code", "qa", "writing"]
 SEEDS = [0, 1]
@@ -120,17 +121,17 @@ def train_line(rng: random.Random, seed: int, arm: str, step: int) -> dict[str, 
         "seconds/score": 0.5,
         "seconds/train": 4.0,
     }
-    metrics["kl_to_start/all"] = None if step % 4 else 0.001 * step
+    metrics["kl_ref/all"] = None if step % 4 else 0.001 * step
     for name, value in {
         "zero_variance": 0.2 + 0.1 * (step % 2),
         "truncated": 0.1 + 0.001 * len(arm) - 0.001 * len(arm) * (step % 2) * 2,
         "abstain_rate": 0.0,
         "error_rate": 0.01,
-        "clip_share": 0.002,
+        "clip_frac": 0.002,
     }.items():
         metrics[f"{name}/all"] = value
     metrics |= {
-        "logprob_mismatch/all": 0.0004,
+        "mismatch_abs/all": 0.0004,
         "problems/all": 8,
         "tokens_sampled/all": 2000,
         "tokens_trained/all": 1500,
@@ -740,3 +741,13 @@ def test_small_words() -> None:
     assert position(0.5, (0.0, 2.0)) == "25.0%"
     assert position(9, (0.0, 2.0)) == "100.0%"
     assert shown_text("x" * 4000).endswith("[1000 more characters]")
+
+
+def test_metrics_of_older_runs_have_todays_names(bare: Path) -> None:
+    text = (bare / "metrics.jsonl").read_text()
+    for old, new in RENAMED.items():
+        text = text.replace(f'"{new}/', f'"{old}/')
+    (bare / "metrics.jsonl").write_text(text)
+    names = {name for record in load_run(bare).records for name in record.metrics}
+    assert {"clip_frac/all", "mismatch_abs/all", "kl_ref/all"} <= names
+    assert not {old for old in RENAMED if f"{old}/all" in names}

@@ -30,8 +30,8 @@ def taken(stream: ProblemStream, count: int) -> Counter[str]:
 def test_the_rule_by_hand() -> None:
     stream = PooledStream("t", PROBLEMS, 0)
     assert taken(stream, 9) == {"a": 3, "b": 3, "c": 3}
-    stream.saw({"a": 0.8, "b": 0.2})
-    stream.saw({"a": 0.4})
+    stream.observe({"a": 0.8, "b": 0.2})
+    stream.observe({"a": 0.4})
     values = {"a": RATE * 0.4 + (1 - RATE) * RATE * 0.8, "b": RATE * 0.2, "c": 0.0}
     assert stream.values == pytest.approx(values)
     weights = {name: exp(value / TEMPERATURE) for name, value in values.items()}
@@ -43,7 +43,7 @@ def test_the_rule_by_hand() -> None:
 
 def test_each_pool_keeps_its_own_order() -> None:
     one, other = PooledStream("t", PROBLEMS, 0), PooledStream("t", PROBLEMS, 0)
-    other.saw({"a": 1.0})
+    other.observe({"a": 1.0})
     order = {
         stream: [problem.id for problem, _ in stream.take(80) if pool_of(problem) == "a"] for stream in (one, other)
     }
@@ -55,13 +55,13 @@ def test_each_pool_keeps_its_own_order() -> None:
 def test_what_it_knows_survives_in_the_middle_of_a_step() -> None:
     stream, twin = PooledStream("t", PROBLEMS, 0), PooledStream("t", PROBLEMS, 0)
     stream.take(5)
-    stream.saw({"b": 0.9})
+    stream.observe({"b": 0.9})
     stream.take(3)
     twin.restore(json.loads(json.dumps(stream.state())))
     for _ in range(4):
         assert twin.take(7) == stream.take(7)
         for own in (stream, twin):
-            own.saw({"a": 0.3, "c": 0.6})
+            own.observe({"a": 0.3, "c": 0.6})
     assert twin.state() == stream.state()
 
 

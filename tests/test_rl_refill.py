@@ -12,7 +12,7 @@ from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.recipe import ModelSpec, RlSpec
 from omni_thinker.rl.batch import ScoredGroup
 from omni_thinker.rl.loop import Learner
-from omni_thinker.rl.resample import MEMORY, Refill
+from omni_thinker.rl.resample import MEMORY, Resampler
 from omni_thinker.rl.stream import make_streams, stable_seed
 from omni_thinker.schedulers.base import Scheduler
 from omni_thinker.schedulers.mixture import Mixture
@@ -74,32 +74,32 @@ def groups(task: str, silent: int, telling: int) -> Sequence[ScoredGroup]:
 
 
 def test_draws_by_hand() -> None:
-    refill = Refill(8)
+    refill = Resampler(8)
     assert refill.draws({"a": 3}) == {"a": 3}, "nothing is known yet"
-    refill.saw(groups("a", 7, 3))
-    assert refill.silent_rate("a") == 0.7
+    refill.observe(groups("a", 7, 3))
+    assert refill.unanimous_rate("a") == 0.7
     assert refill.draws({"a": 3, "b": 2}) == {"a": 10, "b": 2}
     refill.begin_step()
-    refill.saw(groups("a", 0, 2))
+    refill.observe(groups("a", 0, 2))
     rate = 7 * MEMORY / (10 * MEMORY + 2)
-    assert refill.silent_rate("a") == pytest.approx(rate)
+    assert refill.unanimous_rate("a") == pytest.approx(rate)
     assert refill.draws({"a": 3}) == {"a": 7}, f"3 / (1 - {rate}), rounded up"
     for _ in range(50):
         refill.begin_step()
-        refill.saw(groups("a", 8, 0))
+        refill.observe(groups("a", 8, 0))
     assert refill.draws({"a": 3}) == {"a": 3 * 8}, "no task may eat the budget"
-    cheap = Refill(1)
-    cheap.saw(groups("a", 7, 3))
+    cheap = Resampler(1)
+    cheap.observe(groups("a", 7, 3))
     assert cheap.draws({"a": 3}) == {"a": 3}, "each is replaced by one"
 
 
 def test_what_it_remembers_survives() -> None:
-    refill, twin = Refill(8), Refill(8)
-    refill.saw(groups("a", 7, 3))
+    refill, twin = Resampler(8), Resampler(8)
+    refill.observe(groups("a", 7, 3))
     twin.restore(json.loads(json.dumps(refill.state())))
     missing: Mapping[str, int] = {"a": 4}
     for own in (refill, twin):
         own.begin_step()
-        own.saw(groups("a", 1, 1))
+        own.observe(groups("a", 1, 1))
     assert twin.draws(missing) == refill.draws(missing)
     assert twin.state() == refill.state()

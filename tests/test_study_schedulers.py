@@ -24,7 +24,7 @@ from omni_thinker.studies.scheduled import check_schedulers, make_scheduler
 from omni_thinker.studies.session import ArmResult
 from omni_thinker.studies.setup import prepare
 from omni_thinker.studies.training import Cost, Stage
-from omni_thinker.studies.units import charged_steps, probe_lengths
+from omni_thinker.studies.units import probe_lengths, steps_after_probe
 from test_faults_study import QUICK, begin, journalled, wait_for
 from test_resume import traces
 
@@ -127,6 +127,7 @@ def test_stages_share_all_steps() -> None:
         ({"schedulers": {"x": {"kind": "worst_task", "rate": 1000}}}, "study.schedulers.x.rate"),
         ({"bootstrap": 1}, "study.bootstrap"),
         ({"arms": ["serial"]}, "study.arms"),
+        ({"arms": ["charged"]}, "study.arms"),
         ({"schedulers": {"x": {"kind": "serial"}}}, "study.schedulers.x.kind"),
         ({"schedulers": {"x": {"kind": "oracle"}}}, "study.schedulers.x.kind"),
         ({"schedulers": {"x": {"kind": "sec", "window": 3}}}, "study.schedulers.x.window"),
@@ -203,7 +204,7 @@ def test_a_study_of_schedulers_survives_a_kill_in_each(repo: Path, tmp_path: Pat
 
 
 SEEDS = (
-    *("--set", 'study.arms=["start", "joint", "charged"]'),
+    *("--set", 'study.arms=["start", "joint", "curriculum_net"]'),
     *("--set", "study.steps=12"),
     *("--set", 'study.probes=["short"]'),
     *("--set", "study.probe_share=0.2"),
@@ -228,7 +229,7 @@ def test_no_verdict_before_the_last_seed_and_a_second_one_is_stricter(repo: Path
     # The probe's steps are missing from the arm that pays for it.
     [probe, _] = result["probes"]
     assert 0 < probe["steps"] < 12
-    assert [run["steps"] for run in result["arms"]["charged"]] == [12 - probe["steps"]] * 2
+    assert [run["steps"] for run in result["arms"]["curriculum_net"]] == [12 - probe["steps"]] * 2
     assert [run["steps"] for run in result["arms"]["joint"]] == [12, 12]
 
     assert begin(errors, out, "--resume", "--seeds", "3").wait(280) == 0, errors.read_text("utf-8")[-2000:]
@@ -239,11 +240,11 @@ def test_no_verdict_before_the_last_seed_and_a_second_one_is_stricter(repo: Path
 
 
 def test_a_plan_that_costs_nothing_or_all_cannot_be_charged() -> None:
-    study = {"arms": ["charged", "joint"], "steps": 12, "order": ["a", "b"]}
+    study = {"arms": ["curriculum_net", "joint"], "steps": 12, "order": ["a", "b"]}
     with pytest.raises(UserError, match=r"needs a probe and no study\.order"):
-        charged_steps(parse_recipe({"tasks": TASKS, "study": study}, "r.toml"))
-    whole = {"arms": ["charged", "joint", "single"], "steps": 12}
-    with pytest.raises(UserError, match="leaves no stage for 'charged'"):
-        charged_steps(parse_recipe({"tasks": TASKS, "study": whole}, "r.toml"))
-    cheap = parse_recipe({"tasks": TASKS, "study": {"arms": ["charged", "joint"], "steps": 48}}, "r.toml")
-    assert charged_steps(cheap) == 48 - sum(probe_lengths(cheap, "short").values())
+        steps_after_probe(parse_recipe({"tasks": TASKS, "study": study}, "r.toml"))
+    whole = {"arms": ["curriculum_net", "joint", "single"], "steps": 12}
+    with pytest.raises(UserError, match="leaves no stage for 'curriculum_net'"):
+        steps_after_probe(parse_recipe({"tasks": TASKS, "study": whole}, "r.toml"))
+    cheap = parse_recipe({"tasks": TASKS, "study": {"arms": ["curriculum_net", "joint"], "steps": 48}}, "r.toml")
+    assert steps_after_probe(cheap) == 48 - sum(probe_lengths(cheap, "short").values())

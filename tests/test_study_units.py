@@ -75,5 +75,5 @@ def test_units_come_after_what_they_need(arms: set[str], probes: list[str], step
 
 
 def test_probe_that_leaves_nothing_is_refused() -> None:
-    with pytest.raises(Exception, match="leaves no stage for 'charged'"):
-        plan_work(recipe(arms=["start", "single", "charged"]))
+    with pytest.raises(Exception, match="leaves no stage for 'curriculum_net'"):
+        plan_work(recipe(arms=["start", "single", "curriculum_net"]))

@@ -40,7 +40,7 @@ ARMS = {
             trained=True,
         ),
         Arm(
-            "charged",
+            "curriculum_net",
             "The planned curriculum, after the cost of its probe,",
             "the planned curriculum after the cost of its probe",
             "the planned curriculum on the steps that its probe left over: what a plan is worth after its cost",
@@ -75,9 +75,11 @@ ARMS = {
         Arm("single", "Single-task training", "single-task training", "RL on one task alone", "#B0699A", trained=True),
     )
 }
+RENAMED = {"charged": "curriculum_net"}
+"""Names that earlier versions gave to arms, which stand in the files of their runs."""
 SCHEDULED_COLOURS = ("#E69F00", "#8C564B", "#7F7F00", "#5E4FA2", "#1B9E9E", "#C51B7D")
 """Of arms that a scheduler makes, in their order, again from the first where there are more."""
-RANKED = ("start", "curriculum", "charged", "reverse", "joint", "merge")
+RANKED = ("start", "curriculum", "curriculum_net", "reverse", "joint", "merge")
 """The order in which tables list arms; single tasks and scheduled arms follow."""
 STAGED = frozenset(name for name, arm in ARMS.items() if arm.staged)
 SHARED = frozenset(name for name, arm in ARMS.items() if arm.trained and name != "single")
@@ -96,7 +98,7 @@ def task_of(arm: str) -> str:
 
 def kind_of(arm: str) -> Arm | None:
     """The table's entry of an arm; None for one that a scheduler makes."""
-    return ARMS["single"] if is_single(arm) else ARMS.get(arm)
+    return ARMS["single"] if is_single(arm) else ARMS.get(RENAMED.get(arm, arm))
 
 
 def is_scheduled(arm: str) -> bool:
@@ -107,7 +109,8 @@ def is_scheduled(arm: str) -> bool:
 def in_order(arms: Sequence[str], tasks: Sequence[str]) -> list[str]:
     """Arms as tables list them: `RANKED`, single tasks in the order of `tasks`, then scheduled ones by name."""
     rank = [*RANKED, *(SINGLE + task for task in tasks)]
-    return sorted(arms, key=lambda arm: (rank.index(arm) if arm in rank else len(rank), arm))
+    place = {name: rank.index(new) for name in arms if (new := RENAMED.get(name, name)) in rank}
+    return sorted(arms, key=lambda arm: (place.get(arm, len(rank)), arm))
 
 
 def rivals(arms: Sequence[str], control: str = "joint") -> list[str]:

@@ -26,22 +26,22 @@ def evaluate_model(model: str, recipe: Recipe, split: str, references: Path | No
         raise UserError(f"must be validation or test, got {split!r}", key="--split")
     wanted: Split = "test" if split == "test" else "validation"
     known = _read_references(references) if references else {}
-    bench = prepare(recipe, with_judge=bool(known))
+    setup = prepare(recipe, with_judge=bool(known))
     policy = make_policy(recipe.model.model_copy(update={"name": model}))
     pools = {
         task: [_with_reference(problem, known) for problem in problems]
-        for task, problems in bench.pools[wanted].items()
+        for task, problems in setup.pools[wanted].items()
     }
-    unreferenced = [task for task in bench.compared if any("reference" not in p.data for p in pools[task])]
-    unjudged = bench.judged if bench.judge is None else unreferenced
+    unreferenced = [task for task in setup.compared if any("reference" not in p.data for p in pools[task])]
+    unjudged = setup.judged if setup.judge is None else unreferenced
     result = evaluate(
         policy,
         pools,
-        {task: bench.forms[task] if task in unjudged else reward for task, reward in bench.measures.items()},
-        bench.max_tokens,
+        {task: setup.gate_rewards[task] if task in unjudged else reward for task, reward in setup.eval_rewards.items()},
+        setup.max_tokens,
         params=recipe.evaluation.sampling,
         seed=study_seed(recipe.study.seeds[0], wanted),
-        stops=bench.stops,
+        stops=setup.stops,
     )
     notes = [f"{task}: no references, so only the checkable part was scored; see --references." for task in unjudged]
     return {

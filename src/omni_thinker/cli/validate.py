@@ -13,10 +13,10 @@ from omni_thinker.types import SPLITS
 def validate_tasks(recipe: Recipe) -> dict[str, list[dict[str, str]]]:
     """task -> rows whose gold answer doesn't score 1, or whose wrong one does. Judged tasks are checked by their
     gates. Raises UserError for what `prepare` refuses."""
-    bench = prepare(recipe, with_judge=False)
+    setup = prepare(recipe, with_judge=False)
     failures: dict[str, list[dict[str, str]]] = {}
-    for name, task in bench.tasks.items():
+    for name, task in setup.tasks.items():
         problems = [problem for split in SPLITS for problem in task.problems(split)]
-        found = asyncio.run(validate(problems, bench.forms[name]))
+        found = asyncio.run(validate(problems, setup.gate_rewards[name]))
         failures[name] = [{"problem": failure.problem, "reason": failure.reason} for failure in found]
     return failures

@@ -12,7 +12,7 @@ _QUESTIONS = (
     ("joint", "start"),
     ("curriculum", "reverse"),
     ("curriculum", "joint"),
-    ("charged", "joint"),
+    ("curriculum_net", "joint"),
     ("curriculum", "merge"),
     ("joint", "merge"),
 )

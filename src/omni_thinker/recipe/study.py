@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializeAsAny, field_validator
 
-from omni_thinker.arms import ARMS, LORA, PROBE, SINGLE
+from omni_thinker.arms import ARMS, LORA, PROBE, RENAMED, SINGLE
 from omni_thinker.errors import UserError
 from omni_thinker.recipe.models import LoraSpec
 from omni_thinker.recipe.schedulers import PLAIN, SERIAL, SchedulerSpec, plain, read_scheduler
@@ -87,6 +87,8 @@ def check_arms(study: StudySpec, tasks: list[str]) -> None:
         if taken or not TASK_NAME.fullmatch(name):
             raise UserError("can't be the name of an arm", key=f"study.schedulers.{name}")
     for name in study.arms:
+        if name in RENAMED and name not in study.schedulers:
+            raise UserError(f"the arm {name!r} is called {RENAMED[name]!r} now", key="study.arms")
         if name == "serial" and name not in study.schedulers:
             raise UserError(SERIAL, key="study.arms")
         if name not in (*ARMS, *study.schedulers, *PLAIN) and not name.startswith("python:"):

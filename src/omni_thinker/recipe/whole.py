@@ -59,7 +59,7 @@ class Recipe(Table):
             if len(set(values)) < len(values):
                 raise UserError("names one of them twice", key=f"study.{key}")
         check_arms(study, list(self.tasks))
-        staged = {"single", "curriculum", "charged", "reverse", "merge"} & set(study.arms) or study.probes
+        staged = {"single", "curriculum", "curriculum_net", "reverse", "merge"} & set(study.arms) or study.probes
         if study.steps < len(self.tasks) and staged:
             raise UserError(f"{study.steps} steps can't be shared by {len(self.tasks)} tasks", key="study.steps")
         if study.probes and len(self.tasks) < 2:

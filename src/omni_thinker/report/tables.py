@@ -17,7 +17,7 @@ from omni_thinker.runs.schema.result import ArmRun
 NAN = math.nan
 _NOTHING = Estimate(NAN, 0, NAN)
 PHASES = ("sample", "score", "train", "kl")
-HEALTH_COLUMNS = ("zero_variance", "truncated", "abstain_rate", "error_rate", "logprob_mismatch", "clip_share")
+HEALTH_COLUMNS = ("zero_variance", "truncated", "abstain_rate", "error_rate", "mismatch_abs", "clip_frac")
 EXAMPLES_PER_TASK = 3
 LONGEST_TEXT = 3000
 MOST_ORDERS = 120
@@ -246,7 +246,7 @@ def health_rows(run: RunData) -> list[HealthRow]:
     for arm in run.arms:
         name = series.trained_as(run, arm)
         values = [series.over_steps(run, name, f"{column}/all") for column in HEALTH_COLUMNS]
-        ends = [points[-1][1] for points in series.by_seed(run, name, "kl_to_start/all").values()]
+        ends = [points[-1][1] for points in series.by_seed(run, name, "kl_ref/all").values()]
         phases = [series.over_steps(run, name, f"seconds/{phase}") for phase in PHASES]
         if any(math.isfinite(value) for value in [*values, *phases, *ends]):
             rows.append(HealthRow(arm, values, series.mean(ends), phases))

@@ -20,9 +20,9 @@ from omni_thinker.runs.read import RunData
 HEALTH = (
     ("zero_variance/all", "groups without variance (share)"),
     ("truncated/all", "answers cut short (share)"),
-    ("logprob_mismatch/all", "log-prob mismatch (nats)"),
-    ("clip_share/all", "tokens clipped (share)"),
-    ("kl_to_start/all", "KL to the start (nats per token)"),
+    ("mismatch_abs/all", "log-prob mismatch (nats)"),
+    ("clip_frac/all", "tokens clipped (share)"),
+    ("kl_ref/all", "KL to the start (nats per token)"),
     ("grad_norm", "gradient norm"),
 )
 

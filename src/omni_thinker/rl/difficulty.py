@@ -46,7 +46,7 @@ class PooledStream(ProblemStream):
         self.taken += count
         return taken
 
-    def saw(self, learnability: Mapping[str, float]) -> None:
+    def observe(self, learnability: Mapping[str, float]) -> None:
         for name, value in learnability.items():
             self.values[name] += RATE * (value - self.values[name])
 

@@ -24,7 +24,7 @@ from omni_thinker.rl.batch import ScoredGroup, build_batches, learnability
 from omni_thinker.rl.difficulty import pool_of
 from omni_thinker.rl.losses import make_loss
 from omni_thinker.rl.metrics import Metrics, group_metrics, token_metrics
-from omni_thinker.rl.resample import Refill
+from omni_thinker.rl.resample import Resampler
 from omni_thinker.rl.scoring import Scoring, stop_on_errors, stop_on_nonsense
 from omni_thinker.rl.stream import ProblemStream, stable_seed
 from omni_thinker.types import SampleRequest, SamplingParams, TaskName
@@ -71,7 +71,7 @@ class Learner:
         self.streams, self.rewards, self.max_tokens = streams, rewards, max_tokens
         self.stops = stops or {}
         self.loss = make_loss(spec)
-        self._refill = Refill(spec.refill_most)
+        self._refill = Resampler(spec.refill_most)
         self._skipped = 0
 
     def step(self, quotas: Mapping[TaskName, int], number: int) -> StepResult:
@@ -91,7 +91,7 @@ class Learner:
         metrics |= {f"advantage/{task}": value for task, value in learnability(groups, self.spec).items()}
         for task in quotas:
             own = [group for group in groups if group.problem.task == task]
-            self.streams[task].saw(learnability(own, self.spec, pool_of))
+            self.streams[task].observe(learnability(own, self.spec, pool_of))
         counts = {task: sum(group.task == task for group in batch) for task in quotas}
         metrics |= {f"groups_trained/{task}": float(count) for task, count in counts.items()}
         metrics |= {f"groups_asked/{task}": float(count) for task, count in quotas.items()}
@@ -125,14 +125,14 @@ class Learner:
         """Sample each task's quota, then replace groups without signal by fresh problems, a few times."""
         groups = self._sample(quotas, clock)
         self._refill.begin_step()
-        self._refill.saw(groups)
+        self._refill.observe(groups)
         for _ in range(self.spec.refill_rounds):
             found = {task: _with_signal(groups, task) for task in quotas}
             missing = {task: quota - found[task] for task, quota in quotas.items() if quota > found[task]}
             if not missing:
                 break
             fresh = self._sample(self._refill.draws(missing), clock)
-            self._refill.saw(fresh)
+            self._refill.observe(fresh)
             groups += fresh
         return groups
 

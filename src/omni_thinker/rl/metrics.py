@@ -30,10 +30,10 @@ def token_metrics(stats: Mapping[TaskName, TokenStats]) -> Metrics:
     for name, own in {"all": total, **stats}.items():
         if own.tokens:
             metrics[f"entropy/{name}"] = own.entropy / own.tokens
-            metrics[f"clip_share/{name}"] = own.clipped / own.tokens
-            metrics[f"logprob_mismatch/{name}"] = own.mismatch / own.tokens
+            metrics[f"clip_frac/{name}"] = own.clipped / own.tokens
+            metrics[f"mismatch_abs/{name}"] = own.mismatch / own.tokens
         if own.kl_tokens:
-            metrics[f"kl_to_start/{name}"] = own.kl / own.kl_tokens
+            metrics[f"kl_ref/{name}"] = own.kl / own.kl_tokens
         metrics[f"tokens_trained/{name}"] = float(own.tokens)
     return metrics
 
@@ -60,7 +60,7 @@ def _describe(groups: Sequence[ScoredGroup]) -> Metrics:
     if not count:
         return {}
     described = {
-        "length": fmean(len(sample.tokens) for sample in samples),
+        "completion_length": fmean(len(sample.tokens) for sample in samples),
         "truncated": sum(sample.stop == "length" for sample in samples) / count,
         "abstain_rate": sum(score.status == "abstain" for score in scores) / count,
         "error_rate": sum(score.status == "error" for score in scores) / count,

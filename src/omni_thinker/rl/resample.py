@@ -18,7 +18,7 @@ MEMORY = 0.8
 """What counts of a step, one step later: the policy changes, and with it what tells its samples apart."""
 
 
-class Refill:
+class Resampler:
     """Remembers how often groups of a task carry no signal, and says how many problems to draw for those missing."""
 
     def __init__(self, most: int) -> None:
@@ -32,13 +32,13 @@ class Refill:
             for task in counts:
                 counts[task] *= MEMORY
 
-    def saw(self, groups: Sequence[ScoredGroup]) -> None:
+    def observe(self, groups: Sequence[ScoredGroup]) -> None:
         for group in groups:
             task = group.problem.task
             self._seen[task] = self._seen.get(task, 0.0) + 1
             self._silent[task] = self._silent.get(task, 0.0) + (not group.has_signal)
 
-    def silent_rate(self, task: TaskName) -> float:
+    def unanimous_rate(self, task: TaskName) -> float:
         """The share of the task's recent groups without signal, in [0, 1]; 0 where none has been seen."""
         seen = self._seen.get(task, 0.0)
         return self._silent[task] / seen if seen > 0 else 0.0
@@ -46,7 +46,7 @@ class Refill:
     def draws(self, missing: Mapping[TaskName, int]) -> dict[TaskName, int]:
         """How many problems of each task to sample so that about as many as are missing carry signal, within `most`."""
         return {
-            task: min(self.most * count, ceil(count / max(1e-9, 1 - self.silent_rate(task)) - 1e-9))
+            task: min(self.most * count, ceil(count / max(1e-9, 1 - self.unanimous_rate(task)) - 1e-9))
             for task, count in missing.items()
         }
 

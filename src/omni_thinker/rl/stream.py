@@ -46,7 +46,7 @@ class ProblemStream:
     def restore(self, state: Any) -> None:
         self.taken = int(state)
 
-    def saw(self, learnability: Mapping[str, float]) -> None:
+    def observe(self, learnability: Mapping[str, float]) -> None:
         """Nothing to learn from how much the problems taught."""
 
 

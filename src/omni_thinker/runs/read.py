@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from omni_thinker.arms import in_order
 from omni_thinker.errors import UserError
 from omni_thinker.runs.schema.base import MACRO, VERSION, adapter
-from omni_thinker.runs.schema.logs import Answer, Metrics
+from omni_thinker.runs.schema.logs import RENAMED, Answer, Metrics
 from omni_thinker.runs.schema.plan import StudyPlan
 from omni_thinker.runs.schema.result import Comparison, Result
 from omni_thinker.runs.schema.transfer import StudyTransfer
@@ -144,8 +144,16 @@ def _records(path: Path, gaps: list[str]) -> list[Metrics]:
     except OSError as exc:
         raise UserError(f"can't be read: {exc}", file=path) from None
     # Runs from before there was a journal may hold a step twice: the later line counts.
-    latest = {(row.seed, row.arm, row.kind, row.stage, row.step): row for row in rows}
+    latest = {
+        (row.seed, row.arm, row.kind, row.stage, row.step): replace(row, metrics=_renamed(row.metrics)) for row in rows
+    }
     return sorted(latest.values(), key=lambda row: row.step)
+
+
+def _renamed(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metrics of earlier versions under today's names."""
+    named = ((name.partition("/"), value) for name, value in metrics.items())
+    return {RENAMED.get(name, name) + slash + task: value for (name, slash, task), value in named}
 
 
 def _answers(path: Path, gaps: list[str]) -> list[Answer]:

@@ -5,28 +5,28 @@ from __future__ import annotations
 from omni_thinker.arms import SHARED, rivals
 from omni_thinker.compare.intervals import MIN_PROBLEMS, expected_detectable
 from omni_thinker.recipe import scheduled_arms
-from omni_thinker.studies.setup import Bench
+from omni_thinker.studies.setup import Setup
 
 SECONDS = {"warmup": 4.0, "check": 8.0, "step": 5.0, "validation": 15.0, "test": 30.0}
 """Rough seconds of each kind of work, until it has been measured."""
 
 
-def smallest_difference(bench: Bench) -> float | None:
+def smallest_difference(setup: Setup) -> float | None:
     """Between the macro averages of an arm and joint training, on the test split, that the study is likely to see
     (`expected_detectable`); None where it compares nothing with joint training."""
-    study = bench.recipe.study
+    study = setup.recipe.study
     names = [*(SHARED & set(study.arms)), *({"merge"} & set(study.arms)), *scheduled_arms(study)]
     against = rivals(names)
-    problems = [len(own) for own in bench.pools["test"].values()]
+    problems = [len(own) for own in setup.pools["test"].values()]
     if "joint" not in names or not against or min(problems) < MIN_PROBLEMS:
         return None
-    samples = bench.recipe.evaluation.samples
+    samples = setup.recipe.evaluation.samples
     return expected_detectable(problems, len(study.seeds), len(names), samples, study.confidence, rivals=len(against))
 
 
-def power_words(bench: Bench) -> str:
+def power_words(setup: Setup) -> str:
     """What `smallest_difference` says, in words; empty where it says nothing."""
-    sees, count = smallest_difference(bench), len(bench.recipe.study.seeds)
+    sees, count = smallest_difference(setup), len(setup.recipe.study.seeds)
     if sees is None:
         return ""
     return (

@@ -60,15 +60,15 @@ def run_parallel(
         if (out / SEEDS).exists():
             raise UserError("exists already; choose another --out", file=out / SEEDS)
     plan_work(recipe)
-    bench = prepare(recipe)
+    setup = prepare(recipe)
     run = RunDir(out, recipe, resume=resume)
     run.write_recipe(recipe)
     with Progress({}, {}) as progress:
         count = len(recipe.study.seeds)
         progress.say(f"study {recipe.name!r} into {out}: {count} seeds, {min(jobs, count)} at a time")
-        if not resume and (words := power_words(bench)):
+        if not resume and (words := power_words(setup)):
             progress.say(f"power: {words}")
-        del bench  # a judge's model among it; the processes load their own
+        del setup  # a judge's model among it; the processes load their own
         _Processes(recipe, out, jobs, options).run(progress)
     parts = {seed: out / SEEDS / str(seed) for seed in recipe.study.seeds}
     join_runs(list(parts.values()), out, LOGS, {"recipe": now})

@@ -25,7 +25,7 @@ from omni_thinker.rl.gradient import add_policy_gradient
 from omni_thinker.runs.schema.transfer import Entropies, TransferMatrix
 from omni_thinker.schedulers.stages import Stages
 from omni_thinker.studies.session import ArmResult, Session
-from omni_thinker.studies.setup import Bench, study_seed
+from omni_thinker.studies.setup import Setup, study_seed
 from omni_thinker.studies.training import Cost
 from omni_thinker.studies.units import Unit, even_stages, probe_lengths
 from omni_thinker.transfer.gradient import Gradients, first_order
@@ -124,8 +124,8 @@ class Probes:
                 "rl": recipe.rl.model_copy(update={"lr": recipe.rl.lr * recipe.study.probe_lora_lr}),
             }
         )
-        bench = replace(session.bench, recipe=adapted)
-        adapters = Session(bench, session.run, session.progress, session.seed, folder=folder)
+        setup = replace(session.setup, recipe=adapted)
+        adapters = Session(setup, session.run, session.progress, session.seed, folder=folder)
         adapters.pools = session.pools
         adapters.policy.mark_start()
         return adapters, adapters.weights.save("lora")
@@ -144,12 +144,12 @@ class Probes:
     def matrices(self) -> list[Probed]:
         """All kinds with their matrices, the one to plan with first. Called once all units have ended."""
         self._drop_adapters()
-        bench, begun = self._session.bench, self._begun
+        setup, begun = self._session.setup, self._begun
         for probed in self._by_kind.values():
             if len(probed.gradients) > 1:
-                probed.matrix = first_order(begun.estimates(), probed.gradients, _rates(bench.recipe, probed.gradients))
-            elif len(bench.tasks) > 1 and set(probed.seen) == set(bench.tasks):
-                probed.matrix = _matrix(bench, begun, probed.seen, probe_lengths(bench.recipe, probed.kind))
+                probed.matrix = first_order(begun.estimates(), probed.gradients, _rates(setup.recipe, probed.gradients))
+            elif len(setup.tasks) > 1 and set(probed.seen) == set(setup.tasks):
+                probed.matrix = _matrix(setup, begun, probed.seen, probe_lengths(setup.recipe, probed.kind))
         return list(self._by_kind.values())
 
     def _drop_adapters(self) -> None:
@@ -166,7 +166,7 @@ def _sketches(session: Session, task: TaskName, steps: int) -> dict[str, Any]:
     if not isinstance(policy, SketchesGradients):
         raise UserError(f"the policy {session.recipe.model.policy} can't sketch gradients", key="study.probes")
     problems = max(1, rl.problems_per_step // _BATCHES)
-    learner, spent, sketches = session.learner(session.bench.measures), Cost(), []
+    learner, spent, sketches = session.learner(session.setup.eval_rewards), Cost(), []
     for batch in range(steps * _BATCHES):
         began = time.monotonic()
         groups = learner.draw({task: problems})
@@ -177,7 +177,7 @@ def _sketches(session: Session, task: TaskName, steps: int) -> dict[str, Any]:
         sampled = sum(len(sample.tokens) for sample in samples)
         spent += Cost(0, sampled, trained, seconds, len(samples))
         norm = float(np.linalg.norm(sketches[-1][0]))
-        if session.bench.costly and session.bench.costly.exhausted:
+        if session.setup.costly and session.setup.costly.exhausted:
             raise UserError(f"spent in the gradient probe of {task}", key="judge.endpoint.budget")
         session.log(
             f"gradient:{task}", "train", batch + 1, seconds, {"grad_norm": norm, "tokens_sampled/all": float(sampled)}
@@ -196,11 +196,11 @@ def _rates(recipe: Recipe, tasks: Mapping[TaskName, Gradients]) -> dict[TaskName
 
 
 def _matrix(
-    bench: Bench, begun: Evaluation, seen: Mapping[TaskName, Evaluation], lengths: Mapping[TaskName, int]
+    setup: Setup, begun: Evaluation, seen: Mapping[TaskName, Evaluation], lengths: Mapping[TaskName, int]
 ) -> TransferMatrix:
     """What whole stages would show."""
-    tasks: Sequence[TaskName] = list(bench.tasks)
-    stages = dict(even_stages(tasks, bench.recipe.study.steps))
+    tasks: Sequence[TaskName] = list(setup.tasks)
+    stages = dict(even_stages(tasks, setup.recipe.study.steps))
     raw = TransferMatrix(
         tuple(tasks),
         begun.estimates(),

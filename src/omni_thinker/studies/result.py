@@ -30,7 +30,7 @@ from omni_thinker.runs.schema.transfer import TransferMatrix
 from omni_thinker.studies.probing import Probed
 from omni_thinker.studies.scheduled import joint_weights
 from omni_thinker.studies.session import ArmResult
-from omni_thinker.studies.setup import Bench
+from omni_thinker.studies.setup import Setup
 from omni_thinker.studies.training import Cost, Stage
 from omni_thinker.studies.units import even_stages
 from omni_thinker.transfer.assumptions import check_assumptions
@@ -61,12 +61,12 @@ class SeedOutcome:
 
 
 def to_result(
-    bench: Bench, outcomes: Sequence[SeedOutcome], seconds: float, *, left: int = 0, before: int = 0
+    setup: Setup, outcomes: Sequence[SeedOutcome], seconds: float, *, left: int = 0, before: int = 0
 ) -> dict[str, Any]:
     """`left`: seeds to come; until they have, nothing counts as shown, for who looks often sees a winner by luck.
     `before`: verdicts that this study gave with fewer seeds; each halves the chance of error that the next may take,
     so that all together err at most twice as often as one."""
-    study = bench.recipe.study
+    study = setup.recipe.study
     confidence = 1 - (1 - study.confidence) / 2**before
     names = list(outcomes[0].test)
     values: dict[str, list[Values]] = {name: [o.test[name].values for o in outcomes] for name in names}
@@ -75,18 +75,18 @@ def to_result(
     if left:
         words = f"No verdict yet: {left} of {left + len(outcomes)} seeds are to come."
     result = Result(
-        name=bench.recipe.name,
-        tasks=tuple(bench.tasks),
+        name=setup.recipe.name,
+        tasks=tuple(setup.tasks),
         verdict=words,
         seeds_left=left,
         arms={name: tuple(_arm_run(o, name) for o in outcomes) for name in names},
         comparisons=tuple(replace(c, shown=c.shown and not left) for c in comparisons),
-        forecasts=tuple(row for o in outcomes for row in _forecast_rows(o, bench.recipe)),
-        assumptions=tuple(_assumptions(outcomes, bench.recipe)),
-        entropy=_entropy(outcomes, bench.judged),
+        forecasts=tuple(row for o in outcomes for row in _forecast_rows(o, setup.recipe)),
+        assumptions=tuple(_assumptions(outcomes, setup.recipe)),
+        entropy=_entropy(outcomes, setup.judged),
         probes=tuple(row for o in outcomes for row in _probe_rows(o)),
         warmup=tuple(map(_warmup, outcomes)),
-        notes=(*_notes(bench, outcomes), *_tokens(outcomes), *_looks(before, confidence)),
+        notes=(*_notes(setup, outcomes), *_tokens(outcomes), *_looks(before, confidence)),
         seconds=seconds,
         machine=machine(),
     )
@@ -264,14 +264,14 @@ def _warmup(outcome: SeedOutcome) -> Warmup:
     )
 
 
-def _notes(bench: Bench, outcomes: Sequence[SeedOutcome]) -> list[str]:
-    recipe = bench.recipe
+def _notes(setup: Setup, outcomes: Sequence[SeedOutcome]) -> list[str]:
+    recipe = setup.recipe
     notes = [
         "Accuracy is the mean score of "
         f"{recipe.evaluation.samples} answers per problem at temperature {recipe.evaluation.temperature:g}.",
         f"Every trained arm had {recipe.study.steps} RL steps that asked for {recipe.rl.problems_per_step} problems x "
         f"{recipe.rl.group_size} samples"
-        + (", 'charged' fewer by those of its probe" if "charged" in recipe.study.arms else "")
+        + (", 'curriculum_net' fewer by those of its probe" if "curriculum_net" in recipe.study.arms else "")
         + (
             "; the single-task arms only their probe."
             if recipe.study.single_budget == "stage" and "single" in recipe.study.arms
@@ -279,9 +279,9 @@ def _notes(bench: Bench, outcomes: Sequence[SeedOutcome]) -> list[str]:
         ),
         "The start is the model after a supervised warm-up on gold answers: it is the SFT arm.",
     ]
-    if bench.judge is not None:
-        notes.append(f"Judged tasks ({', '.join(bench.judged)}): {bench.judge.caveat}")
-    if any("unit_tests" in part for task in bench.tasks.values() for part in task.reward.sum) and (
+    if setup.judge is not None:
+        notes.append(f"Judged tasks ({', '.join(setup.judged)}): {setup.judge.caveat}")
+    if any("unit_tests" in part for task in setup.tasks.values() for part in task.reward.sum) and (
         launch().strength == "weak"
     ):
         notes.append("Programs ran in the weak sandbox: a process with limits, which sees this user's files.")

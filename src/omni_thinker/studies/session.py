@@ -27,7 +27,7 @@ from omni_thinker.runs.rundir import RunDir
 from omni_thinker.runs.schema.base import Estimate
 from omni_thinker.runs.schema.logs import Answer, Kind, Metrics, Reference
 from omni_thinker.schedulers.base import Scheduler
-from omni_thinker.studies.setup import Bench, study_seed
+from omni_thinker.studies.setup import Setup, study_seed
 from omni_thinker.studies.training import Cost, Stage, Training
 from omni_thinker.studies.weights import Weights, slug
 from omni_thinker.tasks.registry import Pools
@@ -48,12 +48,12 @@ class ArmResult:
 class Session:
     """Holds the one policy that all arms of a seed take turns in."""
 
-    def __init__(self, bench: Bench, run: RunDir, progress: Progress, seed: int, *, folder: Path | None = None) -> None:
+    def __init__(self, setup: Setup, run: RunDir, progress: Progress, seed: int, *, folder: Path | None = None) -> None:
         """`folder`: weights to begin with, instead of the recipe's model."""
-        self.bench, self.run, self.progress, self.seed = bench, run, progress, seed
-        self.recipe = bench.recipe
+        self.setup, self.run, self.progress, self.seed = setup, run, progress, seed
+        self.recipe = setup.recipe
         self.policy = make_policy(self.recipe.model, folder=folder, seed=study_seed(seed, "lora"))
-        self.pools: dict[Split, Pools] = dict(bench.pools)
+        self.pools: dict[Split, Pools] = dict(setup.pools)
         self.weights = Weights(self.policy, run, seed)
 
     # -- the start ------------------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ class Session:
         """Let the start answer every problem that is compared and has no reference yet; kept for the whole study."""
         for split, pools in self.pools.items():
             filled = dict(pools)
-            for task in self.bench.compared:
+            for task in self.setup.compared:
                 filled[task] = self._with_references(list(pools[task]), split)
             self.pools[split] = filled
 
@@ -135,9 +135,9 @@ class Session:
         requests = [
             SampleRequest(
                 self.policy.encode_prompt(problem.prompt),
-                self.bench.tasks[problem.task].max_tokens,
+                self.setup.tasks[problem.task].max_tokens,
                 study_seed(self.seed, "reference", problem.id),
-                self.bench.stops.get(problem.task, ()),
+                self.setup.stops.get(problem.task, ()),
             )
             for problem in lacking
         ]
@@ -177,7 +177,7 @@ class Session:
         """At the beginning of every task's stream, so that all arms see the same problems. The scheduler of `arm` may
         have an `update` of its own."""
         streams = training_streams(self.pools["train"], study_seed(self.seed, "train"))
-        max_tokens, stops = self.bench.max_tokens, self.bench.stops
+        max_tokens, stops = self.setup.max_tokens, self.setup.stops
         spec, scheduled = self.recipe.rl, scheduled_arms(self.recipe.study).get(arm)
         if scheduled is not None and scheduled.update is not None:
             spec = spec.model_copy(update={"update": scheduled.update})
@@ -203,11 +203,11 @@ class Session:
         result = evaluate(
             self.policy,
             self.pools[split],
-            self.bench.measures,
-            self.bench.max_tokens,
+            self.setup.eval_rewards,
+            self.setup.max_tokens,
             params=self.recipe.evaluation.sampling,
             seed=study_seed(self.seed, split),
-            stops=self.bench.stops,
+            stops=self.setup.stops,
             max_error_rate=self.recipe.rl.max_error_rate,
         )
         seconds = time.monotonic() - began
@@ -232,11 +232,11 @@ class Session:
         result = evaluate(
             self.policy,
             pools,
-            self.bench.forms,
-            self.bench.max_tokens,
+            self.setup.gate_rewards,
+            self.setup.max_tokens,
             params=SamplingParams(1, self.recipe.rl.temperature),
             seed=study_seed(self.seed, "warmup", step),
-            stops=self.bench.stops,
+            stops=self.setup.stops,
             max_error_rate=self.recipe.rl.max_error_rate,
         )
         seconds = time.monotonic() - began

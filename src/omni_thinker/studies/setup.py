@@ -20,15 +20,15 @@ from omni_thinker.types import Split, TaskName
 
 
 @dataclass(frozen=True, slots=True)
-class Bench:
+class Setup:
     """The tasks of a recipe with their rewards and the problems of each split that the study uses."""
 
     recipe: Recipe
     tasks: Mapping[TaskName, Task]
     rewards: Mapping[TaskName, Reward]
-    measures: Mapping[TaskName, Reward]
+    eval_rewards: Mapping[TaskName, Reward]
     """Rewards as evaluations use them: against a reference where training ranks within a group."""
-    forms: Mapping[TaskName, Reward]
+    gate_rewards: Mapping[TaskName, Reward]
     """Rewards that ask only what needs no judge: the gates of judged tasks, the reward itself elsewhere."""
     pools: Mapping[Split, Pools]
     judge: Judge | None
@@ -61,10 +61,10 @@ class Bench:
     @property
     def compared(self) -> list[TaskName]:
         """Tasks whose problems need a reference."""
-        return [name for name, reward in self.measures.items() if getattr(reward, "compares", False)]
+        return [name for name, reward in self.eval_rewards.items() if getattr(reward, "compares", False)]
 
 
-def prepare(recipe: Recipe, *, with_judge: bool = True) -> Bench:
+def prepare(recipe: Recipe, *, with_judge: bool = True) -> Setup:
     """Make and check everything. Raises UserError for the first thing that is wrong."""
     context = check_model(recipe)
     tasks = make_tasks(recipe.tasks, recipe.data_root)
@@ -75,7 +75,7 @@ def prepare(recipe: Recipe, *, with_judge: bool = True) -> Bench:
     rewards = make_rewards({name: task.reward for name, task in tasks.items()}, judge)
     check_problems(recipe, tasks, rewards.train, context)
     check_schedulers(recipe, {name: len(problems) for name, problems in pools["train"].items()}, judged)
-    return Bench(recipe, tasks, rewards.train, rewards.evaluation, rewards.gates, pools, judge)
+    return Setup(recipe, tasks, rewards.train, rewards.evaluation, rewards.gates, pools, judge)
 
 
 def study_seed(seed: int, *parts: object) -> int:

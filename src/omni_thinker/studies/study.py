@@ -47,15 +47,15 @@ def run_study(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, A
     work = plan_work(recipe)
     with Progress(work.total, SECONDS) as progress:
         progress.show("checking tasks, rewards and every row")
-        bench = prepare(recipe)
+        setup = prepare(recipe)
         run = RunDir(out, recipe, resume=resume)
-        run.open_journal(LOGS, usable=lambda value: usable(out, value), counts=bench.counting)
-        check_run(run, bench.recipe, bench.pools, judged=bench.judge is not None)
+        run.open_journal(LOGS, usable=lambda value: usable(out, value), counts=setup.counting)
+        check_run(run, setup.recipe, setup.pools, judged=setup.judge is not None)
         run.journal.cut()
         progress.say(f"study {recipe.name!r} into {out}" + (", resumed" if run.journal.replaying else ""))
         if run.journal.dropped:
             progress.say(f"{run.journal.dropped} journal entries after the last whole checkpoint are repeated")
-        if not resume and (words := power_words(bench)):
+        if not resume and (words := power_words(setup)):
             progress.say(f"power: {words}")
         asked = f"result of {list(recipe.study.seeds)}, {recipe.study.bootstrap}, {recipe.study.confidence}"
         if (known := run.journal.noted(asked)) is not None:
@@ -64,13 +64,13 @@ def run_study(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, A
             return dict(known)
         outcomes = []
         for seed in recipe.study.seeds:
-            outcomes.append(SeedWalk(bench, run, progress, work, seed).walk())
+            outcomes.append(SeedWalk(setup, run, progress, work, seed).walk())
             _write_transfer(run, recipe, outcomes)
             gc.collect()  # the last seed's policy, before the next one is loaded
             if left := len(recipe.study.seeds) - len(outcomes):
-                run.write_json("result.json", to_result(bench, outcomes, _seconds(run, began), left=left))
+                run.write_json("result.json", to_result(setup, outcomes, _seconds(run, began), left=left))
         before = sum(note != asked for note in run.journal.notes("result of "))
-        result = to_result(bench, outcomes, _seconds(run, began), before=before)
+        result = to_result(setup, outcomes, _seconds(run, began), before=before)
         run.write_json("result.json", result)
         run.journal.note(asked, result)
         progress.say("the study has ended")
@@ -79,16 +79,16 @@ def run_study(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, A
 
 def describe(recipe: Recipe) -> dict[str, Any]:
     """Check everything that can be checked before step 0, and report the work ahead. Writes nothing."""
-    work, bench = plan_work(recipe), prepare(recipe)
+    work, setup = plan_work(recipe), prepare(recipe)
     return {
         "name": recipe.name,
         "model": recipe.model.name,
-        "problems": {split: {task: len(own) for task, own in pools.items()} for split, pools in bench.pools.items()},
+        "problems": {split: {task: len(own) for task, own in pools.items()} for split, pools in setup.pools.items()},
         "arms": list(recipe.study.arms),
         "seeds": list(recipe.study.seeds),
         "work": work.total,
-        "detectable": smallest_difference(bench),
-        "sees": power_words(bench) or "nothing to compare with joint training",
+        "detectable": smallest_difference(setup),
+        "sees": power_words(setup) or "nothing to compare with joint training",
         "recipe": recipe.model_dump(mode="json"),
     }
 

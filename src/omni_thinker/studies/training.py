@@ -61,7 +61,7 @@ class Training:
         self._key = f"{session.seed} train {arm}"
         self._known = session.run.journal.begin(self._key)
         self._checkpoints = session.checkpoints(arm)
-        self._learner = session.learner(session.bench.rewards, arm)
+        self._learner = session.learner(session.setup.rewards, arm)
         self._past = [Cost(**own) for value in self._known.values for own in value["spent"]]
         self._unwritten = list[Cost]()
         self._cost = Cost()
@@ -129,7 +129,7 @@ class Training:
         cost = replace(self._cost)
         cost.add(result, seconds)
         self._scheduler.observe(step, result.metrics)
-        metrics = {**result.metrics, **(session.bench.judge.metrics() if session.bench.judge else {})}
+        metrics = {**result.metrics, **(session.setup.judge.metrics() if session.setup.judge else {})}
         session.log(self._arm, "train", step + 1, seconds, metrics, self._scheduler.stage(step))
         session.progress.unit("step", seconds)
         self._show(step + 1, result, seconds)
@@ -154,7 +154,7 @@ class Training:
 
     def _keep(self, step: int, stop: Stop) -> None:
         """Write a checkpoint where one is due, or where this is the last step for now."""
-        computed, costly = step >= len(self._past), self._session.bench.costly
+        computed, costly = step >= len(self._past), self._session.setup.costly
         exhausted = computed and costly is not None and costly.exhausted
         if computed and step + 1 < self._steps and (self._checkpoints.due() or stop.wanted or exhausted):
             value = {

@@ -1,6 +1,6 @@
 """The units of work of a study: what is trained and evaluated, for how long, and what has to come first.
 
-A recipe becomes a `WorkPlan` once. Progress, the dry run, `charged` and the walk through a study all read it.
+A recipe becomes a `WorkPlan` once. Progress, the dry run, `curriculum_net` and the walk through a study all read it.
 Imports no torch.
 """
 
@@ -82,7 +82,7 @@ class WorkPlan:
 
 
 def plan_work(recipe: Recipe) -> WorkPlan:
-    """All units of a study. Raises UserError where a probe leaves no steps for `charged`."""
+    """All units of a study. Raises UserError where a probe leaves no steps for `curriculum_net`."""
     units = tuple(unit for seed in recipe.study.seeds for unit in _units_of_seed(recipe, seed))
     return WorkPlan(units, probe_kinds(recipe), expert_kind(recipe))
 
@@ -135,10 +135,10 @@ def _arm_units(recipe: Recipe, seed: int) -> list[Unit]:
             "sequence",
             planned,
             arm,
-            steps=charged_steps(recipe) if arm == "charged" else study.steps,
+            steps=steps_after_probe(recipe) if arm == "curriculum_net" else study.steps,
             evaluations=len(recipe.tasks),
         )
-        for arm in ("curriculum", "charged", "reverse")
+        for arm in ("curriculum", "curriculum_net", "reverse")
         if arm in study.arms
     ]
     mixtures = ["joint"] if "joint" in study.arms else []
@@ -204,7 +204,7 @@ def probe_lengths(recipe: Recipe, kind: ProbeKind) -> dict[TaskName, int]:
     }
 
 
-def charged_steps(recipe: Recipe) -> int:
+def steps_after_probe(recipe: Recipe) -> int:
     """RL steps of an arm less those of the probe that is planned with.
 
     Raises UserError where no probe is paid for, or where it takes so many that a stage would have none.
@@ -212,11 +212,11 @@ def charged_steps(recipe: Recipe) -> int:
     study, kinds = recipe.study, probe_kinds(recipe)
     paid = sum(probe_lengths(recipe, kinds[0]).values()) if kinds and is_planned(recipe) else 0
     if not paid:
-        raise UserError("'charged' pays for its plan, so it needs a probe and no study.order", key="study.arms")
+        raise UserError("'curriculum_net' pays for its plan, so it needs a probe and no study.order", key="study.arms")
     if study.steps - paid < len(recipe.tasks):
         raise UserError(
-            f"the probe takes {paid} of {study.steps} steps, which leaves no stage for 'charged'; a short probe with a "
-            "smaller study.probe_share leaves more",
+            f"the probe takes {paid} of {study.steps} steps, which leaves no stage for 'curriculum_net'; a short probe "
+            "with a smaller study.probe_share leaves more",
             key="study.arms",
         )
     return study.steps - paid

@@ -25,7 +25,7 @@ from omni_thinker.studies.probing import Probed, Probes
 from omni_thinker.studies.result import SeedOutcome
 from omni_thinker.studies.scheduled import joint_weights, make_scheduler
 from omni_thinker.studies.session import ArmResult, Session
-from omni_thinker.studies.setup import Bench, study_seed
+from omni_thinker.studies.setup import Setup, study_seed
 from omni_thinker.studies.training import Cost
 from omni_thinker.studies.units import Unit, WorkPlan, even_stages
 from omni_thinker.types import TaskName
@@ -34,8 +34,8 @@ from omni_thinker.types import TaskName
 class SeedWalk:
     """What the units of one seed have come to so far."""
 
-    def __init__(self, bench: Bench, run: RunDir, progress: Progress, work: WorkPlan, seed: int) -> None:
-        self._session = Session(bench, run, progress, seed)
+    def __init__(self, setup: Setup, run: RunDir, progress: Progress, work: WorkPlan, seed: int) -> None:
+        self._session = Session(setup, run, progress, seed)
         self._units, self._experts_from = work.of_seed(seed), work.experts
         self._kinds = work.probes
         self._arms = dict[str, ArmResult]()
@@ -111,7 +111,7 @@ class SeedWalk:
         """One task after another; the rest of the curriculum is replanned after each stage if the recipe says so."""
         session, study = self._session, self._session.recipe.study
         order: tuple[TaskName, ...] = study.order or (self._plan.sequence.order if self._plan else ())
-        order = order or tuple(session.bench.tasks)
+        order = order or tuple(session.setup.tasks)
         session.weights.load(self._start)
         stages = even_stages(order[::-1] if unit.arm == "reverse" else order, unit.steps)
         scheduler = Stages(stages, session.recipe.rl.problems_per_step)
@@ -130,7 +130,7 @@ class SeedWalk:
         else:
             sizes = {task: len(problems) for task, problems in session.pools["train"].items()}
             seed = study_seed(session.seed, "scheduler", unit.arm)
-            scheduler = make_scheduler(recipe, unit.arm, sizes, session.bench.judged, seed)
+            scheduler = make_scheduler(recipe, unit.arm, sizes, session.setup.judged, seed)
         session.weights.load(self._start)
         staged = spec is not None and spec.kind == "sequence"
         spent, ended = session.train(unit.arm, scheduler, unit.steps, stage_ends=staged)

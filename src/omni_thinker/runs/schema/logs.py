@@ -13,6 +13,15 @@ Kind = Literal["warmup", "train", "validation", "test"]
 """Of what was done and logged."""
 
 
+RENAMED = {
+    "clip_share": "clip_frac",
+    "logprob_mismatch": "mismatch_abs",
+    "kl_to_start": "kl_ref",
+    "length": "completion_length",
+}
+"""Names that earlier versions gave to metrics."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, config=CONFIG)
 class Metrics:
     """A line of metrics.jsonl: a step or an evaluation."""
