@@ -18,7 +18,7 @@ from omni_thinker.protocol import TrainGroup
 from omni_thinker.recipe import ModelSpec
 from omni_thinker.sampling.decoders.base import MULTIPLE, Decoder, MaskedDecoder, filled
 from omni_thinker.sampling.decoders.cuda_graph import StaticDecoder
-from omni_thinker.sampling.decoders.fused import FusedDecoder
+from omni_thinker.sampling.decoders.fused import FusedDecoder, LlamaDecoder
 from omni_thinker.sampling.draw import draw
 from omni_thinker.sampling.generate import sample_rows
 from omni_thinker.sampling.loop import sample_groups, uniforms
@@ -48,10 +48,10 @@ Steps = list[tuple[tuple[int, ...], int]]
 def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
     """(groups and columns, highest position) of each decoding step."""
     seen: Steps = []
-    for kind in (FusedDecoder, StaticDecoder, MaskedDecoder):
+    for kind in (LlamaDecoder, MaskedDecoder):
 
         def step(
-            self: FusedDecoder | MaskedDecoder,
+            self: LlamaDecoder | MaskedDecoder,
             token_P_G: torch.Tensor,
             sample_P_G: torch.Tensor,
             kept: Any = kind.step,
