@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import combinations
@@ -21,7 +22,7 @@ from scripted import setting
 from synthetic import Make, World, run_study, sequence, true_scores
 
 TASKS = ("code", "math", "qa", "writing")
-STEPS, PER_STEP, SEEDS, PROBLEMS = 24, 8, 3, 128
+STEPS, PER_STEP, SEEDS, PROBLEMS = 24, 8, 10, 128
 ARMS: Mapping[str, Make] = {
     "joint": lambda _: Mixture(dict.fromkeys(TASKS, 1.0), PER_STEP),
     "forward": lambda _: Stages(sequence(TASKS, STEPS), PER_STEP),
@@ -68,18 +69,20 @@ def test_what_could_be_seen_is_seen_and_rightly(name: str) -> None:
     assert turned == 0
 
 
-@pytest.mark.parametrize("luck", [0.0, 0.02, 0.08])
-def test_no_winner_is_declared_where_there_is_none(luck: float) -> None:
-    """Effects that add up and stay: whatever the mix, every arm ends at the same on average."""
+@pytest.mark.parametrize(("seeds", "luck"), [(1, 0.0), (2, 0.02), (3, 0.0), (3, 0.02), (3, 0.08), (10, 0.02)])
+def test_no_winner_is_declared_where_there_is_none(seeds: int, luck: float) -> None:
+    """Effects that add up and stay: whatever the mix, every arm ends at the same on average. Of each family of rows at
+    most one study in twenty shows any difference."""
     flat = World(TASKS, np.full(4, -0.4), np.full((4, 4), 0.006), luck=luck, saturates=False)
     truth = true_scores(replace(flat, luck=0.0), ARMS, STEPS, runs=2)
     assert np.ptp(list(truth.values())) < 1e-9
     rng = np.random.default_rng(3)
-    declared = 0
-    for _ in range(200):
-        found = compare_arms(run_study(flat, ARMS, rng, SEEDS, STEPS, PROBLEMS), resamples=50, confidence=0.95)
-        declared += "Shown to" in verdict(found, 0.95, SEEDS)
-    assert declared <= 0.05 * 200
+    declared, studies = Counter[str](), 200
+    for _ in range(studies):
+        found = compare_arms(run_study(flat, ARMS, rng, seeds, STEPS, PROBLEMS), resamples=400, confidence=0.95)
+        declared["verdict"] += "Shown to" in verdict(found, 0.95, seeds)
+        declared.update({c.family for c in found if c.shown})
+    assert max(declared.values(), default=0) <= (0.05 + 2 * (0.05 * 0.95 / studies) ** 0.5) * studies
 
 
 def test_what_is_promised_before_is_about_what_is_found_after() -> None:
@@ -87,12 +90,13 @@ def test_what_is_promised_before_is_about_what_is_found_after() -> None:
     rng = np.random.default_rng(4)
     own = world(luck=0.03)
     against = len(rivals(list(ARMS)))
-    for seeds, problems in ((2, 64), (3, 128), (5, 128)):
+    for seeds, problems in ((3, 128), (5, 128), (10, 64)):
         arms = run_study(own, ARMS, rng, seeds, STEPS, problems)
         found = compare_arms(arms, resamples=50, confidence=0.95)
         after = np.mean([c.detectable for c in found if c.task == "macro" and "joint" in (c.a, c.b) if c.detectable])
-        before = expected_detectable([problems] * 4, seeds, len(ARMS), 2, 0.95, rivals=against)
+        before = expected_detectable([problems] * 4, seeds, 2, 0.95, rivals=against)
         assert 0.5 < before / after < 2.0, (seeds, problems, before, after)
-    sizes = [expected_detectable([n] * 4, s, 6, 2, 0.95, rivals=5) for n, s in ((64, 2), (128, 2), (128, 3), (128, 6))]
+    assert expected_detectable([128] * 4, 2, 2, 0.95, rivals=against) == 1.0, "two seeds say nothing of five rivals"
+    sizes = [expected_detectable([n] * 4, s, 2, 0.95, rivals=5) for n, s in ((64, 3), (128, 3), (128, 5), (128, 6))]
     assert sizes == sorted(sizes, reverse=True)
     assert all(a != b for a, b in combinations(sizes, 2))

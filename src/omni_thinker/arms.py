@@ -75,6 +75,16 @@ ARMS = {
         Arm("single", "Single-task training", "single-task training", "RL on one task alone", "#B0699A", trained=True),
     )
 }
+QUESTIONS = (
+    ("curriculum", "start"),
+    ("joint", "start"),
+    ("curriculum", "reverse"),
+    ("curriculum", "joint"),
+    ("curriculum_net", "joint"),
+    ("curriculum", "merge"),
+    ("joint", "merge"),
+)
+"""The pairs that a study is run for, in the order in which its verdict answers them."""
 RENAMED = {"charged": "curriculum_net"}
 """Names that earlier versions gave to arms, which stand in the files of their runs."""
 SCHEDULED_COLOURS = ("#E69F00", "#8C564B", "#7F7F00", "#5E4FA2", "#1B9E9E", "#C51B7D")

@@ -7,19 +7,22 @@ several it speaks of both (`intervals`).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
+from typing import Literal
 
 import numpy as np
 
-from omni_thinker.arms import rivals
+from omni_thinker.arms import QUESTIONS, rivals
 from omni_thinker.compare.intervals import (
-    NOTHING,
     Array,
     Bounds,
-    SeedSpread,
     over_problems,
     over_seeds_and_problems,
+    seed_variance,
+    student_over_problems,
 )
 from omni_thinker.runs.schema.base import MACRO
 from omni_thinker.runs.schema.result import Comparison
@@ -27,6 +30,7 @@ from omni_thinker.types import TaskName
 
 Values = Mapping[TaskName, Mapping[str, float]]
 """task -> problem id -> score."""
+Family = Literal["control", "questions", "others"]
 
 
 def compare_arms(
@@ -34,27 +38,82 @@ def compare_arms(
 ) -> list[Comparison]:
     """Every pair of arms, later against earlier, on each task and on `macro`.
 
-    `arms[name]` holds one table per seed, the seeds in one order. Intervals of the rivals of `control` against it are
-    widened so that they hold all at once with `confidence` (Bonferroni): of many arms one would win by luck.
+    `arms[name]` holds one table per seed, the seeds in one order. Of many comparisons one would show something by luck,
+    so what is shown holds for a whole family at once with `confidence` (Bonferroni): the rivals of `control` against
+    it, the other pairs of `QUESTIONS`, and all other rows. Intervals of the first two families are widened accordingly.
     """
-    found = []
-    against = rivals(list(arms), control)
-    seeds = _Seeds(arms, [*against, control])
-    for earlier, later in combinations(arms, 2):
-        pair = {earlier, later}
-        many = len(against) if control in pair and pair & set(against) else 1
-        level = 1 - (1 - confidence) / many
-        matched = paired_differences(arms[later], arms[earlier])
-        for task in (*matched, MACRO):
-            strata = list(matched.values()) if task == MACRO else [matched[task]]
-            means = [np.nanmean(d, axis=0) for d in strata]
-            difference = float(np.mean([d.mean() for d in means]))
-            interval = _interval(difference, strata, means, seeds.spread(task, pair), resamples, level)
-            count = sum(len(d) for d in means)
-            shown = interval.low > 0 or interval.high < 0
-            ends = (interval.low, interval.high, count, interval.detectable)
-            found.append(Comparison(later, earlier, task, difference, *ends, shown=shown))
-    return found
+    pairs = list(combinations(arms, 2))
+    matched = {(earlier, later): paired_differences(arms[later], arms[earlier]) for earlier, later in pairs}
+    rows = [(pair, task) for pair, tasks in matched.items() for task in (*tasks, MACRO)]
+    families = {row: _family(*row, set(rivals(list(arms), control)), control) for row in rows}
+    sizes = Counter(families.values())
+    differences = {(pair, task): _Difference.of(matched[pair], task) for pair, task in rows}
+    typical = {
+        task: float(np.mean([d.seed_variance for (_, other), d in differences.items() if other == task]))
+        for task in {task for _, task in rows}
+    }
+    comparisons = []
+    for (earlier, later), task in rows:
+        row = ((earlier, later), task)
+        family, difference = families[row], differences[row]
+        strict = 1 - (1 - confidence) / sizes[family]
+        level = confidence if family == "others" else strict
+        bounds = difference.bounds(resamples, level, typical[task])
+        excluded = bounds.low > 0 or bounds.high < 0
+        strict_bounds = difference.strict_bounds(strict, typical[task]) if family == "others" else bounds
+        shown = excluded and (strict_bounds.low > 0 or strict_bounds.high < 0)
+        ends = (difference.mean, bounds.low, bounds.high, difference.problems, strict_bounds.detectable)
+        hint = excluded and not shown
+        comparisons.append(Comparison(later, earlier, task, *ends, shown=shown, family=family, hint=hint))
+    return comparisons
+
+
+def _family(pair: tuple[str, str], task: str, against: set[str], control: str) -> Family:
+    if task != MACRO:
+        return "others"
+    if control in pair and set(pair) & against:
+        return "control"
+    return "questions" if pair in QUESTIONS or pair[::-1] in QUESTIONS else "others"
+
+
+@dataclass(frozen=True, slots=True)
+class _Difference:
+    """Two arms on a task or on all. strata: [S, P] of each task; means: [P] of each, over seeds."""
+
+    strata: Sequence[Array]
+    means: Sequence[Array]
+
+    @classmethod
+    def of(cls, by_task: Mapping[TaskName, Array], task: str) -> _Difference:
+        strata = list(by_task.values()) if task == MACRO else [by_task[task]]
+        means = [np.nanmean(d, axis=0) for d in strata]
+        whole = [d[:, ~np.isnan(d).any(axis=0)] for d in strata]  # none of a task without a score in some seed
+        return cls(whole if strata[0].shape[0] > 1 else [m[None] for m in means], means)
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean([d.mean() for d in self.means]))
+
+    @property
+    def problems(self) -> int:
+        return sum(map(len, self.means))
+
+    @property
+    def seed_variance(self) -> float:
+        """0 with one seed, and where a task has no problem that all seeds scored."""
+        known = self.strata[0].shape[0] > 1 and all(d.shape[1] for d in self.strata)
+        return seed_variance(self.strata) if known else 0.0
+
+    def bounds(self, resamples: int, confidence: float, typical: float) -> Bounds:
+        if self.strata[0].shape[0] == 1:
+            return over_problems(self.means, resamples, confidence)
+        return over_seeds_and_problems(self.mean, self.strata, confidence, typical)
+
+    def strict_bounds(self, confidence: float, typical: float) -> Bounds:
+        """At a confidence so high that no bootstrap has samples there."""
+        if self.strata[0].shape[0] > 1:
+            return over_seeds_and_problems(self.mean, self.strata, confidence, typical)
+        return student_over_problems(self.means, confidence)
 
 
 def paired_differences(a: Sequence[Values], b: Sequence[Values]) -> dict[TaskName, Array]:
@@ -67,44 +126,3 @@ def paired_differences(a: Sequence[Values], b: Sequence[Values]) -> dict[TaskNam
         if problems:
             found[task] = np.array([[own.get(problem, np.nan) for problem in problems] for own in both])
     return found
-
-
-class _Seeds:
-    """How much arms' scores spread from seed to seed. Arms trained on all tasks are pooled; pairs with others (the
-    start, single tasks) take the spread over all arms."""
-
-    def __init__(self, arms: Mapping[str, Sequence[Values]], trained: Sequence[str]) -> None:
-        self.trained = [name for name in arms if name in trained]
-        self.scores = {name: [_task_means(values) for values in own] for name, own in arms.items()}
-        self.known: dict[tuple[str, bool], SeedSpread | None] = {}
-
-    def spread(self, task: str, pair: set[str]) -> SeedSpread | None:
-        """None with one seed."""
-        inside = pair <= set(self.trained)
-        if (task, inside) not in self.known:
-            names = self.trained if inside else list(self.scores)
-            table = np.array([[own.get(task, np.nan) for own in self.scores[name]] for name in names])
-            usable = table.shape[1] > 1 and not np.isnan(table).any()
-            self.known[task, inside] = SeedSpread.of(table) if usable else None
-        return self.known[task, inside]
-
-
-def _task_means(values: Values) -> dict[str, float]:
-    means = {task: float(np.mean(list(own.values()))) for task, own in values.items() if own}
-    return {**means, MACRO: float(np.mean(list(means.values())))} if len(means) == len(values) else means
-
-
-def _interval(
-    difference: float,
-    strata: Sequence[Array],
-    means: Sequence[Array],
-    spread: SeedSpread | None,
-    resamples: int,
-    confidence: float,
-) -> Bounds:
-    if strata[0].shape[0] == 1:
-        return over_problems(means, resamples, confidence)
-    if spread is None:
-        return NOTHING  # a task without a single score in some seed
-    whole = [d[:, ~np.isnan(d).any(axis=0)] for d in strata]
-    return over_seeds_and_problems(difference, whole, spread, confidence)

@@ -4,19 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from omni_thinker.arms import ARMS, is_scheduled, rivals
+from omni_thinker.arms import ARMS, QUESTIONS, is_scheduled, rivals
 from omni_thinker.runs.schema.result import Comparison
-
-_QUESTIONS = (
-    ("curriculum", "start"),
-    ("joint", "start"),
-    ("curriculum", "reverse"),
-    ("curriculum", "joint"),
-    ("curriculum_net", "joint"),
-    ("curriculum", "merge"),
-    ("joint", "merge"),
-)
-"""What a study is run for, in the order in which it is answered."""
 
 
 def verdict(comparisons: Sequence[Comparison], confidence: float, seeds: int) -> str:
@@ -24,7 +13,7 @@ def verdict(comparisons: Sequence[Comparison], confidence: float, seeds: int) ->
     found = {(c.a, c.b): c for c in comparisons if c.task == "macro"}
     sentences = []
     others = [arm for arm in dict.fromkeys(name for pair in found for name in pair) if is_scheduled(arm)]
-    for a, b in (*_QUESTIONS, *((arm, "joint") for arm in others)):
+    for a, b in (*QUESTIONS, *((arm, "joint") for arm in others)):
         comparison = found.get((a, b)) or _swapped(found.get((b, a)))
         if comparison is not None:
             subject = ARMS[a].subject if a in ARMS else f"The arm {a}"

@@ -25,7 +25,7 @@ MOST_ORDERS = 120
 
 @dataclass(frozen=True)
 class Cell:
-    """An arm on a task, over seeds. `versus`: 1 above the start, -1 below, 0 not shown."""
+    """An arm on a task, over seeds. `versus`: 1 above the start, -1 below, 0 not shown. `hint`: by itself alone."""
 
     mean: float
     stderr: float
@@ -33,6 +33,7 @@ class Cell:
     high: float
     best: bool = False
     versus: int = 0
+    hint: bool = False
 
 
 @dataclass(frozen=True)
@@ -163,10 +164,9 @@ def _column(run: RunData, task: str) -> dict[str, Cell]:
         runs = run.result.arms[arm]
         tests = [macro(item.test, run.tasks) if task == MACRO else item.test.get(task, _NOTHING) for item in runs]
         against = run.comparison(arm, "start", task)
-        shown = against is not None and against.shown
-        cells[arm] = replace(
-            over_seeds(tests), versus=(1 if against.difference > 0 else -1) if against and shown else 0
-        )
+        hint = against is not None and against.hint
+        side = (1 if against.difference > 0 else -1) if against and (against.shown or hint) else 0
+        cells[arm] = replace(over_seeds(tests), versus=side, hint=hint)
     top = max((cell.mean for cell in cells.values() if math.isfinite(cell.mean)), default=NAN)
     return {arm: replace(cell, best=len(cells) > 1 and cell.mean >= top - 1e-12) for arm, cell in cells.items()}
 

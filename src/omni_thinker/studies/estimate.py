@@ -21,7 +21,7 @@ def smallest_difference(setup: Setup) -> float | None:
     if "joint" not in names or not against or min(problems) < MIN_PROBLEMS:
         return None
     samples = setup.recipe.evaluation.samples
-    return expected_detectable(problems, len(study.seeds), len(names), samples, study.confidence, rivals=len(against))
+    return expected_detectable(problems, len(study.seeds), samples, study.confidence, rivals=len(against))
 
 
 def power_words(setup: Setup) -> str:

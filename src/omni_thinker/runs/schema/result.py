@@ -78,7 +78,12 @@ class Comparison:
     detectable: Float | None = None
     """Smallest true difference that would be shown nine times in ten. Null where the data can't say."""
     shown: Bool = field(kw_only=True)
-    """True where the interval excludes 0 and no seed is left to run."""
+    """True where 0 is excluded with the confidence of the whole family, and no seed is left to run."""
+    family: Literal["control", "questions", "others"] = field(default="others", kw_only=True)
+    """Comparisons that are corrected together: arms against joint training, the study's other questions, all others.
+    Intervals of the first two hold for all of the family at once, those of `others` each by itself."""
+    hint: Bool = field(default=False, kw_only=True)
+    """True where a row of `others` excludes 0 by itself, but not with the confidence of its family."""
 
     def swapped(self) -> Comparison:
         """`b - a`."""
