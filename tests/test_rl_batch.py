@@ -253,3 +253,26 @@ def test_an_order_of_tasks_makes_a_batch_of_each() -> None:
     found = build_batches(scored, _spec(normaliser="token"), MAX_TOKENS, order=("d", "b", "a", "c"))
     assert [[g.task for g in batch] for batch in found] == [["b", "b"], ["a", "a"], ["c"]], "d has no signal"
     assert all(_mass(batch) == pytest.approx(1.0) for batch in found)
+
+
+def test_dr_grpo_weighs_hard_and_even_groups_as_its_paper() -> None:
+    """A success in 1 of 8 against one in 4 of 8: 0.875 / 0.5 without division by the deviation."""
+    hard, even = _scored("a", [1.0] + [0.0] * 7, [4] * 8), _scored("a", [1.0] * 4 + [0.0] * 4, [4] * 8)
+    [batch] = build_batches([hard, even], _spec(loss="dr_grpo"), MAX_TOKENS)
+    assert batch[0].advantages[0] / batch[1].advantages[0] == pytest.approx(0.875 / 0.5)
+    [batch] = build_batches([hard, even], _spec(loss="dr_grpo", advantage="grpo"), MAX_TOKENS)
+    assert batch[0].advantages[0] / batch[1].advantages[0] == pytest.approx(2.6458, rel=1e-3)
+
+
+def test_drawn_normaliser_counts_samples_without_signal() -> None:
+    live, dull = _scored("a", [1.0, 0.0], [4, 4]), _scored("a", [0.0, 0.0], [4, 4])
+    totals = {}
+    for kind in ("sample", "drawn"):
+        for name, groups in {"one": [live, dull, dull, dull], "four": [live] * 4}.items():
+            [batch] = build_batches(groups, _spec(normaliser=kind), MAX_TOKENS)
+            lengths = [len(sample.tokens) for group in batch for sample in group.samples]
+            weights = [weight for group in batch for weight in group.weights]
+            totals[kind, name] = sum(weight * length for weight, length in zip(weights, lengths, strict=True))
+    assert totals == pytest.approx(
+        {("sample", "one"): 1.0, ("sample", "four"): 1.0, ("drawn", "one"): 0.25, ("drawn", "four"): 1.0}
+    )

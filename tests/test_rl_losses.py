@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.protocol import LossTerms, TokenBatch, TrainGroup
 from omni_thinker.recipe import ModelSpec, RlSpec
-from omni_thinker.rl.losses import NORMALISERS, SURROGATES, make_loss
+from omni_thinker.recipe.rl import PRESETS, Preset
+from omni_thinker.rl.losses import SURROGATES, make_loss
 from omni_thinker.types import Sample
 
 LOSSES = sorted(SURROGATES)
@@ -57,7 +58,7 @@ def _gradient(terms: LossTerms, batch: TokenBatch) -> list[float]:
 def test_clipped_ratio_by_hand(loss: str) -> None:
     # A > 0: clipped above 1.2 only. A < 0: clipped below 0.8 only.
     batch = _batch([1.5, 0.5, 1.5, 0.5, 1.1], [2.0, 2.0, -1.0, -1.0, 3.0])
-    terms = make_loss(_spec(loss))(batch)
+    terms = make_loss(_spec(loss, eps_low=0.2, eps_high=0.2))(batch)
     assert float(terms.loss) == pytest.approx(-2.4 - 1.0 + 1.5 + 0.8 - 3.3)
     assert terms.clipped_N.tolist() == [True, False, False, True, False]
     assert _gradient(terms, batch) == pytest.approx([0.0, -1.0, 1.5, 0.0, -3.3])
@@ -73,7 +74,7 @@ def test_clip_higher_moves_the_upper_bound_alone() -> None:
 def test_sequence_ratio_by_hand() -> None:
     # Sample 0: ratios 2 and 0.5, geometric mean 1: not clipped. Sample 1: mean sqrt(2) > 1.2: both tokens clipped.
     batch = _batch([2.0, 0.5, 2.0, 1.0, 0.5], [1.0, 1.0, 1.0, 1.0, -2.0], [0, 0, 1, 1, 2])
-    terms = make_loss(_spec("gspo"))(batch)
+    terms = make_loss(_spec("gspo", eps_low=0.2, eps_high=0.2))(batch)
     assert terms.clipped_N.tolist() == [False, False, True, True, True]
     assert float(terms.loss) == pytest.approx(-1.0 - 1.0 - 1.2 - 1.2 + 2 * 0.8)
     # d exp(mean) = ratio / length for each token, and each of the two tokens carries the whole ratio.
@@ -111,17 +112,27 @@ def test_kl_needs_the_starts_logprobs() -> None:
         make_loss(_spec("grpo", kl_beta=0.1))(_batch([1.0], [1.0]))
 
 
+def test_dapo_clips_higher_and_gspo_by_fractions_of_a_thousandth() -> None:
+    batch = _batch([1.25, 1.3], [1.0, 1.0])
+    assert make_loss(_spec("dapo"))(batch).clipped_N.tolist() == [False, True]
+    assert make_loss(_spec("dapo", eps_high=0.2))(batch).clipped_N.tolist() == [True, True]
+    near = _batch([1.0003, 1.0005], [1.0, 1.0])
+    assert make_loss(_spec("gspo"))(near).clipped_N.tolist() == [False, True]
+
+
 def test_reference_without_beta_changes_nothing() -> None:
     plain, measured = _batch([1.3, 0.9], [1.0, -1.0]), _batch([1.3, 0.9], [1.0, -1.0], reference=[-3.0, 0.0])
     loss = make_loss(_spec("grpo"))
     assert float(loss(plain).loss) == float(loss(measured).loss)
 
 
-def test_every_loss_has_its_published_normaliser() -> None:
-    assert {*NORMALISERS} == {*SURROGATES}
-    assert NORMALISERS["dr_grpo"] == "constant"
-    assert NORMALISERS["dapo"] == NORMALISERS["cispo"] == "token"
-    assert NORMALISERS["grpo"] == NORMALISERS["gspo"] == "sample"
+def test_every_loss_has_its_published_settings() -> None:
+    assert {*PRESETS} == {*SURROGATES}
+    assert PRESETS["dr_grpo"] == Preset("dr_grpo", "constant", 0.2, 0.2)
+    assert PRESETS["dapo"] == Preset("grpo", "token", 0.2, 0.28)
+    assert PRESETS["gspo"] == Preset("grpo", "sample", 3e-4, 4e-4)
+    assert PRESETS["grpo"] == Preset("grpo", "sample", 0.2, 0.2)
+    assert PRESETS["cispo"].normaliser == "token"
 
 
 # -- what holds for all -------------------------------------------------------------------------------------

@@ -103,3 +103,15 @@ def test_what_it_remembers_survives() -> None:
         own.observe(groups("a", 1, 1))
     assert twin.draws(missing) == refill.draws(missing)
     assert twin.state() == refill.state()
+
+
+@pytest.mark.parametrize("quota", [1, 2, 8])
+def test_learnability_is_unbiased_by_refill(policy: TorchPolicy, quota: int) -> None:
+    """Of what a task's problems have to teach on average, whatever its quota and however often it is refilled."""
+    own = learner(policy, rounds=8)
+    steps = 480 // quota
+    seen = [own.step({"dull": quota}, step).metrics["advantage/dull"] for step in range(steps)]
+    problems = [Problem(f"dull-{n}", "dull", f"{n}") for n in range(400)]
+    signal = np.mean([told(problem, 1) for problem in problems])
+    # Two samples, one right: each is half a standard deviation of 0.7071 from the mean.
+    assert np.mean(seen) == pytest.approx(signal * 0.5 / (0.5**0.5), rel=0.08)

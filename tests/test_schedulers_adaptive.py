@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import exp, log, sqrt
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -123,27 +124,47 @@ def test_tscl_by_hand() -> None:
 
 
 def test_worst_task_survives_any_gain() -> None:
-    worst = WorstTaskConfig(rate=100.0, floor=0.0).build(setting(("a", "b"), 8))
+    worst = WorstTaskConfig(rate=100.0, floor=0.0, memory=0.0).build(setting(("a", "b"), 8))
     worst.update(0, {"reward/a": 1.0, "reward/b": 0.0})
     for step in range(1, 40):
         worst.update(step, {"reward/a": float(step % 2 == 0), "reward/b": float(step % 2)})
-        assert sum(worst.weights.values()) == pytest.approx(1.0)
-        assert all(0.0 <= weight <= 1.0 for weight in worst.weights.values())
+        assert sum(worst.shares().values()) == pytest.approx(1.0)
+        assert all(0.0 <= share <= 1.0 for share in worst.shares().values())
     for step in range(40, 60):
         worst.update(step, {"reward/a": 1.0 - (step - 40) / 20, "reward/b": 1.0})
-    assert worst.weights["a"] > 0.99, "a task that falls comes back"
+    assert worst.shares()["a"] > 0.99, "a task that falls comes back"
 
 
 def test_worst_task_by_hand() -> None:
-    worst = WorstTaskConfig(rate=2.0, floor=0.2).build(setting(("a", "b"), 8))
+    worst = WorstTaskConfig(rate=2.0, floor=0.2, level=0.5, memory=0.5).build(setting(("a", "b"), 8))
     worst.update(0, {"reward/a": 0.3, "reward/b": 0.3})
-    assert worst.weights == {"a": 0.5, "b": 0.5}, "nothing has been gained yet"
+    assert worst.shares() == {"a": 0.5, "b": 0.5}, "neither is worse"
     worst.update(1, {"reward/a": 0.5, "reward/b": 0.2})
-    up, down = exp(-2 * 0.2), exp(2 * 0.1)
-    assert worst.weights == pytest.approx({"a": up / (up + down), "b": down / (up + down)})
+    # Averages: 0.4 and 0.25, so improvements 0.1 and -0.05.
+    up, down = exp(-2 * (0.1 + 0.5 * 0.4)), exp(-2 * (-0.05 + 0.5 * 0.25))
     assert worst.shares()["b"] == pytest.approx(0.1 + 0.8 * down / (up + down))
-    worst.update(2, {"reward/a": 0.5})
-    assert worst.weights == pytest.approx({"a": up / (up + down), "b": down / (up + down)}), "b was not seen"
+    before = worst.shares()["b"]
+    worst.update(2, {"reward/a": 0.4})
+    assert worst.shares()["b"] > before, "a task that isn't sampled keeps its logit, while the other's falls"
+
+
+def test_worst_task_gives_a_stuck_worst_task_nearly_everything() -> None:
+    worst = WorstTaskConfig().build(setting(("low", "high"), 8))
+    for step in range(30):
+        worst.update(step, {"reward/low": 0.05, "reward/high": 0.95})
+    assert worst.shares()["low"] > 0.9
+
+
+def test_worst_task_hardly_moves_equal_tasks_by_noise() -> None:
+    rng = np.random.default_rng(0)
+    tasks = ("a", "b", "c", "d")
+    spans = []
+    for _ in range(50):
+        worst = WorstTaskConfig().build(setting(tasks, 8))
+        for step in range(30):
+            worst.update(step, {f"reward/{task}": rng.binomial(16, 0.4) / 16 for task in tasks})
+        spans.append(max(worst.shares().values()) - min(worst.shares().values()))
+    assert np.median(spans) < 0.15
 
 
 def test_pac_by_hand() -> None:

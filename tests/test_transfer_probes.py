@@ -397,10 +397,13 @@ def probe_work(recipe: Recipe) -> tuple[int, int]:
 
 def test_probes_are_as_long_as_they_may_be() -> None:
     recipe = builtin_recipe(_settings(["start", "curriculum", "reverse", "joint"], ["short", "lora", "full"]))
-    assert probe_lengths(recipe, "short") == dict.fromkeys(recipe.tasks, 5)  # 20 of 144 + 20 steps: 12 %
+    assert probe_lengths(recipe, "short") == dict.fromkeys(recipe.tasks, 1)  # 4 of 48 steps: 8 %
+    many = builtin_recipe(_settings(["curriculum", "joint", "sec", "tac", "dump", "pac"], ["short"], probe_share=0.25))
+    few = builtin_recipe(_settings(["curriculum", "joint"], ["short"], probe_share=0.25))
+    assert probe_lengths(many, "short") == probe_lengths(few, "short") == dict.fromkeys(recipe.tasks, 3)
     assert probe_lengths(recipe, "lora") == probe_lengths(recipe, "short")
     assert probe_lengths(recipe, "full") == dict.fromkeys(recipe.tasks, 12)
-    assert probe_work(recipe) == (4 * 12 + 4 * 5, 4 * 2 + 4)
+    assert probe_work(recipe) == (4 * 12 + 4 * 1, 4 * 2 + 4)
     merging = builtin_recipe(_settings(["start", "curriculum", "merge"], ["lora"]))
     assert expert_kind(merging) == "lora"
     assert probe_lengths(merging, "lora") == dict.fromkeys(recipe.tasks, 12), "experts train as long as a stage"

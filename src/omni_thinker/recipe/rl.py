@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -12,6 +14,25 @@ from omni_thinker.types import SamplingParams
 Update = Literal["step", "task"]
 """What one update of the weights is made of: all of a step, or one task of it after another, in random order (CGPO,
 arXiv 2409.20370)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """What a loss was published with: estimator of advantages, normaliser of token weights, bounds of the clip."""
+
+    advantage: Literal["grpo", "dr_grpo"]
+    normaliser: Literal["sample", "token", "constant"]
+    eps_low: float
+    eps_high: float
+
+
+PRESETS: Mapping[str, Preset] = {
+    "grpo": Preset("grpo", "sample", 0.2, 0.2),  # arXiv 2402.03300; PPO's clip, 1707.06347
+    "dapo": Preset("grpo", "token", 0.2, 0.28),  # 2503.14476
+    "dr_grpo": Preset("dr_grpo", "constant", 0.2, 0.2),  # 2503.20783
+    "gspo": Preset("grpo", "sample", 3e-4, 4e-4),  # 2507.18071
+    "cispo": Preset("grpo", "token", 0.2, 0.2),  # 2506.13585 names no number; eps_low isn't used
+}
 
 
 class WarmupSpec(Table):
@@ -26,11 +47,14 @@ class WarmupSpec(Table):
 
 
 class RlSpec(Table):
-    """One GRPO step (arXiv 2402.03300) and its variants."""
+    """One GRPO step (arXiv 2402.03300) and its variants. A named loss is what its paper says (`PRESETS`) unless a key
+    says otherwise."""
 
     loss: Literal["grpo", "dapo", "dr_grpo", "gspo", "cispo"] = "grpo"
-    advantage: Literal["grpo", "dr_grpo", "rloo", "reinforce_pp"] = "grpo"
-    normaliser: Literal["auto", "sample", "token", "task_token", "constant"] = "auto"
+    advantage: Literal["auto", "grpo", "dr_grpo", "rloo", "reinforce_pp"] = "auto"
+    normaliser: Literal["auto", "sample", "drawn", "token", "task_token", "constant"] = "auto"
+    """What a sample's tokens weigh: 1 over the samples that are trained on (so a step with one group that has signal
+    moves the weights as much as one with eight), over all samples drawn ("drawn"), over tokens, or over a constant."""
     group_size: Annotated[int, Field(ge=2, le=MAX_INT, strict=True)] = 8
     problems_per_step: Positive = 8
     temperature: PositiveFloat = 1.0
@@ -38,8 +62,9 @@ class RlSpec(Table):
     lr_warmup_steps: Count = 2
     weight_decay: NonNegative = 0.0
     max_grad_norm: PositiveFloat = 1.0
-    eps_low: PositiveFloat = 0.2
-    eps_high: PositiveFloat = 0.2
+    eps_low: PositiveFloat | None = None
+    eps_high: PositiveFloat | None = None
+    """The ratio is clipped to 1 - eps_low and 1 + eps_high. Without a number, those of the loss's paper."""
     kl_beta: NonNegative = 0.0
     update: Update = "step"
     minibatches: Positive = 1
@@ -56,6 +81,11 @@ class RlSpec(Table):
     """What isn't scored so long after the last sample of a step is an error."""
     max_error_rate: Share = 0.2
     """Stop when more than this share of a step's scores are errors."""
+
+    @property
+    def preset(self) -> Preset:
+        """What the loss was published with."""
+        return PRESETS[self.loss]
 
 
 class EvalSpec(Table):

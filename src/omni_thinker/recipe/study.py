@@ -36,8 +36,8 @@ class StudySpec(Table):
     `gradient`: no runs at all, a straight line along each task's policy gradient. Empty: `full` where the arms `single`
     or `merge` need whole stages anyway, else `short`."""
     probe_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.13
-    """Short, LoRA and gradient probes take at most this share of all training steps, each kind by itself. Of trained
-    tokens it may be a tenth more, as not every step trains on as many; so the default stays under 15 % of these."""
+    """Short, LoRA and gradient probes of all tasks take at most this share of one arm's steps, each kind by itself and
+    whatever else is compared; at least a step a task."""
     probe_lora: LoraSpec = LoraSpec()
     probe_lora_lr: PositiveFloat = 10.0
     """Learning rate of LoRA probes, in multiples of rl.lr: adapters want about ten times that of whole weights."""

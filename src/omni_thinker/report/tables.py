@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import median
 
 from omni_thinker.arms import is_single, kind_of, task_of
 from omni_thinker.report import series
@@ -174,8 +175,9 @@ def _column(run: RunData, task: str) -> dict[str, Cell]:
 def about(run: RunData, arm: str) -> str:
     """One line on what an arm is."""
     if arm == "curriculum":
-        order = _trained_order(run) or (" → ".join(run.plan.sequence.order) if run.plan else "")
-        return "RL on one task after another, in the planned order" + (f": {order}" if order else "")
+        orders = _trained_orders(run)
+        each = f": {orders[0]}" if len(orders) == 1 else ", another one for each seed" if orders else ""
+        return "RL on one task after another, in the planned order" + each
     if is_single(arm):
         return f"RL on {task_of(arm)} alone"
     if arm == "start" and run.result.warmup:
@@ -184,10 +186,9 @@ def about(run: RunData, arm: str) -> str:
     return kind.about if kind else "RL on all tasks; a scheduler says which comes next"
 
 
-def _trained_order(run: RunData) -> str:
+def _trained_orders(run: RunData) -> list[str]:
     runs = run.result.arms.get("curriculum", ())
-    orders = list(dict.fromkeys(" → ".join(stage.task for stage in item.stages) for item in runs))
-    return orders[0] if len(orders) == 1 else ""
+    return list(dict.fromkeys(" → ".join(stage.task for stage in item.stages) for item in runs if item.stages))
 
 
 def budgets(run: RunData) -> list[Budget]:
@@ -208,7 +209,7 @@ def _budget(arm: str, runs: Sequence[ArmRun]) -> Budget:
         steps=series.mean(item.steps for item in runs),
         sampled=series.mean(item.tokens_sampled for item in runs),
         trained=series.mean(item.tokens_trained for item in runs),
-        seconds=series.mean(item.seconds for item in runs),
+        seconds=median([item.seconds for item in runs]),  # one seed may have run beside something else
     )
 
 

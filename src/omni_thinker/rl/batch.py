@@ -10,8 +10,7 @@ import numpy as np
 
 from omni_thinker.protocol import TrainGroup
 from omni_thinker.recipe import RlSpec
-from omni_thinker.rl.advantages import ADVANTAGES, has_signal
-from omni_thinker.rl.losses import NORMALISERS
+from omni_thinker.rl.advantages import ADVANTAGES, Rewards, has_signal
 from omni_thinker.types import Group, Problem, Sample, Score, TaskName
 
 
@@ -34,23 +33,36 @@ class ScoredGroup:
 
 
 def build_batches(
-    groups: Sequence[ScoredGroup], spec: RlSpec, max_tokens: int, order: Sequence[TaskName] = ()
+    groups: Sequence[ScoredGroup],
+    spec: RlSpec,
+    max_tokens: int,
+    order: Sequence[TaskName] = (),
+    drawn: int | None = None,
 ) -> list[list[TrainGroup]]:
     """What has signal, dealt out in `spec.minibatches` batches that each hold every task in like shares; or, where an
     `order` of tasks is given, a batch for each task.
 
     Advantages are taken over everything, token weights within each batch. `max_tokens` is the longest answer
-    allowed (for the constant normaliser).
+    allowed (for the constant normaliser). `drawn`: samples that the step drew for all batches, those of groups without
+    signal and of refills too (for the normaliser "drawn"; by default those of `groups`).
     """
     kept = [group for group in groups if group.has_signal]
-    advantages = ADVANTAGES[spec.advantage]([np.array(group.values) for group in kept])
+    advantages = _advantages(kept, spec)
     paired = list(zip(kept, advantages, strict=True))
     batches = []
+    if drawn is None:
+        drawn = sum(len(group.scores) for group in groups)
+    per_batch = drawn / max(1, len(order) or spec.minibatches)
     parts = [[pair for pair in paired if pair[0].problem.task == task] for task in order]
     for part in parts or [paired[i :: spec.minibatches] for i in range(spec.minibatches)]:
-        weigh = _Weigher(_normaliser(spec), [group for group, _ in part], max_tokens)
+        weigh = _Weigher(_normaliser(spec), [group for group, _ in part], max_tokens, per_batch)
         batches.append([train_group(group, list(map(float, own)), weigh) for group, own in part])
     return [batch for batch in batches if batch]
+
+
+def _advantages(groups: Sequence[ScoredGroup], spec: RlSpec) -> list[Rewards]:
+    estimator = spec.preset.advantage if spec.advantage == "auto" else spec.advantage
+    return ADVANTAGES[estimator]([np.array(group.values) for group in groups])
 
 
 def learnability(
@@ -59,7 +71,7 @@ def learnability(
     """Mean absolute advantage of each task's samples (or of what `by` says), of groups without signal too, where it is
     0: what a task's problems have to teach this policy (arXiv 2505.14970)."""
     scored = [group for group in groups if group.values]
-    advantages = ADVANTAGES[spec.advantage]([np.array(group.values) for group in scored])
+    advantages = _advantages(scored, spec)
     found: dict[str, list[float]] = {}
     for group, own in zip(scored, advantages, strict=True):
         found.setdefault(by(group.problem), []).extend(map(float, np.abs(own) if group.has_signal else 0 * own))
@@ -69,8 +81,8 @@ def learnability(
 class _Weigher:
     """Token weight of a sample: 1 over what the normaliser counts."""
 
-    def __init__(self, kind: str, groups: Sequence[ScoredGroup], max_tokens: int) -> None:
-        self.kind, self.max_tokens = kind, max_tokens
+    def __init__(self, kind: str, groups: Sequence[ScoredGroup], max_tokens: int, drawn: float) -> None:
+        self.kind, self.max_tokens, self.drawn = kind, max_tokens, drawn
         lengths = [(g.problem.task, len(s.tokens)) for g in groups for s in _valued(g)]
         self.samples = len(lengths)
         self.tokens = sum(length for _, length in lengths)
@@ -81,6 +93,8 @@ class _Weigher:
     def __call__(self, task: str, length: int) -> float:
         if self.kind == "sample":
             return 1.0 / (self.samples * length)
+        if self.kind == "drawn":
+            return 1.0 / (self.drawn * length)
         if self.kind == "token":
             return 1.0 / self.tokens
         if self.kind == "task_token":
@@ -89,7 +103,7 @@ class _Weigher:
 
 
 def _normaliser(spec: RlSpec) -> str:
-    return NORMALISERS[spec.loss] if spec.normaliser == "auto" else spec.normaliser
+    return spec.preset.normaliser if spec.normaliser == "auto" else spec.normaliser
 
 
 def _valued(scored: ScoredGroup) -> list[Sample]:

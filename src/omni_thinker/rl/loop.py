@@ -75,22 +75,26 @@ class Learner:
         self._skipped = 0
 
     def step(self, quotas: Mapping[TaskName, int], number: int) -> StepResult:
-        """One step of `quotas` problems. `number` counts since the optimiser was last reset.
+        """One step of `quotas` problems. `number` counts the arm's steps from 0: its learning rate warms up once,
+        however many stages it has, so that all arms have the same schedule.
 
         Raises UserError where too many scores are errors: a broken reward must not train anything.
         """
         clock = _Clock()
-        groups = self._sample_quotas(quotas, clock)
+        groups, first = self._sample_quotas(quotas, clock)
         stop_on_errors(groups, self.spec.max_error_rate)
         trained = _fill(groups, quotas)
         longest = max(self.max_tokens.values())  # of all tasks: a constant, whatever a step is made of
-        batches = build_batches(trained, self.spec, longest, self._order(quotas) if self.spec.update == "task" else ())
+        order = self._order(quotas) if self.spec.update == "task" else ()
+        drawn = sum(len(group.scores) for group in groups)
+        batches = build_batches(trained, self.spec, longest, order, drawn)
         batch = [group for part in batches for group in part]
         metrics = self._update(batches, number, clock)
         metrics |= group_metrics(groups)
-        metrics |= {f"advantage/{task}": value for task, value in learnability(groups, self.spec).items()}
+        # Of the first draws alone: refills go on until there is signal, and would make every task look learnable.
+        metrics |= {f"advantage/{task}": value for task, value in learnability(first, self.spec).items()}
         for task in quotas:
-            own = [group for group in groups if group.problem.task == task]
+            own = [group for group in first if group.problem.task == task]
             self.streams[task].observe(learnability(own, self.spec, pool_of))
         counts = {task: sum(group.task == task for group in batch) for task in quotas}
         metrics |= {f"groups_trained/{task}": float(count) for task, count in counts.items()}
@@ -121,9 +125,13 @@ class Learner:
         stop_on_errors(groups, self.spec.max_error_rate)
         return groups
 
-    def _sample_quotas(self, quotas: Mapping[TaskName, int], clock: _Clock) -> list[ScoredGroup]:
-        """Sample each task's quota, then replace groups without signal by fresh problems, a few times."""
-        groups = self._sample(quotas, clock)
+    def _sample_quotas(
+        self, quotas: Mapping[TaskName, int], clock: _Clock
+    ) -> tuple[list[ScoredGroup], list[ScoredGroup]]:
+        """Sample each task's quota, then replace groups without signal by fresh problems, a few times. Returns all
+        groups, and those of the quota."""
+        first = self._sample(quotas, clock)
+        groups = list(first)
         self._refill.begin_step()
         self._refill.observe(groups)
         for _ in range(self.spec.refill_rounds):
@@ -134,7 +142,7 @@ class Learner:
             fresh = self._sample(self._refill.draws(missing), clock)
             self._refill.observe(fresh)
             groups += fresh
-        return groups
+        return groups, first
 
     def _sample(self, quotas: Mapping[TaskName, int], clock: _Clock) -> list[ScoredGroup]:
         drawn = [item for task, count in quotas.items() for item in self.streams[task].take(count)]

@@ -61,22 +61,15 @@ SURROGATES: Mapping[str, Surrogate] = {
     "cispo": clipped_weight,
 }
 
-NORMALISERS: Mapping[str, str] = {
-    "grpo": "sample",
-    "dapo": "token",
-    "dr_grpo": "constant",
-    "gspo": "sample",
-    "cispo": "token",
-}
-"""The token weights that each loss was published with."""
-
 
 def make_loss(spec: RlSpec) -> Loss:
     """The loss that a recipe asks for, with beta times the k3 estimate of KL(policy || start) added."""
-    surrogate = SURROGATES[spec.loss]
+    surrogate, preset = SURROGATES[spec.loss], spec.preset
+    eps_low = preset.eps_low if spec.eps_low is None else spec.eps_low
+    eps_high = preset.eps_high if spec.eps_high is None else spec.eps_high
 
     def loss(batch: TokenBatch) -> LossTerms:
-        loss_N, clipped_N = surrogate(batch, spec.eps_low, spec.eps_high)
+        loss_N, clipped_N = surrogate(batch, eps_low, eps_high)
         if spec.kl_beta > 0:
             if batch.reference_logprobs_N is None:
                 raise ValueError("kl_beta > 0 needs the start model's log-probs")

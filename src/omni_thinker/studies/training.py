@@ -121,7 +121,7 @@ class Training:
         """One step, logged; all that the arm has cost with it."""
         session, began = self._session, time.monotonic()
         try:
-            result = self._learner.step(self._scheduler.quotas(step), self._since_reset)
+            result = self._learner.step(self._scheduler.quotas(step), step)
         except Diverged as exc:
             path = session.run.write_json("diverged.json", {"arm": self._arm, "step": step + 1, **exc.evidence})
             raise UserError(f"{exc.message}; the batch is in {path}", key=exc.key) from None

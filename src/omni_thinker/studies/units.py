@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from math import floor
 from typing import Literal
 
-from omni_thinker.arms import LORA, PROBE, SHARED, SINGLE, STAGED
+from omni_thinker.arms import LORA, PROBE, SINGLE, STAGED
 from omni_thinker.errors import UserError
 from omni_thinker.recipe import ProbeKind, Recipe, scheduled_arms
 from omni_thinker.types import TaskName
@@ -197,9 +197,8 @@ def probe_lengths(recipe: Recipe, kind: ProbeKind) -> dict[TaskName, int]:
     stages = dict(even_stages(list(recipe.tasks), study.steps))
     if kind == "full" or (kind == "lora" and "merge" in study.arms and expert_kind(recipe) == "lora"):
         return {task: stages[task] for task in probed_tasks(recipe)}
-    arms = len(SHARED & set(study.arms)) + len(scheduled_arms(study))
     return {
-        task: probe_steps(stages[task], arms, study.steps, len(recipe.tasks), study.probe_share)
+        task: probe_steps(stages[task], study.steps, len(recipe.tasks), study.probe_share)
         for task in probed_tasks(recipe)
     }
 
@@ -231,9 +230,7 @@ def even_stages(order: Sequence[TaskName], steps: int) -> list[tuple[TaskName, i
     return [(task, each + (1 if i < left else 0)) for i, task in enumerate(order)]
 
 
-def probe_steps(stage: int, arms: int, steps: int, tasks: int, share: float) -> int:
-    """Steps of one probe so that all `tasks` of them take at most `share` of all training steps, where `arms` others
-    (at least the one that is planned) take `steps` each; at least 1, at most the whole `stage`."""
-    if share >= 1:
-        return stage
-    return max(1, min(stage, floor(share / (1 - share) * max(1, arms) * steps / tasks + 1e-9)))
+def probe_steps(stage: int, steps: int, tasks: int, share: float) -> int:
+    """Steps of one probe so that all `tasks` of them take at most `share` of one arm's `steps`, whatever else is
+    compared; at least 1, at most the whole `stage`."""
+    return max(1, min(stage, floor(share * steps / tasks + 1e-9)))
