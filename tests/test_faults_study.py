@@ -257,17 +257,23 @@ def test_study_whose_cache_folder_is_deleted_resumes_to_the_same_end(
 
 
 def test_three_non_finite_updates_end_the_run_and_write_the_batch(repo: Path, tmp_path: Path) -> None:
-    out, errors = tmp_path / "run", tmp_path / "err"
     recipe = repo / "recipes" / "tiny.toml"
-    assert begin(errors, recipe, "--out", out, *QUICK, "--set", "rl.lr=1e9").wait(280) == 2
-    said = errors.read_text("utf-8").splitlines()
+    for rate in (
+        1e9,
+        1e20,
+    ):  # by the rounding of the CPU, at the first of these it may be the samples that make no sense
+        out, errors = tmp_path / f"run-{rate:g}", tmp_path / f"err-{rate:g}"
+        assert begin(errors, recipe, "--out", out, *QUICK, "--set", f"rl.lr={rate:g}").wait(280) == 2
+        said = errors.read_text("utf-8").splitlines()
+        if "aren't finite: it has diverged" not in said[-1]:
+            break
     assert sum("an update was skipped" in line for line in said) == 3
     assert said[-1].startswith("omni-thinker: ")
     assert "not finite in 3 updates in a row" in said[-1]
     assert str(out / "diverged.json") in said[-1]
     batch = json.loads((out / "diverged.json").read_text("utf-8"))
     assert batch["arm"] == "joint"
-    assert batch["lr"] == pytest.approx(1e9)
+    assert batch["lr"] == pytest.approx(rate)
     sample = batch["groups"][0]["samples"][0]
     assert len(sample["tokens"]) == len(sample["logprobs"]) > 0
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text("utf-8").splitlines()]
