@@ -51,10 +51,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
     for kind in (FusedDecoder, StaticDecoder, MaskedDecoder):
 
         def step(
-            self: FusedDecoder | MaskedDecoder,
-            token_P_G: torch.Tensor,
-            sample_P_G: torch.Tensor,
-            kept: Any = kind.step,
+            self: FusedDecoder | MaskedDecoder, token_P_G: torch.Tensor, sample_P_G: torch.Tensor, kept: Any = kind.step
         ) -> torch.Tensor:
             position_P = self._position_P if isinstance(self, MaskedDecoder) else self.cache.position_P
             seen.append((tuple(token_P_G.shape), int(position_P.max())))

@@ -120,10 +120,7 @@ def test_rows_name_their_pool(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        (
-            {"source": "builtin:math", "pools": [1, 2], "difficulty": 1},
-            "t.pools: already sets the difficulty; remove",
-        ),
+        ({"source": "builtin:math", "pools": [1, 2], "difficulty": 1}, "t.pools: already sets the difficulty; remove"),
         ({"source": "builtin:math", "pools": [1, 1.0]}, "t.pools: names a difficulty twice"),
         ({"source": "builtin:math", "pools": [11]}, "less than or equal to 10"),
         ({"source": "jsonl", "pools": [1, 2]}, "t.pools: applies to generated tasks only; rows use fields"),

@@ -58,12 +58,7 @@ ARMS = {
             trained=True,
         ),
         Arm(
-            "joint",
-            "Joint training",
-            "joint training",
-            "RL on all tasks mixed in every step",
-            "#D55E00",
-            trained=True,
+            "joint", "Joint training", "joint training", "RL on all tasks mixed in every step", "#D55E00", trained=True
         ),
         Arm(
             "merge",

@@ -83,8 +83,7 @@ def study(
     ] = False,
     resume: Resume = False,
     jobs: Annotated[
-        int,
-        typer.Option(min=1, help="Seeds to run at a time, each in its own process (and on its own GPU)."),
+        int, typer.Option(min=1, help="Seeds to run at a time, each in its own process (and on its own GPU).")
     ] = 1,
     weak: Weak = False,
     json_: Json = False,
@@ -126,10 +125,7 @@ def probe(
     recipe: Annotated[Path, typer.Argument(help="A recipe file (TOML).")],
     kinds: Annotated[
         str,
-        typer.Option(
-            "--kinds",
-            help="full, short, lora, gradient. Several (a,b) are compared. Default: the recipe's.",
-        ),
+        typer.Option("--kinds", help="full, short, lora, gradient. Several (a,b) are compared. Default: the recipe's."),
     ] = "",
     out: Out = None,
     overrides: Set = None,
@@ -243,10 +239,7 @@ def _run(
                 result = run_parallel(loaded, target, jobs, resume=resume, options=options)
             else:
                 if jobs > 1:
-                    typer.echo(
-                        "--jobs is ignored, because this run was started without it",
-                        err=True,
-                    )
+                    typer.echo("--jobs is ignored, because this run was started without it", err=True)
                 result = run_study(loaded, target, resume=resume)
                 drop_parts(loaded, target)
     except KeyboardInterrupt:

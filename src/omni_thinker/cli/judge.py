@@ -33,8 +33,7 @@ def judge_agree(
     ] = "",
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first rows, this many.")] = None,
     settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="A key of judge.endpoint, or judge.margin: key=value. Repeatable."),
+        list[str] | None, typer.Option("--set", help="A key of judge.endpoint, or judge.margin: key=value. Repeatable.")
     ] = None,
     json_: Json = False,
 ) -> None:

@@ -15,19 +15,16 @@ def plan(
     matrix: Annotated[Path, typer.Option(help="transfer.json of a study or probe.")],
     forecaster: Forecasts = "hierarchical",
     strategy: Annotated[
-        str,
-        typer.Option(help="exact, back_greedy, least_to_most_forgettable, front_greedy, reversed or random."),
+        str, typer.Option(help="exact, back_greedy, least_to_most_forgettable, front_greedy, reversed or random.")
     ] = "exact",
     order: Annotated[str, typer.Option(help="Forecast this order (task,task,...) instead of choosing one.")] = "",
     objective: Goal = "mean",
     fix: Annotated[str, typer.Option(help="Fixed places of tasks, where 1 is first: task=1,task=4.")] = "",
     refresh_cost: Annotated[
-        float | None,
-        typer.Option(help="Add short refresh stages whose gain per pass exceeds this."),
+        float | None, typer.Option(help="Add short refresh stages whose gain per pass exceeds this.")
     ] = None,
     evidence: Annotated[
-        list[Path] | None,
-        typer.Option(help="A run directory whose results sharpen the forecast. Repeatable."),
+        list[Path] | None, typer.Option(help="A run directory whose results sharpen the forecast. Repeatable.")
     ] = None,
     level: Level = 0.8,
     json_: Json = False,

@@ -13,14 +13,7 @@ from itertools import combinations
 import numpy as np
 
 from omni_thinker.arms import rivals
-from omni_thinker.compare.intervals import (
-    NOTHING,
-    Array,
-    Bounds,
-    SeedSpread,
-    over_problems,
-    over_seeds_and_problems,
-)
+from omni_thinker.compare.intervals import NOTHING, Array, Bounds, SeedSpread, over_problems, over_seeds_and_problems
 from omni_thinker.runs.schema.base import MACRO
 from omni_thinker.runs.schema.result import Comparison
 from omni_thinker.types import TaskName

@@ -319,10 +319,7 @@ def use_checkpointing(model: PreTrainedModel) -> None:
 
 
 def _token_batch(
-    groups: Sequence[TrainGroup],
-    logprobs_N: torch.Tensor,
-    sample_N: torch.Tensor,
-    reference_N: torch.Tensor | None,
+    groups: Sequence[TrainGroup], logprobs_N: torch.Tensor, sample_N: torch.Tensor, reference_N: torch.Tensor | None
 ) -> TokenBatch:
     device = logprobs_N.device
     old = [x for group in groups for sample in group.samples for x in sample.logprobs]

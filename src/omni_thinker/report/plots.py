@@ -13,17 +13,7 @@ from matplotlib.patches import Rectangle
 
 from omni_thinker.arms import ARMS, SHARED, SINGLE, colour_of, is_scheduled, is_single, rivals
 from omni_thinker.report import series
-from omni_thinker.report.svg import (
-    FAINT,
-    GRID,
-    INK,
-    plain,
-    signed,
-    style,
-    task_colour,
-    task_marker,
-    to_svg,
-)
+from omni_thinker.report.svg import FAINT, GRID, INK, plain, signed, style, task_colour, task_marker, to_svg
 from omni_thinker.runs.read import RunData
 from omni_thinker.runs.schema.result import Comparison
 from omni_thinker.runs.schema.transfer import TransferMatrix

@@ -86,8 +86,7 @@ class Journal:
         for name, size in self._sizes.items():
             if (present := self._size(name)) < size:
                 raise UserError(
-                    f"has {present} bytes, the journal recorded {size}: the file was changed",
-                    file=self._folder / name,
+                    f"has {present} bytes, the journal recorded {size}: the file was changed", file=self._folder / name
                 )
         if counts is not None and self._known:
             try:

@@ -21,13 +21,7 @@ class Dump(Adaptive):
     """
 
     def __init__(
-        self,
-        tasks: Sequence[TaskName],
-        problems_per_step: int,
-        *,
-        window: int,
-        bonus: float,
-        temperature: float,
+        self, tasks: Sequence[TaskName], problems_per_step: int, *, window: int, bonus: float, temperature: float
     ) -> None:
         super().__init__(tasks, problems_per_step)
         self.window, self.bonus, self.temperature = window, bonus, temperature
@@ -88,9 +82,5 @@ class DumpConfig(Config):
 
     def build(self, setting: Setting) -> Dump:
         return Dump(
-            setting.tasks,
-            setting.problems_per_step,
-            window=self.window,
-            bonus=self.bonus,
-            temperature=self.temperature,
+            setting.tasks, setting.problems_per_step, window=self.window, bonus=self.bonus, temperature=self.temperature
         )

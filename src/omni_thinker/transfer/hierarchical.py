@@ -28,17 +28,7 @@ from scipy.optimize import minimize
 
 from omni_thinker.runs.schema.base import Estimate
 from omni_thinker.runs.schema.transfer import Column, TransferMatrix
-from omni_thinker.transfer.forecast import (
-    DRAWS,
-    Array,
-    Forecaster,
-    Joint,
-    LogOdds,
-    Merge,
-    SetForm,
-    Stage,
-    gain_share,
-)
+from omni_thinker.transfer.forecast import DRAWS, Array, Forecaster, Joint, LogOdds, Merge, SetForm, Stage, gain_share
 from omni_thinker.transfer.matrix import smoothed
 from omni_thinker.types import TaskName
 

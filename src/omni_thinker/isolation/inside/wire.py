@@ -78,11 +78,7 @@ _SIMPLE: dict[str, tuple[type, Callable[[Any], Any], Callable[[list[Any]], Any]]
     "datetime": (datetime.datetime, lambda v: [v.isoformat()], lambda rest: datetime.datetime.fromisoformat(rest[0])),
     "date": (datetime.date, lambda v: [v.isoformat()], lambda rest: datetime.date.fromisoformat(rest[0])),
     "time": (datetime.time, lambda v: [v.isoformat()], lambda rest: datetime.time.fromisoformat(rest[0])),
-    "P": (
-        datetime.timedelta,
-        lambda v: [v.days, v.seconds, v.microseconds],
-        lambda rest: datetime.timedelta(*rest),
-    ),
+    "P": (datetime.timedelta, lambda v: [v.days, v.seconds, v.microseconds], lambda rest: datetime.timedelta(*rest)),
     "e": (type(...), lambda v: [], lambda rest: ...),
 }
 _NESTED_TAGS = {kind: tag for tag, (kind, _, _) in _NESTED.items()}
