@@ -10,8 +10,6 @@ Implements the method of Omni-Thinker (arXiv 2507.14783).
 Names are imported when they are first used, so that the command line starts fast.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:

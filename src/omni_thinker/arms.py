@@ -1,7 +1,5 @@
 """The arms of a study: one table of what each is, and how names are built and read."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

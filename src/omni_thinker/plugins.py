@@ -3,8 +3,6 @@
 `python:` runs code of the user's own, with the user's rights.
 """
 
-from __future__ import annotations
-
 import difflib
 import importlib
 import sys

@@ -1,7 +1,5 @@
 """Single-task LoRA adapters as experts: what they add to the weights."""
 
-from __future__ import annotations
-
 import json
 from math import isfinite
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Merging of single-task experts, tensor by tensor: one file of the result is in memory, and one tensor of a model."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol

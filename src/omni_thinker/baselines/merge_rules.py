@@ -1,7 +1,5 @@
 """How the changes that several experts made to one weight become one change."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256

@@ -4,8 +4,6 @@ A small instruct model rambles; RL has nothing to reinforce until some samples a
 once all are. The warm-up stops in between.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite

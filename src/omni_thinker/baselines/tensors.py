@@ -1,7 +1,5 @@
 """The tensors of a model, read one at a time, from one safetensors file or from a folder of them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The command line: every command is one call into the library. Heavy imports are inside functions."""
 
-from __future__ import annotations
-
 import json
 import signal
 import sys

@@ -1,7 +1,5 @@
 """`omni-thinker judge ...`: choose a judge, and manage its paid replies."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Annotated, Any

@@ -1,7 +1,5 @@
 """`omni-thinker judge agree`: one judge on a file of pairs that people have compared."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Commands on a transfer matrix: look at it, forecast one plan, choose a plan."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """`omni-thinker plan` and `forecast`: from a file and a few words to a plan."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any

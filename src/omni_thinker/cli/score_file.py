@@ -1,7 +1,5 @@
 """Scores for responses in a file, by one reward part or by a recipe's task."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import time

@@ -1,7 +1,5 @@
 """Evaluation of one model on the tasks of a recipe, outside of a study."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

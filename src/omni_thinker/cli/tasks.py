@@ -1,7 +1,5 @@
 """Commands on tasks: list them, look at problems, check every row."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

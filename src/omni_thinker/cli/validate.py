@@ -1,7 +1,5 @@
 """Every row of a recipe's tasks against its own reward."""
 
-from __future__ import annotations
-
 import asyncio
 
 from omni_thinker.recipe import Recipe

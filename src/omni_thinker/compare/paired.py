@@ -5,8 +5,6 @@ seed the interval speaks of new problems and says nothing of how another trainin
 several it speaks of both (`intervals`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 

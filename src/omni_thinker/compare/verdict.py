@@ -1,7 +1,5 @@
 """The study's outcome in words: what was shown, what was not."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from omni_thinker.arms import ARMS, is_scheduled, rivals

@@ -6,8 +6,6 @@ it happens while sums are still in fp32: inside the product. Logits rounded as t
 trainer disagreed by.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

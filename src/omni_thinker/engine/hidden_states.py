@@ -1,7 +1,5 @@
 """What a model has at the end of rows of tokens, for those who judge by it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate, takewhile

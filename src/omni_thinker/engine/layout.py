@@ -1,7 +1,5 @@
 """Which layout a model may be given: whole groups in a row, or a row per sample."""
 
-from __future__ import annotations
-
 from weakref import WeakKeyDictionary
 
 import torch

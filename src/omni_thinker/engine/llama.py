@@ -7,8 +7,6 @@ What layers add up to is kept in fp32, here and in the decoder, and so are queri
 their positions: what is rounded to bf16 between two products is what sampler and trainer disagree by.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any

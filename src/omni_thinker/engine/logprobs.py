@@ -1,7 +1,5 @@
 """Log-probs of given answers under a model: the one place where training looks at logits."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

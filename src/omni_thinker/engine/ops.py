@@ -4,8 +4,6 @@ The same numbers as transformers' modules for Llama and its like, in any floatin
 kernels in C, where there are any.
 """
 
-from __future__ import annotations
-
 import ctypes
 from typing import Any
 

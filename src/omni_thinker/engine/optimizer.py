@@ -4,8 +4,6 @@ Where weights are in bf16 on a CPU, the kernels in C add up gradients and make a
 they know of the optimiser's state is torch's own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -4,8 +4,6 @@ A block mask lets a sample see its prompt and itself, never its siblings, so one
 same log-probs as one row per sample while the prompt is computed once instead of G times.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass

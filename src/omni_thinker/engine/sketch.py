@@ -5,8 +5,6 @@ two sketches with the same seed is that of the vectors, with a standard error of
 root of the number of buckets.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import torch

@@ -3,8 +3,6 @@
 In fp32 from logits of any type, a few rows at a time; in bf16 on a CPU by the kernels in C, where there are any.
 """
 
-from __future__ import annotations
-
 import ctypes
 from typing import Any
 

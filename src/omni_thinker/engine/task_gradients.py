@@ -6,8 +6,6 @@ whose inner products estimate those of the gradients (Johnson and Lindenstrauss)
 watched are a few down-projections spread over the depth.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import combinations

@@ -1,7 +1,5 @@
 """How often a judge agrees with people: how a user picks one."""
 
-from __future__ import annotations
-
 import asyncio
 import gzip
 import json

@@ -1,7 +1,5 @@
 """The Judge protocol: which of two texts answers a prompt better."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable

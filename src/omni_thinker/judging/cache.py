@@ -3,8 +3,6 @@
 The standard library's sqlite3 in WAL mode: readers never wait, writers take turns.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -1,7 +1,5 @@
 """Guards of style, around any judge."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A judge that needs no instructions: the text that a frozen model finds more likely wins."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 from collections.abc import Sequence

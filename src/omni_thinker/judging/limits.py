@@ -1,7 +1,5 @@
 """What judging may cost: requests, tokens and money, counted as they are spent."""
 
-from __future__ import annotations
-
 import threading
 from dataclasses import dataclass, replace
 

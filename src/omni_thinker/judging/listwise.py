@@ -1,7 +1,5 @@
 """Ranking a group: which orders it is shown in, what two rankings agree on, and tournaments of pairs."""
 
-from __future__ import annotations
-
 import asyncio
 import random
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Waiting for a server that is away."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import time

@@ -1,7 +1,5 @@
 """A judge behind an API: a response against the reference, a group against itself, or an answer by a rubric."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import re

@@ -1,7 +1,5 @@
 """Prompts of judges: files with a version, filled in one pass, and what is read out of a reply."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """Rubrics: criteria with bands of points, as rows bring them along."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any

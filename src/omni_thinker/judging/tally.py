@@ -1,7 +1,5 @@
 """What a run's verdicts are like: ties, failures, steadiness, and how far they follow length."""
 
-from __future__ import annotations
-
 import math
 import threading
 from collections.abc import Mapping, Sequence

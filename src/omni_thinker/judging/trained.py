@@ -4,8 +4,6 @@ Trained by `scripts/train_judge.py` from pairs that need no human label (Bradley
 answer is scored by itself, so there are no seats, and one forward pass per distinct text is all it costs.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import threading

@@ -1,7 +1,5 @@
 """The built-in model: SmolLM2-135M-Instruct (arXiv 2502.02737), out of a wheel, so that no hub is needed."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import json

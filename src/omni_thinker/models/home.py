@@ -1,7 +1,5 @@
 """Where Omni-Thinker keeps what it made once and can make again."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import tempfile

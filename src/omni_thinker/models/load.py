@@ -4,8 +4,6 @@ A name is `builtin`, `tiny`, a folder in Hugging Face format, or a hub name. Fol
 asked only for hub names (and not even then with HF_HUB_OFFLINE=1). Code from a hub is never run, pickles never read.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Memory that libraries keep although nobody needs it."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 from functools import cache

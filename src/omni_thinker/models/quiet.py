@@ -1,7 +1,5 @@
 """Keep libraries that print on every load from printing."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import warnings

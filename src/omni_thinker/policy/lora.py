@@ -1,7 +1,5 @@
 """LoRA (arXiv 2106.09685) by the peft library, an extra."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

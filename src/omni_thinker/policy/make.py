@@ -1,7 +1,5 @@
 """From a recipe's model to the policy that trains it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from omni_thinker.errors import UserError

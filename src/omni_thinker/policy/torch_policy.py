@@ -3,8 +3,6 @@
 Weights of the model are held in the compute dtype; fp32 master copies take the updates (`masters`).
 """
 
-from __future__ import annotations
-
 import copy
 import logging
 from collections.abc import Iterator, Sequence

@@ -3,8 +3,6 @@
 Unknown keys are refused. Relative paths are taken from the folder that the command runs in, or from `data_root`.
 """
 
-from __future__ import annotations
-
 from omni_thinker.recipe.judge import BudgetSpec, EndpointSpec, JudgeSpec, PriceSpec
 from omni_thinker.recipe.load import builtin_recipe, load_recipe, parse_recipe
 from omni_thinker.recipe.models import LoraSpec, ModelSpec

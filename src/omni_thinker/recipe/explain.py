@@ -1,7 +1,5 @@
 """What pydantic found wrong with a table, in one line that names the key."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 from pydantic import ValidationError

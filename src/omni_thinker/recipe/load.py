@@ -1,7 +1,5 @@
 """From a TOML file to a recipe; every complaint names the file and the key. Imports no torch."""
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -3,8 +3,6 @@
 The keys of each kind, and their defaults, stand beside its class in `omni_thinker.schedulers`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The report: data, tables and figures poured into one template."""
 
-from __future__ import annotations
-
 import math
 import os
 from importlib.resources import files

@@ -1,7 +1,5 @@
 """The figures of a report. Each takes a run and returns SVG, or None where there is nothing to draw."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

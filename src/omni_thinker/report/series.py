@@ -1,7 +1,5 @@
 """Curves over steps, from the lines of metrics.jsonl."""
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping

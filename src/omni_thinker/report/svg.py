@@ -1,7 +1,5 @@
 """Figures as inline SVG, and the colours that mean the same thing in every plot."""
 
-from __future__ import annotations
-
 import io
 import re
 from typing import Any, cast

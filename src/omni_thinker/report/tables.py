@@ -1,7 +1,5 @@
 """The rows of a report's tables."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """Figures of what went on inside training: entropy and health over steps."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from itertools import pairwise

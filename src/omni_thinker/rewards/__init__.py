@@ -1,7 +1,5 @@
 """How an answer is scored."""
 
-from __future__ import annotations
-
 from omni_thinker.rewards.base import Reward
 from omni_thinker.rewards.hybrid import HybridReward
 from omni_thinker.rewards.parts import Part, SamplePart

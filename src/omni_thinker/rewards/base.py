@@ -1,7 +1,5 @@
 """The Reward protocol: how the samples of one group are scored."""
 
-from __future__ import annotations
-
 from typing import Protocol, runtime_checkable
 
 from omni_thinker.types import Group, Problem, Score

@@ -1,7 +1,5 @@
 """Programs: scored by running them against tests in the sandbox."""
 
-from __future__ import annotations
-
 import ast
 import re
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """Constraints on a text that can be counted: the verifiable half of a writing task."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """Gates on form: finished, format."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Answers to reasoning_gym problems, scored by the data set's own scorer (optional dependency), inside the sandbox."""
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path

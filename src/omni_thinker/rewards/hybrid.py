@@ -1,7 +1,5 @@
 """The hybrid reward: gates times a weighted mean."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Mapping, Sequence
 

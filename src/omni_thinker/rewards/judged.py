@@ -1,7 +1,5 @@
 """Parts that ask a judge: against a reference, within the group, or by a rubric."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Sequence
 

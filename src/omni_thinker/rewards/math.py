@@ -1,7 +1,5 @@
 """Math answers: an exact reader of numbers, and Math-Verify for everything else."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Reading a final number out of text: exact, in-process, never raising."""
 
-from __future__ import annotations
-
 import re
 from fractions import Fraction
 

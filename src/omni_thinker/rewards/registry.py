@@ -1,7 +1,5 @@
 """From a RewardSpec to a Reward."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

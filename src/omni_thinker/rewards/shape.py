@@ -1,7 +1,5 @@
 """Parts that shape how an answer is given, not what it says. In a sum they want a small weight."""
 
-from __future__ import annotations
-
 import re
 
 from omni_thinker.rewards.parts import Part, SamplePart, valued

@@ -1,7 +1,5 @@
 """Short answers and literals: equality after normalisation."""
 
-from __future__ import annotations
-
 import ast
 import re
 import unicodedata

@@ -1,7 +1,5 @@
 """Before step 0: does a reward tell right from wrong on these problems?"""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Parts whose scorer isn't trusted: it runs inside the sandbox, in a fresh process for each answer."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar

@@ -1,7 +1,5 @@
 """From scored groups to a training batch: who is trained, with which advantage and token weight."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ The bandit of SEC (arXiv 2505.14970) inside a task, its pools in place of tasks:
 Schedulers above see one task.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Accuracy on held-out problems: the mean score of a few answers to each."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

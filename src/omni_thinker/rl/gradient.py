@@ -1,8 +1,6 @@
 """The plain policy gradient of a task's accuracy, without clip, length weights or a group's spread: what a first-order
 estimate of its change is made of."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -5,8 +5,6 @@ add up to the whole batch by construction. Notation: rho is the ratio of the pol
 the sampler's, A the advantage.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 import torch

@@ -1,7 +1,5 @@
 """What a step or an evaluation saw, as `name/all` and `name/<task>`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 

@@ -5,8 +5,6 @@ less than a scheduler asked for. They are replaced by fresh problems of their ta
 missing, where f is the share of the task's groups that lately said nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from math import ceil
 from typing import Any

@@ -4,8 +4,6 @@ Two arms with one seed see the same problems of a task in the same order and dra
 so that their difference owes nothing to luck of the draw, and resuming is arithmetic.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any

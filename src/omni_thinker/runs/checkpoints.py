@@ -1,7 +1,5 @@
 """When a training is kept so that it can be gone on with, and where."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Files that are whole or not there, whatever happens to the process that writes them."""
 
-from __future__ import annotations
-
 import os
 import zlib
 from collections.abc import Callable

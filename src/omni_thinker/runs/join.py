@@ -1,7 +1,5 @@
 """Run directories of single seeds become one, as if one process had run all seeds in turn."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

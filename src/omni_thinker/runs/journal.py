@@ -7,8 +7,6 @@ lines of its own at its beginning and at each checkpoint. What came after the la
 cut off, of the journal and of the logs, so that no step and no line exists twice.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

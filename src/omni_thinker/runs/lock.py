@@ -1,7 +1,5 @@
 """One process to a run directory."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket

@@ -1,7 +1,5 @@
 """What a run ran on, so that its seconds mean something."""
 
-from __future__ import annotations
-
 import os
 import platform
 import resource

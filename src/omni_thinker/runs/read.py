@@ -1,7 +1,5 @@
 """Read a run directory, each file checked against the schema. What may be missing is noted, not refused."""
 
-from __future__ import annotations
-
 import json
 import tomllib
 from collections.abc import Iterator, Mapping

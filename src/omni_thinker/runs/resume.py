@@ -1,7 +1,5 @@
 """Resuming a run: what of its recipe, model and problems may have changed since."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256

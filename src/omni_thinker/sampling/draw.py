@@ -4,8 +4,6 @@ Filters in transformers' order: temperature, top-k, top-p, min-p, each on what t
 under the distribution that was drawn from, filters included.
 """
 
-from __future__ import annotations
-
 import torch
 
 from omni_thinker.engine.native import kernels

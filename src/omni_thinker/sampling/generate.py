@@ -3,8 +3,6 @@
 By transformers' own `generate`, which knows every architecture; slower, and seeded per call instead of per sample.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -5,8 +5,6 @@ batch. A sample depends on its seed and its number alone, not on its company: th
 company changes is the rounding of matrix products of other shapes (about 1e-2 nats in bf16, 1e-5 in fp32).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What schedulers that learn have in common: shares of tasks become exact counts, and remember what is owed."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any

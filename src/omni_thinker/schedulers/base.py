@@ -1,7 +1,5 @@
 """The Scheduler protocol: which task next; and how a recipe's table becomes one."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """DUMP: an upper confidence bound on learnability (arXiv 2504.09710)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from math import log, sqrt
 from typing import Any, Literal

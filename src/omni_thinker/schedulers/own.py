@@ -1,7 +1,5 @@
 """A scheduler of the user's own, by `python:MODULE:CLASS`."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from pydantic import Field

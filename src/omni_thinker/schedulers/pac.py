@@ -1,7 +1,5 @@
 """PAC: Thompson sampling of learnability that grows with progress."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal

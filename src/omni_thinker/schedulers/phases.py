@@ -1,7 +1,5 @@
 """One scheduler after another."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 

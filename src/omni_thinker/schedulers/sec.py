@@ -1,7 +1,5 @@
 """SEC: the self-evolving curriculum, a bandit on learnability (arXiv 2505.14970)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 

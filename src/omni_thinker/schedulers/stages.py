@@ -1,7 +1,5 @@
 """A curriculum: one task after another."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Annotated, Literal
 

@@ -1,7 +1,5 @@
 """TAC: learnability times what a task's gradient does for the others (arXiv 2606.25178)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 

@@ -1,7 +1,5 @@
 """TSCL: the task that is learned, or forgotten, fastest (teacher-student curriculum learning, arXiv 1707.00183)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 

@@ -1,7 +1,5 @@
 """What is checked of a recipe before step 0, besides what its parts check themselves."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from importlib.util import find_spec
 

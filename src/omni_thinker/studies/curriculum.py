@@ -1,7 +1,5 @@
 """The curriculum of a study: its plan from a transfer matrix, and the plan of the rest after each stage."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from omni_thinker.recipe import Recipe

@@ -1,7 +1,5 @@
 """What to expect of a study: rough times, and how small a difference it will be able to see."""
 
-from __future__ import annotations
-
 from omni_thinker.arms import SHARED, rivals
 from omni_thinker.compare.intervals import MIN_PROBLEMS, expected_detectable
 from omni_thinker.recipe import scheduled_arms

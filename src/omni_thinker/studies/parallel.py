@@ -4,8 +4,6 @@ Each seed is a study with its own directory under `seeds/`, journal and all, so 
 Once all have ended their directories are joined, and the whole is read from them like a study that is gone on with.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

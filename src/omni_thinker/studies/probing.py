@@ -4,8 +4,6 @@ full: a whole stage on each task (arXiv 2507.14783). short: its first steps, ext
 place of the weights. gradient: no run, a straight line along each task's policy gradient at the start.
 """
 
-from __future__ import annotations
-
 import gc
 import time
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The result of a study: `runs.schema.result.Result` from what its seeds ended with."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any

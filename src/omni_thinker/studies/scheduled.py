@@ -1,7 +1,5 @@
 """Arms that a scheduler makes: from the recipe's table to the scheduler itself."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from typing import cast
 

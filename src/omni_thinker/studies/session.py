@@ -4,8 +4,6 @@ Every move goes through the run's journal, so that a study which was killed take
 what it had not. Weights are therefore brought to the policy when something is computed with them, not before.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace

@@ -6,8 +6,6 @@
 `units.py` makes the list of what is to be done, `walk.py` does it for one seed.
 """
 
-from __future__ import annotations
-
 import gc
 import json
 import time

@@ -4,8 +4,6 @@ A recipe becomes a `WorkPlan` once. Progress, the dry run, `curriculum_net` and 
 Imports no torch.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,8 +1,6 @@
 """One seed of a study: its units, walked one after another in this process, with one policy that all arms take turns
 in."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import assert_never

@@ -1,7 +1,5 @@
 """The weights of the one policy that all arms of a seed take turns in: which are wanted, and which lie in files."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

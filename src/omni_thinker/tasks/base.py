@@ -1,7 +1,5 @@
 """The Task protocol: what is learned."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 

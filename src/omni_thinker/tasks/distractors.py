@@ -4,8 +4,6 @@ Short answers with distractors in the prompt are easier to verify than free ones
 (arXiv 2507.14783).
 """
 
-from __future__ import annotations
-
 import random
 import re
 from collections.abc import Iterable

@@ -4,8 +4,6 @@ Both run inside the sandbox: one set makes its problems with programs that a mod
 answers as code.
 """
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """`source = "hf:NAME_OR_FOLDER"`: a Hugging Face data set from the hub or from a folder."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Tasks whose problems our own code makes: three disjoint pools by content hash."""
 
-from __future__ import annotations
-
 import functools
 import math
 import random

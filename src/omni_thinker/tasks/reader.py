@@ -1,7 +1,5 @@
 """One row of a data set as a problem; every complaint names the place and the field."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

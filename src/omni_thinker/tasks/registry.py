@@ -1,7 +1,5 @@
 """From a recipe's task table to a task, and the check that splits share no prompt."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Rows of data sets as a task: what every adapter shares, whatever the rows were read from."""
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Iterable, Sequence

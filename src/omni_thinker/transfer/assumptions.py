@@ -4,8 +4,6 @@ A1, constant transfer: training on i changes j by as much as it did from the sta
 own task to its single-task level. Both of arXiv 2507.14783.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from math import isfinite
 from typing import Literal

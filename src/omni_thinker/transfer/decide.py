@@ -1,7 +1,5 @@
 """Is a planned sequence better than training jointly, can the data tell, and what would?"""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil

@@ -1,7 +1,5 @@
 """Did stages of structured tasks lower the policy's entropy, and open-ended ones raise it, as arXiv 2507.14783 says?"""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean

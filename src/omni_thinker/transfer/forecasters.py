@@ -1,7 +1,5 @@
 """Forecasters by name."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from omni_thinker.errors import UserError

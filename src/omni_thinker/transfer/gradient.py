@@ -5,8 +5,6 @@ Sketches keep that product. Influence by inner products of gradients is that of 
 (2606.25178) within a run.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import exp, hypot, log

@@ -4,8 +4,6 @@
 leave out `n` and `stderr`.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The plan that is forecast to end best, what the named rules would have chosen, and how sure any of it is."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Probes that are cheaper than a whole pass: how long, what a pass would have shown, and how true they were."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import replace

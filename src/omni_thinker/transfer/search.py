@@ -4,8 +4,6 @@ Up to 18 tasks exactly, by dynamic programming over the sets that an order may e
 upper bound on what it missed. Maximising pairwise effects alone is the linear ordering problem.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

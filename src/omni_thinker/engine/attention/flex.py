@@ -4,8 +4,6 @@ Blocks of the row that nobody attends to are not computed, so siblings and other
 edges of their blocks; the forward and the backward pass are one compiled kernel each.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 from typing import Any, cast

@@ -4,8 +4,6 @@ A row holds several groups that don't see each other. Attention over the whole r
 length for a mask that is mostly empty; cut at the groups, the cost is the sum of their squares.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar

@@ -4,8 +4,6 @@ Plain C by ctypes and not a torch extension: it takes two seconds to compile ins
 finds torch's own OpenMP threads by their library's name.
 """
 
-from __future__ import annotations
-
 import ctypes
 import hashlib
 import logging

@@ -1,7 +1,5 @@
 """Lines of the logs: metrics.jsonl, samples.jsonl and references.jsonl."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic.dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Decoding of groups, one token a sample at a time, behind one interface; and the one that any causal LM can do."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Protocol
 

@@ -6,8 +6,6 @@ written. Attention looks at the prompt and at all slots of the answer, those not
 a CPU the same pass runs without a recording, which is how it is tested.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

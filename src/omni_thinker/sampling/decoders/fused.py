@@ -6,8 +6,6 @@ attention over the prompt and over the own tokens are two calls, joined by their
 each other nothing.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 

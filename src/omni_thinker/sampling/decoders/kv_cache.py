@@ -1,7 +1,5 @@
 """Keys and values of groups: what decoders differ by is how these are laid out, stored and attended to."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """The decoding pass with everything between its matrix products in C: see native/."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

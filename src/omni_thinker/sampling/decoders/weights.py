@@ -1,7 +1,5 @@
 """Weights of Llama and its like, laid out for decoding."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

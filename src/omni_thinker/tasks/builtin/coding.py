@@ -1,7 +1,5 @@
 """`builtin:coding`: write a one-function Python program from a description and one example."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

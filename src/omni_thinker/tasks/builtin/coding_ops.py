@@ -1,7 +1,5 @@
 """The operations that `builtin:coding` chains: English, Python source and the same thing as a closure."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """`builtin:math`: short arithmetic and word problems with whole-number answers."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """The stories of `builtin:math`: what happens, and how its number is found."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

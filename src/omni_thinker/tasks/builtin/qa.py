@@ -1,7 +1,5 @@
 """`builtin:qa`: general knowledge in short form, with the options shown."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """`builtin:writing`: one to three sentences of a stated form, about a topic, under constraints that can be checked."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 from typing import Any

@@ -3,8 +3,6 @@
 Every clause is a main clause in the present tense that holds its word as it stands, so it fits every frame.
 """
 
-from __future__ import annotations
-
 CLAUSES: dict[str, dict[str, tuple[str, ...]]] = {
     "a rainy day": {
         "umbrella": ("two strangers share one umbrella", "a red umbrella turns inside out in the wind"),
