@@ -18,13 +18,13 @@ def add_policy_gradient(policy: Policy, groups: Sequence[ScoredGroup], temperatu
     Returns the number of answer tokens that were trained on.
     """
     scored = sum(len(group.values) for group in groups)
-    told = [group for group in groups if group.has_signal]
-    if not told:
+    trainable = [group for group in groups if group.has_signal]
+    if not trainable:
         return 0
-    advantages = rloo([np.array(group.values) for group in told])
+    advantages = rloo([np.array(group.values) for group in trainable])
     batch = [
-        train_group(group, list(map(float, own)), lambda _task, _length: 1 / scored)
-        for group, own in zip(told, advantages, strict=True)
+        train_group(group, list(map(float, values)), lambda _task, _length: 1 / scored)
+        for group, values in zip(trainable, advantages, strict=True)
     ]
     policy.forward_backward(batch, _reinforce, temperature=temperature)
     return sum(group.tokens for group in batch)

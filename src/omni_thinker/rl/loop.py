@@ -85,13 +85,13 @@ class Learner:
         trained = _fill(groups, quotas)
         longest = max(self.max_tokens.values())  # of all tasks: a constant, whatever a step is made of
         batches = build_batches(trained, self.spec, longest, self._order(quotas) if self.spec.update == "task" else ())
-        batch = [group for part in batches for group in part]
+        batch = [group for minibatch in batches for group in minibatch]
         metrics = self._update(batches, number, clock)
         metrics |= group_metrics(groups)
         metrics |= {f"advantage/{task}": value for task, value in learnability(groups, self.spec).items()}
         for task in quotas:
-            own = [group for group in groups if group.problem.task == task]
-            self.streams[task].observe(learnability(own, self.spec, pool_of))
+            task_groups = [group for group in groups if group.problem.task == task]
+            self.streams[task].observe(learnability(task_groups, self.spec, pool_of))
         counts = {task: sum(group.task == task for group in batch) for task in quotas}
         metrics |= {f"groups_trained/{task}": float(count) for task, count in counts.items()}
         metrics |= {f"groups_asked/{task}": float(count) for task, count in quotas.items()}
@@ -110,8 +110,8 @@ class Learner:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        for task, own in state["streams"].items():
-            self.streams[task].restore(own)
+        for task, stream_state in state["streams"].items():
+            self.streams[task].restore(stream_state)
         self._skipped = state["skipped"]
         self._refill.restore(state["refill"])
 
@@ -127,8 +127,8 @@ class Learner:
         self._refill.begin_step()
         self._refill.observe(groups)
         for _ in range(self.spec.refill_rounds):
-            found = {task: _with_signal(groups, task) for task in quotas}
-            missing = {task: quota - found[task] for task, quota in quotas.items() if quota > found[task]}
+            usable = {task: _with_signal(groups, task) for task in quotas}
+            missing = {task: quota - usable[task] for task, quota in quotas.items() if quota > usable[task]}
             if not missing:
                 break
             fresh = self._sample(self._refill.draws(missing), clock)
@@ -150,10 +150,10 @@ class Learner:
         params = SamplingParams(self.spec.group_size, self.spec.temperature)
         with Scoring(self.rewards) as scoring:
             with clock("sample"):
-                found = self.policy.sample(
+                groups = self.policy.sample(
                     requests, params, lambda place, group: scoring.submit(place, drawn[place][0], group)
                 )
-            stop_on_nonsense(found)
+            stop_on_nonsense(groups)
             with clock("score"):  # what is left of it
                 return scoring.results(self.spec.score_deadline_s)
 
@@ -171,18 +171,18 @@ class Learner:
         stats: dict[TaskName, TokenStats] = {}
         sketches: Sketches = {}
         losses, norms_, applied = list[float](), list[float](), list[bool]()
-        for part in batches:  # none where every group was unanimous: such a step has nothing to teach
+        for batch in batches:  # none where every group was unanimous: such a step has nothing to teach
             with clock("train"):
                 reference = spec.kl_beta > 0 or measure
                 report = self.policy.forward_backward(
-                    part, self.loss, temperature=spec.temperature, reference=reference
+                    batch, self.loss, temperature=spec.temperature, reference=reference
                 )
                 optim = self.policy.optim_step(OptimParams(learning_rate, spec.weight_decay, spec.max_grad_norm))
-            for task, own in report.stats.items():
-                stats[task] = stats.get(task, TokenStats()) + own
+            for task, task_stats in report.stats.items():
+                stats[task] = stats.get(task, TokenStats()) + task_stats
             for task, sketch in report.sketches.items():
                 sketches[task] = sketches[task] + sketch if task in sketches else sketch
-            self._stop_on_divergence(part, report.loss, optim, learning_rate)
+            self._stop_on_divergence(batch, report.loss, optim, learning_rate)
             losses.append(report.loss)
             norms_.append(optim.grad_norm)
             applied.append(optim.applied)

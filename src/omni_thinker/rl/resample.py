@@ -38,8 +38,8 @@ class Resampler:
 
     def unanimous_rate(self, task: TaskName) -> float:
         """The share of the task's recent groups without signal, in [0, 1]; 0 where none has been seen."""
-        seen = self._seen.get(task, 0.0)
-        return self._silent[task] / seen if seen > 0 else 0.0
+        observed = self._seen.get(task, 0.0)
+        return self._silent[task] / observed if observed > 0 else 0.0
 
     def draws(self, missing: Mapping[TaskName, int]) -> dict[TaskName, int]:
         """How many problems of each task to sample so that about as many as are missing carry signal, within `most`."""

@@ -106,11 +106,11 @@ def stop_on_errors(groups: Iterable[ScoredGroup], most: float) -> None:
     scores: dict[TaskName, list[Score]] = {}
     for group in groups:
         scores.setdefault(group.problem.task, []).extend(group.scores)
-    for task, own in scores.items():
-        errors = [score for score in own if score.status == "error"]
-        if len(errors) > most * len(own):
+    for task, task_scores in scores.items():
+        errors = [score for score in task_scores if score.status == "error"]
+        if len(errors) > most * len(task_scores):
             raise UserError(
-                f"{len(errors)} of {len(own)} scores are errors (rl.max_error_rate = {most:g}); "
+                f"{len(errors)} of {len(task_scores)} scores are errors (rl.max_error_rate = {most:g}); "
                 f"the first: {errors[0].reason}",
                 key=f"tasks.{task}.reward",
             )

@@ -39,35 +39,38 @@ class Dump(Adaptive):
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         for task in self.tasks:
-            if (seen := metrics.get(f"advantage/{task}")) is None:
+            if (mean := metrics.get(f"advantage/{task}")) is None:
                 continue
             count = int(metrics[f"problems/{task}"])
             self._count[task] += count
-            self._seen[task] = _newest([*self._seen[task], (seen, count)], self.window)
+            self._seen[task] = _newest([*self._seen[task], (mean, count)], self.window)
 
     def state(self) -> dict[str, Any]:
-        return {"seen": {task: list(map(list, own)) for task, own in self._seen.items()}, "count": dict(self._count)}
+        return {
+            "seen": {task: list(map(list, steps)) for task, steps in self._seen.items()},
+            "count": dict(self._count),
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self._seen = {task: [(mean, count) for mean, count in own] for task, own in state["seen"].items()}
+        self._seen = {task: [(mean, count) for mean, count in steps] for task, steps in state["seen"].items()}
         self._count = dict(state["count"])
 
 
-def _mean(seen: Sequence[tuple[float, int]]) -> float:
-    count = sum(own for _, own in seen)
-    return sum(mean * own for mean, own in seen) / count if count else 0.0
+def _mean(steps: Sequence[tuple[float, int]]) -> float:
+    total = sum(count for _, count in steps)
+    return sum(mean * count for mean, count in steps) / total if total else 0.0
 
 
-def _newest(seen: Sequence[tuple[float, int]], most: int) -> list[tuple[float, int]]:
+def _newest(steps: Sequence[tuple[float, int]], most: int) -> list[tuple[float, int]]:
     """The last `most` problems; of the oldest step only as many as still fit."""
-    kept: list[tuple[float, int]] = []
-    for mean, count in reversed(seen):
+    newest: list[tuple[float, int]] = []
+    for mean, count in reversed(steps):
         fits = min(count, most)
         if not fits:
             break
-        kept.append((mean, fits))
+        newest.append((mean, fits))
         most -= fits
-    return kept[::-1]
+    return newest[::-1]
 
 
 class DumpConfig(Config):

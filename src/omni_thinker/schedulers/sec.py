@@ -27,8 +27,8 @@ class Sec(Adaptive):
         return softmax(self.values, self.temperature)
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        for task, seen in learnability(metrics, self.tasks).items():
-            self.values[task] = self.rate * seen + (1 - self.rate) * self.values[task]
+        for task, measured in learnability(metrics, self.tasks).items():
+            self.values[task] = self.rate * measured + (1 - self.rate) * self.values[task]
 
     def state(self) -> dict[str, Any]:
         return {"values": dict(self.values)}

@@ -33,8 +33,8 @@ class Tac(Adaptive):
         return softmax(self.utilities(), self.temperature)
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        for task, seen in learnability(metrics, self.tasks).items():
-            self.learnability[task] += self.rate * (seen - self.learnability[task])
+        for task, measured in learnability(metrics, self.tasks).items():
+            self.learnability[task] += self.rate * (measured - self.learnability[task])
         for task in self.tasks:
             if (cosine := metrics.get(f"alignment/{task}")) is not None:
                 self.alignment[task] += self.rate * (cosine - self.alignment[task])

@@ -23,11 +23,11 @@ class Tscl(Adaptive):
         self._seen: dict[TaskName, list[tuple[int, float]]] = {task: [] for task in self.tasks}
 
     def slopes(self) -> dict[TaskName, float]:
-        return {task: slope(own) for task, own in self._seen.items()}
+        return {task: slope(rewards) for task, rewards in self._seen.items()}
 
     def shares(self) -> Shares:
         even = 1 / len(self.tasks)
-        if any(len(own) < 2 for own in self._seen.values()):
+        if any(len(rewards) < 2 for rewards in self._seen.values()):
             return dict.fromkeys(self.tasks, even)
         slopes = self.slopes()
         if not any(slopes.values()):
@@ -37,14 +37,14 @@ class Tscl(Adaptive):
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         for task in self.tasks:
-            if (seen := metrics.get(f"reward/{task}")) is not None:
-                self._seen[task] = [*self._seen[task], (step, seen)][-self.window :]
+            if (reward := metrics.get(f"reward/{task}")) is not None:
+                self._seen[task] = [*self._seen[task], (step, reward)][-self.window :]
 
     def state(self) -> dict[str, Any]:
-        return {"seen": {task: list(map(list, own)) for task, own in self._seen.items()}}
+        return {"seen": {task: list(map(list, points)) for task, points in self._seen.items()}}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self._seen = {task: [(step, seen) for step, seen in own] for task, own in state["seen"].items()}
+        self._seen = {task: [(step, reward) for step, reward in points] for task, points in state["seen"].items()}
 
 
 def slope(points: Sequence[tuple[int, float]]) -> float:

@@ -41,8 +41,8 @@ class WorstTask(Adaptive):
                 logs[task] -= self.rate * (reward - self._reward.get(task, reward))
                 self._reward[task] = reward
         most = max(logs.values())
-        total = sum(exp(own - most) for own in logs.values())
-        self.weights = {task: exp(own - most) / total for task, own in logs.items()}
+        total = sum(exp(log_weight - most) for log_weight in logs.values())
+        self.weights = {task: exp(log_weight - most) / total for task, log_weight in logs.items()}
 
     def state(self) -> dict[str, Any]:
         return {"weights": dict(self.weights), "reward": dict(self._reward)}

@@ -15,7 +15,7 @@ def smallest_difference(setup: Setup) -> float | None:
     study = setup.recipe.study
     names = [*(SHARED & set(study.arms)), *({"merge"} & set(study.arms)), *scheduled_arms(study)]
     against = rivals(names)
-    problems = [len(own) for own in setup.pools["test"].values()]
+    problems = [len(pool) for pool in setup.pools["test"].values()]
     if "joint" not in names or not against or min(problems) < MIN_PROBLEMS:
         return None
     samples = setup.recipe.evaluation.samples

@@ -221,5 +221,5 @@ def _devices() -> list[str]:
     count = torch.cuda.device_count()
     if count < 2:
         return []
-    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return [name.strip() for name in named.split(",")][:count] if named else [str(place) for place in range(count)]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return [name.strip() for name in visible.split(",")][:count] if visible else [str(place) for place in range(count)]

@@ -194,7 +194,7 @@ def _rates(recipe: Recipe, tasks: Mapping[TaskName, Gradients]) -> dict[TaskName
 
 
 def _matrix(
-    setup: Setup, begun: Evaluation, seen: Mapping[TaskName, Evaluation], lengths: Mapping[TaskName, int]
+    setup: Setup, begun: Evaluation, probed: Mapping[TaskName, Evaluation], lengths: Mapping[TaskName, int]
 ) -> TransferMatrix:
     """What whole stages would show."""
     tasks: Sequence[TaskName] = list(setup.tasks)
@@ -202,7 +202,7 @@ def _matrix(
     raw = TransferMatrix(
         tuple(tasks),
         begun.estimates(),
-        {task: seen[task].estimates() for task in tasks},
-        entropy=Entropies(begun.entropy(), {task: seen[task].entropy() for task in tasks}),
+        {task: probed[task].estimates() for task in tasks},
+        entropy=Entropies(begun.entropy(), {task: probed[task].entropy() for task in tasks}),
     )
     return extrapolate(raw, {task: lengths[task] / stages[task] for task in tasks})

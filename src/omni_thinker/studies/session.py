@@ -83,11 +83,13 @@ class Session:
     def _warm_up(self, key: str, known: Sequence[Mapping[str, Any]], began: float) -> WarmupReport:
         """`known`: what its checkpoints say. `began`: when it would have begun, had nothing come in between."""
         spec = self.recipe.warmup
-        gold = {task: [p for p in own if p.answer is not None] for task, own in self.pools["train"].items()}
-        streams = make_streams({task: own for task, own in gold.items() if own}, study_seed(self.seed, "warmup"))
-        kept, begun = self.checkpoints("warmup"), None
+        gold = {task: [p for p in problems if p.answer is not None] for task, problems in self.pools["train"].items()}
+        streams = make_streams(
+            {task: problems for task, problems in gold.items() if problems}, study_seed(self.seed, "warmup")
+        )
+        checkpoints, begun = self.checkpoints("warmup"), None
         if known:
-            kept.read(self.policy, known[-1])
+            checkpoints.read(self.policy, known[-1])
             state = known[-1]["state"]
             begun = WarmupState(**{**state, "reached": _estimates(state["reached"])})
             self.progress.skip("warmup", begun.step)
@@ -108,10 +110,10 @@ class Session:
             return result
 
         def keep(state: WarmupState) -> None:
-            if kept.due():
+            if checkpoints.due():
                 value = {"state": asdict(state), "seconds": time.monotonic() - began}
-                self.run.journal.checkpoint(key, kept.write(self.policy, state.step) | value)
-                kept.drop()
+                self.run.journal.checkpoint(key, checkpoints.write(self.policy, state.step) | value)
+                checkpoints.drop()
 
         report = warm_up(self.policy, streams, spec, check, on_step, begun=begun, keep=keep)
         self.progress.skip("warmup", spec.steps - report.steps)
@@ -257,12 +259,12 @@ class Session:
         self.run.append("metrics.jsonl", row)
 
     def _keep_samples(self, arm: str, split: Split, step: int, stage: TaskName | None, result: Evaluation) -> None:
-        kept: dict[TaskName, int] = {}
+        counts: dict[TaskName, int] = {}
         for group in result.groups:
             task = group.problem.task
-            if kept.get(task, 0) >= self.recipe.evaluation.keep_samples:
+            if counts.get(task, 0) >= self.recipe.evaluation.keep_samples:
                 continue
-            kept[task] = kept.get(task, 0) + 1
+            counts[task] = counts.get(task, 0) + 1
             sample, score = group.group.samples[0], group.scores[0]
             self.run.append(
                 "samples.jsonl",
@@ -288,7 +290,7 @@ class Session:
 
 
 def _estimates(rows: Mapping[TaskName, Mapping[str, Any]]) -> dict[TaskName, Estimate]:
-    return {task: Estimate(**own) for task, own in rows.items()}
+    return {task: Estimate(**row) for task, row in rows.items()}
 
 
 def _scores(estimates: Mapping[TaskName, Estimate]) -> str:

@@ -62,7 +62,7 @@ class Training:
         self._known = session.run.journal.begin(self._key)
         self._checkpoints = session.checkpoints(arm)
         self._learner = session.learner(session.setup.rewards, arm)
-        self._past = [Cost(**own) for value in self._known.values for own in value["spent"]]
+        self._past = [Cost(**row) for value in self._known.values for row in value["spent"]]
         self._unwritten = list[Cost]()
         self._cost = Cost()
         self._since_reset = 0
@@ -158,7 +158,7 @@ class Training:
         exhausted = computed and costly is not None and costly.exhausted
         if computed and step + 1 < self._steps and (self._checkpoints.due() or stop.wanted or exhausted):
             value = {
-                "spent": [asdict(own) for own in self._unwritten],
+                "spent": [asdict(cost) for cost in self._unwritten],
                 "learner": self._learner.state(),
                 "scheduler": self._scheduler.state_dict(),
             }
@@ -177,7 +177,7 @@ class Training:
 
         def make() -> dict[str, Any]:
             write_whole(path, session.policy.save_weights)
-            return {"spent": [asdict(own) for own in self._unwritten], "sum": checksum(path)}
+            return {"spent": [asdict(cost) for cost in self._unwritten], "sum": checksum(path)}
 
         row = session.run.journal.once(self._key, make)
         self._checkpoints.drop(0)

@@ -83,8 +83,8 @@ class Weights:
             write_whole(path, write)
             return checksum(path)
 
-        found = self._run.journal.once(f"{self._seed} weights {arm}", make)
-        self.saved(path, None if fresh else found)
+        recorded = self._run.journal.once(f"{self._seed} weights {arm}", make)
+        self.saved(path, None if fresh else recorded)
         return path
 
     def export(self, name: str, *, adapter: bool = False) -> Path:

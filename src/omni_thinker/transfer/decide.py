@@ -43,7 +43,7 @@ def decide(
 ) -> Decision:
     """Compare a sequence with joint training, draw by draw."""
     gain_N = objective.of(predict(stages)) - objective.of(predict(joint))
-    means = [float(objective.of(predict.by_task(predict.expected(own))).mean()) for own in (stages, joint)]
+    means = [float(objective.of(predict.by_task(predict.expected(candidate))).mean()) for candidate in (stages, joint)]
     gain, stderr = means[0] - means[1], float(gain_N.std())
     probability = float((gain_N > 0).mean() + 0.5 * (gain_N == 0).mean())
     settled = max(probability, 1 - probability) >= SURE

@@ -46,8 +46,8 @@ def stage_changes(
 def entropy_finding(changes: Sequence[EntropyChange], judged: Sequence[TaskName]) -> EntropyFinding:
     """Mean changes of structured (verified) and open-ended (judged) tasks, and whether the claim holds here."""
     groups = {
-        "structured": [own.change for own in changes if own.task not in judged],
-        "open_ended": [own.change for own in changes if own.task in judged],
+        "structured": [change.change for change in changes if change.task not in judged],
+        "open_ended": [change.change for change in changes if change.task in judged],
     }
     means = {name: fmean(values) if values else None for name, values in groups.items()}
     lowered = None if means["structured"] is None else means["structured"] < -_LEAST
@@ -63,6 +63,6 @@ def entropy_finding(changes: Sequence[EntropyChange], judged: Sequence[TaskName]
         holds = "as the paper has it" if lowered and raised else "not as the paper has it"
         words += f" That is {holds}: structured tasks lower, open-ended ones raise it."
     by_task: dict[TaskName, float] = {}
-    for task in dict.fromkeys(own.task for own in changes):
-        by_task[task] = fmean(own.change for own in changes if own.task == task)
+    for task in dict.fromkeys(change.task for change in changes):
+        by_task[task] = fmean(change.change for change in changes if change.task == task)
     return EntropyFinding(**means, by_task=by_task, words=words)

@@ -107,10 +107,10 @@ class Draws:
             noisy[0] = estimate.mean
             return noisy
 
-        own = [matrix.tasks.index(c.task) if c.task in matrix.tasks else -1 for c in columns]
+        owners = [matrix.tasks.index(c.task) if c.task in matrix.tasks else -1 for c in columns]
         start = np.stack([cell(c.start) for c in columns])
         after = np.stack([np.stack([cell(c.after.get(i)) for c in columns]) for i in matrix.tasks])
-        return cls(matrix.tasks, columns, np.array(own), start, after)
+        return cls(matrix.tasks, columns, np.array(owners), start, after)
 
 
 # -- forecasters ------------------------------------------------------------------------------------------------------
@@ -249,11 +249,11 @@ class Literal(Forecaster):
             share = gain_share(stage.passes)
             before = value
             value = value + share * self.effect_K_C_N[k]
-            own = self.draws.own_C == k
+            of_task_C = self.draws.own_C == k
             # A2: a whole stage brings a task to its level, whatever went before; a short one goes part of the way.
-            level = self.start_C_N[own] + max(1.0, share) * self.gain_C_N[own]
-            before[own] += min(1.0, share) * (level - before[own])
-            value[own] = before[own]
+            level = self.start_C_N[of_task_C] + max(1.0, share) * self.gain_C_N[of_task_C]
+            before[of_task_C] += min(1.0, share) * (level - before[of_task_C])
+            value[of_task_C] = before[of_task_C]
         return self.scale.back(value)
 
     def joint(self, plan: Joint) -> Array:

@@ -38,7 +38,7 @@ def first_order(start: Row, gradients: Mapping[TaskName, Gradients], steps: Mapp
     Raises ValueError where a task has fewer than two batches: a batch's product with itself is mostly noise.
     """
     tasks = tuple(gradients)
-    if any(len(own.gradient_B_D) < 2 for own in gradients.values()):
+    if any(len(batches.gradient_B_D) < 2 for batches in gradients.values()):
         raise ValueError("two batches a task are needed")
     after: dict[TaskName, Row] = {}
     for i in tasks:

@@ -49,8 +49,8 @@ def pool(matrices: Sequence[TransferMatrix]) -> TransferMatrix:
         cells([m.start for m in matrices]),
         {i: cells([m.after[i] for m in matrices]) for i in first.tasks},
         tuple(
-            Column(c.name, c.task, cell([o.start for o in own]), cells([o.after for o in own]))
-            for c, own in zip(first.evaluations, zip(*(m.evaluations for m in matrices), strict=True), strict=True)
+            Column(c.name, c.task, cell([o.start for o in alike]), cells([o.after for o in alike]))
+            for c, alike in zip(first.evaluations, zip(*(m.evaluations for m in matrices), strict=True), strict=True)
         ),
         _pooled_entropy([m.entropy for m in matrices if m.entropy is not None]),
     )
@@ -63,8 +63,12 @@ def _pooled_entropy(parts: Sequence[Entropies]) -> Entropies | None:
     def means(rows: Sequence[Mapping[TaskName, float]]) -> dict[TaskName, float]:
         return {task: fmean(row[task] for row in rows) for task in rows[0] if all(task in row for row in rows)}
 
-    after = {i: means([own.after[i] for own in parts]) for i in parts[0].after if all(i in own.after for own in parts)}
-    return Entropies(means([own.start for own in parts]), after)
+    after = {
+        i: means([entropies.after[i] for entropies in parts])
+        for i in parts[0].after
+        if all(i in entropies.after for entropies in parts)
+    }
+    return Entropies(means([entropies.start for entropies in parts]), after)
 
 
 def load_matrix(path: Path) -> TransferMatrix:

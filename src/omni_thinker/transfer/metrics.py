@@ -73,7 +73,7 @@ def shared(matrix: TransferMatrix) -> dict[TaskName, float | None]:
     measured."""
     table = transfer(matrix)
     return {
-        j: fmean(own) if (own := [row[j] for i, row in table.items() if i != j and j in row]) else None
+        j: fmean(effects) if (effects := [row[j] for i, row in table.items() if i != j and j in row]) else None
         for j in matrix.tasks
     }
 

@@ -52,7 +52,7 @@ def agreement(probe: TransferMatrix, full: TransferMatrix) -> Agreement | None:
     if not pairs:
         return None
     others = [pair for (i, j), pair in pairs.items() if i != j]
-    away = fmean(abs(told - true) for told, true in pairs.values())
+    away = fmean(abs(probed - measured) for probed, measured in pairs.values())
     return Agreement(len(pairs), rank_correlation(list(pairs.values())), rank_correlation(others), away)
 
 
