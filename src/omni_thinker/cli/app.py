@@ -132,8 +132,8 @@ def probe(
 ) -> None:
     """Measure transfer only: write the matrix (transfer.json), its cost, and a plan made from it."""
     extra = ['study.arms=["start"]']
-    named = names(kinds) or list(load(recipe, overrides).study.probes) or ["full"]
-    _run(recipe, out, [*(overrides or []), *extra, f"study.probes={json.dumps(named)}"], json_)
+    kind_names = names(kinds) or list(load(recipe, overrides).study.probes) or ["full"]
+    _run(recipe, out, [*(overrides or []), *extra, f"study.probes={json.dumps(kind_names)}"], json_)
 
 
 @app.command("eval")

@@ -40,12 +40,12 @@ def judge_agree(
     from omni_thinker.runs.progress import working
 
     with working(f"judging {pairs}"):
-        found = agreement(pairs, base_url=base_url, model=model, limit=limit, settings=settings or [])
-    for name, value in found.items():
+        measured = agreement(pairs, base_url=base_url, model=model, limit=limit, settings=settings or [])
+    for name, value in measured.items():
         typer.echo(f"{name}: {value:.3f}" if isinstance(value, float) else f"{name}: {value}")
-    finish(found, json_)
-    if found["errors"] > found["pairs"]:
-        raise UserError(f"most pairs got no verdict; the first: {found['first_error']}", key="judge agree")
+    finish(measured, json_)
+    if measured["errors"] > measured["pairs"]:
+        raise UserError(f"most pairs got no verdict; the first: {measured['first_error']}", key="judge agree")
 
 
 @judge_app.command("info")

@@ -122,10 +122,10 @@ def _umask() -> int:
 def _folder(name: str) -> Path:
     from omni_thinker.models.load import resolve
 
-    found = resolve(name, say=lambda line: typer.echo(line, err=True))
-    if not isinstance(found, Path):
+    folder = resolve(name, say=lambda line: typer.echo(line, err=True))
+    if not isinstance(folder, Path):
         raise UserError("must be a folder; download the model first", file=name, key="START")
-    return found
+    return folder
 
 
 def _expert(path: Path) -> Expert:
@@ -148,10 +148,10 @@ def _expert_weights(text: str, count: int) -> tuple[float, ...]:
     if not text:
         return ()
     try:
-        found = tuple(float(part) for part in text.split(","))
+        weights = tuple(float(word) for word in text.split(","))
     except ValueError:
         raise UserError(f"must be numbers separated by commas, got {text!r:.80}", key="--weights") from None
-    if len(found) != count or not all(abs(number) <= _MOST for number in found):
-        wanted = f"{count} finite numbers, one for each expert, of at most {_MOST:g}"
-        raise UserError(f"must be {wanted}, got {text!r:.80}", key="--weights")
-    return found
+    if len(weights) != count or not all(abs(number) <= _MOST for number in weights):
+        expected = f"{count} finite numbers, one for each expert, of at most {_MOST:g}"
+        raise UserError(f"must be {expected}, got {text!r:.80}", key="--weights")
+    return weights

@@ -114,7 +114,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _read(lines: Iterable[str], path: object) -> Iterator[dict[str, Any]]:
-    seen: set[str] = set()
+    ids: set[str] = set()
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -126,9 +126,9 @@ def _read(lines: Iterable[str], path: object) -> Iterator[dict[str, Any]]:
             raise UserError(f"line {number}: a row is an object with 'id' and 'response' (a string)", file=path)
         if row.get("answer") is not None and not _plain(row["answer"]) and not isinstance(row["answer"], float):
             raise UserError(f"line {number}: 'answer' must be a text or a number", file=path)
-        if str(row["id"]) in seen:
+        if str(row["id"]) in ids:
             raise UserError(f"line {number}: the id {row['id']!r:.60} appears twice", file=path)
-        seen.add(str(row["id"]))
+        ids.add(str(row["id"]))
         yield row
 
 

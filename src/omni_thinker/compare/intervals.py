@@ -54,9 +54,9 @@ class SeedSpread:
     def of(cls, scores_A_S: Array) -> SeedSpread:
         """From the scores of at least two arms over the same two or more seeds."""
         arms, seeds = scores_A_S.shape
-        rest = scores_A_S - scores_A_S.mean(1, keepdims=True) - scores_A_S.mean(0) + scores_A_S.mean()
+        residual_A_S = scores_A_S - scores_A_S.mean(1, keepdims=True) - scores_A_S.mean(0) + scores_A_S.mean()
         freedom = (arms - 1) * (seeds - 1)
-        return cls(float((rest**2).sum()) / freedom, freedom)
+        return cls(float((residual_A_S**2).sum()) / freedom, freedom)
 
 
 def over_problems(strata: Sequence[Array], resamples: int, confidence: float) -> Bounds:
@@ -99,9 +99,9 @@ def over_seeds_and_problems(
     problems = sum(d.shape[1] - 1 for d in strata)
     freedom = _freedom(variance, of_seeds, spread.freedom, of_problems, problems)
     half = float(student.ppf((1 + confidence) / 2, freedom)) * sqrt(variance)
-    seen = _detectable(sqrt(variance), freedom, confidence)
+    detectable = _detectable(sqrt(variance), freedom, confidence)
     # Scores lie in [0, 1], so differences in [-1, 1].
-    return Bounds(max(-1.0, difference - half), min(1.0, difference + half), seen if seen <= 1 else None)
+    return Bounds(max(-1.0, difference - half), min(1.0, difference + half), detectable if detectable <= 1 else None)
 
 
 def expected_detectable(
@@ -119,13 +119,13 @@ def expected_detectable(
     of_problems = sum(per_problem / count for count in problems) / len(problems) ** 2
     of_seeds = 2 * by_seed**2 / seeds
     variance = of_problems + of_seeds
-    own = sum(problems) - len(problems)
-    freedom: float = max(1, own)
-    if seeds > 1 and own > 0:
+    of_noise = sum(problems) - len(problems)
+    freedom: float = max(1, of_noise)
+    if seeds > 1 and of_noise > 0:
         pooled = max(1, (arms - 1) * (seeds - 1))
-        freedom = _freedom(variance, of_seeds, pooled, of_problems, own)
-    found = _detectable(sqrt(variance), freedom, 1 - (1 - confidence) / max(1, rivals))
-    return min(1.0, found)
+        freedom = _freedom(variance, of_seeds, pooled, of_problems, of_noise)
+    detectable = _detectable(sqrt(variance), freedom, 1 - (1 - confidence) / max(1, rivals))
+    return min(1.0, detectable)
 
 
 def _freedom(variance: float, of_seeds: float, seeds: int, of_problems: float, problems: int) -> float:
@@ -143,8 +143,8 @@ def _freedom(variance: float, of_seeds: float, seeds: int, of_problems: float, p
 def _noise(d_S_P: Array) -> float:
     """Variance of a single entry beyond its seed's and its problem's effects."""
     seeds, problems = d_S_P.shape
-    rest = d_S_P - d_S_P.mean(1, keepdims=True) - d_S_P.mean(0) + d_S_P.mean()
-    return float((rest**2).sum() / ((seeds - 1) * (problems - 1)))
+    residual_S_P = d_S_P - d_S_P.mean(1, keepdims=True) - d_S_P.mean(0) + d_S_P.mean()
+    return float((residual_S_P**2).sum() / ((seeds - 1) * (problems - 1)))
 
 
 def _detectable(stderr: float, freedom: float, confidence: float) -> float:

@@ -72,8 +72,8 @@ async def measure(judge: Judge, rows: Sequence[Row]) -> dict[str, Any]:
             return (await judge.compare(row["prompt"], [row["response_1"]], row["response_2"]))[0]
 
     verdicts = await asyncio.gather(*map(one, rows))
-    found = {"judge": judge.name, **summarise(rows, verdicts)}
-    own = {name.removeprefix("judge/"): value for name, value in judge.metrics().items()}
+    measured = {"judge": judge.name, **summarise(rows, verdicts)}
+    metrics = {name.removeprefix("judge/"): value for name, value in judge.metrics().items()}
     if judge.local:  # a judge behind an API has been asked in both seats already
         swapped = [{**row, "response_1": row["response_2"], "response_2": row["response_1"]} for row in rows]
         mirrored = await asyncio.gather(*map(one, swapped))
@@ -82,9 +82,9 @@ async def measure(judge: Judge, rows: Sequence[Row]) -> dict[str, Any]:
             for a, b in zip(verdicts, mirrored, strict=True)
             if a.outcome in _POINTS and b.outcome in _POINTS
         ]
-        own["consistent"] = sum(same) / max(1, len(same))
+        metrics["consistent"] = sum(same) / max(1, len(same))
     seconds = round(time.perf_counter() - began, 1)
-    return {**found, **{name: value for name, value in own.items() if name not in found}, "seconds": seconds}
+    return {**measured, **{name: value for name, value in metrics.items() if name not in measured}, "seconds": seconds}
 
 
 def summarise(rows: Sequence[Row], verdicts: Sequence[Verdict]) -> dict[str, Any]:

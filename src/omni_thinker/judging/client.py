@@ -266,8 +266,8 @@ def _wait(state: Any) -> float:
     """What the server asked for, else exponential with full jitter."""
     from tenacity import wait_random_exponential
 
-    asked = getattr(state.outcome.exception(), "wait", None)
-    return float(wait_random_exponential(multiplier=0.25, max=20.0)(state)) if asked is None else asked
+    requested = getattr(state.outcome.exception(), "wait", None)
+    return float(wait_random_exponential(multiplier=0.25, max=20.0)(state)) if requested is None else requested
 
 
 def _retry_after(exc: Any) -> float | None:
@@ -292,8 +292,8 @@ def _chances(completion: Any) -> str | None:
     for option in content[0].top_logprobs or []:
         token = option.token.strip()
         chances[token] = chances.get(token, 0.0) + math.exp(min(0.0, float(option.logprob)))
-    told = {token: chance for token, chance in chances.items() if math.isfinite(chance)}
-    return CHANCES + json.dumps(told) if told else None
+    finite = {token: chance for token, chance in chances.items() if math.isfinite(chance)}
+    return CHANCES + json.dumps(finite) if finite else None
 
 
 def _text(completion: Any) -> str:

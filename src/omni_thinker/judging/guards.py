@@ -35,8 +35,8 @@ class LengthGuard:
         return {**self._judge.metrics(), "judge/guarded": self._guarded / max(1, self._asked)}
 
     def state(self) -> dict[str, Any]:
-        own = {"guarded": self._guarded, "asked": self._asked}
-        return own | ({"judge": self._judge.state()} if isinstance(self._judge, Counting) else {})
+        counts = {"guarded": self._guarded, "asked": self._asked}
+        return counts | ({"judge": self._judge.state()} if isinstance(self._judge, Counting) else {})
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._guarded, self._asked = state["guarded"], state["asked"]

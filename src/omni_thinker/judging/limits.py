@@ -40,8 +40,8 @@ class Meter:
     def reserve(self, input_tokens: int, output_tokens: int) -> int:
         """A number for `settle` or `release`. Tokens are upper estimates. Raises BudgetReached."""
         with self._lock:
-            pending_in = sum(own[0] for own in self._reserved.values()) + self._lost[0] + input_tokens
-            pending_out = sum(own[1] for own in self._reserved.values()) + self._lost[1] + output_tokens
+            pending_in = sum(tokens[0] for tokens in self._reserved.values()) + self._lost[0] + input_tokens
+            pending_out = sum(tokens[1] for tokens in self._reserved.values()) + self._lost[1] + output_tokens
             spent, budget = self._spent, self.budget
             tokens = spent.input_tokens + spent.output_tokens + pending_in + pending_out
             money = spent.money + self._money(pending_in, pending_out)
@@ -73,11 +73,11 @@ class Meter:
     def release(self, number: int, *, lost: bool, sent: bool = True) -> None:
         """The request has failed. `lost`: nobody knows whether it was worked on. Not `sent`: it never got there."""
         with self._lock:
-            own = self._reserved.pop(number)
+            tokens = self._reserved.pop(number)
             if not sent:
                 self._spent = replace(self._spent, requests=self._spent.requests - 1)
             elif lost:
-                self._lost = (self._lost[0] + own[0], self._lost[1] + own[1])
+                self._lost = (self._lost[0] + tokens[0], self._lost[1] + tokens[1])
 
     @property
     def usage(self) -> Usage:

@@ -29,7 +29,7 @@ def agreed_points(
     ranks = [{place: rank for rank, place in enumerate(ranking)} for ranking in rankings]
     count, total = len(weight), sum(weight)
     pairs: list[tuple[int, int, int]] = []
-    won = [0.5 * (own - 1) for own in weight]
+    won = [0.5 * (total - 1) for total in weight]
     for i, j in combinations(range(count), 2):
         leads = {1 if rank[i] < rank[j] else -1 for rank in ranks}
         lead = leads.pop() if len(leads) == 1 else 0
@@ -68,8 +68,10 @@ async def tournament(judge: Judge, prompt: str, responses: Sequence[str], rounds
             failures[a] = failures[b] = failed(verdict.reason or "no verdict")
     # One failed pair doesn't make a text unknown that others were compared with.
     scores = {
-        text: _mean_result([*own, (0.5, copies[place] - 1)]) if own else failures[place] or Score.error("no verdict")
-        for place, (text, own) in enumerate(zip(distinct, results, strict=True))
+        text: _mean_result([*points, (0.5, copies[place] - 1)])
+        if points
+        else failures[place] or Score.error("no verdict")
+        for place, (text, points) in enumerate(zip(distinct, results, strict=True))
     }
     return [scores[text] for text in responses]
 

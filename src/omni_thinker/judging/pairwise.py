@@ -63,8 +63,8 @@ class EndpointJudge:
     async def compare(self, prompt: str, responses: Sequence[str], reference: str) -> list[Verdict]:
         """One verdict per response, all asked for at once. Distinct texts are asked about once."""
         distinct = [text for text in dict.fromkeys(responses) if text != reference]
-        found = await asyncio.gather(*(self._verdict(prompt, text, reference) for text in distinct))
-        known = dict(zip(distinct, found, strict=True))
+        verdicts = await asyncio.gather(*(self._verdict(prompt, text, reference) for text in distinct))
+        known = dict(zip(distinct, verdicts, strict=True))
         return [known.get(text, Verdict("tie", None, "the reference's own words")) for text in responses]
 
     async def _verdict(self, prompt: str, response: str, reference: str) -> Verdict:
@@ -140,8 +140,8 @@ class EndpointJudge:
         """For each response its mean points, scaled to [0, 1], with a part for each criterion. Asked with the criteria
         in two orders; points are the mean of the two."""
         distinct = list(dict.fromkeys(responses))
-        found = await asyncio.gather(*(self._rated(prompt, text, rubric) for text in distinct))
-        known = dict(zip(distinct, found, strict=True))
+        scores = await asyncio.gather(*(self._rated(prompt, text, rubric) for text in distinct))
+        known = dict(zip(distinct, scores, strict=True))
         return [known[text] for text in responses]
 
     async def _rated(self, prompt: str, response: str, rubric: Sequence[Criterion]) -> Score:
@@ -149,8 +149,8 @@ class EndpointJudge:
             return Score.of(0.0)
         orders = [list(range(len(rubric))), list(reversed(range(len(rubric))))]
         orders = orders[: 2 if self.client.spec.both_seats and len(rubric) > 1 else 1]
-        asked = (self._points(prompt, response, [rubric[place] for place in order]) for order in orders)
-        replies = await _settled(asyncio.gather(*asked))
+        requests = (self._points(prompt, response, [rubric[place] for place in order]) for order in orders)
+        replies = await _settled(asyncio.gather(*requests))
         if isinstance(replies, Score):
             self._tally.failure()
             return replies
@@ -179,14 +179,14 @@ class EndpointJudge:
     def metrics(self) -> Mapping[str, float]:
         """Since the start: what verdicts were like, cost, and the share of replies that came from the cache."""
         usage, cache = self.client.meter.usage, self.client.cache
-        found = self._tally.metrics() | {
+        metrics = self._tally.metrics() | {
             "judge/requests": float(usage.requests),
             "judge/tokens": float(usage.input_tokens + usage.output_tokens),
             "judge/money": usage.money,
         }
         if cache is not None:
-            found["judge/cache_hits"] = cache.hits / max(1, cache.hits + cache.misses)
-        return found
+            metrics["judge/cache_hits"] = cache.hits / max(1, cache.hits + cache.misses)
+        return metrics
 
     def state(self) -> dict[str, Any]:
         cache = self.client.cache
@@ -226,8 +226,8 @@ def _digit(reply: str) -> float | int | None:
         first, second = (float(table.get(digit, 0.0)) for digit in ("1", "2"))
         return (first - second) / (first + second) if first + second > 0 else None
     # Small models go on after the digit that was asked for.
-    found = _ONE_DIGIT.fullmatch(reply.strip().partition("\n")[0].strip())
-    return int(found[1]) if found else read_verdict(reply)
+    match = _ONE_DIGIT.fullmatch(reply.strip().partition("\n")[0].strip())
+    return int(match[1]) if match else read_verdict(reply)
 
 
 def strip_markdown(text: str) -> str:

@@ -111,5 +111,5 @@ def _is_integer(value: Any) -> bool:
 
 def _last_object(text: str) -> str:
     line = text.rpartition("\n")[2].strip().strip("`*").strip()
-    found = _OBJECT.findall(line)
-    return found[-1] if found and line.endswith(found[-1]) else ""
+    objects = _OBJECT.findall(line)
+    return objects[-1] if objects and line.endswith(objects[-1]) else ""

@@ -32,10 +32,10 @@ def _criterion(item: Any, number: int) -> Criterion:
         raise ValueError(f"criterion {number} needs a name")
     description = item.get("description", item.get("criteria_description", ""))
     bands = item["bands"] if isinstance(item.get("bands"), Mapping) else item
-    found = {key: text for key, text in bands.items() if isinstance(key, str) and _BAND.fullmatch(key)}
-    if not isinstance(description, str) or not all(isinstance(text, str) for text in found.values()):
+    points = {key: text for key, text in bands.items() if isinstance(key, str) and _BAND.fullmatch(key)}
+    if not isinstance(description, str) or not all(isinstance(text, str) for text in points.values()):
         raise ValueError(f"criterion {number} ({item['name']}) has something else than text in it")
-    return Criterion(item["name"], description, found)
+    return Criterion(item["name"], description, points)
 
 
 def describe(rubric: Sequence[Criterion]) -> str:

@@ -39,15 +39,15 @@ def encode(tokenizer: Any, prompt: str, answer: str) -> list[int]:
         words = text.strip().encode("utf-8", "replace").decode()
         return list(tokenizer(words, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
-    asked = plain(prompt)
-    if len(asked) > MAX_PROMPT:
-        asked = asked[: MAX_PROMPT // 2] + asked[-MAX_PROMPT // 2 :]
-    said = plain(answer)[:MAX_ANSWER]
+    prompt_ids = plain(prompt)
+    if len(prompt_ids) > MAX_PROMPT:
+        prompt_ids = prompt_ids[: MAX_PROMPT // 2] + prompt_ids[-MAX_PROMPT // 2 :]
+    answer_ids = plain(answer)[:MAX_ANSWER]
     begin, middle, end = (
         tokenizer(text, add_special_tokens=False)["input_ids"]
         for text in ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>")
     )
-    return [*begin, *asked, *middle, *said, *end]
+    return [*begin, *prompt_ids, *middle, *answer_ids, *end]
 
 
 def last_hidden(model: Any, rows: Sequence[Sequence[int]]) -> torch.Tensor:
@@ -73,8 +73,8 @@ def last_hidden(model: Any, rows: Sequence[Sequence[int]]) -> torch.Tensor:
     ids_N_T, mask_N_T = ids_N_T.to(device), mask_N_T.to(device)
     hidden = model.model(input_ids=ids_N_T, attention_mask=mask_N_T, **options).last_hidden_state
     ends = torch.tensor([len(tail) - 1 for tail in tails], device=device)
-    found: torch.Tensor = hidden[torch.arange(len(rows), device=device), ends].float()
-    return found
+    states: torch.Tensor = hidden[torch.arange(len(rows), device=device), ends].float()
+    return states
 
 
 Families = Sequence[Sequence[Sequence[int]]]
@@ -85,8 +85,8 @@ Hidden = Callable[[Any, Families], torch.Tensor]
 
 def through_transformers(model: Any, families: Families) -> torch.Tensor:
     """A Hidden that any model can do. Rows of a family are in the order of their length, so that none pads all."""
-    parts = [rows[begin : begin + _BATCH] for rows in families for begin in range(0, len(rows), _BATCH)]
-    return torch.cat([last_hidden(model, part) for part in parts])
+    batches = [rows[begin : begin + _BATCH] for rows in families for begin in range(0, len(rows), _BATCH)]
+    return torch.cat([last_hidden(model, batch) for batch in batches])
 
 
 def _shared_beginning(rows: Sequence[Sequence[int]]) -> int:
@@ -179,7 +179,8 @@ class TrainedJudge(TalliedJudge):
         """One verdict per response; `margin` in log-odds."""
         scores = await self._scores_together(prompt, [*responses, reference])
         verdicts = [
-            self._verdict(text, reference, own - scores[-1]) for text, own in zip(responses, scores[:-1], strict=True)
+            self._verdict(text, reference, score - scores[-1])
+            for text, score in zip(responses, scores[:-1], strict=True)
         ]
         return self.counted(verdicts, responses, reference)
 
@@ -187,7 +188,7 @@ class TrainedJudge(TalliedJudge):
         """How good each text is as an answer; only differences under the same prompt mean something."""
         return self.all_scores([(prompt, texts)])[0]
 
-    def all_scores(self, asked: Sequence[tuple[str, Sequence[str]]]) -> list[list[float]]:
+    def all_scores(self, requests: Sequence[tuple[str, Sequence[str]]]) -> list[list[float]]:
         """`scores` of several prompts with their texts, one or more each.
 
         Nothing is remembered: in bf16 a score depends a little on what it is computed with, and a run that is gone on
@@ -195,36 +196,40 @@ class TrainedJudge(TalliedJudge):
         """
         with self._lock:
             rows: dict[str, dict[str, list[int]]] = {}
-            for prompt, texts in asked:
-                own = rows.setdefault(prompt, {})
-                own |= {text: encode(self._tokenizer, prompt, text) for text in texts if text not in own}
+            for prompt, texts in requests:
+                encoded = rows.setdefault(prompt, {})
+                encoded |= {text: encode(self._tokenizer, prompt, text) for text in texts if text not in encoded}
             # In an order of their own: in which they arrive is a matter of luck.
-            families = {p: sorted(own.items(), key=_by_length) for p, own in sorted(rows.items())}
+            families = {p: sorted(encoded.items(), key=_by_length) for p, encoded in sorted(rows.items())}
             with torch.inference_mode():
-                hidden_N_H = self._hidden(self._model, [[row for _, row in own] for own in families.values()]).cpu()
-                found = (hidden_N_H @ self._head_H + self._bias).tolist()
-            known = dict(zip(((p, text) for p, own in families.items() for text, _ in own), found, strict=True))
-            return [[known[prompt, text] for text in texts] for prompt, texts in asked]
+                hidden_N_H = self._hidden(
+                    self._model, [[row for _, row in encoded] for encoded in families.values()]
+                ).cpu()
+                scores = (hidden_N_H @ self._head_H + self._bias).tolist()
+            known = dict(
+                zip(((p, text) for p, encoded in families.items() for text, _ in encoded), scores, strict=True)
+            )
+            return [[known[prompt, text] for text in texts] for prompt, texts in requests]
 
     async def _scores_together(self, prompt: str, texts: Sequence[str]) -> list[float]:
         loop = asyncio.get_running_loop()
-        asked = _Asked(prompt, texts, loop.create_future())
+        request = _Asked(prompt, texts, loop.create_future())
         waiting = self._asked.setdefault(loop, [])
-        waiting.append(asked)
+        waiting.append(request)
         if len(waiting) == 1:  # it runs after all that the loop has begun by now
-            asked.answering = loop.create_task(self._answer(loop))
-        return await asked.scores
+            request.answering = loop.create_task(self._answer(loop))
+        return await request.scores
 
     async def _answer(self, loop: asyncio.AbstractEventLoop) -> None:
         together = self._asked.pop(loop)
         try:
-            found = await asyncio.to_thread(self.all_scores, [(one.prompt, one.texts) for one in together])
+            results = await asyncio.to_thread(self.all_scores, [(one.prompt, one.texts) for one in together])
         except Exception as exc:
             for one in together:
                 if not one.scores.done():
                     one.scores.set_exception(exc)
             return
-        for one, scores in zip(together, found, strict=True):
+        for one, scores in zip(together, results, strict=True):
             if not one.scores.done():  # else nobody waits for it any more
                 one.scores.set_result(scores)
 
@@ -238,12 +243,12 @@ class TrainedJudge(TalliedJudge):
 
 def caveat(card: Mapping[str, Any]) -> str:
     """One sentence for reports, from the card's figures."""
-    found = card["agreement"].get("pandalm_human_pairs")
-    if found is None:
+    human_pairs = card["agreement"].get("pandalm_human_pairs")
+    if human_pairs is None:
         return f"How often the built-in judge ({card['version']}) agrees with people has not been measured."
-    low, high = found["balanced_interval_95"]
+    low, high = human_pairs["balanced_interval_95"]
     return (
-        f"The built-in judge ({card['version']}, 135M parameters) agrees with people on {found['agreement']:.0%} of "
-        f"decided PandaLM pairs, {found['balanced']:.0%} [{low:.0%}, {high:.0%}] with length balanced (chance is 50 %, "
-        f"another person {found['ceiling']:.0%}); on harder pairs it does worse (`omni-thinker judge info`)."
+        f"The built-in judge ({card['version']}, 135M parameters) agrees with people on {human_pairs['agreement']:.0%} of "
+        f"decided PandaLM pairs, {human_pairs['balanced']:.0%} [{low:.0%}, {high:.0%}] with length balanced (chance is 50 %, "
+        f"another person {human_pairs['ceiling']:.0%}); on harder pairs it does worse (`omni-thinker judge info`)."
     )

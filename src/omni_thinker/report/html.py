@@ -120,9 +120,9 @@ def share(value: float | None) -> str:
 
 def shown_text(text: str) -> str:
     """A model's text as it can be shown: controls made visible, cut where very long."""
-    kept = text[: tables.LONGEST_TEXT]
-    left = len(text) - len(kept)
-    return visible(kept) + (f" … [{left} more characters]" if left else "")
+    shown = text[: tables.LONGEST_TEXT]
+    left = len(text) - len(shown)
+    return visible(shown) + (f" … [{left} more characters]" if left else "")
 
 
 def visible(text: str) -> str:

@@ -23,12 +23,12 @@ def differences(run: RunData) -> Markup | None:
     """Macro differences with intervals: each arm to joint training, which the verdict goes by, then to the start."""
     rows: list[tuple[str, str, Comparison | None]] = []
     for control, heading in (("joint", "each arm against joint training"), ("start", "each arm against the start")):
-        asked = rivals(run.arms) if control == "joint" else [arm for arm in run.arms if arm != "start"]
-        found = [(arm, run.comparison(arm, control)) for arm in asked]
-        kept = [(arm, item) for arm, item in found if item is not None and math.isfinite(item.difference)]
-        if kept:
+        arms = rivals(run.arms) if control == "joint" else [arm for arm in run.arms if arm != "start"]
+        compared = [(arm, run.comparison(arm, control)) for arm in arms]
+        finite = [(arm, item) for arm, item in compared if item is not None and math.isfinite(item.difference)]
+        if finite:
             rows.append((heading, "", None))
-            rows += [(f"{arm} − {control}", arm, item) for arm, item in kept]
+            rows += [(f"{arm} − {control}", arm, item) for arm, item in finite]
     if not rows:
         return None
     with style():

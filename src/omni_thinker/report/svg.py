@@ -83,7 +83,7 @@ def to_svg(figure: Figure, name: str, label: str) -> Markup:
     text = re.sub(r"url\(#", f"url(#{name}-", text)
     text = re.sub(r'xlink:href="#', f'href="#{name}-', text)
     # Hundredths of a point are enough and make a lighter page. Coordinates only, never a text.
-    text = re.sub(r'\b[dxy]="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found.group(0)), text)
+    text = re.sub(r'\b[dxy]="[^"]*"', lambda match: re.sub(r"(\.\d\d)\d+", r"\1", match.group(0)), text)
     text = re.sub(r"\n\s*", "\n", text)
     size = re.search(r'viewBox="[^"]+"', text)
     # One point of type is the same size in every figure, and a wide one may be scrolled rather than shrunk.

@@ -96,8 +96,8 @@ def _entropy_panel(axes: Axes, run: RunData, panel: _Panel) -> None:
                 axes.plot(
                     *zip(*series.smooth(series.thin(points)), strict=True), color=colour, linewidth=0.6, alpha=0.5
                 )
-        for part in _unbroken(series.smooth(series.thin(series.average(curves)))):
-            axes.plot(*zip(*part, strict=True), color=colour, linewidth=2)
+        for line in _unbroken(series.smooth(series.thin(series.average(curves)))):
+            axes.plot(*zip(*line, strict=True), color=colour, linewidth=2)
         if panel.arm == "curriculum":
             _entropy_ends(axes, run, panel, task)
     axes.set_title(panel.title)
@@ -139,14 +139,14 @@ def _entropy_ends(axes: Axes, run: RunData, panel: _Panel, task: str) -> None:
 
 def health(run: RunData) -> Markup | None:
     """Small multiples of what tells a sound run from a sick one."""
-    found = [(metric, title) for metric, title in HEALTH if _health_curves(run, metric)]
-    if not found:
+    panels = [(metric, title) for metric, title in HEALTH if _health_curves(run, metric)]
+    if not panels:
         return None
     with style():
-        lines = math.ceil(len(found) / 3)
+        lines = math.ceil(len(panels) / 3)
         figure = Figure(figsize=(WIDTH, 1.95 * lines + 0.5), layout="constrained")
-        grid = figure.subplots(lines, min(3, len(found)), sharex=True, squeeze=False).ravel()
-        for axes, (metric, title) in zip(grid, found, strict=False):
+        grid = figure.subplots(lines, min(3, len(panels)), sharex=True, squeeze=False).ravel()
+        for axes, (metric, title) in zip(grid, panels, strict=False):
             for name, points in _health_curves(run, metric).items():
                 few = len(points) < FEW
                 axes.plot(
@@ -160,10 +160,10 @@ def health(run: RunData) -> Markup | None:
             axes.set_ylim(bottom=0)
             axes.margins(y=0.12)
             plain(axes)
-        for axes in grid[len(found) :]:
+        for axes in grid[len(panels) :]:
             axes.set_visible(False)
         figure.supxlabel("RL steps of the arm", fontsize=8.5)
-        names = list(dict.fromkeys(name for metric, _ in found for name in _health_curves(run, metric)))
+        names = list(dict.fromkeys(name for metric, _ in panels for name in _health_curves(run, metric)))
         figure.legend(
             handles=[Line2D([], [], color=_health_colour(name), linewidth=2, label=name) for name in names],
             loc="outside upper left",

@@ -44,8 +44,8 @@ class HybridReward:
         columns = await _columns(self._parts, subgroup, problem)
         scores = list(gated)
         for row, place in enumerate(passed):
-            named = {name: column[row] for name, column in columns.items()}
-            scores[place] = self._sum(gated[place], named)
+            by_part = {name: column[row] for name, column in columns.items()}
+            scores[place] = self._sum(gated[place], by_part)
         return scores
 
     async def score_gates(self, group: Group, problem: Problem) -> list[Score]:
@@ -69,14 +69,14 @@ class HybridReward:
                 return text
         return ""
 
-    def _sum(self, gate: Score, named: Mapping[str, Score]) -> Score:
-        failure = _failure(named)
+    def _sum(self, gate: Score, by_part: Mapping[str, Score]) -> Score:
+        failure = _failure(by_part)
         if failure:
             return failure
         total = sum(self._weights.values())
-        value = sum(self._weights[name] * (score.value or 0.0) for name, score in named.items()) / total
+        value = sum(self._weights[name] * (score.value or 0.0) for name, score in by_part.items()) / total
         # Weights such as 0.1 + 0.2 don't add up exactly.
-        return Score("value", min(1.0, max(0.0, value)), {**gate.parts, **_values(named)}, _reason(named))
+        return Score("value", min(1.0, max(0.0, value)), {**gate.parts, **_values(by_part)}, _reason(by_part))
 
 
 class GatesOnly:
@@ -110,28 +110,28 @@ async def _column(name: str, part: Part, group: Group, problem: Problem) -> list
     return scores
 
 
-def _gate(named: Mapping[str, Score]) -> Score:
-    failure = _failure(named)
+def _gate(by_gate: Mapping[str, Score]) -> Score:
+    failure = _failure(by_gate)
     if failure:
         return failure
-    return Score("value", float(all(s.value == 1.0 for s in named.values())), _values(named), _reason(named))
+    return Score("value", float(all(s.value == 1.0 for s in by_gate.values())), _values(by_gate), _reason(by_gate))
 
 
-def _failure(named: Mapping[str, Score]) -> Score | None:
+def _failure(by_part: Mapping[str, Score]) -> Score | None:
     for status in ("error", "abstain"):
-        for score in named.values():
+        for score in by_part.values():
             if score.status == status:
                 return score
     return None
 
 
-def _values(named: Mapping[str, Score]) -> dict[str, float]:
+def _values(by_part: Mapping[str, Score]) -> dict[str, float]:
     values: dict[str, float] = {}
-    for name, score in named.items():
+    for name, score in by_part.items():
         values |= {name: float(score.value or 0.0), **score.parts}
     return values
 
 
-def _reason(named: Mapping[str, Score]) -> str | None:
-    reasons: Sequence[str] = [f"{name}: {score.reason}" for name, score in named.items() if score.reason]
+def _reason(by_part: Mapping[str, Score]) -> str | None:
+    reasons: Sequence[str] = [f"{name}: {score.reason}" for name, score in by_part.items() if score.reason]
     return "; ".join(reasons) or None

@@ -47,9 +47,9 @@ class Preference(JudgedPart):
         reference = data_text(problem, "reference")
         if reference is None:
             return [Score.error("preference: the problem has no reference")] * len(texts)
-        asked = list(dict.fromkeys(text for text in texts if not _alike(text, reference)))
-        verdicts = await self._judge.compare(problem.prompt, asked, reference) if asked else []
-        known = dict(zip(asked, verdicts, strict=True))
+        to_compare = list(dict.fromkeys(text for text in texts if not _alike(text, reference)))
+        verdicts = await self._judge.compare(problem.prompt, to_compare, reference) if to_compare else []
+        known = dict(zip(to_compare, verdicts, strict=True))
         return [_score(known.get(text)) for text in texts]
 
 

@@ -55,9 +55,9 @@ def announced(text: str) -> str | None:
 
 def _announced(text: str) -> tuple[str | None, bool]:
     """(the answer, whether it stands where nothing else should: in a box, or on a line of its own after ####)."""
-    found = boxed(text)
-    if found is not None:
-        return found, True
+    answer = boxed(text)
+    if answer is not None:
+        return answer, True
     if "####" in text:
         return _line(text.rpartition("####")[2]), True
     matches = list(_ANSWER_IS.finditer(text))
@@ -97,8 +97,12 @@ class Math(SamplePart):
         if gold is not None:
             segment, whole = _announced(text)
             fractions = gold.denominator != 1
-            found = last_number(text, fractions) if segment is None else leading_number(segment, fractions, whole=whole)
-            return valued(1.0) if found == gold else valued(0.0, "no final number" if found is None else "wrong number")
+            answer = (
+                last_number(text, fractions) if segment is None else leading_number(segment, fractions, whole=whole)
+            )
+            return (
+                valued(1.0) if answer == gold else valued(0.0, "no final number" if answer is None else "wrong number")
+            )
         return await self._verified(text, problem.answer)
 
     async def _verified(self, text: str, gold: str) -> Score:
@@ -110,13 +114,13 @@ class Math(SamplePart):
         if _OFFERS.search(last_line) and "or" not in gold:
             return valued(0.0, "offers several answers")
         if _plausible(gold):
-            found = boxed(text) or (text if marked else None)
-            if found is not None and len(found) > max(_LONGEST_ANSWER, 2 * len(gold)):
+            answer = boxed(text) or (text if marked else None)
+            if answer is not None and len(answer) > max(_LONGEST_ANSWER, 2 * len(gold)):
                 return valued(0.0, "not a plausible answer form")
             if not _plausible(text):
-                if found is None or not _plausible(found):
+                if answer is None or not _plausible(answer):
                     return valued(0.0, "not a plausible answer form")
-                text = f"\\boxed{{{found}}}"  # the working may be what it likes, but isn't worked out
+                text = f"\\boxed{{{answer}}}"  # the working may be what it likes, but isn't worked out
         try:
             # Bare LaTeX has no marks that Math-Verify could find; a bare expression reads the same within them.
             reply = await _pool().call({"gold": gold, "text": text}, _DEADLINE_S)

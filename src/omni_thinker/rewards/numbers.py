@@ -94,20 +94,20 @@ def leading_number(segment: str, fractions: bool = False, *, whole: bool = False
     alone = to_number(segment.replace("$", " ").strip(" .*\n"), fractions)
     if alone is not None:
         return alone
-    found = _found(segment)
-    if not found:
+    matches = _found(segment)
+    if not matches:
         return None
-    first, before, rest = _value(found[0].group()), segment[: found[0].start()], segment[found[0].end() :]
-    if first is None or _DENIED.search(before) or _PART.match(rest) or (fractions and _QUOTIENT.match(rest)):
+    first, before, after = _value(matches[0].group()), segment[: matches[0].start()], segment[matches[0].end() :]
+    if first is None or _DENIED.search(before) or _PART.match(after) or (fractions and _QUOTIENT.match(after)):
         return None
-    if len(found) > 1:
-        between = segment[found[0].end() : found[1].start()]
-        other = _value(found[1].group()) != first
+    if len(matches) > 1:
+        between = segment[matches[0].end() : matches[1].start()]
+        other = _value(matches[1].group()) != first
         if other and (between.strip().casefold() in _JOINS | _OPERATORS or whole):
             return None
-    if whole and _HEDGED.search(rest):
+    if whole and _HEDGED.search(after):
         return None
-    scale = _SCALE.match(rest)
+    scale = _SCALE.match(after)
     return first * _SCALES[scale[1].casefold()] if scale else first
 
 
@@ -120,12 +120,12 @@ def last_number(text: str, fractions: bool = False) -> Fraction | None:
     text = plain(text).strip()
     if not has_words(text):
         return to_number(text.rpartition("=")[2].replace("$", " ").strip(), fractions)
-    found = _found(text)
-    if not found:
+    matches = _found(text)
+    if not matches:
         return None
-    last = _value(found[-1].group())
-    if len(found) > 1:
-        between = text[found[-2].end() : found[-1].start()]
-        if between.strip().casefold() in _JOINS and _value(found[-2].group()) != last:
+    last = _value(matches[-1].group())
+    if len(matches) > 1:
+        between = text[matches[-2].end() : matches[-1].start()]
+        if between.strip().casefold() in _JOINS and _value(matches[-2].group()) != last:
             return None
     return last

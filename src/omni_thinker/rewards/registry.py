@@ -46,15 +46,15 @@ def is_verifiable(spec: RewardSpec) -> bool:
 
 
 def _make_part(name: str, judge: Judge | None) -> Part:
-    found: type[Any] = PARTS.find(name, "reward")
-    if found.judged and judge is None:
+    part_class: type[Any] = PARTS.find(name, "reward")
+    if part_class.judged and judge is None:
         raise UserError(f"the part {name!r} needs a judge", key="judge")
-    if found.judged and judge is not None and found.rates and not isinstance(judge, Rater):
+    if part_class.judged and judge is not None and part_class.rates and not isinstance(judge, Rater):
         raise UserError(f"the part {name!r} needs a judge behind an API, not {judge.name}", key="judge.kind")
     try:
-        part: Part = found(judge) if found.judged else found()
+        part: Part = part_class(judge) if part_class.judged else part_class()
     except TypeError as exc:
-        takes = "the judge" if found.judged else "nothing"
+        takes = "the judge" if part_class.judged else "nothing"
         raise UserError(f"{name} can't be made, it is given {takes}: {exc}", key="reward") from None
     return part
 

@@ -52,10 +52,10 @@ class NotRepetitive(SamplePart):
     """
 
     async def score_sample(self, sample: Sample, problem: Problem) -> Score:
-        words = [
-            part for word in _WORD.findall(sample.text.casefold()) for part in (word if len(word) > 30 else [word])
+        units = [
+            unit for word in _WORD.findall(sample.text.casefold()) for unit in (word if len(word) > 30 else [word])
         ]
-        runs = [tuple(words[i : i + _RUN]) for i in range(len(words) - _RUN + 1)]
+        runs = [tuple(units[i : i + _RUN]) for i in range(len(units) - _RUN + 1)]
         return valued(len(set(runs)) / len(runs) if runs else 1.0)
 
 

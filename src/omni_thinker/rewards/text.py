@@ -36,8 +36,8 @@ def normalise(text: str) -> str:
     """
     raw = unicodedata.normalize("NFKC", text).translate(_QUOTES).casefold().split()
     # An "A)" is the letter of an option, not an article.
-    kept = [bare for word in raw if (bare := word.strip(_EDGES)) and word not in _ARTICLES]
-    return " ".join(_in_figures(kept)) or " ".join(bare for word in raw if (bare := word.strip(_EDGES)))
+    words = [bare for word in raw if (bare := word.strip(_EDGES)) and word not in _ARTICLES]
+    return " ".join(_in_figures(words)) or " ".join(bare for word in raw if (bare := word.strip(_EDGES)))
 
 
 def _in_figures(words: Sequence[str]) -> list[str]:
@@ -45,17 +45,17 @@ def _in_figures(words: Sequence[str]) -> list[str]:
     done: list[str] = []
     run: list[str] = []
     for word in [*words, ""]:
-        parts = word.split("-")
-        number = all(part in _UNITS or part in _TENS or part in _SCALES for part in parts)
-        if number and (not run or _continues(run[-1], parts[0])):
-            run += parts
+        pieces = word.split("-")
+        number = all(piece in _UNITS or piece in _TENS or piece in _SCALES for piece in pieces)
+        if number and (not run or _continues(run[-1], pieces[0])):
+            run += pieces
             continue
         joined = bool(run) and word == "and" and run[-1] in _SCALES
         if joined:
             run.append("and")
             continue
         done += _figures(run)
-        run = parts if number else []
+        run = pieces if number else []
         if not number and word:
             done.append(word.replace(",", "") if re.fullmatch(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?", word) else word)
     return done

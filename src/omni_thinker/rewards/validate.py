@@ -42,8 +42,8 @@ async def validate(problems: Iterable[Problem], reward: Reward) -> list[Failure]
             reason = reward.check(problem) or await _fault(problem, reward)
         return Failure(problem.id, reason) if reason else None
 
-    found = await asyncio.gather(*(one(problem) for problem in problems))
-    return [failure for failure in found if failure is not None]
+    failures = await asyncio.gather(*(one(problem) for problem in problems))
+    return [failure for failure in failures if failure is not None]
 
 
 async def _fault(problem: Problem, reward: Reward) -> str | None:

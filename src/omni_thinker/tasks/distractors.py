@@ -34,7 +34,9 @@ class OtherAnswers:
         """
         meaning, number = _meaning(answer), _is_number(answer)
         others = (
-            (kind != number, abs(len(text) - len(answer)), text) for own, text, kind in self._pool if own != meaning
+            (kind != number, abs(len(text) - len(answer)), text)
+            for normalised, text, kind in self._pool
+            if normalised != meaning
         )
         near = [text for _, _, text in nsmallest(4 * count, others)]
         rng = random.Random(f"rows/{self._seed}/{answer}")

@@ -40,10 +40,10 @@ def _load(name: TaskName, place: str, options: Mapping[str, Any]) -> Mapping[str
         raise UserError(
             "source hf: needs the package datasets; run: pip install datasets", key=f"tasks.{name}.source"
         ) from None
-    wanted = {key: value for key, value in options.items() if key in LOAD_OPTIONS}
+    load_options = {key: value for key, value in options.items() if key in LOAD_OPTIONS}
     saved = [file for file in ("dataset_dict.json", "state.json") if (Path(place) / file).is_file()]
     try:
-        loaded = datasets.load_from_disk(place) if saved else datasets.load_dataset(place, **wanted)
+        loaded = datasets.load_from_disk(place) if saved else datasets.load_dataset(place, **load_options)
     except Exception as exc:  # whatever the hub, the disk or a builder raises, the remedy is in its message
         raise UserError(f"can't load {place!r}: {type(exc).__name__}: {exc}", key=f"tasks.{name}.source") from None
     return loaded if isinstance(loaded, Mapping) else {"train": loaded}

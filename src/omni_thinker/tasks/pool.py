@@ -27,14 +27,14 @@ class Item:
     data: Mapping[str, Any] = field(default_factory=dict)
 
 
-def split_of(key: str, wanted: Sequence[Split] = SPLITS) -> Split:
+def split_of(key: str, splits: Sequence[Split] = SPLITS) -> Split:
     """The split that content belongs to: test 15 %, validation 15 %, train the rest.
 
     A split that is not `wanted` falls to train. The seed has no say, so no seed trains on another's test.
     """
     bucket = int(content_hash(key), 16) % 100
     split: Split = "train" if bucket < 70 else "validation" if bucket < 85 else "test"
-    return split if split in wanted else "train"
+    return split if split in splits else "train"
 
 
 def level(rng: random.Random, difficulty: float) -> int:
@@ -115,8 +115,8 @@ class PooledTask(ABC):
             raise UserError("already sets the difficulty; remove the key difficulty", key=f"tasks.{name}.pools")
         self.difficulty: float = self.default_difficulty if spec.difficulty is None else spec.difficulty
         self.pools: tuple[float, ...] = spec.pools
-        asked = {"train": spec.train, "validation": spec.validation, "test": spec.test}
-        self.sizes: dict[Split, int] = {split: asked[split] or self.default_sizes[split] for split in SPLITS}
+        sizes = {"train": spec.train, "validation": spec.validation, "test": spec.test}
+        self.sizes: dict[Split, int] = {split: sizes[split] or self.default_sizes[split] for split in SPLITS}
         self._pools: dict[Split, tuple[Problem, ...]] = {}
 
     @abstractmethod
@@ -131,7 +131,7 @@ class PooledTask(ABC):
 
     def _draw(self, split: Split) -> tuple[Problem, ...]:
         pools, prompts = self.pools or (self.difficulty,), set[str]()
-        found: list[tuple[Item, float]] = []
+        drawn: list[tuple[Item, float]] = []
         for place, difficulty in enumerate(pools):
             # A string seed is hashed with SHA-512, so it's the same in every process.
             rng = random.Random(f"{self.kind}/{self.seed}/{difficulty:g}/{split}")
@@ -143,9 +143,9 @@ class PooledTask(ABC):
                     f"no problem of difficulty {difficulty:g} falls into the {split} split; change difficulty",
                     key=f"tasks.{self.name}.{'pools' if self.pools else 'difficulty'}",
                 )
-            found += [(item, difficulty) for item in items]
+            drawn += [(item, difficulty) for item in items]
         if self.pools:  # evaluations take the first so many, which must hold every pool
-            found.sort(key=lambda pair: content_hash(f"{self.seed} {pair[0].prompt}"))
+            drawn.sort(key=lambda pair: content_hash(f"{self.seed} {pair[0].prompt}"))
         return tuple(
             Problem(
                 f"{self.name}-{split}-{i}",
@@ -154,5 +154,5 @@ class PooledTask(ABC):
                 item.answer,
                 {**item.data, POOL: f"{difficulty:g}"} if self.pools else item.data,
             )
-            for i, (item, difficulty) in enumerate(found)
+            for i, (item, difficulty) in enumerate(drawn)
         )

@@ -136,11 +136,11 @@ def _all_matter(program: Program, tests: Sequence[Any]) -> bool:
 
 
 def _distinct(values: Sequence[Any]) -> list[Any]:
-    kept: list[Any] = []
+    distinct: list[Any] = []
     for value in values:
-        if value not in kept:
-            kept.append(value)
-    return kept
+        if value not in distinct:
+            distinct.append(value)
+    return distinct
 
 
 def _varied(program: Program, example: Any, inputs: Sequence[Any]) -> list[Any] | None:

@@ -61,10 +61,10 @@ def _compose(rng: random.Random, topic: str, form: str, words: Sequence[str], se
 def _prompt(topic: str, form: str, constraints: dict[str, Any]) -> str:
     sentences = constraints["sentences"]
     length = f"{NUMBER_WORDS[sentences]} sentence{'s' if sentences > 1 else ''}"
-    asked = f"Write {length} about {topic}." if form == "sentence" else f"Write {ASKED[form]} {topic}, in {length}."
+    request = f"Write {length} about {topic}." if form == "sentence" else f"Write {ASKED[form]} {topic}, in {length}."
     *first, last = [f'"{word}"' for word in constraints["include"]]
     use = f"Use the word {last}" if not first else f"Use the words {', '.join(first)} and {last}"
     if "avoid" in constraints:
         use += f', but not "{constraints["avoid"][0]}"'
     limit = f" At most {constraints['max_words']} words." if "max_words" in constraints else ""
-    return f"{asked} {use}.{limit}"
+    return f"{request} {use}.{limit}"
