@@ -51,11 +51,11 @@ def train(
     """
     kind, _, task = arm.partition(":")
     table = _recipe(recipe).model_dump(mode="json", exclude_unset=True)
-    asked: dict[str, Any] = {"arms": ["start", kind], "single_budget": "full", "order": list(order)}
-    asked["single_tasks"] = [task] if task else []
+    settings: dict[str, Any] = {"arms": ["start", kind], "single_budget": "full", "order": list(order)}
+    settings["single_tasks"] = [task] if task else []
     if steps is not None:
-        asked["steps"] = steps
-    return study({**table, "study": {**table.get("study", {}), **asked}}, out)
+        settings["steps"] = steps
+    return study({**table, "study": {**table.get("study", {}), **settings}}, out)
 
 
 def evaluate(

@@ -19,7 +19,7 @@ class UserError(Exception):
 
     def __init__(self, message: str, *, file: object = None, key: str | None = None) -> None:
         self.message, self.file, self.key = message, file, key
-        where = ": ".join(_short(str(part)) for part in (file, key) if part is not None)
+        where = ": ".join(_short(str(place)) for place in (file, key) if place is not None)
         super().__init__(" ".join((f"{where}: {message}" if where else message).split()))
 
     def within(self, file: object) -> UserError:
@@ -36,14 +36,14 @@ def printable(text: str) -> str:
 
     New lines and tabs stay. What models, judges and rows wrote goes through this before it is printed.
     """
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def machine_error(exc: Exception) -> str | None:
     """What is wrong with the machine, where that is all that is wrong: a full disk, a folder that can't be written."""
     number = exc.errno if isinstance(exc, OSError) else None
-    if number is None and (found := re.search(r"\(os error (\d+)\)", str(exc))):  # as safetensors tells it
-        number = int(found[1])
+    if number is None and (match := re.search(r"\(os error (\d+)\)", str(exc))):  # as safetensors tells it
+        number = int(match[1])
     if number not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
         return None
     file = getattr(exc, "filename", None)

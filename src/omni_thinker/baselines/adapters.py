@@ -58,16 +58,16 @@ def _factors(folder: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor, float]
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float) or not isfinite(alpha):
         raise UserError("its r must be a rank and its lora_alpha a number", file=folder / "adapter_config.json")
     share = alpha / rank
-    found = {}
+    updates = {}
     for name, down in factors.items():
         module = name.removesuffix(".lora_A.weight")
         if module != name and module + ".lora_B.weight" in factors:
-            found[module.removeprefix(_PREFIX) + ".weight"] = factors[module + ".lora_B.weight"], down, share
+            updates[module.removeprefix(_PREFIX) + ".weight"] = factors[module + ".lora_B.weight"], down, share
         elif not name.endswith(".lora_B.weight"):
             raise UserError(f"{name!r} isn't a factor of a linear layer, so it can't be added up", file=folder)
-    if 2 * len(found) != len(factors) or not found:
+    if 2 * len(updates) != len(factors) or not updates:
         raise UserError("has no factors, or a factor without its other half", file=folder)
-    return found
+    return updates
 
 
 def unmergeable(adapted: torch.nn.Module) -> str | None:

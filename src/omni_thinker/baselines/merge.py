@@ -38,10 +38,10 @@ class Weights:
             raise UserError(f"holds other tensors than {start}", file=self.path)
 
     def change(self, name: str, origin: torch.Tensor) -> torch.Tensor | None:
-        own = self._tensors[name]
-        if origin.is_floating_point() and own.is_floating_point():
-            return own.float() - origin.float()
-        if not torch.equal(own, origin):  # such as packed weights, whose differences mean nothing
+        tensor = self._tensors[name]
+        if origin.is_floating_point() and tensor.is_floating_point():
+            return tensor.float() - origin.float()
+        if not torch.equal(tensor, origin):  # such as packed weights, whose differences mean nothing
             raise UserError(f"{name!r} holds whole numbers, which can't be added up", file=self.path)
         return None
 

@@ -32,14 +32,14 @@ class MergeRule:
     def combine(self, name: str, changes: Sequence[tuple[int, torch.Tensor]]) -> torch.Tensor:
         """The change of the weight `name`, from those of the experts that have one, at least one: (the expert's place,
         its change in fp32). Raises IndexError where an expert has no weight."""
-        kept = [
+        weighted = [
             (self.weights[place] if self.weights else 1.0, self._sparse(name, place, change))
             for place, change in changes
         ]
         if self.method in ("ties", "dare_ties"):
-            return _elected(kept).mul_(self.scale)
-        total = torch.zeros_like(kept[0][1])
-        for weight, change in kept:
+            return _elected(weighted).mul_(self.scale)
+        total = torch.zeros_like(weighted[0][1])
+        for weight, change in weighted:
             total.add_(change, alpha=weight)
         return total.mul_(self.scale)
 
@@ -50,8 +50,8 @@ class MergeRule:
             return _largest(change, self.density)
         digest = sha256(f"{self.seed}\x1f{place}\x1f{name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-        kept = torch.rand(change.shape, generator=generator) < self.density
-        return torch.where(kept, change / self.density, 0.0)
+        mask = torch.rand(change.shape, generator=generator) < self.density
+        return torch.where(mask, change / self.density, 0.0)
 
 
 def _largest(change: torch.Tensor, density: float) -> torch.Tensor:
@@ -62,20 +62,20 @@ def _largest(change: torch.Tensor, density: float) -> torch.Tensor:
     count = max(1, int(density * flat.numel()))
     sizes = flat.abs()
     least = float(np.partition(sizes.numpy(), -count)[-count])  # three times as fast as torch's topk
-    kept = sizes >= least
-    if spare := int(kept.sum()) - count:
-        kept[(sizes == least).nonzero()[-spare:]] = False
-    return torch.where(kept, flat, 0.0).view_as(change)
+    mask = sizes >= least
+    if spare := int(mask.sum()) - count:
+        mask[(sizes == least).nonzero()[-spare:]] = False
+    return torch.where(mask, flat, 0.0).view_as(change)
 
 
 def _elected(changes: Sequence[tuple[float, torch.Tensor]]) -> torch.Tensor:
     """At each place the mean, by weight, of the changes whose sign is that of the weighted sum."""
-    found = torch.empty(changes[0][1].shape)
-    flat = found.view(-1)
+    elected = torch.empty(changes[0][1].shape)
+    flat = elected.view(-1)
     for begin in range(0, len(flat), _CHUNK):  # in a cache, on one thread: no fresh pages, no waiting for another
-        part = slice(begin, begin + _CHUNK)
-        flat[part] = _elected_part([(weight, change.reshape(-1)[part]) for weight, change in changes])
-    return found
+        block = slice(begin, begin + _CHUNK)
+        flat[block] = _elected_part([(weight, change.reshape(-1)[block]) for weight, change in changes])
+    return elected
 
 
 def _elected_part(changes: Sequence[tuple[float, torch.Tensor]]) -> torch.Tensor:

@@ -41,7 +41,7 @@ class Tensors:
 
     def names(self, file: Path) -> list[str]:
         """Of the tensors that lie in one of `files`."""
-        return sorted(name for name, own in self._at.items() if own == file)
+        return sorted(name for name, home in self._at.items() if home == file)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         with safe_open(self._at[name], framework="pt") as tensors:
@@ -58,10 +58,10 @@ def _files(path: Path) -> list[Path]:
     if not index.exists():
         raise UserError(f"has neither {SINGLE} nor {INDEX}", file=path)
     try:
-        named = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-        safe = all(name == Path(name).name and name.endswith(".safetensors") for name in named)
+        names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        safe = all(name == Path(name).name and name.endswith(".safetensors") for name in names)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise UserError(f"isn't an index of shards: {exc}", file=index) from None
-    if not named or not safe:
+    if not names or not safe:
         raise UserError("names no shards, or names files outside its folder", file=index)
-    return [path / name for name in sorted(named)]
+    return [path / name for name in sorted(names)]

@@ -101,7 +101,7 @@ def forecast(
     """Forecast one plan: stages (a task may come again), a joint run, or a merge."""
     from omni_thinker.cli.planning import forecast_file
 
-    forecasted = forecast_file(
+    result = forecast_file(
         matrix,
         joint=joint,
         order=order,
@@ -111,9 +111,8 @@ def forecast(
         objective=objective,
         level=level,
     )
-    for task, row in forecasted["forecast"].items():
+    for task, row in result["forecast"].items():
         typer.echo(f"{task}: {row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]")
-    typer.echo(
-        f"{objective}: {forecasted['score']:.3f} [{forecasted['interval']['low']:.3f}, {forecasted['interval']['high']:.3f}]"
-    )
-    finish(forecasted, json_)
+    interval = result["interval"]
+    typer.echo(f"{objective}: {result['score']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]")
+    finish(result, json_)

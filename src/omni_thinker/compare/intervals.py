@@ -119,11 +119,11 @@ def expected_detectable(
     of_problems = sum(per_problem / count for count in problems) / len(problems) ** 2
     of_seeds = 2 * by_seed**2 / seeds
     variance = of_problems + of_seeds
-    of_noise = sum(problems) - len(problems)
-    freedom: float = max(1, of_noise)
-    if seeds > 1 and of_noise > 0:
+    problem_freedom = sum(problems) - len(problems)
+    freedom: float = max(1, problem_freedom)
+    if seeds > 1 and problem_freedom > 0:
         pooled = max(1, (arms - 1) * (seeds - 1))
-        freedom = _freedom(variance, of_seeds, pooled, of_problems, of_noise)
+        freedom = _freedom(variance, of_seeds, pooled, of_problems, problem_freedom)
     detectable = _detectable(sqrt(variance), freedom, 1 - (1 - confidence) / max(1, rivals))
     return min(1.0, detectable)
 

@@ -24,14 +24,14 @@ def last_states(model: PreTrainedModel, families: Sequence[Sequence[Sequence[int
     """
     groups = [_group(rows) for rows in families]
     places = {id(group): begin for group, begin in zip(groups, accumulate(map(len, families), initial=0), strict=False)}
-    found: dict[int, torch.Tensor] = {}
-    for part in micro_batches(groups, _TOKENS):
-        row = pack(part)
-        ends = torch.tensor([len(sample.tokens) for group in part for sample in group.samples]).cumsum(0) - 1
+    state_of: dict[int, torch.Tensor] = {}
+    for batch in micro_batches(groups, _TOKENS):
+        row = pack(batch)
+        ends = torch.tensor([len(sample.tokens) for group in batch for sample in group.samples]).cumsum(0) - 1
         states = answer_states(model, replace(row, source_N=row.source_N[ends])).float()
-        order = [places[id(group)] + n for group in part for n in range(len(group.samples))]
-        found |= dict(zip(order, states, strict=True))
-    return torch.stack([found[place] for place in range(len(found))])
+        order = [places[id(group)] + n for group in batch for n in range(len(group.samples))]
+        state_of |= dict(zip(order, states, strict=True))
+    return torch.stack([state_of[place] for place in range(len(state_of))])
 
 
 def _group(rows: Sequence[Sequence[int]]) -> TrainGroup:

@@ -65,8 +65,8 @@ class Masters:
         if self._native is None:
             return float(torch.nn.utils.get_total_norm(grads))
         sums = [grad.new_empty(-(-grad.numel() // _BLOCK)) for grad in grads]
-        for grad, own in zip(grads, sums, strict=True):
-            self._native.squares(grad.data_ptr(), own.data_ptr(), grad.numel(), _BLOCK)
+        for grad, block_sums in zip(grads, sums, strict=True):
+            self._native.squares(grad.data_ptr(), block_sums.data_ptr(), grad.numel(), _BLOCK)
         return float(torch.cat(sums).sum(dtype=torch.float64).sqrt()) if sums else 0.0
 
     def _torch_step(self, optim: OptimParams, norm: float) -> None:
@@ -88,9 +88,9 @@ class Masters:
                 state |= {"exp_avg": torch.zeros_like(master), "exp_avg_sq": torch.zeros_like(master)}
             state["step"] += 1
             first, second = (1 - beta ** float(state["step"]) for beta in BETAS)
-            parts = (master, master.grad, state["exp_avg"], state["exp_avg_sq"], param)
+            tensors = (master, master.grad, state["exp_avg"], state["exp_avg_sq"], param)
             rates = (scale, optim.lr / first, keep, *BETAS, second**0.5, _EPS)
-            c.adamw(*(part.data_ptr() for part in parts), master.numel(), *rates)
+            c.adamw(*(tensor.data_ptr() for tensor in tensors), master.numel(), *rates)
             torch.autograd.graph.increment_version((master, param))  # what is laid out of the weights is old
 
     def _adds_to(self, master: torch.Tensor) -> Any:

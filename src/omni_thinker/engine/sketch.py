@@ -20,7 +20,7 @@ def sketch(gradients: Sequence[torch.Tensor | None], seed: int, dimensions: int 
     Adam divides each weight's gradient by its usual size; here each row's by its root mean square, as far as one batch
     can tell (arXiv 1804.04235). None is a gradient of zeros.
     """
-    found = torch.zeros(2, dimensions, dtype=torch.float64)
+    sums = torch.zeros(2, dimensions, dtype=torch.float64)
     for place, gradient in enumerate(gradients):
         if gradient is None:
             continue
@@ -28,8 +28,8 @@ def sketch(gradients: Sequence[torch.Tensor | None], seed: int, dimensions: int 
         for raw_M, even_M in _chunks(gradient, dimensions * _ROWS):
             signs_M = torch.empty(len(raw_M), dtype=torch.int8).random_(0, 2, generator=generator).mul_(2).sub_(1)
             for row, values_M in enumerate((raw_M, even_M)):
-                found[row] += _folded(values_M * signs_M, dimensions)
-    return found
+                sums[row] += _folded(values_M * signs_M, dimensions)
+    return sums
 
 
 def _chunks(gradient: torch.Tensor, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -37,10 +37,10 @@ def _chunks(gradient: torch.Tensor, size: int) -> Iterator[tuple[torch.Tensor, t
     rows = gradient.detach().reshape(-1, gradient.shape[-1]) if gradient.dim() > 1 else gradient.detach()[None]
     count = max(1, size // rows.shape[1])
     for begin in range(0, len(rows), count):
-        part = rows[begin : begin + count].float().cpu()
-        scale = part.square().mean(dim=1, keepdim=True).sqrt()
-        even = torch.where(scale > 0, part / scale.clamp(min=torch.finfo(torch.float32).tiny), 0.0)
-        yield part.reshape(-1), even.reshape(-1)
+        values = rows[begin : begin + count].float().cpu()
+        scale = values.square().mean(dim=1, keepdim=True).sqrt()
+        even = torch.where(scale > 0, values / scale.clamp(min=torch.finfo(torch.float32).tiny), 0.0)
+        yield values.reshape(-1), even.reshape(-1)
 
 
 def _folded(values_M: torch.Tensor, dimensions: int) -> torch.Tensor:

@@ -83,9 +83,9 @@ def launch_scorer(script: str, handler: Path, packages: Sequence[str], *argument
 def _site_folders() -> list[str]:
     """Where packages are installed: for this Python, for the system, for this user."""
     paths = sysconfig.get_paths()
-    found = [paths["purelib"], paths["platlib"]]
-    found += [path for path in sys.path if os.path.basename(path) in ("site-packages", "dist-packages")]
-    return [path for path in dict.fromkeys(map(os.path.realpath, found)) if os.path.isdir(path)]
+    folders = [paths["purelib"], paths["platlib"]]
+    folders += [path for path in sys.path if os.path.basename(path) in ("site-packages", "dist-packages")]
+    return [path for path in dict.fromkeys(map(os.path.realpath, folders)) if os.path.isdir(path)]
 
 
 def _outside(packages: Sequence[str]) -> Iterator[Path]:
@@ -178,7 +178,11 @@ def _folders() -> Iterator[str]:
     python = [sys.base_prefix, sys.base_exec_prefix, os.path.dirname(os.__file__), os.path.dirname(_python())]
     done: list[str] = []
     for path in [*_SYSTEM, *python, *map(os.path.realpath, python)]:
-        if path == "/" or not os.path.isdir(path) or any(path == own or path.startswith(own + "/") for own in done):
+        if (
+            path == "/"
+            or not os.path.isdir(path)
+            or any(path == folder or path.startswith(folder + "/") for folder in done)
+        ):
             continue
         done.append(path)
         yield path

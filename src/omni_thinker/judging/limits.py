@@ -40,8 +40,8 @@ class Meter:
     def reserve(self, input_tokens: int, output_tokens: int) -> int:
         """A number for `settle` or `release`. Tokens are upper estimates. Raises BudgetReached."""
         with self._lock:
-            pending_in = sum(tokens[0] for tokens in self._reserved.values()) + self._lost[0] + input_tokens
-            pending_out = sum(tokens[1] for tokens in self._reserved.values()) + self._lost[1] + output_tokens
+            pending_in = sum(reserved[0] for reserved in self._reserved.values()) + self._lost[0] + input_tokens
+            pending_out = sum(reserved[1] for reserved in self._reserved.values()) + self._lost[1] + output_tokens
             spent, budget = self._spent, self.budget
             tokens = spent.input_tokens + spent.output_tokens + pending_in + pending_out
             money = spent.money + self._money(pending_in, pending_out)

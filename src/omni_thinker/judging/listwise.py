@@ -29,7 +29,7 @@ def agreed_points(
     ranks = [{place: rank for rank, place in enumerate(ranking)} for ranking in rankings]
     count, total = len(weight), sum(weight)
     pairs: list[tuple[int, int, int]] = []
-    won = [0.5 * (total - 1) for total in weight]
+    won = [0.5 * (copies - 1) for copies in weight]
     for i, j in combinations(range(count), 2):
         leads = {1 if rank[i] < rank[j] else -1 for rank in ranks}
         lead = leads.pop() if len(leads) == 1 else 0

@@ -243,12 +243,12 @@ class TrainedJudge(TalliedJudge):
 
 def caveat(card: Mapping[str, Any]) -> str:
     """One sentence for reports, from the card's figures."""
-    human_pairs = card["agreement"].get("pandalm_human_pairs")
-    if human_pairs is None:
+    measured = card["agreement"].get("pandalm_measured")
+    if measured is None:
         return f"How often the built-in judge ({card['version']}) agrees with people has not been measured."
-    low, high = human_pairs["balanced_interval_95"]
+    low, high = measured["balanced_interval_95"]
     return (
-        f"The built-in judge ({card['version']}, 135M parameters) agrees with people on {human_pairs['agreement']:.0%} of "
-        f"decided PandaLM pairs, {human_pairs['balanced']:.0%} [{low:.0%}, {high:.0%}] with length balanced (chance is 50 %, "
-        f"another person {human_pairs['ceiling']:.0%}); on harder pairs it does worse (`omni-thinker judge info`)."
+        f"The built-in judge ({card['version']}, 135M parameters) agrees with people on {measured['agreement']:.0%} of "
+        f"decided PandaLM pairs, {measured['balanced']:.0%} [{low:.0%}, {high:.0%}] with length balanced (chance is "
+        f"50 %, another person {measured['ceiling']:.0%}); on harder pairs it does worse (`omni-thinker judge info`)."
     )

@@ -36,21 +36,21 @@ def publish_folder(target: Path, make: Callable[[Path], None], ready: Callable[[
         with FileLock(target.parent / f".{target.name}.lock"):
             if force or not ready(target):
                 with _scratch_folder(target.parent) as scratch:
-                    made = scratch / "new"
-                    made.mkdir()
-                    make(made)
-                    _swap(made, target, scratch)
+                    new = scratch / "new"
+                    new.mkdir()
+                    make(new)
+                    _swap(new, target, scratch)
     except OSError as exc:
         remedy = "set OMNI_THINKER_HOME to a folder on a disk with room that you may write to"
         raise UserError(f"can't be written ({exc}); {remedy}", file=target.parent) from exc
     return target
 
 
-def _swap(made: Path, target: Path, scratch: Path) -> None:
+def _swap(new: Path, target: Path, scratch: Path) -> None:
     """Two renames: a folder can't replace a folder that isn't empty."""
     if target.exists():
         target.rename(scratch / "old")
-    made.rename(target)
+    new.rename(target)
 
 
 @contextmanager

@@ -90,10 +90,10 @@ def empty_model(name: str) -> PreTrainedModel:
 
 def compute_device(spec: Literal["auto", "cpu", "cuda"] = "auto") -> torch.device:
     """Raises UserError where a GPU is asked for and torch finds none."""
-    found = torch.cuda.is_available()
-    if spec == "cuda" and not found:
+    has_gpu = torch.cuda.is_available()
+    if spec == "cuda" and not has_gpu:
         raise UserError('torch finds no GPU; install a CUDA build of torch, or use "cpu"', key="model.device")
-    return torch.device("cuda" if found and spec != "cpu" else "cpu")
+    return torch.device("cuda" if has_gpu and spec != "cpu" else "cpu")
 
 
 def compute_dtype(spec: DtypeName, device: torch.device | None = None) -> torch.dtype:
@@ -108,8 +108,8 @@ def compute_dtype(spec: DtypeName, device: torch.device | None = None) -> torch.
 def stop_token_ids(tokenizer: Tokenizer, model: PreTrainedModel | None = None) -> tuple[int, ...]:
     """Every token that ends an answer: the tokenizer's, the model's, and the one that closes a turn in the template."""
     ids: set[int] = set()
-    for found in (tokenizer.eos_token_id, getattr(getattr(model, "generation_config", None), "eos_token_id", None)):
-        ids.update([found] if isinstance(found, int) else found or ())
+    for end in (tokenizer.eos_token_id, getattr(getattr(model, "generation_config", None), "eos_token_id", None)):
+        ids.update([end] if isinstance(end, int) else end or ())
     ids.update(_turn_end_ids(tokenizer))
     return tuple(sorted(ids))
 
@@ -187,10 +187,10 @@ def _load_config(where: Path | str) -> PretrainedConfig:
 
 def _without_dropout(config: PretrainedConfig) -> PretrainedConfig:
     # RL compares log-probs of two passes over the same tokens: noise between them would look like a policy change.
-    for part in {id(part): part for part in (config, config.get_text_config())}.values():
-        for key, value in part.to_dict().items():
+    for section in {id(section): section for section in (config, config.get_text_config())}.values():
+        for key, value in section.to_dict().items():
             if isinstance(value, float) and (("drop" in key) or key.endswith("pdrop")):
-                setattr(part, key, 0.0)
+                setattr(section, key, 0.0)
     return config
 
 
@@ -253,8 +253,8 @@ def _prompt_messages(tokenizer: Tokenizer, system: str, user: str) -> list[dict[
         # Longer without a system turn than with an empty one: the template fills in its own.
         injects = bare is not None and empty is not None and len(bare) > len(empty)
         return [{"role": "system", "content": ""}, turn] if injects else [turn]
-    seen = _try_render(tokenizer, [{"role": "system", "content": system}])
-    if seen is not None and system.strip() in seen:
+    rendered = _try_render(tokenizer, [{"role": "system", "content": system}])
+    if rendered is not None and system.strip() in rendered:
         return [{"role": "system", "content": system}, turn]
     return [{"role": "user", "content": f"{system}\n\n{user}"}]
 
@@ -281,10 +281,10 @@ def _turn_end_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
 
 def _manifest(where: Path | str) -> dict[str, Any]:
     try:
-        found = json.loads((Path(where) / MANIFEST).read_text("utf-8"))
+        manifest = json.loads((Path(where) / MANIFEST).read_text("utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return manifest if isinstance(manifest, dict) else {}
 
 
 def _card_licence(where: Path | str) -> str | None:

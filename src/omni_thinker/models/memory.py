@@ -63,7 +63,7 @@ def is_out_of_memory(exc: BaseException) -> bool:
         or isinstance(exc, MemoryError)
         or (
             isinstance(exc, RuntimeError)
-            and any(part in words for part in ("can't allocate memory", "not enough memory", "bad_alloc"))
+            and any(phrase in words for phrase in ("can't allocate memory", "not enough memory", "bad_alloc"))
         )
     )
 

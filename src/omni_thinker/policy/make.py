@@ -17,9 +17,9 @@ def make_policy(spec: ModelSpec, *, folder: str | Path | None = None, seed: int 
 
     Raises UserError where there is no such class, or it can't be made.
     """
-    found = POLICIES.find(spec.policy, "model.policy")
+    policy_class = POLICIES.find(spec.policy, "model.policy")
     try:
-        policy: Policy = found(spec, folder=folder, seed=seed)
+        policy: Policy = policy_class(spec, folder=folder, seed=seed)
     except TypeError as exc:
         raise UserError(f"{spec.policy} can't be made from (spec, folder=, seed=): {exc}", key="model.policy") from exc
     return policy

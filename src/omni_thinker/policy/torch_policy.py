@@ -72,11 +72,11 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def _like(master: torch.Tensor, name: str, tensors: Any, path: Path, *, scalar: bool = False) -> torch.Tensor:
     """A tensor of the master's kind, where the master is. Raises UserError where it is of another."""
-    found: torch.Tensor = tensors.get_tensor(name)
+    tensor: torch.Tensor = tensors.get_tensor(name)
     shape = torch.Size([]) if scalar else master.shape
-    if found.shape != shape or found.dtype != master.dtype:
-        raise UserError(f"{name!r} is {found.dtype} of shape {tuple(found.shape)}, not {tuple(shape)}", file=path)
-    return found.to(master.device)
+    if tensor.shape != shape or tensor.dtype != master.dtype:
+        raise UserError(f"{name!r} is {tensor.dtype} of shape {tuple(tensor.shape)}, not {tuple(shape)}", file=path)
+    return tensor.to(master.device)
 
 
 class TorchPolicy:
@@ -131,11 +131,11 @@ class TorchPolicy:
         if not requests:
             return []
         # Each by itself: how a request is answered must not depend on its company.
-        share = [supports_group_rows(self.model, len(own.prompt) + own.max_tokens) for own in requests]
-        found: dict[int, Group] = {}
+        can_share = [supports_group_rows(self.model, len(request.prompt) + request.max_tokens) for request in requests]
+        groups: dict[int, Group] = {}
         with self._evaluating():
-            for draw, wanted in ((sample_groups, True), (sample_rows, False)):
-                places = [place for place, own in enumerate(share) if own is wanted]
+            for draw, shared in ((sample_groups, True), (sample_rows, False)):
+                places = [place for place, can in enumerate(can_share) if can is shared]
                 if not places:
                     continue
 
@@ -143,10 +143,12 @@ class TorchPolicy:
                     if on_group is not None:
                         on_group(places[place], group)
 
-                own = draw(self.model, [requests[place] for place in places], params, self.stop_ids, self.decode, tell)
-                found |= dict(zip(places, own, strict=True))
+                sampled = draw(
+                    self.model, [requests[place] for place in places], params, self.stop_ids, self.decode, tell
+                )
+                groups |= dict(zip(places, sampled, strict=True))
         bound_free_memory()
-        return [found[place] for place in range(len(requests))]
+        return [groups[place] for place in range(len(requests))]
 
     def forward_backward(
         self, batch: TrainBatch, loss: Loss, *, temperature: float = 1.0, reference: bool = False
@@ -191,9 +193,9 @@ class TorchPolicy:
     @torch.no_grad()
     def sketch_gradient(self, seed: int) -> torch.Tensor:
         """Clear the gradient, and return its `sketch` and that of the update it would make; [2, dimensions]."""
-        found = sketch([master.grad for master in self._masters], seed)
+        sketches = sketch([master.grad for master in self._masters], seed)
         self._updates.clear()
-        return found
+        return sketches
 
     @torch.no_grad()
     def logprobs(
@@ -243,10 +245,10 @@ class TorchPolicy:
         with _opened(path) as tensors:
             moments = {key for key in tensors.keys() if "@" in key}  # noqa: SIM118 - no mapping
             for name, master in zip(self._names, self._masters, strict=True):
-                own = {key.partition("@")[2]: key for key in moments if key.partition("@")[0] == name}
-                if own:
+                names = {key.partition("@")[2]: key for key in moments if key.partition("@")[0] == name}
+                if names:
                     self._updates.optimizer.state[master] = {
-                        key: _like(master, full, tensors, path, scalar=key == "step") for key, full in own.items()
+                        key: _like(master, full, tensors, path, scalar=key == "step") for key, full in names.items()
                     }
             budget = (tensors.metadata() or {}).get(_BUDGET, "")
             if budget.isdecimal():
@@ -348,13 +350,13 @@ def _add_stats(
         kl_N = ratio_N.exp() - 1 - ratio_N  # k3: unbiased, never negative
     begin = 0
     for group in groups:
-        own = slice(begin, begin + group.tokens)
+        tokens = slice(begin, begin + group.tokens)
         begin += group.tokens
         stats[group.task] = stats.get(group.task, TokenStats()) + TokenStats(
             tokens=group.tokens,
-            entropy=float(entropy_N[own].sum()),
-            clipped=float(clipped_N[own].sum()),
-            mismatch=float(difference_N[own].abs().sum()),
-            kl=0.0 if kl_N is None else float(kl_N[own].sum()),
+            entropy=float(entropy_N[tokens].sum()),
+            clipped=float(clipped_N[tokens].sum()),
+            mismatch=float(difference_N[tokens].abs().sum()),
+            kl=0.0 if kl_N is None else float(kl_N[tokens].sum()),
             kl_tokens=0 if kl_N is None else group.tokens,
         )

@@ -45,8 +45,8 @@ class Recipe(Table):
         if low >= high:
             raise UserError(f"must be a lower and a higher share, got {low:g} and {high:g}", key="warmup.target")
         study = self.study
-        for key, named in (("order", study.order), ("single_tasks", study.single_tasks)):
-            if unknown := [name for name in named if name not in self.tasks]:
+        for key, names in (("order", study.order), ("single_tasks", study.single_tasks)):
+            if unknown := [name for name in names if name not in self.tasks]:
                 raise UserError(f"no task {unknown[0]!r}; there are {', '.join(self.tasks)}", key=f"study.{key}")
         if study.order and sorted(study.order) != sorted(self.tasks):
             raise UserError("must name every task once", key="study.order")

@@ -103,7 +103,7 @@ def facts(run: RunData) -> list[tuple[str, str]]:
         {item.n for runs in run.result.arms.values() for arm in runs for item in arm.test.values() if item.n}
     )
     tested = "–".join(map(str, dict.fromkeys((sizes[0], sizes[-1])))) if sizes else ""
-    hardware = ", ".join(text for text in (machine.cpu, f"{machine.cores} cores" if machine.cores else "") if text)
+    hardware = ", ".join(word for word in (machine.cpu, f"{machine.cores} cores" if machine.cores else "") if word)
     rows = [
         ("Model", str(run.setting("model", "name") or "")),
         ("Seeds", ", ".join(map(str, run.seeds))),

@@ -37,10 +37,10 @@ class Checkpoints:
         began = time.monotonic()
         path = self._folder / f"{self._name}.{step}.safetensors"
         write_whole(path, policy.save_state)
-        found = {"file": str(path.relative_to(self._root)), "sum": checksum(path)}
+        written = {"file": str(path.relative_to(self._root)), "sum": checksum(path)}
         self._last = time.monotonic()
         self._cost = self._last - began
-        return found
+        return written
 
     def read(self, policy: Policy, value: Mapping[str, Any]) -> None:
         """Go back to it: what is later was passed over, and must not count among the newest."""
@@ -50,10 +50,10 @@ class Checkpoints:
             if self._step(other) > self._step(path):
                 other.unlink()
 
-    def drop(self, kept: int = _KEPT) -> None:
+    def drop(self, count: int = _KEPT) -> None:
         """All but the newest, once the journal knows of those."""
         files = sorted(self._folder.glob(f"{self._name}.*.safetensors*"), key=self._step)
-        for path in files[: len(files) - kept]:
+        for path in files[: len(files) - count]:
             path.unlink()
 
     def _step(self, path: Path) -> int:

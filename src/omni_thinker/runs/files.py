@@ -29,11 +29,11 @@ def write_whole(target: Path, write: Callable[[Path], object]) -> None:
 
 def checksum(path: Path) -> str:
     """Size and CRC-32 of a file: enough to tell one that is torn, at the speed of the disk."""
-    found = 0
+    crc = 0
     with path.open("rb") as stream:
         while block := stream.read(_BLOCK):
-            found = zlib.crc32(block, found)
-    return f"{path.stat().st_size}-{found:08x}"
+            crc = zlib.crc32(block, crc)
+    return f"{path.stat().st_size}-{crc:08x}"
 
 
 def is_whole(path: Path, expected: str) -> bool:

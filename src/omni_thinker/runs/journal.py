@@ -100,7 +100,10 @@ class Journal:
         self._is_cut = True
         if self._damaged:
             shutil.copyfile(self._path, self._path.with_suffix(".damaged"))
-        for path, size in ((self._path, self._end), *((self._folder / own, size) for own, size in self._sizes.items())):
+        for path, size in (
+            (self._path, self._end),
+            *((self._folder / name, size) for name, size in self._sizes.items()),
+        ):
             if path.exists() and path.stat().st_size > size:
                 os.truncate(path, size)
         if not self._end:  # before any log has a line, so that logs without a journal are known for damage
@@ -136,8 +139,8 @@ class Journal:
         if line.key != key or line.kind != "begin":
             raise UserError(f"has {line.key!r} instead of {key!r}: another version wrote it", file=self._path)
         self._at += 1
-        own = [line for line in self._known[self._at :] if line.key == key]
-        return Trained(tuple(line.value for line in own), bool(own) and own[-1].kind == "move")
+        of_training = [line for line in self._known[self._at :] if line.key == key]
+        return Trained(tuple(line.value for line in of_training), bool(of_training) and of_training[-1].kind == "move")
 
     def checkpoint(self, key: str, value: Value) -> None:
         """The training `key` can be gone on with from here, by what `value` says and the files it names."""
@@ -149,8 +152,8 @@ class Journal:
 
     def notes(self, prefix: str) -> list[str]:
         """Keys of the notes that begin so, each once, as the journal was opened with."""
-        found = (line.key for line in self._known if line.kind == "note" and line.key.startswith(prefix))
-        return list(dict.fromkeys(found))
+        keys = (line.key for line in self._known if line.kind == "note" and line.key.startswith(prefix))
+        return list(dict.fromkeys(keys))
 
     @property
     def seeds(self) -> list[int]:

@@ -150,8 +150,8 @@ def _records(path: Path, gaps: list[str]) -> list[Metrics]:
 
 def _renamed(metrics: Mapping[str, float]) -> dict[str, float]:
     """Metrics of earlier versions under today's names."""
-    named = ((name.partition("/"), value) for name, value in metrics.items())
-    return {RENAMED.get(name, name) + slash + task: value for (name, slash, task), value in named}
+    split_names = ((name.partition("/"), value) for name, value in metrics.items())
+    return {RENAMED.get(name, name) + slash + task: value for (name, slash, task), value in split_names}
 
 
 def _answers(path: Path, gaps: list[str]) -> list[Answer]:

@@ -32,9 +32,13 @@ def draw(
     logprob_N = torch.empty(count, dtype=torch.float32, device=logits_N_V.device)
     rows = _ROWS if logits_N_V.device.type == "cpu" else max(1, count)
     for begin in range(0, count, rows):
-        part = slice(begin, begin + rows)
-        one = _greedy(logits_N_V[part]) if params.temperature == 0 else _draw(logits_N_V[part], uniform_N[part], params)
-        token_N[part], logprob_N[part] = one
+        block = slice(begin, begin + rows)
+        one = (
+            _greedy(logits_N_V[block])
+            if params.temperature == 0
+            else _draw(logits_N_V[block], uniform_N[block], params)
+        )
+        token_N[block], logprob_N[block] = one
     return token_N, logprob_N
 
 
@@ -52,8 +56,8 @@ def _drawn_in_c(
     token_N = torch.empty(count, dtype=torch.long)
     logprob_N = torch.empty(count, dtype=torch.float32)
     sums = torch.empty(count, -(-vocabulary // _BLOCK), dtype=torch.float32)
-    parts = (logits_N_V, uniform_N, sums, token_N, logprob_N)
-    c.draw(*(part.data_ptr() for part in parts), 1 / params.temperature, count, vocabulary)
+    tensors = (logits_N_V, uniform_N, sums, token_N, logprob_N)
+    c.draw(*(tensor.data_ptr() for tensor in tensors), 1 / params.temperature, count, vocabulary)
     return token_N, logprob_N
 
 

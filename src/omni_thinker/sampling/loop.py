@@ -62,9 +62,9 @@ def sample_groups(
             if on_group is not None:
                 on_group(chunk[place], group)
 
-        own = [requests[i] for i in chunk]
-        pass_ = make(model, params.group_size, max(request.max_tokens for request in own))
-        _Chunk(pass_, own, params, stop_ids, decode, finished).run()
+        chunk_requests = [requests[i] for i in chunk]
+        pass_ = make(model, params.group_size, max(request.max_tokens for request in chunk_requests))
+        _Chunk(pass_, chunk_requests, params, stop_ids, decode, finished).run()
     return [drawn[i] for i in range(len(requests))]
 
 
@@ -166,7 +166,7 @@ class _Chunk:
         order = np.argsort(~live[keep], axis=1, kind="stable")[:, :columns]
         self.group_P = self.group_P[keep]
         self.sample_P_G = np.take_along_axis(self.sample_P_G[keep], order, axis=1)
-        groups, places = (torch.from_numpy(part).to(token_P_G.device) for part in (keep, order))
+        groups, places = (torch.from_numpy(indices).to(token_P_G.device) for indices in (keep, order))
         self.decoder.keep(groups, places)
         return token_P_G[groups].gather(1, places)
 

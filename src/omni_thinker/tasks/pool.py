@@ -30,7 +30,7 @@ class Item:
 def split_of(key: str, splits: Sequence[Split] = SPLITS) -> Split:
     """The split that content belongs to: test 15 %, validation 15 %, train the rest.
 
-    A split that is not `wanted` falls to train. The seed has no say, so no seed trains on another's test.
+    A split that is not in `splits` falls to train. The seed has no say, so no seed trains on another's test.
     """
     bucket = int(content_hash(key), 16) % 100
     split: Split = "train" if bucket < 70 else "validation" if bucket < 85 else "test"

@@ -167,7 +167,7 @@ def _best(
 def _described(
     predict: Forecaster, objective: Objective, scores: Mapping[Order, float], all_orders: Sequence[Order], level: float
 ) -> dict[Order, PlanForecast]:
-    """Each order with its intervals, and its chance to be the best where all are `listed`."""
+    """Each order with its intervals, and its chance to be the best where `all_orders` are known."""
     truth = {candidate: objective.of(predict(in_order(candidate))) for candidate in scores}
     chances = _probability_best({candidate: truth[candidate] for candidate in all_orders}) if all_orders else {}
     return {

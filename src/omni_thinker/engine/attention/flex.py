@@ -30,7 +30,7 @@ def flex_attention_over(
     mask: BlockMask, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
 ) -> torch.Tensor:
     """[T, heads, width] from queries [T, heads, width], keys and values [T, kv heads, width]."""
-    parts = (part.transpose(0, 1)[None] for part in (query, key, value))
+    parts = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
     out: torch.Tensor = _kernel(query.device.type)(*parts, block_mask=mask, scale=scale, enable_gqa=True)
     return out[0].transpose(0, 1)
 

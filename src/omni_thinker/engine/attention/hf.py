@@ -56,9 +56,9 @@ def _attention(
     parts = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
     out, begin = [], 0
     for length, (q, k, v) in zip(lengths, parts, strict=True):
-        own = slice(begin, begin + length)
+        segment = slice(begin, begin + length)
         begin += length
-        out.append(sdpa_attention_forward(module, q, k, v, attention_mask[:, :, own, own], **options)[0])
+        out.append(sdpa_attention_forward(module, q, k, v, attention_mask[:, :, segment, segment], **options)[0])
     return torch.cat(out, dim=1), None
 
 

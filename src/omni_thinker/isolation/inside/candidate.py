@@ -84,9 +84,9 @@ class Candidate(Peer):
 
     def _call(self, target: Any, args: Any, kwargs: Any) -> Any:
         """[result, arguments after the call]: lists and dicts may have been changed in place."""
-        function, given, named = self.decode(target), self.decode(args), self.decode(kwargs)
-        result = self.encode(function(*given, **named))
-        return [result, self.encode(given), self.encode(named)]
+        function, given, keywords = self.decode(target), self.decode(args), self.decode(kwargs)
+        result = self.encode(function(*given, **keywords))
+        return [result, self.encode(given), self.encode(keywords)]
 
     def _refer(self, value: Any) -> Any:
         handle = super()._refer(value)

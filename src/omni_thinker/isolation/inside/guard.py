@@ -174,23 +174,23 @@ def _reachable(scorer: Callable[..., Any]) -> Iterator[FunctionType]:
     first: Any = getattr(scorer, "__func__", scorer)
     package = first.__module__.partition(".")[0]
     waiting: list[tuple[Any, int]] = [(first, 0)]
-    seen: set[Any] = set()
+    visited: set[Any] = set()
     while waiting:
         function, depth = waiting.pop(0)
-        if not isinstance(function, FunctionType) or function in seen:
+        if not isinstance(function, FunctionType) or function in visited:
             continue
-        seen.add(function)
+        visited.add(function)
         yield function
         if depth == _DEPTH:
             continue
         for name in _names(function.__code__):
-            found = function.__globals__.get(name)
-            if isinstance(found, type):
-                found = getattr(found, "__init__", None)
-            if owner is not None and found is None:
-                found = getattr(getattr(type(owner), name, None), "__func__", getattr(type(owner), name, None))
-            if (getattr(found, "__module__", None) or "").partition(".")[0] == package:
-                waiting.append((found, depth + 1))
+            callee = function.__globals__.get(name)
+            if isinstance(callee, type):
+                callee = getattr(callee, "__init__", None)
+            if owner is not None and callee is None:
+                callee = getattr(getattr(type(owner), name, None), "__func__", getattr(type(owner), name, None))
+            if (getattr(callee, "__module__", None) or "").partition(".")[0] == package:
+                waiting.append((callee, depth + 1))
 
 
 def _names(code: CodeType) -> Iterator[str]:

@@ -129,11 +129,11 @@ class MaskedDecoder:
         written = torch.where(sample_P_G >= 0, sample_P_G, -2)
         self._owner_P_S = torch.cat([self._owner_P_S, written], dim=1)
         prompt = self._owner_P_S[:, None, :] == -1
-        own = (self._owner_P_S[:, None, :] == sample_P_G[:, :, None]) & (sample_P_G >= 0)[:, :, None]
+        own_answer = (self._owner_P_S[:, None, :] == sample_P_G[:, :, None]) & (sample_P_G >= 0)[:, :, None]
         out = self.model(
             input_ids=token_P_G,
             position_ids=self._position_P[:, None].expand_as(token_P_G),
-            attention_mask=(prompt | own)[:, None],
+            attention_mask=(prompt | own_answer)[:, None],
             past_key_values=self._cache,
             use_cache=True,
         )

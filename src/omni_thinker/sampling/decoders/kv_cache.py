@@ -112,12 +112,12 @@ class TwoCallCache(AttendingCache):
             prompt, prompt_lse = _attend_by_products(over, keys, values, scale, self.mask)
         else:
             prompt, prompt_lse = _attend(over, keys, values, 0.0, False, attn_mask=self.mask, scale=scale)
-        keys, values = (part.flatten(0, 1)[:, :, : self.used + 1] for part in self.answers[layer])
-        own, own_lse = _attend_to_own(query.view(rows, kv_heads, per, width), keys, values, scale)
+        keys, values = (cached.flatten(0, 1)[:, :, : self.used + 1] for cached in self.answers[layer])
+        answer, answer_lse = _attend_to_own(query.view(rows, kv_heads, per, width), keys, values, scale)
         prompt = prompt.view(groups, kv_heads, columns, per, width).transpose(1, 2)
         prompt_lse = prompt_lse.view(groups, kv_heads, columns, per).transpose(1, 2)
-        share = torch.sigmoid(prompt_lse - own_lse.view(groups, columns, kv_heads, per))[..., None]
-        joined = torch.lerp(own.view(groups, columns, kv_heads, per, width).float(), prompt.float(), share)
+        share = torch.sigmoid(prompt_lse - answer_lse.view(groups, columns, kv_heads, per))[..., None]
+        joined = torch.lerp(answer.view(groups, columns, kv_heads, per, width).float(), prompt.float(), share)
         return joined.to(self.dtype).view(rows, heads * width)
 
 
