@@ -12,8 +12,7 @@ class Arm:
     """One kind of arm. Kinds are ordered as in `ARMS`.
 
     subject, object: how sentences name it. about: one line on what it is. staged: it trains one task after another.
-    trained: it spends the budget of RL steps; the others cost nothing of their own, or what their parts cost.
-    """
+    trained: it spends the budget of RL steps; the others cost nothing of their own, or what their parts cost."""
 
     name: str
     subject: str

@@ -14,8 +14,7 @@ _LONGEST = 400
 class UserError(Exception):
     """Bad input. The command line prints the message as one line and exits with code 2.
 
-    The message names the file, the key and, where there is one, the remedy.
-    """
+    The message names the file, the key and, where there is one, the remedy."""
 
     def __init__(self, message: str, *, file: object = None, key: str | None = None) -> None:
         self.message, self.file, self.key = message, file, key
@@ -34,8 +33,7 @@ def _short(name: str) -> str:
 def printable(text: str) -> str:
     """A text for a terminal: control characters, which could move the cursor or rewrite what stands there, as \\x1b.
 
-    New lines and tabs stay. What models, judges and rows wrote goes through this before it is printed.
-    """
+    New lines and tabs stay. What models, judges and rows wrote goes through this before it is printed."""
     return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 

@@ -1,7 +1,6 @@
 """Names of things that a recipe may ask for: ours by name, anybody's as `python:MODULE:CLASS`.
 
-`python:` runs code of the user's own, with the user's rights.
-"""
+`python:` runs code of the user's own, with the user's rights."""
 
 import difflib
 import importlib
@@ -24,8 +23,7 @@ def did_you_mean(word: str, known: Sequence[str]) -> str:
 def load_class(place: str, key: str) -> type[Any]:
     """The class of `python:MODULE:CLASS`. MODULE may lie in the folder that the command runs in.
 
-    Raises UserError, naming `key`, where there is none.
-    """
+    Raises UserError, naming `key`, where there is none."""
     module_name, _, class_name = place.removeprefix(PREFIX).partition(":")
     if not module_name or not class_name.isidentifier():
         raise UserError("must be python:MODULE:CLASS", key=key)

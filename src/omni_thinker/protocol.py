@@ -17,8 +17,7 @@ class TrainGroup:
     """What is trained of one group: the samples that have a score, with one advantage and token weight each.
 
     `weights` multiply every token's loss of a sample; they are set over the whole batch, so the loss of a
-    batch is a plain sum and cutting it into micro-batches changes nothing.
-    """
+    batch is a plain sum and cutting it into micro-batches changes nothing."""
 
     task: TaskName
     prompt: tuple[int, ...]
@@ -41,8 +40,7 @@ class TokenBatch:
     """One micro-batch as a loss sees it: N answer tokens, flat, samples one after another.
 
     `logprobs_N` carries the gradient; `old_logprobs_N` are the sampler's; `reference_logprobs_N` the start
-    model's, or None. `sample_N` numbers the sample that a token belongs to, from 0 to S - 1.
-    """
+    model's, or None. `sample_N` numbers the sample that a token belongs to, from 0 to S - 1."""
 
     logprobs_N: torch.Tensor
     old_logprobs_N: torch.Tensor
@@ -134,8 +132,7 @@ class Policy(Protocol):
         """Add the gradient of `loss` over `batch`.
 
         `temperature`: at which the samples were drawn, so that ratios compare like with like. `reference`: give the
-        loss the start model's log-probs too.
-        """
+        loss the start model's log-probs too."""
         ...
 
     def optim_step(self, optim: OptimParams) -> OptimReport:

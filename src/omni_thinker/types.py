@@ -1,7 +1,6 @@
 """The nouns that every room shares. No torch, no I/O.
 
-Shapes are named by suffix where tensors flow: P problems, G samples in a group, T tokens, V vocabulary.
-"""
+Shapes are named by suffix where tensors flow: P problems, G samples in a group, T tokens, V vocabulary."""
 
 from __future__ import annotations
 
@@ -23,8 +22,7 @@ class Problem:
 
     `prompt` is the user's turn, without chat markup. `answer` is a gold answer as the model should write it
     (also the supervised target), or None where there is none. `data` holds what the task's reward needs
-    (`tests`, `choices`, `constraints`, `reference`, ...).
-    """
+    (`tests`, `choices`, `constraints`, `reference`, ...)."""
 
     id: str
     task: TaskName
@@ -69,8 +67,7 @@ class SampleRequest:
 class Sample:
     """One sampled answer. `tokens` includes the stop token where `stop` is "stop".
 
-    `logprobs` has one entry per token, in nats, under the distribution that was sampled from.
-    """
+    `logprobs` has one entry per token, in nats, under the distribution that was sampled from."""
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -90,8 +87,7 @@ class Group:
 class Score:
     """What a reward says of one sample: a value in [0, 1], an abstention, or an error.
 
-    Abstentions and errors are never 0: such samples leave the group's baseline and carry no gradient.
-    """
+    Abstentions and errors are never 0: such samples leave the group's baseline and carry no gradient."""
 
     status: Literal["value", "abstain", "error"]
     value: float | None = None

@@ -19,8 +19,7 @@ _INITS = (True, False, "gaussian", "eva", "orthogonal")
 class Adapter:
     """An expert that changed weights by (alpha / rank) up @ down (arXiv 2106.09685): a folder as peft writes it.
 
-    Raises UserError where it is of a kind that isn't a plain sum.
-    """
+    Raises UserError where it is of a kind that isn't a plain sum."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder

@@ -50,8 +50,7 @@ def merge(start: Path, experts: Sequence[Expert], rule: MergeRule, out: Path) ->
     """Write `start` with the experts' changes combined by `rule`, computed in fp32, in the types of `start`.
 
     A file makes a file; a folder makes the weights of a folder, in the start's shards. Raises UserError where an expert
-    began as something else.
-    """
+    began as something else."""
     origin = Tensors(start)
     for expert in experts:
         expert.check(start, origin.shapes)

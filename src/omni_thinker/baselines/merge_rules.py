@@ -20,8 +20,7 @@ class MergeRule:
     of each change, divided by it, summed (2311.03099). `dare_ties`: the same with signs elected as in `ties`.
 
     `scale` multiplies the result. `weights`: one for each expert; none: 1 each. Tensors are trimmed one by one, as
-    mergekit does; the paper of `ties` trims whole models.
-    """
+    mergekit does; the paper of `ties` trims whole models."""
 
     method: MergeMethod = "linear"
     scale: float = 1.0

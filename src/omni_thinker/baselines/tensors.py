@@ -18,8 +18,7 @@ class Tensors:
     """Knows names and shapes, and opens a file anew for each tensor: what an open file has shown stays mapped, and
     counts as memory of this process.
 
-    Raises UserError where the path holds no readable safetensors, or an index names files elsewhere.
-    """
+    Raises UserError where the path holds no readable safetensors, or an index names files elsewhere."""
 
     def __init__(self, path: Path) -> None:
         """`path`: a file, or a folder as Hugging Face's libraries write it, in one piece or in shards."""

@@ -35,8 +35,7 @@ def plan_file(
 ) -> Plan:
     """The plan for the matrix at `path`. Raises UserError for a bad file and for words that can't be read.
 
-    `evidence`: run directories whose stages are taken to have begun where the matrix was measured.
-    """
+    `evidence`: run directories whose stages are taken to have begun where the matrix was measured."""
     _check_level(level)
     if refresh_cost is not None and not 0 <= refresh_cost < 1e300:
         raise UserError(f"must be 0 or more, got {refresh_cost:g}", key="--refresh-cost")

@@ -29,8 +29,7 @@ _OWN = ("id", "response", "prompt", "answer")
 def score_file(reward: str, rows_file: Path, out: Path) -> dict[str, Any]:
     """Score every row's `response`, in order, into `out`; returns counts and the mean.
 
-    Raises UserError for bad rows (naming the line), unknown rewards, and an `out` that exists.
-    """
+    Raises UserError for bad rows (naming the line), unknown rewards, and an `out` that exists."""
     try:
         taken = out.exists()
     except (OSError, ValueError) as exc:

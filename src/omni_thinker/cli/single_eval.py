@@ -18,8 +18,7 @@ from omni_thinker.types import Problem, Split
 def evaluate_model(model: str, recipe: Recipe, split: str, references: Path | None) -> dict[str, Any]:
     """Accuracy per task. Judged tasks need the references of a run; without, only their checkable part is scored.
 
-    Raises UserError for bad names and files.
-    """
+    Raises UserError for bad names and files."""
     if split not in ("validation", "test"):
         raise UserError(f"must be validation or test, got {split!r}", key="--split")
     chosen: Split = "test" if split == "test" else "validation"

@@ -5,8 +5,7 @@ One seed: the percentile bootstrap over problems, within each task; it says noth
 Several seeds: what a bootstrap over seeds and problems would tend to, without what it gets wrong at two or three seeds.
 The variance of a difference is that of its seeds plus that of its problems, less what both hold (the noise of single
 answers). Spread over seeds is pooled over arms, as in a block design, since two seeds of one pair say next to nothing;
-quantiles are Student's t with Satterthwaite's degrees of freedom.
-"""
+quantiles are Student's t with Satterthwaite's degrees of freedom."""
 
 from __future__ import annotations
 
@@ -112,8 +111,7 @@ def expected_detectable(
     `problems` of each task, answered `samples` times, by `arms` trained arms of which `rivals` are compared with one
     control. Supposes answers about as uncertain as coins of 0.4, arms that differ by 0.1 from problem to problem, and
     runs by 0.015 from seed to seed: on the safe side of what a study of seven arms and three seeds found (coins of 0.13
-    in these terms, 0.03 and 0.013).
-    """
+    in these terms, 0.03 and 0.013)."""
     coin, by_problem, by_seed = 0.24, 0.1, 0.015
     per_problem = 2 * (by_problem**2 + coin / (samples * seeds))
     of_problems = sum(per_problem / count for count in problems) / len(problems) ** 2
@@ -132,8 +130,7 @@ def _freedom(variance: float, of_seeds: float, seeds: int, of_problems: float, p
     """Satterthwaite's degrees of freedom of a variance made of two parts, with those of each.
 
     Where only one of the two counts, no fewer than it has itself; but a spread of a few degrees may be near 0 by luck,
-    and must not be taken for none.
-    """
+    and must not be taken for none."""
     least = min(seeds, problems)
     if seeds < MIN_TRUSTED_DF:
         return least

@@ -2,8 +2,7 @@
 
 The unit is the problem: both arms answer the same problems, so the difference is taken per problem first. With one
 seed the interval speaks of new problems and says nothing of how another training run would have come out; with
-several it speaks of both (`intervals`).
-"""
+several it speaks of both (`intervals`)."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -26,8 +25,7 @@ def compare_arms(
     """Every pair of arms, later against earlier, on each task and on `macro`.
 
     `arms[name]` holds one table per seed, the seeds in one order. Intervals of the rivals of `control` against it are
-    widened so that they hold all at once with `confidence` (Bonferroni): of many arms one would win by luck.
-    """
+    widened so that they hold all at once with `confidence` (Bonferroni): of many arms one would win by luck."""
     comparisons = []
     against = rivals(list(arms), control)
     seeds = _Seeds(arms, [*against, control])

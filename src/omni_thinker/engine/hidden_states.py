@@ -20,8 +20,7 @@ _TOKENS = 2048
 def last_states(model: PreTrainedModel, families: Sequence[Sequence[Sequence[int]]]) -> torch.Tensor:
     """What `model`, of a kind that `forward.knows`, has at the last token of each row, in order; [N, hidden] in fp32.
 
-    A row has at least two tokens, and rows of a family share at least the first: what they share is computed once.
-    """
+    A row has at least two tokens, and rows of a family share at least the first: what they share is computed once."""
     groups = [_group(rows) for rows in families]
     places = {id(group): begin for group, begin in zip(groups, accumulate(map(len, families), initial=0), strict=False)}
     state_of: dict[int, torch.Tensor] = {}

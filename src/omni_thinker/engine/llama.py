@@ -4,8 +4,7 @@ Weights are used through the model's own modules, so that biases and adapters co
 transformers does for the general case. Tested equal to the model's own pass over padded rows, gradients included.
 
 What layers add up to is kept in fp32, here and in the decoder, and so are queries and keys once they are rotated to
-their positions: what is rounded to bf16 between two products is what sampler and trainer disagree by.
-"""
+their positions: what is rounded to bf16 between two products is what sampler and trainer disagree by."""
 
 from collections.abc import Callable
 from functools import cache, partial

@@ -34,8 +34,7 @@ def answer_logprobs(
 
     `packed` lays all groups out in one row (each prompt once); otherwise every sample has its padded row, which
     any causal LM understands and which is the reference that the packed layout is tested against. `recompute` keeps
-    fewer activations where the model's layers are written out here; elsewhere the model's own switch decides.
-    """
+    fewer activations where the model's layers are written out here; elsewhere the model's own switch decides."""
     if packed and knows(model):
         row = pack(groups, MULTIPLE if model.device.type == "cpu" else GPU_MULTIPLE)
         return _from_states(model, answer_states(model, row, recompute=recompute), row, temperature)

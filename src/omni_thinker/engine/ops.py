@@ -1,8 +1,7 @@
 """Small functions with hand-written gradients: fewer passes over memory and less kept than autograd makes of them.
 
 The same numbers as transformers' modules for Llama and its like, in any floating-point type; in bf16 on a CPU by the
-kernels in C, where there are any.
-"""
+kernels in C, where there are any."""
 
 import ctypes
 from typing import Any
@@ -106,8 +105,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """See _ApplyRope. `x` is [T, heads, width]; `cos` and `sin` [T, 1, width], both halves of the width alike. The
     result has the wider type of `x` and `cos`: with angles in fp32 nothing is rounded before attention, which is in
-    fp32 too.
-    """
+    fp32 too."""
     out: torch.Tensor = _ApplyRope.apply(x, cos, sin)  # type: ignore[no-untyped-call]
     return out
 

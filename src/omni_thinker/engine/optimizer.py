@@ -1,8 +1,7 @@
 """fp32 copies of a model's weights, which take the updates: one of 1e-6 is lost to rounding in bf16.
 
 Where weights are in bf16 on a CPU, the kernels in C add up gradients and make a step in one pass over memory each; what
-they know of the optimiser's state is torch's own.
-"""
+they know of the optimiser's state is torch's own."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -2,8 +2,7 @@
 
 A signed sum into buckets (count sketch; Charikar et al. 2002, Weinberger et al., arXiv 0902.2206): the inner product of
 two sketches with the same seed is that of the vectors, with a standard error of about their lengths' product over the
-root of the number of buckets.
-"""
+root of the number of buckets."""
 
 from collections.abc import Iterator, Sequence
 
@@ -18,8 +17,7 @@ def sketch(gradients: Sequence[torch.Tensor | None], seed: int, dimensions: int 
     """[2, dimensions]: of the gradient, and of the direction that an adaptive optimiser makes of it.
 
     Adam divides each weight's gradient by its usual size; here each row's by its root mean square, as far as one batch
-    can tell (arXiv 1804.04235). None is a gradient of zeros.
-    """
+    can tell (arXiv 1804.04235). None is a gradient of zeros."""
     sums = torch.zeros(2, dimensions, dtype=torch.float64)
     for place, gradient in enumerate(gradients):
         if gradient is None:

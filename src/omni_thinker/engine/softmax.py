@@ -1,7 +1,6 @@
 """Log softmax at one index a row, and the entropy, with hand-written gradients: logits are the largest thing there is.
 
-In fp32 from logits of any type, a few rows at a time; in bf16 on a CPU by the kernels in C, where there are any.
-"""
+In fp32 from logits of any type, a few rows at a time; in bf16 on a CPU by the kernels in C, where there are any."""
 
 import ctypes
 from typing import Any
@@ -125,8 +124,7 @@ class HeadLogprobs(torch.autograd.Function):
 
     Logits and their gradient take turns in one tensor. Where all tokens are one chunk, it is kept for the gradient;
     where they are more, the gradient makes the logits of each again: a fourth product of the size of the head for
-    memory that does not grow with the row.
-    """
+    memory that does not grow with the row."""
 
     @staticmethod
     def forward(

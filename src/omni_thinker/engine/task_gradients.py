@@ -3,8 +3,7 @@
 The gradient of a linear layer's weights is a sum over tokens of (gradient of the output) x (input). Both are brought
 down to a few random directions before the sum, so that what a task's tokens add is `RANK` x `RANK` numbers a layer,
 whose inner products estimate those of the gradients (Johnson and Lindenstrauss). Nothing is run twice; the layers
-watched are a few down-projections spread over the depth.
-"""
+watched are a few down-projections spread over the depth."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

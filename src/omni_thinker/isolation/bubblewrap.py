@@ -62,8 +62,7 @@ def launch_scorer(script: str, handler: Path, packages: Sequence[str], *argument
     """How a script of this folder that calls `handler` is started, behind the same wall as programs.
 
     It gets the path, as seen from inside, of `handler`, then `arguments`, then the folders for sys.path: those of
-    `packages` that aren't installed, and installed packages, read-only. Raises as `launch`.
-    """
+    `packages` that aren't installed, and installed packages, read-only. Raises as `launch`."""
     python = (*_FIXED, _python(), "-s", "-S", "-P", "-B", "-X", "utf8")
     if launch().strength == "weak":
         folders = [*(str(folder.parent) for folder in _outside(packages)), *_site_folders()]
@@ -146,8 +145,7 @@ def _fault(command: Sequence[str]) -> str | None:
 def _arguments(binds: Mapping[str, Path]) -> Iterator[str]:
     """The server's root has /proc and the harness; under it lies the root that workers get, with neither.
 
-    binds: where both roots show further folders or files.
-    """
+    binds: where both roots show further folders or files."""
     if os.geteuid() == 0:
         # Root needs no user namespace to set this up, and must be able to become somebody else (confine.leave_root).
         yield from ("--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try")

@@ -1,8 +1,7 @@
 """Pools of workers, shared by everything in this process that needs the same kind.
 
 Threads do the waiting, so that a pool outlives the event loop that first used it (trainers call
-`asyncio.run` once a step).
-"""
+`asyncio.run` once a step)."""
 
 from __future__ import annotations
 
@@ -63,8 +62,7 @@ class WorkerPool:
     async def call(self, request: Mapping[str, Any], timeout: float) -> dict[str, Any]:  # noqa: ASYNC109
         """The reply to `request`; `timeout` seconds count from when a worker takes it.
 
-        Raises WorkerTimeout, WorkerDied (twice in a row) or IsolationError (can't start a worker).
-        """
+        Raises WorkerTimeout, WorkerDied (twice in a row) or IsolationError (can't start a worker)."""
         return await asyncio.wrap_future(self._submit(request, timeout))
 
     def call_sync(self, request: Mapping[str, Any], timeout: float) -> dict[str, Any]:

@@ -19,8 +19,7 @@ class TestReport:
     """What became of a program. `passed` of `total` tests held.
 
     "passed": all. "failed": an exception or a test that doesn't hold. "timeout": killed at the deadline.
-    "crashed": the program's process ended before the tests did (`os._exit`, a signal, a memory fault).
-    """
+    "crashed": the program's process ended before the tests did (`os._exit`, a signal, a memory fault)."""
 
     __test__ = False  # not a pytest class
 
@@ -44,8 +43,7 @@ async def run_tests(
     entry_points: the names that the tests take from the program. Without any they may use all that it defines (but
     for built-in functions), which a program can turn against tests that count on what it imports.
     timeout: wall-clock seconds for all of it (> 0). memory_mb: address space (>= 64).
-    Raises IsolationError where no sandbox can be had, ValueError without tests.
-    """
+    Raises IsolationError where no sandbox can be had, ValueError without tests."""
     request = _request(program, tests, setup, entry_points, timeout, memory_mb)
     try:
         reply = await _pool().call(request, timeout + _GRACE_S)

@@ -34,8 +34,7 @@ class Worker:
     """A child process in a session of its own, with an empty environment and a temporary working folder.
 
     Spawned, never forked: the caller may hold torch and its threads. The child must answer each JSON line with
-    one JSON line, the first of them unasked, when it is ready. Raises IsolationError where it doesn't get there.
-    """
+    one JSON line, the first of them unasked, when it is ready. Raises IsolationError where it doesn't get there."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self._scratch = Scratch()

@@ -26,8 +26,7 @@ def read_pairs(path: Path, limit: int | None = None) -> list[Row]:
     """Rows of `id`, `prompt`, `response_1`, `response_2`, `label` (1 or 2 for the better one, 0 for a tie), and if
     wanted `votes` (the same, one for each annotator). Gzipped where the name ends in .gz.
 
-    Raises UserError for a row that is none, naming its line.
-    """
+    Raises UserError for a row that is none, naming its line."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
             data = stream.read(_MOST_BYTES + 1)
@@ -91,8 +90,7 @@ def summarise(rows: Sequence[Row], verdicts: Sequence[Verdict]) -> dict[str, Any
     """`agreement` is over pairs that people decided; a judge's tie counts as half, an error not at all.
 
     `balanced` is the mean of the agreement where people preferred the longer text and where they preferred the shorter
-    one: a judge that only counts words gets 0.5 there. `ceiling`: how often two annotators agree, given their votes.
-    """
+    one: a judge that only counts words gets 0.5 there. `ceiling`: how often two annotators agree, given their votes."""
     decided = [(row, verdict) for row, verdict in zip(rows, verdicts, strict=True) if row["label"] in (1, 2)]
     scored = []
     for row, verdict in decided:

@@ -13,8 +13,7 @@ class Verdict:
 
     `margin` is by how much, in the judge's own unit, positive where the response is better; None where the judge
     has no such number. An "error" is no verdict: it must never be counted as "lose". "abstain": there may be no
-    verdict, because a budget is spent.
-    """
+    verdict, because a budget is spent."""
 
     outcome: Literal["win", "tie", "lose", "error", "abstain"]
     margin: float | None = None

@@ -1,8 +1,7 @@
 """One question to an OpenAI-compatible endpoint: cached, limited, retried, paid for at most once.
 
 The SDK's client lives in an event loop of its own thread: trainers call `asyncio.run` once a step, and connections
-don't outlive a loop. Work is handed over by asyncio: anyio's own hand-over would block the caller's loop for each.
-"""
+don't outlive a loop. Work is handed over by asyncio: anyio's own hand-over would block the caller's loop for each."""
 
 from __future__ import annotations
 
@@ -50,8 +49,7 @@ class NoReply(Exception):
 class ChatClient:
     """Asks; `ask` may be awaited from any event loop.
 
-    Raises UserError for an endpoint without https that isn't on this machine, and for a key that isn't there.
-    """
+    Raises UserError for an endpoint without https that isn't on this machine, and for a key that isn't there."""
 
     def __init__(self, spec: EndpointSpec, cache: JudgeCache | None, meter: Meter) -> None:
         self.spec, self.cache, self.meter = spec, cache, meter
@@ -68,8 +66,7 @@ class ChatClient:
     async def ask(self, text: str, schema: Mapping[str, Any], *, prompt_version: str, digit: bool = False) -> Reply:
         """The reply to one user message. `digit`: one digit is wanted, with its log-probs where the server tells them.
 
-        Raises NoReply or BudgetReached.
-        """
+        Raises NoReply or BudgetReached."""
         work = self._ask(text.encode("utf-8", "replace").decode(), schema, prompt_version, digit)
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
@@ -78,8 +75,6 @@ class ChatClient:
         if self._end_thread.alive:
             self._portal.call(self._shut)
             self._end_thread()
-
-    # -- in the client's own loop -----------------------------------------------------------------------------
 
     async def _open(self) -> AsyncOpenAI:
         try:
@@ -283,8 +278,7 @@ def _retry_after(exc: Any) -> float | None:
 def _chances(completion: Any) -> str | None:
     """CHANCES and {token: probability} of the first token, as JSON; None where the server tells no log-probs.
 
-    Written as text, so that a cache holds it like any reply. Spellings that differ in white space are one token.
-    """
+    Written as text, so that a cache holds it like any reply. Spellings that differ in white space are one token."""
     content = getattr(getattr(completion.choices[0], "logprobs", None), "content", None)
     if not content:
         return None

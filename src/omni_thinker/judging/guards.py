@@ -10,8 +10,7 @@ class LengthGuard:
     """Length-controlled preference: a win by a text more than `ratio` times as long as the other is a tie.
 
     Judges, people too, like longer texts; a policy that is paid for it grows without end. It holds for both sides, so
-    swapping them still swaps win and lose. A loss of the longer text stays.
-    """
+    swapping them still swaps win and lose. A loss of the longer text stays."""
 
     def __init__(self, judge: Judge, ratio: float) -> None:
         """Raises ValueError unless `ratio` >= 1."""

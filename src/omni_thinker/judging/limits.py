@@ -25,8 +25,7 @@ class Meter:
 
     A request in flight is counted as its estimate, so that concurrent ones can't pass the limit together. One whose
     reply never arrived keeps its estimate against the budget (the server may have worked on it), but isn't counted as
-    spent.
-    """
+    spent."""
 
     def __init__(self, budget: BudgetSpec, price: PriceSpec) -> None:
         self.budget, self.price = budget, price

@@ -24,8 +24,7 @@ def agreed_points(
     """Shares in [0, 1] of the others that each place beats, and (i, j, lead of i over j) of each pair.
 
     `rankings`: places, best first. A pair on which rankings differ is a tie (0). `weight`: how many responses have
-    this text; they tie with each other.
-    """
+    this text; they tie with each other."""
     ranks = [{place: rank for rank, place in enumerate(ranking)} for ranking in rankings]
     count, total = len(weight), sum(weight)
     pairs: list[tuple[int, int, int]] = []
@@ -44,8 +43,7 @@ async def tournament(judge: Judge, prompt: str, responses: Sequence[str], rounds
 
     Opponents are neighbours on both sides in a ring that follows from the texts, so each distinct text plays equally
     often (an even number of times, rounded up), and as many rounds as there are others make every pair meet. A text
-    that occurs more than once ties with itself, and counts as often where it is an opponent.
-    """
+    that occurs more than once ties with itself, and counts as often where it is an opponent."""
     distinct = list(dict.fromkeys(responses))
     count = len(distinct)
     if count == 1:

@@ -41,8 +41,7 @@ class EndpointJudge:
     """Never takes a missing or unreadable verdict for one: it is an error, or an abstention where a budget is spent.
 
     Where both seats are asked a response wins only if it does in both; verdicts that differ are a tie (margin None,
-    reason "depends on the seat").
-    """
+    reason "depends on the seat")."""
 
     local = False
 
@@ -57,8 +56,6 @@ class EndpointJudge:
         self._pairwise = load_prompt(spec.prompt or _PAIRWISE[spec.verdict])
         self._ranking, self._rubric = load_prompt(spec.ranking_prompt), load_prompt(spec.rubric_prompt)
         self._tally = Tally()
-
-    # -- a response against the reference ---------------------------------------------------------------------
 
     async def compare(self, prompt: str, responses: Sequence[str], reference: str) -> list[Verdict]:
         """One verdict per response, all asked for at once. Distinct texts are asked about once."""
@@ -97,8 +94,6 @@ class EndpointJudge:
             raise NoReply("a reply without a verdict")
         return better if isinstance(better, float) else {0: 0.0, 1: 1.0, 2: -1.0}[better]
 
-    # -- a group against itself -------------------------------------------------------------------------------
-
     async def rank(self, prompt: str, responses: Sequence[str]) -> list[Score]:
         """For each response the share of the others that it beats, asked in two orders; where these differ over a
         pair it is a tie. The same text has the same rank; one text alone has 0.5."""
@@ -134,8 +129,6 @@ class EndpointJudge:
             raise NoReply("a reply without a ranking")
         return [order[number - 1] for number in ranking]
 
-    # -- an answer by a rubric --------------------------------------------------------------------------------
-
     async def rate(self, prompt: str, responses: Sequence[str], rubric: Sequence[Criterion]) -> list[Score]:
         """For each response its mean points, scaled to [0, 1], with a part for each criterion. Asked with the criteria
         in two orders; points are the mean of the two."""
@@ -168,8 +161,6 @@ class EndpointJudge:
         if points is None:
             raise NoReply("a reply without points for all criteria")
         return points
-
-    # -- common -----------------------------------------------------------------------------------------------
 
     @property
     def exhausted(self) -> bool:

@@ -39,8 +39,7 @@ class Prompt:
     def fill(self, prompt: str, answers: Sequence[str], criteria: str = "") -> str:
         """The text for the judge. Slots are filled in one pass: what an answer writes in braces stays as it is.
 
-        The marks around the answers hold a number that follows from all texts, so none of them can contain it.
-        """
+        The marks around the answers hold a number that follows from all texts, so none of them can contain it."""
         mark = hashlib.sha256("\0".join([prompt, *answers]).encode("utf-8", "surrogatepass")).hexdigest()[:12]
         blocks = [f"[{mark} answer {n}]\n{answer}\n[{mark} end of answer {n}]" for n, answer in enumerate(answers, 1)]
         slots = {"mark": mark, "prompt": prompt, "answers": "\n\n".join(blocks), "criteria": criteria}
@@ -69,8 +68,7 @@ def read_verdict(reply: str) -> int | None:
     """1 or 2 for the better answer, 0 for neither, None where the reply holds no verdict.
 
     Only the end of the reply counts: its last line, or the whole of it where it is one JSON object. A judge may quote
-    what an answer says of itself; it decides on the last line.
-    """
+    what an answer says of itself; it decides on the last line."""
     value = _read(reply, "better")
     if isinstance(value, str) and value.strip() in ("0", "1", "2"):
         return int(value)

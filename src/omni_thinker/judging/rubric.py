@@ -14,8 +14,7 @@ _CLOSE = 2
 def read_rubric(value: Any) -> list[Criterion]:
     """Criteria from a row: tables with a `name`, a `description` (or `criteria_description`) and bands ("1-2": "...").
 
-    A plain text is a criterion without bands. Raises ValueError saying what is wrong.
-    """
+    A plain text is a criterion without bands. Raises ValueError saying what is wrong."""
     if not isinstance(value, list) or not value:
         raise ValueError("a rubric is a list of criteria, at least one")
     rubric = [_criterion(item, number) for number, item in enumerate(value, 1)]
@@ -53,8 +52,7 @@ def agreed_rating(
 ) -> tuple[float, dict[str, float], bool]:
     """(value in [0, 1], the same for each criterion, whether all askings agree to within a band).
 
-    `askings`: points from 1 to 10 in the rubric's order, one list for each time it was asked.
-    """
+    `askings`: points from 1 to 10 in the rubric's order, one list for each time it was asked."""
     columns = list(zip(*askings, strict=True))
     parts = {
         f"rubric/{criterion.name}": (sum(points) / len(points) - 1) / 9

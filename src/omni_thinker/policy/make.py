@@ -15,8 +15,7 @@ def make_policy(spec: ModelSpec, *, folder: str | Path | None = None, seed: int 
     """CLASS(spec, folder=, seed=). folder: weights to begin with in place of the recipe's model. seed: for what the
     policy draws itself, such as LoRA's factors.
 
-    Raises UserError where there is no such class, or it can't be made.
-    """
+    Raises UserError where there is no such class, or it can't be made."""
     policy_class = POLICIES.find(spec.policy, "model.policy")
     try:
         policy: Policy = policy_class(spec, folder=folder, seed=seed)

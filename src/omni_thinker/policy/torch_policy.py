@@ -1,7 +1,6 @@
 """The torch policy: one causal LM of transformers, trained in place.
 
-Weights of the model are held in the compute dtype; fp32 master copies take the updates (`masters`).
-"""
+Weights of the model are held in the compute dtype; fp32 master copies take the updates (`masters`)."""
 
 import copy
 import logging
@@ -112,8 +111,6 @@ class TorchPolicy:
         self._updates.reset()
         return_free_memory()  # the moments: twice the weights
 
-    # -- text -----------------------------------------------------------------------------------------------
-
     def encode_prompt(self, user: str) -> tuple[int, ...]:
         return tuple(chat_prompt_ids(self.tokenizer, self.spec.system, user))
 
@@ -122,8 +119,6 @@ class TorchPolicy:
 
     def decode(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
-
-    # -- the four primitives --------------------------------------------------------------------------------
 
     def sample(
         self, requests: Sequence[SampleRequest], params: SamplingParams, on_group: OnGroup | None = None
@@ -207,8 +202,6 @@ class TorchPolicy:
         with self._start_model() as model:
             return self._score(model, groups, temperature).logprobs_N
 
-    # -- state ----------------------------------------------------------------------------------------------
-
     def mark_start(self) -> None:
         """Take the present weights as the start that `reference` means."""
         if self.spec.lora is None:
@@ -268,8 +261,6 @@ class TorchPolicy:
         with quiet():
             model.save_pretrained(path)
             self.tokenizer.save_pretrained(path)
-
-    # -- inner ----------------------------------------------------------------------------------------------
 
     def _score(self, model: PreTrainedModel, groups: Sequence[TrainGroup], temperature: float) -> AnswerTokens:
         longest = max(len(g.prompt) + max(len(s.tokens) for s in g.samples) for g in groups)

@@ -73,8 +73,7 @@ class JudgeSpec(Table):
     """Who compares a response with the reference.
 
     `builtin`: the built-in model, trained to judge. `likelihood`: the more likely text under a frozen `model` wins.
-    `endpoint`: a model behind an API is asked.
-    """
+    `endpoint`: a model behind an API is asked."""
 
     kind: Literal["builtin", "likelihood", "endpoint"] = "builtin"
     endpoint: EndpointSpec | None = None

@@ -16,8 +16,7 @@ from omni_thinker.recipe.whole import Recipe
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read and check a recipe file; `overrides` are `dotted.key=value` with a TOML value.
 
-    Raises UserError naming the file and the key.
-    """
+    Raises UserError naming the file and the key."""
     try:
         table: dict[str, Any] = tomllib.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError:

@@ -1,7 +1,6 @@
 """Schedulers as a recipe names them: which task next, in an arm of a study. Imports no torch.
 
-The keys of each kind, and their defaults, stand beside its class in `omni_thinker.schedulers`.
-"""
+The keys of each kind, and their defaults, stand beside its class in `omni_thinker.schedulers`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -26,8 +26,7 @@ class RewardSpec(Table):
 class TaskSpec(Table):
     """One task.
 
-    `source`: `builtin:NAME`, `jsonl`, `hf:NAME_OR_FOLDER`, `reasoning_gym:NAME` or `python:MODULE:CLASS`.
-    """
+    `source`: `builtin:NAME`, `jsonl`, `hf:NAME_OR_FOLDER`, `reasoning_gym:NAME` or `python:MODULE:CLASS`."""
 
     source: str
     weight: PositiveFloat = 1.0

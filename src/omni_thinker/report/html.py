@@ -20,8 +20,7 @@ _CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t
 def write_report(run_dir: Path) -> Path:
     """Write `report.html` into a run directory and return its path.
 
-    Raises UserError naming the file when result.json or metrics.jsonl is missing or can't be read.
-    """
+    Raises UserError naming the file when result.json or metrics.jsonl is missing or can't be read."""
     text = render(load_run(run_dir))
     path = run_dir / "report.html"
     partial = run_dir / f".report.html.{os.getpid()}.tmp"

@@ -70,8 +70,7 @@ def _difference_row(axes: Axes, at: int, colour: str, item: Comparison) -> None:
 def learning(run: RunData) -> Markup | None:
     """Train reward over steps: one panel a task, one colour an arm, validation of the curriculum as diamonds.
 
-    Where there is no single-task arm its probe is drawn.
-    """
+    Where there is no single-task arm its probe is drawn."""
     shared = [arm for arm in run.arms if arm in SHARED or is_scheduled(arm)]
     arms = {task: [*shared, SINGLE + task] for task in run.tasks}
     if not any(

@@ -71,8 +71,7 @@ def thin(points: Points) -> Points:
 def smooth(points: Points, half: int = 2) -> Points:
     """A centred moving mean over 2 * half + 1 points. At the ends it takes what there is on the inner side:
 
-    a single last step must not look like a trend.
-    """
+    a single last step must not look like a trend."""
     smoothed = []
     for at, (step, _) in enumerate(points):
         smoothed.append((step, mean(value for _, value in points[max(0, at - half) : at + half + 1])))
@@ -96,8 +95,7 @@ def stage_spans(run: RunData) -> dict[int, tuple[Span, ...]]:
 def stage_ends(run: RunData, metric: str, task: str) -> dict[int, Points]:
     """Accuracy or entropy of a task on validation at the end of each curriculum stage.
 
-    From metrics.jsonl, else from the stages of result.json.
-    """
+    From metrics.jsonl, else from the stages of result.json."""
     logged = by_seed(run, "curriculum", f"{metric}/{task}", "validation")
     if logged:
         return logged

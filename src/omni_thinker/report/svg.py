@@ -68,8 +68,7 @@ def plain(axes: Axes, *, grid: str = "y") -> None:
 def to_svg(figure: Figure, name: str, label: str) -> Markup:
     """The figure as an <svg> element that can stand beside others in one page.
 
-    Every id gets `name` as a prefix: matplotlib numbers its ids from 1 in each figure.
-    """
+    Every id gets `name` as a prefix: matplotlib numbers its ids from 1 in each figure."""
     stream = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(

@@ -20,8 +20,7 @@ def extract_code(text: str) -> str:
     """The program in a response. Works on the text alone: only the sandbox compiles what a model wrote.
 
     With fenced blocks: the last one that defines something, else the last one (a block that isn't closed runs to the
-    end). Without: from the first line that looks like code up to the first line after it that looks like prose.
-    """
+    end). Without: from the first line that looks like code up to the first line after it that looks like prose."""
     text = text[:_LONGEST]
     blocks = _fenced(text)
     if blocks:
@@ -57,8 +56,7 @@ class UnitTests(SamplePart):
     data["timeout"] (seconds, default 2, at most 60) bounds all of it.
     A time-out or a crash of the candidate is 0; only a sandbox that can't be had is an error.
 
-    Raises UserError where there is no sandbox.
-    """
+    Raises UserError where there is no sandbox."""
 
     partial = False
 

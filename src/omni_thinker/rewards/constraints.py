@@ -26,8 +26,7 @@ class Constraints(SamplePart):
 
     Honest prose: at least 0.8 of its characters are letters or spaces; sentences begin with a capital or a figure and
     end with punctuation; no word or run of up to four words stands twice in a row; no three words in a row occur
-    three times; at most two thirds of the words are those to be included.
-    """
+    three times; at most two thirds of the words are those to be included."""
 
     async def score_sample(self, sample: Sample, problem: Problem) -> Score:
         constraints: Mapping[str, Any] = problem.data.get("constraints") or {}

@@ -22,8 +22,7 @@ class Finished(SamplePart):
 class Format(SamplePart):
     """1 where the text isn't blank and, with data["format"], the whole stripped text matches that regex.
 
-    `.` matches newlines. The match runs in a killable process; one that takes over 2 s is an error.
-    """
+    `.` matches newlines. The match runs in a killable process; one that takes over 2 s is an error."""
 
     async def score_sample(self, sample: Sample, problem: Problem) -> Score:
         text = sample.text.strip()

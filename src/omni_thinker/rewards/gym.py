@@ -21,8 +21,7 @@ class ReasoningGym(WalledPart):
     """score_answer of the set data["gym"] with data["gym_config"] on data["entry"], in [0, 1].
 
     Where data["evaluates"] is true, which a task sets whose recipe says allow_evaluating_scorers, the scorer may run
-    the answer as code.
-    """
+    the answer as code."""
 
     scorer = GYM
 

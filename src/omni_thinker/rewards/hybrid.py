@@ -12,8 +12,7 @@ class HybridReward:
 
     Score.parts has the value of every part that was scored: all gates, and the summed parts of samples that passed
     them (a part that can't change the value isn't run). An error in any of these makes the score an error, else an
-    abstention makes it an abstention.
-    """
+    abstention makes it an abstention."""
 
     def __init__(self, gates: Mapping[str, Part], parts: Mapping[str, Part], weights: Mapping[str, float]) -> None:
         self._gates = dict(gates)

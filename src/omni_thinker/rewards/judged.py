@@ -35,8 +35,7 @@ class Preference(JudgedPart):
     """Against data["reference"]: win 1, tie 0.5, lose 0. The same text is a tie and costs no judgement.
 
     A missing reference is an error. `check` doesn't ask for one: references may be written later, by the starting
-    model.
-    """
+    model."""
 
     compares = True
 
@@ -58,8 +57,7 @@ class Ranking(JudgedPart):
 
     A judge that ranks is asked for the whole group at once; any other plays a tournament of pairs, `rounds` for each
     sample. It says which samples are better than their siblings, not how good they are: evaluations ask for the
-    preference over the reference instead.
-    """
+    preference over the reference instead."""
 
     compares = True
 

@@ -86,8 +86,7 @@ class Math(SamplePart):
     after the last "####" where there is one, else with the whole text, by Math-Verify's own extraction (boxed first).
     Answers that offer a choice ("$a$ or $b$") are wrong unless the gold offers one, and so are answers that
     nobody could work out (9^9^9^9, 99999!, hundreds of nested roots), or that are over 300 characters long, where the
-    gold is of another kind. No reply in time is an error.
-    """
+    gold is of another kind. No reply in time is an error."""
 
     async def score_sample(self, sample: Sample, problem: Problem) -> Score:
         if problem.answer is None:

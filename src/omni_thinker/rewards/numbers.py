@@ -115,8 +115,7 @@ def last_number(text: str, fractions: bool = False) -> Fraction | None:
     """The last number of a text, as is usual for GSM8K.
 
     Without prose the text must be [expression =] number. A list of different numbers at the end ("1 2 3 4 5",
-    "3 or 4") has no last one.
-    """
+    "3 or 4") has no last one."""
     text = plain(text).strip()
     if not has_words(text):
         return to_number(text.rpartition("=")[2].replace("$", " ").strip(), fractions)

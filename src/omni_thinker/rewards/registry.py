@@ -71,8 +71,7 @@ def measuring(spec: RewardSpec) -> RewardSpec:
 def make_reward(spec: RewardSpec, *, judge: Judge | None) -> HybridReward:
     """The reward of a recipe.
 
-    Raises UserError for an unknown part, for one that is named twice, and for `preference` without a judge.
-    """
+    Raises UserError for an unknown part, for one that is named twice, and for `preference` without a judge."""
     if len({*spec.gate, *spec.sum}) < len(spec.gate) + len(spec.sum):
         raise UserError("a reward part is named twice", key="reward")
     if "preference" in spec.sum and {"ranking", "tournament"} & set(spec.sum):
@@ -90,8 +89,7 @@ class Rewards:
     """The rewards of every task.
 
     train: what RL maximises. evaluation: against a reference where training ranks within a group. gates: what needs no
-    judge, which is the whole reward of tasks without one.
-    """
+    judge, which is the whole reward of tasks without one."""
 
     train: Mapping[TaskName, Reward]
     evaluation: Mapping[TaskName, Reward]

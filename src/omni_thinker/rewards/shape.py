@@ -17,8 +17,7 @@ def _length(sample: Sample) -> int:
 class Brevity(Part):
     """1 for the shortest sample of a group, 0 for the longest, linear between (length reward of arXiv 2501.12599).
 
-    All 1 where all are of one length.
-    """
+    All 1 where all are of one length."""
 
     async def score(self, group: Group, problem: Problem) -> list[Score]:
         lengths = [_length(sample) for sample in group.samples]
@@ -30,8 +29,7 @@ class NotOverlong(SamplePart):
     """1 up to data["length_limit"] minus data["length_buffer"], then linear down to 0 at the limit, and 0 above it.
 
     The soft overlong punishment of DAPO (arXiv 2503.14476), as a value in [0, 1]. Both in tokens; the buffer is a fifth
-    of the limit where it isn't given.
-    """
+    of the limit where it isn't given."""
 
     async def score_sample(self, sample: Sample, problem: Problem) -> Score:
         limit = int(problem.data["length_limit"])
@@ -48,8 +46,7 @@ class NotOverlong(SamplePart):
 class NotRepetitive(SamplePart):
     """The share of runs of three words that are there for the first time; 1 for texts of fewer than three words.
 
-    A "word" of more than thirty signs counts as its signs, so that scripts without spaces have runs, too.
-    """
+    A "word" of more than thirty signs counts as its signs, so that scripts without spaces have runs, too."""
 
     async def score_sample(self, sample: Sample, problem: Problem) -> Score:
         units = [

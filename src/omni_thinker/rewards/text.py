@@ -32,8 +32,7 @@ def normalise(text: str) -> str:
     """NFKC, no case, no articles, no punctuation at the edges of words, numbers in figures, single spaces.
 
     Signs inside and before words stay: "C++", "-5", "1.5" and "it's" keep their meaning. "Twenty-one" is 21 and "two
-    hundred and five" 205; "1,000" is 1000.
-    """
+    hundred and five" 205; "1,000" is 1000."""
     raw = unicodedata.normalize("NFKC", text).translate(_QUOTES).casefold().split()
     # An "A)" is the letter of an option, not an article.
     words = [bare for word in raw if (bare := word.strip(_EDGES)) and word not in _ARTICLES]
@@ -134,8 +133,7 @@ class Exact(SamplePart):
     """1 where the response equals problem.answer.
 
     A gold that is a Python literal is compared as a value, types included (1 is neither True nor 1.0; 'a' is "a").
-    Any other gold is compared as text: NFKC, white space collapsed, case kept. Back-ticks around it don't count.
-    """
+    Any other gold is compared as text: NFKC, white space collapsed, case kept. Back-ticks around it don't count."""
 
     async def score_sample(self, sample: Sample, problem: Problem) -> Score:
         if problem.answer is None:

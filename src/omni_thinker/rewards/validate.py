@@ -33,8 +33,7 @@ async def validate(problems: Iterable[Problem], reward: Reward) -> list[Failure]
     """Every problem that can't be scored, whose gold answer doesn't score 1, or whose wrong answer does.
 
     Where a judge has a say the gates are asked instead: 1 for the gold and 0 for the wrong answer. Problems without a
-    gold answer are checked with the wrong one alone. At most one failure per problem, in the problems' order.
-    """
+    gold answer are checked with the wrong one alone. At most one failure per problem, in the problems' order."""
     limit = asyncio.Semaphore(_AT_ONCE)
 
     async def one(problem: Problem) -> Failure | None:

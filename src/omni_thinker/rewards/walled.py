@@ -14,8 +14,7 @@ class WalledPart(SamplePart):
     """Asks `scorer`, whose file answers {"score": a number in [0, 1]} to what `request` gives it.
 
     An exception of the scorer, a value outside [0, 1], a missed deadline, and an attempt to run a text as code are
-    errors, never a 0. Raises UserError where there is no sandbox.
-    """
+    errors, never a 0. Raises UserError where there is no sandbox."""
 
     scorer: ClassVar[WalledScorer]
     deadline_s: ClassVar[float] = 10.0

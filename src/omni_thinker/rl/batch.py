@@ -38,8 +38,7 @@ def build_batches(
     `order` of tasks is given, a batch for each task.
 
     Advantages are taken over everything, token weights within each batch. `max_tokens` is the longest answer
-    allowed (for the constant normaliser).
-    """
+    allowed (for the constant normaliser)."""
     trainable = [group for group in groups if group.has_signal]
     advantages = ADVANTAGES[spec.advantage]([np.array(group.values) for group in trainable])
     paired = list(zip(trainable, advantages, strict=True))

@@ -2,8 +2,7 @@
 
 The bandit of SEC (arXiv 2505.14970) inside a task, its pools in place of tasks: Q <- rate x learnability +
 (1 - rate) x Q of each pool that was sampled, shares softmax(Q / T), learnability the mean absolute advantage.
-Schedulers above see one task.
-"""
+Schedulers above see one task."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -15,8 +15,7 @@ def add_policy_gradient(policy: Policy, groups: Sequence[ScoredGroup], temperatu
     """Add to the policy's gradient that of minus the mean score of `groups`: an unbiased estimate (RLOO's baseline,
     arXiv 2402.14740; whole samples, all groups in the mean). Groups without signal add nothing but count.
 
-    Returns the number of answer tokens that were trained on.
-    """
+    Returns the number of answer tokens that were trained on."""
     scored = sum(len(group.values) for group in groups)
     trainable = [group for group in groups if group.has_signal]
     if not trainable:

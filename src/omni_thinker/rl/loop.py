@@ -1,7 +1,6 @@
 """Multi-task GRPO: one step, read from top to bottom.
 
-quotas -> problems -> groups -> scores -> advantages -> gradient -> update -> metrics
-"""
+quotas -> problems -> groups -> scores -> advantages -> gradient -> update -> metrics"""
 
 from __future__ import annotations
 
@@ -77,8 +76,7 @@ class Learner:
     def step(self, quotas: Mapping[TaskName, int], number: int) -> StepResult:
         """One step of `quotas` problems. `number` counts since the optimiser was last reset.
 
-        Raises UserError where too many scores are errors: a broken reward must not train anything.
-        """
+        Raises UserError where too many scores are errors: a broken reward must not train anything."""
         clock = _Clock()
         groups = self._sample_quotas(quotas, clock)
         stop_on_errors(groups, self.spec.max_error_rate)

@@ -2,8 +2,7 @@
 
 Groups whose samples all score alike carry no gradient. Were they only dropped, a task where most are would be trained
 less than a scheduler asked for. They are replaced by fresh problems of their task, 1 / (1 - f) for each that is
-missing, where f is the share of the task's groups that lately said nothing.
-"""
+missing, where f is the share of the task's groups that lately said nothing."""
 
 from collections.abc import Mapping, Sequence
 from math import ceil

@@ -25,8 +25,7 @@ class Scoring:
     """Takes groups as they are finished and scores them in a thread of its own; a context manager.
 
     A reward that computes with the policy's cores or device (`local`) waits for `results`. One slow call delays its
-    own group alone, as long as it awaits: a reward that blocks its thread blocks all.
-    """
+    own group alone, as long as it awaits: a reward that blocks its thread blocks all."""
 
     def __init__(self, rewards: Mapping[TaskName, Reward]) -> None:
         self._rewards = rewards
@@ -59,8 +58,7 @@ class Scoring:
     def results(self, deadline_s: float | None = None) -> list[ScoredGroup]:
         """All groups in the order of their places. Scores that take longer than `deadline_s` from now are errors.
 
-        Raises what a reward raises (none may, for what a model wrote).
-        """
+        Raises what a reward raises (none may, for what a model wrote)."""
         left = [place for place in self._places if place not in self._futures]
         together = asyncio.Event()
         for place in left:

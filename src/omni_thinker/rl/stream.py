@@ -1,8 +1,7 @@
 """The order in which a task's training problems come: a pure function of seed, task and number.
 
 Two arms with one seed see the same problems of a task in the same order and draw with the same random numbers,
-so that their difference owes nothing to luck of the draw, and resuming is arithmetic.
-"""
+so that their difference owes nothing to luck of the draw, and resuming is arithmetic."""
 
 import hashlib
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,7 @@ A run is a sequence of moves (a warm-up, an evaluation, an arm's training). Each
 `journal.jsonl`, with its checksum and the length that every log had by then. A resumed run takes the same path through
 the code; a move that has its line isn't made again, its result is read. Training is a move of many steps: it has
 lines of its own at its beginning and at each checkpoint. What came after the last line that can be gone on from is
-cut off, of the journal and of the logs, so that no step and no line exists twice.
-"""
+cut off, of the journal and of the logs, so that no step and no line exists twice."""
 
 import json
 import os

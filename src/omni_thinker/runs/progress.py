@@ -1,7 +1,6 @@
 """Live progress on stderr: phase, step, reward by task, tokens a second, time left.
 
-A terminal gets one line that changes in place; a log gets a line every so often.
-"""
+A terminal gets one line that changes in place; a log gets a line every so often."""
 
 from __future__ import annotations
 
@@ -27,8 +26,7 @@ class Progress:
     """Counts work in units (steps and evaluations of each kind) so that the time left can be told.
 
     `expected[kind]` is how many units of a kind the run will do in all; `prior[kind]` a guess of its seconds,
-    used until the first one is measured. As a context manager it also says what any room warns of.
-    """
+    used until the first one is measured. As a context manager it also says what any room warns of."""
 
     def __init__(
         self, expected: Mapping[str, int], prior: Mapping[str, float], *, console: Console | None = None

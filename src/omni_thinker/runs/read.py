@@ -68,8 +68,7 @@ def load_run(run_dir: Path) -> RunData:
     """Read a run directory.
 
     Raises UserError naming the file when result.json or metrics.jsonl can't be read, and naming the key where one is
-    missing or has another type. A document of a version that isn't known is refused.
-    """
+    missing or has another type. A document of a version that isn't known is refused."""
     gaps: list[str] = []
     result = read_result(run_dir / "result.json")
     records = _records(run_dir / "metrics.jsonl", gaps)

@@ -1,8 +1,7 @@
 """Drawing tokens from logits: exact inverse-CDF draws, with the filters that users know.
 
 Filters in transformers' order: temperature, top-k, top-p, min-p, each on what the one before left over. Log-probs are
-under the distribution that was drawn from, filters included.
-"""
+under the distribution that was drawn from, filters included."""
 
 import torch
 
@@ -23,8 +22,7 @@ def draw(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One token a row and its log-prob, from one uniform number in [0, 1) a row. Temperature 0 takes the most probable.
 
-    N rows of V logits, any dtype; computed in fp32.
-    """
+    N rows of V logits, any dtype; computed in fp32."""
     if (drawn := _drawn_in_c(logits_N_V, uniform_N, params)) is not None:
         return drawn
     count = len(logits_N_V)

@@ -1,7 +1,6 @@
 """Sampling for models whose layers take no free mask (state-space layers, short windows): one row per sample.
 
-By transformers' own `generate`, which knows every architecture; slower, and seeded per call instead of per sample.
-"""
+By transformers' own `generate`, which knows every architecture; slower, and seeded per call instead of per sample."""
 
 from collections.abc import Sequence
 from typing import Any

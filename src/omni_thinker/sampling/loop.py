@@ -2,8 +2,7 @@
 
 Each step draws one token for every sample; a decoder computes what comes next. Finished samples and groups leave the
 batch. A sample depends on its seed and its number alone, not on its company: the random numbers are its own, and what
-company changes is the rounding of matrix products of other shapes (about 1e-2 nats in bf16, 1e-5 in fp32).
-"""
+company changes is the rounding of matrix products of other shapes (about 1e-2 nats in bf16, 1e-5 in fp32)."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -44,8 +43,7 @@ def sample_groups(
 ) -> list[Group]:
     """Draw one group per request, in order; `on_group` is told each as soon as its last sample ends.
 
-    At most `max_sequences` sequences are in flight at once. `decoder`: by default the fastest that knows the model.
-    """
+    At most `max_sequences` sequences are in flight at once. `decoder`: by default the fastest that knows the model."""
     if not requests:
         return []
     make = decoder or fastest_decoder(model)
@@ -152,8 +150,7 @@ class _Chunk:
     def _compact(self, token_P_G: torch.Tensor) -> torch.Tensor:
         """Drop finished groups, and columns that no group needs, where that saves at least a fifth of the rows.
 
-        Columns stay a power of two and sequences a multiple of `MULTIPLE` (finished groups fill up): few shapes.
-        """
+        Columns stay a power of two and sequences a multiple of `MULTIPLE` (finished groups fill up): few shapes."""
         live = self.sample_P_G >= 0
         going = live.any(1)
         columns = min(live.shape[1], 1 << (int(live.sum(1).max()) - 1).bit_length())

@@ -14,8 +14,7 @@ class Adaptive(ABC):
     """Gives each task its share of every step's problems, exactly in the long run: what rounding owes a task is carried
     over. A subclass says what the shares are and what it learns.
 
-    `quotas` is a pure function of the state; the state changes in `observe` alone.
-    """
+    `quotas` is a pure function of the state; the state changes in `observe` alone."""
 
     def __init__(self, tasks: Sequence[TaskName], problems_per_step: int) -> None:
         self.tasks = tuple(tasks)

@@ -47,8 +47,7 @@ class Setting:
     """What a scheduler may know of the arm that it steers.
 
     weights: joint training's, of every task in the recipe's order. sizes: training problems of each task. judged: tasks
-    that a judge scores. steps: RL steps of the arm. seed: for what it draws. key: where a recipe asks for it.
-    """
+    that a judge scores. steps: RL steps of the arm. seed: for what it draws. key: where a recipe asks for it."""
 
     weights: Mapping[TaskName, float]
     sizes: Mapping[TaskName, int]

@@ -15,8 +15,7 @@ class Dump(Adaptive):
     """Mean absolute advantage over the last `window` problems of a task, plus bonus * sqrt(2 ln(N + 1) / (n + 1)) for
     the n problems of it among all N; shares softmax(bound / T). A task without problems yet counts as 0.
 
-    The bonus is in units of advantage; the paper's is 1.
-    """
+    The bonus is in units of advantage; the paper's is 1."""
 
     def __init__(
         self, tasks: Sequence[TaskName], problems_per_step: int, *, window: int, bonus: float, temperature: float

@@ -21,8 +21,7 @@ class Pac:
     (variance `noise`). Each problem of a step goes to the task whose draw is highest; the first `cold_start` steps are
     dealt out evenly.
 
-    By its description in a paper that cites arXiv 2507.14783; how it normalises slopes is our reading.
-    """
+    By its description in a paper that cites arXiv 2507.14783; how it normalises slopes is our reading."""
 
     def __init__(
         self,

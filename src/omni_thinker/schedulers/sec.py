@@ -15,8 +15,7 @@ from omni_thinker.types import TaskName
 class Sec(Adaptive):
     """Q_k <- rate * (mean absolute advantage of k) + (1 - rate) * Q_k, where k was sampled; shares softmax(Q / T).
 
-    Every Q begins at 0. The paper draws each problem's category; here shares become exact counts.
-    """
+    Every Q begins at 0. The paper draws each problem's category; here shares become exact counts."""
 
     def __init__(self, tasks: Sequence[TaskName], problems_per_step: int, *, rate: float, temperature: float) -> None:
         super().__init__(tasks, problems_per_step)

@@ -29,8 +29,7 @@ class Stages(Stateless):
     def reorder(self, done: int, tasks: Sequence[TaskName]) -> None:
         """Put the stages after the first `done` in the order of `tasks`; each keeps its steps.
 
-        Raises ValueError unless `tasks` are just these.
-        """
+        Raises ValueError unless `tasks` are just these."""
         if sorted(tasks) != sorted(self.left(done)) or len(set(tasks)) < len(tasks):
             raise ValueError(f"{list(tasks)} is no order of the stages left, {list(self.left(done))}")
         steps = dict(self.stages[done:])

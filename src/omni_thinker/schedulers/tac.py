@@ -17,8 +17,7 @@ class Tac(Adaptive):
     projected gradient with the other tasks' in the same step. Utility L x (1 + a) / 2; shares softmax(utility / T).
 
     The paper's abstract names both signals and their product; that a gradient which is no help and no harm (a = 0)
-    counts half, and one that opposes all others nothing, is our reading. Both averages begin at 0.
-    """
+    counts half, and one that opposes all others nothing, is our reading. Both averages begin at 0."""
 
     def __init__(self, tasks: Sequence[TaskName], problems_per_step: int, *, rate: float, temperature: float) -> None:
         super().__init__(tasks, problems_per_step)

@@ -14,8 +14,7 @@ from omni_thinker.types import TaskName
 class Tscl(Adaptive):
     """The paper's window algorithm: each task's slope is that of a straight line through its last `window` rewards over
     the steps they came from; the task with the steepest slope, up or down, gets 1 - explore of a step, and `explore` is
-    shared evenly. Until each task has two rewards, and where nothing changes, all shares are even.
-    """
+    shared evenly. Until each task has two rewards, and where nothing changes, all shares are even."""
 
     def __init__(self, tasks: Sequence[TaskName], problems_per_step: int, *, window: int, explore: float) -> None:
         super().__init__(tasks, problems_per_step)

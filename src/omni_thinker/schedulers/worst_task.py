@@ -21,8 +21,7 @@ class WorstTask(Adaptive):
     under every scheduler here (`rl.refill_rounds`).
 
     The paper's rule weighs the loss; here the weights are shares of problems, which costs no samples that are then
-    weighed down.
-    """
+    weighed down."""
 
     def __init__(self, tasks: Sequence[TaskName], problems_per_step: int, *, rate: float, floor: float) -> None:
         super().__init__(tasks, problems_per_step)

@@ -1,8 +1,7 @@
 """A study whose seeds run side by side, each in a process of its own, and then are one study.
 
 Each seed is a study with its own directory under `seeds/`, journal and all, so that a kill costs what it costs one.
-Once all have ended their directories are joined, and the whole is read from them like a study that is gone on with.
-"""
+Once all have ended their directories are joined, and the whole is read from them like a study that is gone on with."""
 
 import os
 import shutil
@@ -47,8 +46,7 @@ def run_parallel(
     """Run a study with at most `jobs` seeds at a time. `options` of the command line are handed on.
 
     Raises UserError before anything is written for whatever can be checked beforehand, and where a seed ends with an
-    error; the others are then stopped, and kept.
-    """
+    error; the others are then stopped, and kept."""
     _check_limits(recipe)
     now = recipe.model_dump(mode="json")
     if resume:

@@ -1,8 +1,7 @@
 """Probes: what RL on each task alone does to every task. Four ways to find out, from dear to cheap.
 
 full: a whole stage on each task (arXiv 2507.14783). short: its first steps, extrapolated. lora: low-rank adapters in
-place of the weights. gradient: no run, a straight line along each task's policy gradient at the start.
-"""
+place of the weights. gradient: no run, a straight line along each task's policy gradient at the start."""
 
 import gc
 import time
@@ -38,8 +37,7 @@ _BATCHES = 2
 class Probed:
     """One kind of probe, by task: its cost, what it was seen to do, and the experts that came of it.
 
-    matrix: what whole stages would show; None until all tasks of a study of several were probed.
-    """
+    matrix: what whole stages would show; None until all tasks of a study of several were probed."""
 
     kind: ProbeKind
     matrix: TransferMatrix | None = None
@@ -71,8 +69,7 @@ class Probes:
     def train_alone(self, unit: Unit) -> ArmResult | None:
         """Train one task. The first steps are the short probe, the first stage is the full one and merging's expert.
 
-        Returns the single-task arm, where the unit is one.
-        """
+        Returns the single-task arm, where the unit is one."""
         session, task = self._session, unit.task
         session.weights.load(self._start)
 

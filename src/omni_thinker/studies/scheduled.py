@@ -16,8 +16,7 @@ def make_scheduler(
 ) -> Scheduler:
     """The scheduler of the arm `name`. `sizes`: training problems of each task; `judged`: tasks that a judge scores.
 
-    Raises UserError where the recipe's tasks leave it nothing to do.
-    """
+    Raises UserError where the recipe's tasks leave it nothing to do."""
     study = recipe.study
     key = f"study.{'schedulers' if name in study.schedulers else 'arms'}.{name}"
     weights, per_step = joint_weights(recipe), recipe.rl.problems_per_step

@@ -1,8 +1,7 @@
 """One seed of a study: a policy, its log, and the moves that arms are made of.
 
 Every move goes through the run's journal, so that a study which was killed takes the same path again, and computes only
-what it had not. Weights are therefore brought to the policy when something is computed with them, not before.
-"""
+what it had not. Weights are therefore brought to the policy when something is computed with them, not before."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -54,13 +53,10 @@ class Session:
         self.pools: dict[Split, Pools] = dict(setup.pools)
         self.weights = Weights(self.policy, run, seed)
 
-    # -- the start ------------------------------------------------------------------------------------------
-
     def warm_up(self) -> tuple[WarmupReport, float]:
         """Bring the policy from the bare model to where RL has something to tell apart; that is the start.
 
-        Also the seconds that it took, over all processes that worked at it.
-        """
+        Also the seconds that it took, over all processes that worked at it."""
         key, path = f"{self.seed} warm-up", self.weights.file("start")
         known = self.run.journal.begin(key)
 
@@ -157,8 +153,6 @@ class Session:
             for problem in problems
         ]
 
-    # -- arms -----------------------------------------------------------------------------------------------
-
     def train(
         self,
         arm: str,
@@ -221,8 +215,6 @@ class Session:
         return Checkpoints(
             self.weights.folder, self.run.path, f"{slug(name)}.checkpoint", self.recipe.study.checkpoint_steps
         )
-
-    # -- logs -----------------------------------------------------------------------------------------------
 
     def _check_form(self, step: int) -> Mapping[TaskName, Estimate]:
         pools = {

@@ -3,8 +3,7 @@
     warm-up -> start -> single-task arms (their first stage is the probe) -> transfer matrix -> plan
             -> curriculum, joint, merge -> test split -> comparisons, verdict, report
 
-`units.py` makes the list of what is to be done, `walk.py` does it for one seed.
-"""
+`units.py` makes the list of what is to be done, `walk.py` does it for one seed."""
 
 import gc
 import json
@@ -37,8 +36,7 @@ LOGS = ("metrics.jsonl", "samples.jsonl", "references.jsonl")
 def run_study(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, Any]:
     """Run a whole study into the fresh directory `out`, or resume the one there; returns what `result.json` holds.
 
-    Raises UserError before anything is written for whatever can be checked beforehand.
-    """
+    Raises UserError before anything is written for whatever can be checked beforehand."""
     began = time.monotonic()
     if not resume:
         check_free(out)

@@ -53,8 +53,7 @@ class Training:
     """Trains the wanted weights for `steps` steps, from where the journal ends.
 
     Steps that the journal knows are replayed: only what they cost is read. The first one after them takes weights,
-    moments, learner and scheduler from the last checkpoint.
-    """
+    moments, learner and scheduler from the last checkpoint."""
 
     def __init__(self, session: Session, arm: str, scheduler: Scheduler, steps: int) -> None:
         self._session, self._arm, self._scheduler, self._steps = session, arm, scheduler, steps

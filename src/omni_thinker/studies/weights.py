@@ -12,8 +12,7 @@ from omni_thinker.runs.rundir import RunDir
 class Weights:
     """Loaded lazily: a resumed study reads most results from the journal, and only what is computed needs weights.
 
-    Files that an earlier process wrote are compared with their checksums before they are first read.
-    """
+    Files that an earlier process wrote are compared with their checksums before they are first read."""
 
     def __init__(self, policy: Policy, run: RunDir, seed: int) -> None:
         self._policy, self._run, self._seed = policy, run, seed

@@ -11,8 +11,7 @@ from omni_thinker.types import Problem, Split, TaskName
 class Task(Protocol):
     """Problems in three disjoint splits, and how answers to them are scored.
 
-    A task is deterministic: the same task gives the same problems in the same order, in every process.
-    """
+    A task is deterministic: the same task gives the same problems in the same order, in every process."""
 
     name: TaskName
     max_tokens: int

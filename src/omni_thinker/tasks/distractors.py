@@ -1,8 +1,7 @@
 """Wrong options for short-form questions, drawn from the answers to other rows.
 
 Short answers with distractors in the prompt are easier to verify than free ones and harder to guess than letters
-(arXiv 2507.14783).
-"""
+(arXiv 2507.14783)."""
 
 import random
 import re
@@ -30,8 +29,7 @@ class OtherAnswers:
         """`answer` among up to `count` others, in an order that says nothing about which it is.
 
         The others are a random choice of those most alike in kind (number or not) and length. All differ in meaning,
-        and the same seed draws the same.
-        """
+        and the same seed draws the same."""
         meaning, number = _meaning(answer), _is_number(answer)
         others = (
             (kind != number, abs(len(text) - len(answer)), text)

@@ -1,8 +1,7 @@
 """`source = "reasoning_gym:NAME"`: a generator of the package reasoning-gym, scored by the package itself.
 
 Both run inside the sandbox: one set makes its problems with programs that a model wrote, and several scorers read
-answers as code.
-"""
+answers as code."""
 
 import json
 import random
@@ -29,8 +28,7 @@ class GymTask(PooledTask):
 
     data: `gym` (its name), `entry` (question, answer, metadata, as JSON), `gym_config` and `gym_index`, from which
     the exact entry can be made again, and `evaluates` where the recipe allows its scorer to run answers as code.
-    Disjoint across splits: the question's text.
-    """
+    Disjoint across splits: the question's text."""
 
     kind = "reasoning_gym"
     summary = "a generator of reasoning-gym"

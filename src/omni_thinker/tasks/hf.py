@@ -19,8 +19,7 @@ LOAD_OPTIONS = ("name", "revision", "data_dir", "data_files")
 def hf_task(name: TaskName, spec: TaskSpec) -> RowTask:
     """The task of a data set; its own splits are the values that `TaskSpec.splits` speaks of.
 
-    Raises UserError where the package or the data set is missing, and for the first bad row.
-    """
+    Raises UserError where the package or the data set is missing, and for the first bad row."""
     refuse_keys(name, spec, ("files",))
     for key in spec.options:
         if key not in (*LOAD_OPTIONS, *ROW_OPTIONS):

@@ -30,8 +30,7 @@ class Item:
 def split_of(key: str, splits: Sequence[Split] = SPLITS) -> Split:
     """The split that content belongs to: test 15 %, validation 15 %, train the rest.
 
-    A split that is not in `splits` falls to train. The seed has no say, so no seed trains on another's test.
-    """
+    A split that is not in `splits` falls to train. The seed has no say, so no seed trains on another's test."""
     bucket = int(content_hash(key), 16) % 100
     split: Split = "train" if bucket < 70 else "validation" if bucket < 85 else "test"
     return split if split in splits else "train"
@@ -61,8 +60,7 @@ def sample_pool(
     """Up to `size` items of `split` with distinct prompts; fewer where no more exist.
 
     A key comes again, `per_key` times at most, only once no new keys turn up. `prompts`: hashes of those that are taken
-    already, to which its own are added.
-    """
+    already, to which its own are added."""
     items: list[Item] = []
     prompts = set() if prompts is None else prompts
     keys: Counter[str] = Counter()
@@ -88,8 +86,7 @@ class PooledTask(ABC):
     """Base of the built-in tasks: a subclass sets the class variables and writes `generate`.
 
     The pools depend on the task's seed, difficulty and sizes alone, and each split is drawn from a stream of
-    its own, so that a larger train pool leaves the test pool as it was.
-    """
+    its own, so that a larger train pool leaves the test pool as it was."""
 
     kind: ClassVar[str]
     summary: ClassVar[str]

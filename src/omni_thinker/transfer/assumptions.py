@@ -1,8 +1,7 @@
 """A1 and A2 put to the test: what stages of a real run did, against what the matrix said they would.
 
 A1, constant transfer: training on i changes j by as much as it did from the start. A2, saturation: a stage brings its
-own task to its single-task level. Both of arXiv 2507.14783.
-"""
+own task to its single-task level. Both of arXiv 2507.14783."""
 
 from collections.abc import Sequence
 from math import isfinite

@@ -3,8 +3,7 @@
 Two assumptions of arXiv 2507.14783: the effect of training on i upon j does not depend on the checkpoint it starts
 from (A1), and one pass over a task brings it to the level of single-task training (A2). The forecasters here take them
 literally, each on its own scale; `hierarchical` doubts both. A forecast is a set of draws, so every number has an
-interval and any two plans can be compared draw by draw.
-"""
+interval and any two plans can be compared draw by draw."""
 
 from __future__ import annotations
 
@@ -36,9 +35,6 @@ def interval(draws: Array, level: float = LEVEL) -> Interval:
     """The mean of the draws with its interval of `level`."""
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(draws.mean()), float(low), float(high))
-
-
-# -- plans ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +73,12 @@ def gain_share(passes: float) -> float:
     return float((1 - np.exp(-_BEND * passes)) / (1 - np.exp(-_BEND)))
 
 
-# -- draws of the matrix ----------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class Draws:
     """The matrix as measured (draw 0) and as it might have been.
 
     `start_C_N`; `after_K_C_N`, NaN where it wasn't measured; `own_C`: place of the column's task among the tasks, -1
-    where nothing was trained on it. C columns, K tasks, N draws.
-    """
+    where nothing was trained on it. C columns, K tasks, N draws."""
 
     tasks: tuple[TaskName, ...]
     columns: tuple[Column, ...]
@@ -113,16 +105,12 @@ class Draws:
         return cls(matrix.tasks, columns, np.array(owners), start, after)
 
 
-# -- forecasters ------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class SetForm:
     """A forecaster whose sequences depend only on which tasks come after a task.
 
     final[c] = back(base[c] + own[c] x retained[c] ** (number of later tasks) + sum over later i of effect[i, c]).
-    As measured (one draw); what orders are searched with.
-    """
+    As measured (one draw); what orders are searched with."""
 
     tasks: tuple[TaskName, ...]
     own_C: NDArray[np.int64]
@@ -203,8 +191,7 @@ class Forecaster(ABC):
     def __call__(self, plan: Sequence[Stage] | Joint | Merge) -> dict[TaskName, Array]:
         """Final accuracy of every task (the mean of its evaluations), [N] each.
 
-        Raises UserError for tasks that the matrix doesn't know and for shares that are none.
-        """
+        Raises UserError for tasks that the matrix doesn't know and for shares that are none."""
         return self.by_task(self.by_column(plan))
 
     def by_column(self, plan: Sequence[Stage] | Joint | Merge) -> Array:
@@ -303,9 +290,6 @@ class Naive(Literal):
     def __init__(self, matrix: TransferMatrix, draws: int = DRAWS, seed: int = 0) -> None:
         super().__init__(matrix, draws, seed)
         self.effect_K_C_N = np.zeros_like(self.effect_K_C_N)
-
-
-# -- checks and summaries ---------------------------------------------------------------------------------------------
 
 
 def check_order(order: Sequence[TaskName], tasks: Sequence[TaskName]) -> None:

@@ -2,8 +2,7 @@
 
 To first order a run on i that moves the weights along `direction_i` changes j by `step` x <gradient_j, direction_i>.
 Sketches keep that product. Influence by inner products of gradients is that of TracIn (arXiv 2002.08484), and of TAC
-(2606.25178) within a run.
-"""
+(2606.25178) within a run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,8 +34,7 @@ class Gradients:
 def first_order(start: Row, gradients: Mapping[TaskName, Gradients], steps: Mapping[TaskName, float]) -> TransferMatrix:
     """The matrix that straight lines from the start give. `steps[i]`: the sum of the learning rates of a run on i.
 
-    Raises ValueError where a task has fewer than two batches: a batch's product with itself is mostly noise.
-    """
+    Raises ValueError where a task has fewer than two batches: a batch's product with itself is mostly noise."""
     tasks = tuple(gradients)
     if any(len(batches.gradient_B_D) < 2 for batches in gradients.values()):
         raise ValueError("two batches a task are needed")

@@ -14,8 +14,7 @@ Where the matrix knows entropies, a stage's own gain may depend on what earlier 
 for what evidence says.
 
 Hyper-parameters by maximum a posteriori over all evaluations (SciPy's L-BFGS; five numbers, so no sampler is needed);
-given them everything is Gaussian and drawn exactly.
-"""
+given them everything is Gaussian and drawn exactly."""
 
 from __future__ import annotations
 
@@ -101,8 +100,6 @@ class Hierarchical(Forecaster):
         if evidence:
             self._learn(evidence)
 
-    # -- plans --------------------------------------------------------------------------------------------------
-
     def sequence(self, stages: Sequence[Stage]) -> Array:
         return self.scale.back(
             self._sequence(stages) + self._process("sequence", *((s.task, s.passes) for s in stages))
@@ -181,8 +178,6 @@ class Hierarchical(Forecaster):
         self._same_luck = False
         return self._form(np.array([draw]), luck_C)
 
-    # -- parts --------------------------------------------------------------------------------------------------
-
     def _entropies(self) -> Array:
         """Nats that a run on one task adds to the entropy of answers to another; 0 where nothing is known, [K, C]."""
         entropy = self.matrix.entropy
@@ -257,9 +252,6 @@ def _design(shared: float, gained_C_N: Array, others_K_C: Array, c: int) -> Arra
     return np.concatenate(
         [np.ones((draws, 1)), np.full((draws, 1), shared), gained_C_N[c][:, None], others_N_K], axis=1
     )
-
-
-# -- the model of one evaluation ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

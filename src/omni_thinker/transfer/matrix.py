@@ -1,8 +1,7 @@
 """The transfer matrix: what RL on each task did to every task, measured on the validation split.
 
 `runs.schema.transfer` has its keys. People write such files by hand, so every entry is checked here, and cells may
-leave out `n` and `stderr`.
-"""
+leave out `n` and `stderr`."""
 
 import json
 import math

@@ -1,8 +1,7 @@
 """What a matrix and a run say, each quantity under its own name.
 
 transfer[i -> j] is one run's effect; forgetting and backward transfer are of a whole sequence (Lopez-Paz and Ranzato,
-arXiv 1706.08840; Chaudhry et al., arXiv 1801.10112): three different things.
-"""
+arXiv 1706.08840; Chaudhry et al., arXiv 1801.10112): three different things."""
 
 from __future__ import annotations
 

@@ -79,8 +79,7 @@ def make_plan(
     `refresh_cost`: what one more pass must gain in the objective for a short refresh stage to be put in (None: none
     is). Joint training is in `shares` (default: like ones) and as long as the sequence; it is chosen only by the
     hierarchical forecaster: the literal ones add up all effects there.
-    Raises UserError for unknown names, and where a task's own run wasn't measured.
-    """
+    Raises UserError for unknown names, and where a task's own run wasn't measured."""
     goal = _checked(matrix, objective or Objective(), strategy, order)
     every = len(tasks := matrix.tasks) <= ENUMERATED
     predict = make_forecaster(forecaster, matrix, seed=seed, evidence=evidence, draws=2000 if every else _FEWER_DRAWS)

@@ -21,8 +21,7 @@ def extrapolate(matrix: TransferMatrix, passes: Mapping[TaskName, float]) -> Tra
     """The matrix that whole passes would show, from probes of so many passes each.
 
     On log-odds every change grows along the learning curve (`gain_share`), and its error with it. A probe of one pass
-    stays as it is.
-    """
+    stays as it is."""
 
     def column(c: Column) -> Column:
         return replace(c, after={i: _stretched(c.start, e, 1 / gain_share(passes[i])) for i, e in c.after.items()})

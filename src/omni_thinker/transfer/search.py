@@ -1,8 +1,7 @@
 """Searching the orders of a forecaster whose forecasts depend only on which tasks come after a task.
 
 Up to 18 tasks exactly, by dynamic programming over the sets that an order may end with; beyond by local search, with an
-upper bound on what it missed. Maximising pairwise effects alone is the linear ordering problem.
-"""
+upper bound on what it missed. Maximising pairwise effects alone is the linear ordering problem."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -31,8 +30,7 @@ _GRID = 400
 class Objective:
     """What is maximised: the mean accuracy, weighted if wanted, or the worst task's.
 
-    `fixed`: places (1 is first) that tasks must have.
-    """
+    `fixed`: places (1 is first) that tasks must have."""
 
     kind: str = "mean"
     weights: Mapping[TaskName, float] = field(default_factory=dict)
@@ -79,8 +77,7 @@ class Found:
 def best_order(form: SetForm, objective: Objective, *, restarts: int = 8, seed: int = 0) -> Found:
     """The best order, or a good one with a bound where there are more than `EXACT` tasks.
 
-    Raises UserError as `Objective` does.
-    """
+    Raises UserError as `Objective` does."""
     objective.shares(form.tasks)
     if len(form.tasks) <= EXACT:
         order = _dynamic(form, objective)
@@ -98,9 +95,6 @@ def score_order(form: SetForm, objective: Objective, order: Sequence[TaskName]) 
     if objective.kind == "worst":
         return float(values.min())
     return float(objective.shares(form.tasks) @ values)
-
-
-# -- exact ------------------------------------------------------------------------------------------------------------
 
 
 def _dynamic(form: SetForm, objective: Objective) -> Order:
@@ -150,9 +144,6 @@ def _after_sets(form: SetForm, k: int, sizes: Places) -> Array:
         retained = form.gain_C[c] * form.retained_C[c] ** sizes if form.gain_C[c] else 0.0
         total += form.scale.back(form.base_C[c] + sums + retained)
     return total / len(columns)
-
-
-# -- local search -----------------------------------------------------------------------------------------------------
 
 
 class _State:
@@ -289,16 +280,12 @@ def _swap(state: _State, a: int, b: int) -> None:
         state.move(b - 1, a - b + 1)
 
 
-# -- a bound ----------------------------------------------------------------------------------------------------------
-
-
 def upper_bound(form: SetForm, objective: Objective, order: Sequence[TaskName]) -> float:
     """No order scores more than this.
 
     Each task's accuracy, as a function of its sum, lies under a straight line (its concave envelope's, at the sum it
     has in `order`); under lines the score is a sum over pairs, and no order does better than the better way round of
-    every pair. Nor better than every task with the set after it that suits it best.
-    """
+    every pair. Nor better than every task with the set after it that suits it best."""
     state = _State(form, objective, [form.tasks.index(task) for task in order])
     shares = objective.shares(form.tasks)
     count = len(form.tasks)
@@ -352,9 +339,6 @@ def _line(back: Callable[[Array], Array], low: float, high: float, at: float) ->
     # Between grid points a curve may lie above its chords, by no more than this.
     above = 0.0 if values.max() == values.min() else 0.25 * float(np.diff(grid).max()) ** 2 / 8
     return slope, float(intercept + above)
-
-
-# -- named rules ------------------------------------------------------------------------------------------------------
 
 
 def least_to_most_forgettable(effects_K_K: Array) -> list[int]:

@@ -1,8 +1,7 @@
 """Attention over a packed row on a GPU: FlexAttention (arXiv 2412.05496) with a block mask.
 
 Blocks of the row that nobody attends to are not computed, so siblings and other groups cost nothing but the ragged
-edges of their blocks; the forward and the backward pass are one compiled kernel each.
-"""
+edges of their blocks; the forward and the backward pass are one compiled kernel each."""
 
 from collections.abc import Callable
 from functools import cache

@@ -1,8 +1,7 @@
 """Attention over a packed row, group by group.
 
 A row holds several groups that don't see each other. Attention over the whole row would cost the square of its
-length for a mask that is mostly empty; cut at the groups, the cost is the sum of their squares.
-"""
+length for a mask that is mostly empty; cut at the groups, the cost is the sum of their squares."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext

@@ -17,8 +17,7 @@ parts as short as these, and the forward pass hardly faster.
             2 own:    a -> a, b -> b        causal, each sample by itself
             3 over:   a b -> p              all samples of a group as queries of one call, filling masked
               |                             2 and 3 are joined by their log-sum-exp
-    row     p p p a a b | q q c c c d       one gather back (`_Route.place`)
-"""
+    row     p p p a a b | q q c c c d       one gather back (`_Route.place`)"""
 
 from __future__ import annotations
 
@@ -71,8 +70,7 @@ class SharedPrompts:
     """Where in a row the vectors are that attention takes. P prompts of at most T tokens, G samples of at most L, K kv
     heads, and R query heads for each.
 
-    Slots are those of queries [P, K, R, T] and [P, K, G, R, L], then keys [P, K, T] and [P, K, G, L], then values.
-    """
+    Slots are those of queries [P, K, R, T] and [P, K, G, R, L], then keys [P, K, T] and [P, K, G, L], then values."""
 
     all: _Route
     """Of queries, keys and values side by side."""

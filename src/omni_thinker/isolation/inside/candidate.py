@@ -1,8 +1,7 @@
 """The program's side of the sandbox: runs it, then does what the tests ask of it.
 
 Nothing here is a secret and nothing here is trusted: a program may replace all of it, and gains the right to answer
-for its own functions, which it has anyway. It never holds a test, nor what a test expects.
-"""
+for its own functions, which it has anyway. It never holds a test, nor what a test expects."""
 
 from __future__ import annotations
 

@@ -3,8 +3,7 @@
 A scorer may treat an answer as data only. `evaluates` finds by reading it whether one plainly does more. `data_only`
 sees to it in the process itself, and `forbid_evaluation` ends a process at the first attempt to run code that comes
 from a text (an audit hook, PEP 578, which can't be taken off again). They are for scorers that are careless. A scorer
-that is meant to get around them can. What it then runs is still inside the sandbox.
-"""
+that is meant to get around them can. What it then runs is still inside the sandbox."""
 
 from __future__ import annotations
 
@@ -53,8 +52,7 @@ _IMPORTER = "<frozen importlib._bootstrap_external>"
 def data_only() -> None:
     """From now on this process only reads texts: it starts no process, writes no file, and runs no code made of a text.
 
-    `eval(text)` reads Python literals and raises ValueError for anything else.
-    """
+    `eval(text)` reads Python literals and raises ValueError for anything else."""
     builtins.eval = _literal
     for which in (resource.RLIMIT_NPROC, resource.RLIMIT_FSIZE):
         resource.setrlimit(which, (0, 0))
@@ -74,8 +72,7 @@ def forbid_evaluation(
 
     Modules that are imported late from where modules were before may run, and so may arithmetic on `allowed_names` (a
     parser hands `Integer (2 )*Integer (3 )` to `eval`), and what a function of `allowed_callers` runs (the end of its
-    file's path, a colon, its name): a library that writes its own functions.
-    """
+    file's path, a colon, its name): a library that writes its own functions."""
     trusted = tuple(os.path.join(os.path.abspath(folder), "") for folder in [*sys.path, os.path.dirname(os.__file__)])
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -137,8 +134,7 @@ def evaluates(scorer: Callable[..., Any]) -> str | None:
     """Where a scorer runs text as code, such as "parse_expr in countdown.py:221"; None where reading it shows none.
 
     Follows calls to methods of the same object and to functions of the same package, up to six deep. Plain
-    `eval(text)` doesn't count: `data_only` makes it harmless. What reading can't see, `forbid_evaluation` ends.
-    """
+    `eval(text)` doesn't count: `data_only` makes it harmless. What reading can't see, `forbid_evaluation` ends."""
     for function in _reachable(scorer):
         try:
             tree = ast.parse(textwrap.dedent(inspect.getsource(function)))

@@ -9,8 +9,7 @@ A verdict is what the tester hands in, over a pipe that no candidate has ever ha
 request. A program can print, exit, patch, search its memory or take over its socket: all it can do with any of that is
 answer for its own functions.
 
-Started with `python -I -S`, inside bubblewrap (bubblewrap.py): no network, a read-only file system.
-"""
+Started with `python -I -S`, inside bubblewrap (bubblewrap.py): no network, a read-only file system."""
 
 from __future__ import annotations
 

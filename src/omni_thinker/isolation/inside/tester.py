@@ -1,8 +1,7 @@
 """The tests' side of the sandbox: runs them against a program that lives in another process.
 
 What the program returns arrives as plain data or as a handle. We never call the program's `__eq__` (or its order or
-arithmetic) against a value of the test: it could return True. Between two handles, the program's classes decide.
-"""
+arithmetic) against a value of the test: it could return True. Between two handles, the program's classes decide."""
 
 from __future__ import annotations
 
@@ -219,8 +218,7 @@ def run(channel: socket.socket, request: dict[str, Any]) -> tuple[int, str | Non
 def _space(tester: Tester, request: dict[str, Any], defined: set[str]) -> dict[str, Any]:
     """The globals of the tests. Of the program's names they get what was asked for, and modules (this process's own).
 
-    Where nothing was asked for by name they get whatever they use; a built-in function stays what it is even then.
-    """
+    Where nothing was asked for by name they get whatever they use; a built-in function stays what it is even then."""
     trees = [_tree(text) for text in (request["setup"], *request["tests"])]
     used = {node.id for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Name)}
     entry_points = set(request["entry_points"])

@@ -2,8 +2,7 @@
 
 The tests run in one process and the program in another, so that nothing a program reads, patches or writes can touch
 a verdict; a call of the program's function is a message. Values are rebuilt from JSON, never unpickled. Loaded by
-scripts of the sandbox, so the standard library alone.
-"""
+scripts of the sandbox, so the standard library alone."""
 
 from __future__ import annotations
 
@@ -146,8 +145,7 @@ def encode(value: Any, refer: Callable[[Any], Any], depth: int = 0) -> Any:
     """`value` as JSON; `refer` gives the handle of what isn't plain data.
 
     An instance of a subclass of a plain type is a handle with its plain value behind it. Raises Violation for what is
-    nested too deeply.
-    """
+    nested too deeply."""
     if depth > _DEEPEST:
         raise Violation("a value nested too deeply")
     if value is None or value is True or value is False:
@@ -254,8 +252,7 @@ ACCESS = {
 class Proxy:
     """An object on the other side. Everything that is done to it is asked for there.
 
-    `_based`: it is an instance of a subclass of a plain type, and has a plain value, too.
-    """
+    `_based`: it is an instance of a subclass of a plain type, and has a plain value, too."""
 
     def __init__(self, peer: Peer, number: int, based: bool = False) -> None:
         object.__setattr__(self, "_peer", peer)

@@ -30,8 +30,7 @@ def handle(request: dict[str, Any]) -> dict[str, Any]:
 
     {"set", "indices"} -> {"entries": [...]}: problems of the set, as JSON
     {"set", "answer", "entry"} -> {"score": float}
-    {"set"} -> {"evaluates": str | None}: where its scorer runs text as code
-    """
+    {"set"} -> {"evaluates": str | None}: where its scorer runs text as code"""
     chosen = _sets[json.dumps(request["set"], sort_keys=True)]
     if "indices" in request:
         return {"entries": [_plain(dict(chosen[index])) for index in request["indices"]]}

@@ -1,7 +1,6 @@
 """Math-Verify in a worker process. A script for isolation/calls.py, never imported.
 
-Its alarms are off: they would need the main thread, and the parent keeps the deadline anyway.
-"""
+Its alarms are off: they would need the main thread, and the parent keeps the deadline anyway."""
 
 from __future__ import annotations
 

@@ -3,8 +3,7 @@
 A small model's step is thousands of short kernels; starting each from Python takes longer than running it. Nothing in a
 step depends on its number but the contents of three small tensors: the token, the position and the slot that is
 written. Attention looks at the prompt and at all slots of the answer, those not yet written masked, in one softmax. On
-a CPU the same pass runs without a recording, which is how it is tested.
-"""
+a CPU the same pass runs without a recording, which is how it is tested."""
 
 from collections.abc import Sequence
 

@@ -3,8 +3,7 @@
 What it saves over the model's forward: weights that oneDNN has laid out once instead of at every product, one product
 for query, key and value and one for gate and up, no copies of keys for grouped queries, and a sample's past by itself:
 attention over the prompt and over the own tokens are two calls, joined by their log-sum-exp, so that siblings cost
-each other nothing.
-"""
+each other nothing."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence

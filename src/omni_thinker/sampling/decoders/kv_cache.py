@@ -22,8 +22,7 @@ class KVCache:
     prompt: [layers, 2, P, kv heads, T, width], with prompts filled up at the right to a `multiple`.
     mask: [P, 1, 1, T], added to scores: 0 where a prompt has a token, else -inf.
     answers: [layers, 2, P, G, kv heads, steps, width], of which the first `used` steps are written.
-    length_P, position_P: tokens of a prompt, and the position of the next token. shift_P: what the head takes off.
-    """
+    length_P, position_P: tokens of a prompt, and the position of the next token. shift_P: what the head takes off."""
 
     def __init__(
         self,

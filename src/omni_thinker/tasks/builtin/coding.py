@@ -48,8 +48,7 @@ class CodingTask(PooledTask):
     """Functions of a number, a string or a list: one operation (level 0), chains of two (1) and of two or three (2),
     one operation on strings and lists (3), conditionals too (4), longer chains of everything (5 and up).
 
-    Disjoint across splits: what the function computes (its values on fixed probe inputs), whatever its wording.
-    """
+    Disjoint across splits: what the function computes (its values on fixed probe inputs), whatever its wording."""
 
     kind = "coding"
     summary = "one-function Python programs with hidden unit tests"

@@ -29,8 +29,7 @@ class MathTask(PooledTask):
 
     Disjoint across splits: the operation with its operands for bare arithmetic and counting (4 + 3 and
     "Add 3 and 4" are one content), the story with its operands for word problems (names and objects vary
-    within a split only).
-    """
+    within a split only)."""
 
     kind = "math"
     summary = "short arithmetic and word problems with whole-number answers"

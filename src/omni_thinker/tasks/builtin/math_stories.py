@@ -36,8 +36,7 @@ BUY = (("pen", "pens"), ("cup", "cups"), ("kite", "kites"), ("hat", "hats"), ("t
 class Story:
     """`text` with slots; `solve(a, b, c)` is the answer, or None where the operands make no sense.
 
-    `operands` names those the text uses; `factors` those that are multiplied or divided, so kept small.
-    """
+    `operands` names those the text uses; `factors` those that are multiplied or divided, so kept small."""
 
     name: str
     text: str

@@ -38,8 +38,7 @@ class QaTask(PooledTask):
     """Capitals, continents, currencies and neighbours of countries; symbols and numbers of chemical elements.
 
     Disjoint across splits: the fact (subject and relation), asked in either direction. The difficulty sets the
-    number of wrong options (3 at 0, 7 at 10) and the share of near ones (same continent, alike symbol).
-    """
+    number of wrong options (3 at 0, 7 at 10) and the share of near ones (same continent, alike symbol)."""
 
     kind = "qa"
     summary = "short-form general knowledge (countries, chemical elements) with distractors"

@@ -16,8 +16,7 @@ class WritingTask(PooledTask):
     (3), three sentences and three words (5 and up, with tighter limits).
 
     data["constraints"]: `include` and `avoid` (whole words), `sentences` (exact), `max_words`. The gold answer keeps
-    them all; what reads better is a judge's business. Disjoint across splits: the topic with the words to use.
-    """
+    them all; what reads better is a judge's business. Disjoint across splits: the topic with the words to use."""
 
     kind = "writing"
     summary = "short texts of a stated form under checkable constraints, compared by a judge"

@@ -1,7 +1,6 @@
 """The words of `builtin:writing`: what there is to say about each topic, and the frames it is said in.
 
-Every clause is a main clause in the present tense that holds its word as it stands, so it fits every frame.
-"""
+Every clause is a main clause in the present tense that holds its word as it stands, so it fits every frame."""
 
 CLAUSES: dict[str, dict[str, tuple[str, ...]]] = {
     "a rainy day": {
