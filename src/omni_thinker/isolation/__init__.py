@@ -1,7 +1,5 @@
 """Killable worker processes; the only place where model output is executed or read by scorers that aren't ours."""
 
-from __future__ import annotations
-
 from omni_thinker.isolation.bubblewrap import Launch, allow_weak_sandbox, launch
 from omni_thinker.isolation.pool import (
     IsolationError,

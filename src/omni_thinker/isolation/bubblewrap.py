@@ -1,7 +1,5 @@
 """The wall around the sandbox: bubblewrap, which has fewer bugs than mounts and namespaces of our own would have."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

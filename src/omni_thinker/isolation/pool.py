@@ -3,8 +3,6 @@
 Threads do the waiting, so that a pool outlives the event loop that first used it (trainers call
 `asyncio.run` once a step)."""
 
-from __future__ import annotations
-
 import asyncio
 import atexit
 import os

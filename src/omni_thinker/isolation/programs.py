@@ -1,7 +1,5 @@
 """Run a candidate program against tests in a separate, killable process."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """Scorers that aren't ours: each request in a fresh process, behind the same wall as programs."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

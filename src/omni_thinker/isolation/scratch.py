@@ -1,7 +1,5 @@
 """Working folders of workers, which are removed even where their process was killed."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """One worker process that answers JSON lines and can be killed at any moment."""
 
-from __future__ import annotations
-
 import json
 import os
 import select

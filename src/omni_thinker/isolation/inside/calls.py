@@ -4,8 +4,6 @@ argv[1] is a file that defines `handle(request) -> reply`, argv[2] the address s
 sys.path. Code made of a text isn't run (guard.py), but for what the file says in MAY_RUN and MAY_RUN_IN. The deadline
 is kept by the parent, which kills this process: nothing here sets alarms."""
 
-from __future__ import annotations
-
 import json
 import os
 import resource

@@ -3,8 +3,6 @@
 Nothing here is a secret and nothing here is trusted: a program may replace all of it, and gains the right to answer
 for its own functions, which it has anyway. It never holds a test, nor what a test expects."""
 
-from __future__ import annotations
-
 import builtins
 import sys
 import types

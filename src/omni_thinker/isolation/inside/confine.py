@@ -1,7 +1,5 @@
 """What a candidate of the sandbox may reach and use up. Loaded by the sandbox's script: the standard library alone."""
 
-from __future__ import annotations
-
 import ctypes
 import math
 import os

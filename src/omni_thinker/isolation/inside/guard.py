@@ -5,8 +5,6 @@ sees to it in the process itself, and `forbid_evaluation` ends a process at the 
 from a text (an audit hook, PEP 578, which can't be taken off again). They are for scorers that are careless. A scorer
 that is meant to get around them can. What it then runs is still inside the sandbox."""
 
-from __future__ import annotations
-
 import ast
 import builtins
 import dis

@@ -11,8 +11,6 @@ answer for its own functions.
 
 Started with `python -I -S`, inside bubblewrap (bubblewrap.py): no network, a read-only file system."""
 
-from __future__ import annotations
-
 import json
 import os
 import select

@@ -8,8 +8,6 @@ argv: a file that defines `handle(request) -> reply` and may define `prepare(set
 A worker has never seen an earlier answer, and no later one sees it. Unless the request allows it, code made of a text
 isn't run in it (guard.py)."""
 
-from __future__ import annotations
-
 import json
 import os
 import resource

@@ -3,8 +3,6 @@
 What the program returns arrives as plain data or as a handle. We never call the program's `__eq__` (or its order or
 arithmetic) against a value of the test: it could return True. Between two handles, the program's classes decide."""
 
-from __future__ import annotations
-
 import ast
 import builtins
 import collections

@@ -9,8 +9,6 @@ channel that arrives it forks
 The end of process 1 ends everything it started. What is left where namespaces are refused (the weak sandbox) is found
 among the zygote's children and killed."""
 
-from __future__ import annotations
-
 import gc
 import json
 import os

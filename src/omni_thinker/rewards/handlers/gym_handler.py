@@ -1,7 +1,5 @@
 """reasoning_gym's generators and scorers. A script for isolation/scoring.py, inside the wall; never imported."""
 
-from __future__ import annotations
-
 import json
 from typing import TYPE_CHECKING, Any
 

@@ -2,8 +2,6 @@
 
 Its alarms are off: they would need the main thread, and the parent keeps the deadline anyway."""
 
-from __future__ import annotations
-
 import logging
 from typing import Any
 
