@@ -10,23 +10,9 @@ NAMES = (
     "Sofia", "Tim", "Tom", "Vera", "Will", "Yuki", "Zoe",
 )  # fmt: skip
 DAYS = (("Monday", "Tuesday"), ("Tuesday", "Friday"), ("Thursday", "Sunday"), ("Friday", "Saturday"))
-THINGS = tuple(
-    (one, f"{one}s")
-    for one in (
-        "pencil",
-        "pen",
-        "marble",
-        "sticker",
-        "shell",
-        "stone",
-        "coin",
-        "stamp",
-        "ball",
-        "button",
-        "ribbon",
-        "toy",
-    )
-)
+THINGS = tuple((one, f"{one}s") for one in (
+    "pencil", "pen", "marble", "sticker", "shell", "stone", "coin", "stamp", "ball", "button", "ribbon", "toy",
+))  # fmt: skip
 FOOD = (("apple", "apples"), ("plum", "plums"), ("cookie", "cookies"), ("cherry", "cherries"), ("fig", "figs"))
 PLANTS = (("rose", "roses"), ("tulip", "tulips"), ("bean", "beans"), ("carrot", "carrots"), ("daisy", "daisies"))
 BUY = (("pen", "pens"), ("cup", "cups"), ("kite", "kites"), ("hat", "hats"), ("ticket", "tickets"), ("book", "books"))

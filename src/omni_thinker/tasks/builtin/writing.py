@@ -1,13 +1,26 @@
 """`builtin:writing`: one to three sentences of a stated form, about a topic, under constraints that can be checked."""
 
+import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from omni_thinker.recipe import RewardSpec
-from omni_thinker.tasks.builtin.writing_vocab import ASKED, CLAUSES, FOLLOW, FORMS, JOINED
 from omni_thinker.tasks.pool import Item, PooledTask, level
 
+_WORDS: dict[str, Any] = json.loads(Path(__file__).with_name("writing.json").read_text("utf-8"))
+CLAUSES: Mapping[str, Mapping[str, Sequence[str]]] = _WORDS["clauses"]
+"""What there is to say about each topic: main clauses in the present tense that hold their word as it stands, so that
+they fit every frame."""
+FORMS: Mapping[str, Sequence[str]] = _WORDS["forms"]
+"""Frames for the first clause, by the form of the text."""
+ASKED: Mapping[str, str] = _WORDS["asked"]
+"""How a prompt names each form."""
+FOLLOW: Sequence[str] = _WORDS["follow"]
+"""Frames for the clauses after the first."""
+JOINED: Sequence[str] = _WORDS["joined"]
+"""Ways to join two clauses to one."""
 NUMBER_WORDS = ("no", "one", "two", "three")
 
 
