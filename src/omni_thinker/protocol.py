@@ -114,17 +114,14 @@ class Policy(Protocol):
 
     def encode_prompt(self, user: str) -> tuple[int, ...]:
         """Tokens of a chat whose user says `user`, up to where the answer begins."""
-        ...
 
     def encode_answer(self, text: str) -> tuple[int, ...]:
         """Tokens of an answer and the stop token."""
-        ...
 
     def sample(
         self, requests: Sequence[SampleRequest], params: SamplingParams, on_group: OnGroup | None = None
     ) -> list[Group]:
         """One group per request, in order. `on_group` is told each group as soon as it is finished, in any order."""
-        ...
 
     def forward_backward(
         self, batch: TrainBatch, loss: Loss, *, temperature: float = 1.0, reference: bool = False
@@ -133,39 +130,30 @@ class Policy(Protocol):
 
         `temperature`: at which the samples were drawn, so that ratios compare like with like. `reference`: give the
         loss the start model's log-probs too."""
-        ...
 
     def optim_step(self, optim: OptimParams) -> OptimReport:
         """Apply and clear the gradient."""
-        ...
 
     def reset_optimizer(self) -> None:
         """Forget what the optimiser remembers, as at a stage's boundary."""
-        ...
 
     def mark_start(self) -> None:
         """The weights of now are what `reference` means from here on."""
-        ...
 
     def save_weights(self, path: Path) -> None:
         """All that `load_weights` needs, without the optimiser's memory; safetensors."""
-        ...
 
     def load_weights(self, path: Path) -> None:
         """Weights that `save_weights` wrote, with a fresh optimiser."""
-        ...
 
     def save_state(self, path: Path) -> None:
         """Weights and the optimiser's memory."""
-        ...
 
     def load_state(self, path: Path) -> None:
         """What `save_state` wrote: training goes on as if nothing had happened in between."""
-        ...
 
     def export(self, path: Path) -> None:
         """Write a Hugging Face model folder."""
-        ...
 
 
 @runtime_checkable
@@ -175,7 +163,6 @@ class SketchesGradients(Protocol):
     def sketch_gradient(self, seed: int) -> torch.Tensor:
         """The gradient and the optimiser's direction as [2, dimensions] numbers whose inner products are about
         theirs; clears the gradient."""
-        ...
 
 
 @runtime_checkable
@@ -184,4 +171,3 @@ class ExportsAdapters(Protocol):
 
     def export_adapter(self, path: Path) -> None:
         """Write a folder that peft loads."""
-        ...

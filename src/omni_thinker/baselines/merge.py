@@ -19,11 +19,9 @@ class Expert(Protocol):
 
     def check(self, start: Path, shapes: Shapes) -> None:
         """Raises UserError where it did not begin as `start`, whose weights have these shapes."""
-        ...
 
     def change(self, name: str, origin: torch.Tensor) -> torch.Tensor | None:
         """What it added to the weight that was `origin`, in fp32; None where it left it alone."""
-        ...
 
 
 class Weights:

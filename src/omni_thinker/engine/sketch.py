@@ -26,7 +26,8 @@ def sketch(gradients: Sequence[torch.Tensor | None], seed: int, dimensions: int 
         for raw_M, even_M in _chunks(gradient, dimensions * _ROWS):
             signs_M = torch.empty(len(raw_M), dtype=torch.int8).random_(0, 2, generator=generator).mul_(2).sub_(1)
             for row, values_M in enumerate((raw_M, even_M)):
-                sums[row] += _folded(values_M * signs_M, dimensions)
+                signed_M = torch.nn.functional.pad(values_M * signs_M, (0, -len(values_M) % dimensions))
+                sums[row] += signed_M.view(-1, dimensions).sum(dim=0, dtype=torch.float64)
     return sums
 
 
@@ -39,8 +40,3 @@ def _chunks(gradient: torch.Tensor, size: int) -> Iterator[tuple[torch.Tensor, t
         scale = values.square().mean(dim=1, keepdim=True).sqrt()
         even = torch.where(scale > 0, values / scale.clamp(min=torch.finfo(torch.float32).tiny), 0.0)
         yield values.reshape(-1), even.reshape(-1)
-
-
-def _folded(values_M: torch.Tensor, dimensions: int) -> torch.Tensor:
-    missing = -len(values_M) % dimensions
-    return torch.nn.functional.pad(values_M, (0, missing)).view(-1, dimensions).sum(dim=0, dtype=torch.float64)

@@ -14,20 +14,7 @@ from typing import Any
 
 from omni_thinker.isolation.bubblewrap import launch_scorer
 from omni_thinker.isolation.scratch import sweep
-from omni_thinker.isolation.worker import IsolationError, Worker, WorkerDied, WorkerTimeout
-
-__all__ = [
-    "IsolationError",
-    "WorkerDied",
-    "WorkerPool",
-    "WorkerTimeout",
-    "aclose",
-    "call_pool",
-    "cores",
-    "shared_pool",
-    "shutdown",
-    "use_workers",
-]
+from omni_thinker.isolation.worker import IsolationError, Worker, WorkerDied
 
 
 def cores() -> int:
@@ -97,7 +84,9 @@ class WorkerPool:
         try:
             reply = worker.call(request, timeout)
         except BaseException:
-            self._drop(worker)
+            worker.kill()
+            with self._lock:
+                self._busy.discard(worker)
             raise
         with self._lock:
             self._busy.discard(worker)
@@ -121,11 +110,6 @@ class WorkerPool:
         with self._lock:
             self._busy.add(worker)
         return worker
-
-    def _drop(self, worker: Worker) -> None:
-        worker.kill()
-        with self._lock:
-            self._busy.discard(worker)
 
 
 _pools: dict[str, WorkerPool] = {}
@@ -161,11 +145,6 @@ def shutdown() -> None:
         _pools.clear()
     for pool in pools:
         pool.close()
-
-
-async def aclose() -> None:
-    """`shutdown` without blocking the event loop."""
-    await asyncio.to_thread(shutdown)
 
 
 def _forget() -> None:

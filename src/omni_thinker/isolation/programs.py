@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from omni_thinker.isolation.bubblewrap import launch
-from omni_thinker.isolation.pool import IsolationError, WorkerDied, WorkerPool, WorkerTimeout, shared_pool
+from omni_thinker.isolation.pool import WorkerPool, shared_pool
+from omni_thinker.isolation.worker import IsolationError, WorkerDied, WorkerTimeout
 
 Outcome = Literal["passed", "failed", "timeout", "crashed"]
 _GRACE_S = 10.0
@@ -47,26 +48,6 @@ async def run_tests(
         reply = await _pool().call(request, timeout + _GRACE_S)
         if _is_broken(reply):  # killed from outside, say: a fresh sandbox decides
             reply = await _pool().call(request, timeout + _GRACE_S)
-        return _report(reply, len(tests))
-    except (WorkerTimeout, WorkerDied) as exc:
-        return _overrun(exc, len(tests))
-
-
-def run_tests_sync(
-    program: str,
-    tests: Sequence[str],
-    *,
-    setup: str = "",
-    entry_points: Sequence[str] = (),
-    timeout: float = 2.0,
-    memory_mb: int = 256,
-) -> TestReport:
-    """`run_tests` for code outside an event loop."""
-    request = _request(program, tests, setup, entry_points, timeout, memory_mb)
-    try:
-        reply = _pool().call_sync(request, timeout + _GRACE_S)
-        if _is_broken(reply):
-            reply = _pool().call_sync(request, timeout + _GRACE_S)
         return _report(reply, len(tests))
     except (WorkerTimeout, WorkerDied) as exc:
         return _overrun(exc, len(tests))

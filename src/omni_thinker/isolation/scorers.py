@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from omni_thinker.isolation.bubblewrap import launch_scorer
-from omni_thinker.isolation.pool import IsolationError, WorkerPool, shared_pool
+from omni_thinker.isolation.pool import WorkerPool, shared_pool
+from omni_thinker.isolation.worker import IsolationError
 
 _GRACE_S = 10.0
 """How long the sandbox may take over its own deadline before it is killed itself."""

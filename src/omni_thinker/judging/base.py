@@ -50,21 +50,17 @@ class Judge(Protocol):
     @property
     def caveat(self) -> str:
         """One plain sentence for the report: what this judge's verdicts are worth."""
-        ...
 
     @property
     def local(self) -> bool:
         """Whether it computes on this machine, and so can't work while the policy samples."""
-        ...
 
     async def compare(self, prompt: str, responses: Sequence[str], reference: str) -> list[Verdict]:
         """One verdict per response, in order. Swapping a response with the reference must swap win and lose."""
-        ...
 
     def metrics(self) -> Mapping[str, float]:
         """What verdicts were like since the start (ties, consistency, correlation with length), and what they cost;
         under names that begin with `judge/`."""
-        ...
 
 
 @runtime_checkable
@@ -74,7 +70,6 @@ class Costly(Judge, Protocol):
     @property
     def exhausted(self) -> bool:
         """Whether its budget is spent and the run is to end."""
-        ...
 
 
 @runtime_checkable
@@ -83,11 +78,9 @@ class Counting(Judge, Protocol):
 
     def state(self) -> dict[str, Any]:
         """What `restore` takes; of JSON."""
-        ...
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Count on from there."""
-        ...
 
 
 @runtime_checkable
@@ -96,7 +89,6 @@ class Ranker(Judge, Protocol):
 
     async def rank(self, prompt: str, responses: Sequence[str]) -> list[Score]:
         """For each response the share of the others that it beats, a tie counting half."""
-        ...
 
 
 @runtime_checkable
@@ -105,7 +97,6 @@ class Rater(Judge, Protocol):
 
     async def rate(self, prompt: str, responses: Sequence[str], rubric: Sequence[Criterion]) -> list[Score]:
         """For each response its mean points, scaled to [0, 1]."""
-        ...
 
 
 class NoJudge:

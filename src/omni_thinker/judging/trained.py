@@ -117,11 +117,6 @@ def merge_adapter(model: Any, factors: Mapping[str, torch.Tensor], scale: float)
             weight += (scale * (up @ down)).to(weight)
 
 
-def _by_length(item: tuple[str, Sequence[int]]) -> tuple[int, str]:
-    """So that a long text doesn't pad all others where they are computed side by side."""
-    return len(item[1]), item[0]
-
-
 @dataclass(slots=True)
 class _Asked:
     prompt: str
@@ -193,8 +188,11 @@ class TrainedJudge(TalliedJudge):
             for prompt, texts in requests:
                 encoded = rows.setdefault(prompt, {})
                 encoded |= {text: encode(self._tokenizer, prompt, text) for text in texts if text not in encoded}
-            # In an order of their own: in which they arrive is a matter of luck.
-            families = {p: sorted(encoded.items(), key=_by_length) for p, encoded in sorted(rows.items())}
+            # By length, so that a long text doesn't pad all others, whatever the order in which they arrive.
+            families = {
+                p: sorted(encoded.items(), key=lambda item: (len(item[1]), item[0]))
+                for p, encoded in sorted(rows.items())
+            }
             with torch.inference_mode():
                 hidden_N_H = self._hidden(
                     self._model, [[row for _, row in encoded] for encoded in families.values()]

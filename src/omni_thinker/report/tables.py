@@ -104,6 +104,7 @@ def facts(run: RunData) -> list[tuple[str, str]]:
     )
     tested = "–".join(map(str, dict.fromkeys((sizes[0], sizes[-1])))) if sizes else ""
     hardware = ", ".join(word for word in (machine.cpu, f"{machine.cores} cores" if machine.cores else "") if word)
+    software = [("Python", machine.python), ("torch", machine.torch), ("transformers", machine.transformers)]
     rows = [
         ("Model", str(run.setting("model", "name") or "")),
         ("Seeds", ", ".join(map(str, run.seeds))),
@@ -113,14 +114,9 @@ def facts(run: RunData) -> list[tuple[str, str]]:
         ("Wall time", duration(run.result.seconds)),
         ("Machine", hardware),
         ("Peak memory", f"{machine.peak_rss_gb:.1f} GB"),
-        ("Software", ", ".join(f"{name} {text}" for name, text in _software(run) if text)),
+        ("Software", ", ".join(f"{name} {text}" for name, text in software if text)),
     ]
     return [(name, value) for name, value in rows if value]
-
-
-def _software(run: RunData) -> list[tuple[str, str]]:
-    machine = run.result.machine
-    return [("Python", machine.python), ("torch", machine.torch), ("transformers", machine.transformers)]
 
 
 def _answers_sampled(run: RunData) -> str:

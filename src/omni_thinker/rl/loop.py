@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
@@ -125,7 +126,7 @@ class Learner:
         self._refill.begin_step()
         self._refill.observe(groups)
         for _ in range(self.spec.refill_rounds):
-            usable = {task: _with_signal(groups, task) for task in quotas}
+            usable = Counter(group.problem.task for group in groups if group.has_signal)
             missing = {task: quota - usable[task] for task, quota in quotas.items() if quota > usable[task]}
             if not missing:
                 break
@@ -226,10 +227,6 @@ def _evidence(group: TrainGroup) -> dict[str, Any]:
             for sample, advantage, weight in samples
         ],
     }
-
-
-def _with_signal(groups: list[ScoredGroup], task: TaskName) -> int:
-    return sum(group.has_signal for group in groups if group.problem.task == task)
 
 
 def _fill(groups: list[ScoredGroup], quotas: Mapping[TaskName, int]) -> list[ScoredGroup]:

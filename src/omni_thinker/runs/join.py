@@ -29,7 +29,7 @@ def join_runs(folders: Sequence[Path], out: Path, logs: Sequence[str], shared: M
             )
             lines.append(encode(moved))
         for name in logs:
-            sizes[name] += _size(folder / name)
+            sizes[name] += (folder / name).stat().st_size if (folder / name).exists() else 0
         for models in sorted((folder / "models").glob("*")):
             (out / "models").mkdir(exist_ok=True)
             os.rename(models, out / "models" / models.name)
@@ -46,7 +46,3 @@ def _joined(files: Sequence[Path]) -> Callable[[Path], None]:
                 stream.write(file.read_bytes())
 
     return write
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0

@@ -14,33 +14,14 @@ from omni_thinker.runs.journal import NAME as JOURNAL
 from omni_thinker.runs.rundir import RunDir
 from omni_thinker.types import Problem, Split, TaskName
 
+_FREE_OF_ENDPOINT = (
+    "base_url", "api_key_env", "api_key_file", "allow_http", "concurrency", "requests_per_minute", "tokens_per_minute",
+    "timeout_s", "deadline_s", "attempts", "patience_s", "budget", "price", "cache",
+)  # fmt: skip
 FREE = (
-    *(
-        f"judge.endpoint.{key}"
-        for key in (
-            "base_url",
-            "api_key_env",
-            "api_key_file",
-            "allow_http",
-            "concurrency",
-            "requests_per_minute",
-            "tokens_per_minute",
-            "timeout_s",
-            "deadline_s",
-            "attempts",
-            "patience_s",
-            "budget",
-            "price",
-            "cache",
-        )
-    ),
-    "rl.score_deadline_s",
-    "rl.max_error_rate",
-    "evaluation.keep_samples",
-    "study.checkpoint_steps",
-    "study.bootstrap",
-    "study.confidence",
-)
+    *(f"judge.endpoint.{key}" for key in _FREE_OF_ENDPOINT), "rl.score_deadline_s", "rl.max_error_rate",
+    "evaluation.keep_samples", "study.checkpoint_steps", "study.bootstrap", "study.confidence",
+)  # fmt: skip
 """Keys, and tables of keys, that change nothing of what has been computed."""
 Pools = Mapping[Split, Mapping[TaskName, Sequence[Problem]]]
 _READ_BYTES = 1 << 30

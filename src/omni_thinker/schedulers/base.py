@@ -14,15 +14,12 @@ class Scheduler(Protocol):
 
     def quotas(self, step: int) -> Mapping[TaskName, int]:
         """How many problems of each task step `step` trains; exact counts, tasks with 0 left out."""
-        ...
 
     def stage(self, step: int) -> TaskName | None:
         """The task whose stage this step belongs to, or None where tasks are mixed."""
-        ...
 
     def observe(self, step: int, metrics: Mapping[str, float]) -> None:
         """Learn from what a step gave (`name/<task>` metrics)."""
-        ...
 
     def state_dict(self) -> dict[str, Any]: ...
 

@@ -22,4 +22,3 @@ class Task(Protocol):
 
     def problems(self, split: Split) -> Sequence[Problem]:
         """All problems of a split, shuffled once. Raises UserError where the split can't be filled."""
-        ...

@@ -87,17 +87,13 @@ def make_plan(
     def score(plan: Stages | Joint) -> float:
         return _score(predict, goal, plan)
 
-    all_orders: list[Order] = (
-        [candidate for candidate in permutations(tasks) if _keeps(candidate, goal)] if every else []
-    )
-    scores = {candidate: score(in_order(candidate)) for candidate in all_orders}
+    all_orders: list[Order] = [seq for seq in permutations(tasks) if _keeps(seq, goal)] if every else []
+    scores = {seq: score(in_order(seq)) for seq in all_orders}
     optimum = _best(predict, goal, scores, score, seed)
-    strategies = {
-        name: candidate for name, candidate in _named(optimum.order, matrix, seed).items() if _keeps(candidate, goal)
-    }
+    strategies = {name: seq for name, seq in _named(optimum.order, matrix, seed).items() if _keeps(seq, goal)}
     picked = tuple(order) or strategies[strategy]
-    for candidate in [*strategies.values(), picked]:
-        scores.setdefault(candidate, score(in_order(candidate)))
+    for seq in [*strategies.values(), picked]:
+        scores.setdefault(seq, score(in_order(seq)))
     orders = _described(predict, goal, scores, all_orders, level)
     refreshes = refresh_cost is not None and not order
     sequence = _refreshed(predict, goal, orders[picked], refresh_cost or 0.0, level) if refreshes else orders[picked]
@@ -111,11 +107,8 @@ def make_plan(
         plan=joint if free and decision.gain_over_joint < 0 else sequence,
         sequence=sequence,
         joint=joint,
-        orders=tuple(sorted(orders.values(), key=lambda candidate: (-round(candidate.score, 12), candidate.order))),
-        strategies={
-            name: Strategy(candidate, scores[candidate], top - scores[candidate])
-            for name, candidate in strategies.items()
-        },
+        orders=tuple(sorted(orders.values(), key=lambda seq: (-round(seq.score, 12), seq.order))),
+        strategies={name: Strategy(seq, scores[seq], top - scores[seq]) for name, seq in strategies.items()},
         exact=optimum.exact,
         upper_bound=optimum.bound,
         forecaster=forecaster,

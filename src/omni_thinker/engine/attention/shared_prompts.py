@@ -54,7 +54,7 @@ class _Route:
         """[S, width] in fp32 from what lies side by side in a row, each [T, its heads, width]."""
         tokens, _, width = tensors[0].shape
         heads = sum(tensor.shape[1] for tensor in tensors)
-        row = tensors[0].new_empty(tokens + 1, heads, width, dtype=_at_least_fp32(tensors[0].dtype))
+        row = tensors[0].new_empty(tokens + 1, heads, width, dtype=torch.promote_types(tensors[0].dtype, torch.float32))
         torch.cat(list(tensors), dim=1, out=row[:tokens]) if len(tensors) > 1 else row[:tokens].copy_(tensors[0])
         row[tokens:] = 0
         return row.view(-1, width).index_select(0, self.pick_S)
@@ -210,7 +210,3 @@ class _Inputs:
         self.own = (own_query.view(heads), *repeated)
         self.over = (own_query.view(groups, 1, -1, width), keys[:, None], values[:, None])
         self.mask = where.mask.to(slots.dtype)
-
-
-def _at_least_fp32(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)

@@ -42,7 +42,8 @@ class Candidate(Peer):
         if name == "program":
             return self._program(operands[0])
         if name == "global":
-            return self._global(self.space[operands[0]])
+            value = self.space[operands[0]]
+            return ["m", value.__name__] if isinstance(value, types.ModuleType) else self.encode(value)
         if name == "call":
             return self._call(*operands)
         values = [self.decode(operand) for operand in operands]
@@ -75,9 +76,6 @@ class Candidate(Peer):
         self.space["__builtins__"] = builtins
         exec(compile(text, "<program>", "exec", dont_inherit=True), self.space)  # noqa: S102
         return [name for name in self.space if isinstance(name, str) and not name.startswith("__")]
-
-    def _global(self, value: Any) -> Any:
-        return ["m", value.__name__] if isinstance(value, types.ModuleType) else self.encode(value)
 
     def _call(self, target: Any, args: Any, kwargs: Any) -> Any:
         """[result, arguments after the call]: lists and dicts may have been changed in place."""

@@ -18,19 +18,15 @@ class Decoder(Protocol):
 
     def __init__(self, model: PreTrainedModel, group_size: int, steps: int) -> None:
         """For groups of `group_size` samples, of `steps` tokens at most."""
-        ...
 
     def prefill(self, prompts: Sequence[TokenIds]) -> torch.Tensor:
         """Compute all prompts; logits of the first answer token, [P, V]."""
-        ...
 
     def step(self, token_P_G: torch.Tensor, sample_P_G: torch.Tensor) -> torch.Tensor:
         """Feed one token a column; logits of the next, [P, G, V]. `sample_P_G`: whom a column draws for, or -1."""
-        ...
 
     def keep(self, groups: torch.Tensor, columns_P_G: torch.Tensor) -> None:
         """Go on with these groups, and of each with these columns in this order."""
-        ...
 
 
 class BufferLayer(CacheLayerMixin):
