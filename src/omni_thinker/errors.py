@@ -7,8 +7,8 @@ import os
 import re
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-_LONGEST = 400
-"""Of a file's name or a key in a message."""
+_LONGEST_PLACE = 400
+"""Longest file name or key in a message, in characters."""
 
 
 class UserError(Exception):
@@ -27,7 +27,7 @@ class UserError(Exception):
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= _LONGEST else f"{name[: _LONGEST // 2]}...{name[-_LONGEST // 2 :]}"
+    return name if len(name) <= _LONGEST_PLACE else f"{name[: _LONGEST_PLACE // 2]}...{name[-_LONGEST_PLACE // 2 :]}"
 
 
 def printable(text: str) -> str:

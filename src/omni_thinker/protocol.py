@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -14,7 +14,7 @@ from omni_thinker.types import Group, Sample, SampleRequest, SamplingParams, Tas
 
 @dataclass(frozen=True, slots=True)
 class TrainGroup:
-    """What is trained of one group: the samples that have a score, with one advantage and token weight each.
+    """The training data of one group: the samples that have a score, with one advantage and token weight each.
 
     `weights` multiply every token's loss of a sample; they are set over the whole batch, so the loss of a
     batch is a plain sum and cutting it into micro-batches changes nothing."""
@@ -73,14 +73,7 @@ class TokenStats:
     kl_tokens: int = 0
 
     def __add__(self, other: TokenStats) -> TokenStats:
-        return TokenStats(
-            self.tokens + other.tokens,
-            self.entropy + other.entropy,
-            self.clipped + other.clipped,
-            self.mismatch + other.mismatch,
-            self.kl + other.kl,
-            self.kl_tokens + other.kl_tokens,
-        )
+        return TokenStats(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +143,7 @@ class Policy(Protocol):
         """Weights and the optimiser's memory."""
 
     def load_state(self, path: Path) -> None:
-        """What `save_state` wrote: training goes on as if nothing had happened in between."""
+        """Load what `save_state` wrote: training resumes as if it had never stopped."""
 
     def export(self, path: Path) -> None:
         """Write a Hugging Face model folder."""

@@ -13,7 +13,7 @@ from omni_thinker.errors import UserError
 
 _PREFIX = "base_model.model."
 _INITS = (True, False, "gaussian", "eva", "orthogonal")
-"""Those that leave the base as it is: the others move a part of it into the factors."""
+"""Initialisations that leave the base weights as they are: the others move a part of it into the factors."""
 
 
 class Adapter:

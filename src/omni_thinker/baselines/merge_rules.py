@@ -10,7 +10,7 @@ import torch
 
 MergeMethod = Literal["linear", "ties", "dare", "dare_ties"]
 _LEAST_WEIGHT = 1e-8
-_CHUNK = 2**15
+_CHUNK_WEIGHTS = 2**15
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +71,10 @@ def _elected(changes: Sequence[tuple[float, torch.Tensor]]) -> torch.Tensor:
     """At each place the mean, by weight, of the changes whose sign is that of the weighted sum."""
     elected = torch.empty(changes[0][1].shape)
     flat = elected.view(-1)
-    for begin in range(0, len(flat), _CHUNK):  # in a cache, on one thread: no fresh pages, no waiting for another
-        block = slice(begin, begin + _CHUNK)
+    for begin in range(
+        0, len(flat), _CHUNK_WEIGHTS
+    ):  # in a cache, on one thread: no fresh pages, no waiting for another
+        block = slice(begin, begin + _CHUNK_WEIGHTS)
         flat[block] = _elected_part([(weight, change.reshape(-1)[block]) for weight, change in changes])
     return elected
 

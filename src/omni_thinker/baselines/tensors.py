@@ -39,7 +39,7 @@ class Tensors:
         self.shapes: Shapes = shapes
 
     def names(self, file: Path) -> list[str]:
-        """Of the tensors that lie in one of `files`."""
+        """The names of the tensors in one of `files`."""
         return sorted(name for name, home in self._at.items() if home == file)
 
     def __getitem__(self, name: str) -> torch.Tensor:

@@ -22,7 +22,7 @@ from omni_thinker.runs.rundir import to_json
 from omni_thinker.tasks.registry import make_tasks
 from omni_thinker.types import Problem
 
-_AT_ONCE = 64
+_ROWS_AT_ONCE = 64
 _OWN = ("id", "response", "prompt", "answer")
 
 
@@ -67,7 +67,7 @@ def score_lines(reward: str, lines: Iterable[str], source: object) -> list[dict[
 
 
 async def _score_all(reward: Reward, problems: list[Problem], texts: list[str]) -> list[dict[str, Any]]:
-    limit = asyncio.Semaphore(_AT_ONCE)
+    limit = asyncio.Semaphore(_ROWS_AT_ONCE)
 
     async def one(problem: Problem, text: str) -> dict[str, Any]:
         async with limit:

@@ -26,7 +26,7 @@ MIN_TRUSTED_DF = 3
 MIN_PROBLEMS = 6
 """Fewer problems of a task show nothing, however alike: a sign test on five has p = 1/16."""
 POWER = 0.9
-"""Of a study, at the smallest difference that it is said to see."""
+"""Power of a study at the smallest difference that it is said to see."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class SeedSpread:
 
     @classmethod
     def of(cls, scores_A_S: Array) -> SeedSpread:
-        """From the scores of at least two arms over the same two or more seeds."""
+        """Estimate the spread from the scores of at least two arms over the same two or more seeds."""
         arms, seeds = scores_A_S.shape
         residual_A_S = scores_A_S - scores_A_S.mean(1, keepdims=True) - scores_A_S.mean(0) + scores_A_S.mean()
         freedom = (arms - 1) * (seeds - 1)
@@ -59,7 +59,7 @@ class SeedSpread:
 
 
 def over_problems(strata: Sequence[Array], resamples: int, confidence: float) -> Bounds:
-    """Of the mean of the strata's means, by percentile bootstrap, each stratum [P] resampled by itself."""
+    """The interval of the mean of the strata's means, by percentile bootstrap, each stratum [P] resampled by itself."""
     if any(len(d) < MIN_PROBLEMS for d in strata):
         return NOTHING
     if all(np.ptp(d) == 0 for d in strata):
@@ -85,7 +85,8 @@ def over_problems(strata: Sequence[Array], resamples: int, confidence: float) ->
 def over_seeds_and_problems(
     difference: float, strata: Sequence[Array], spread: SeedSpread, confidence: float
 ) -> Bounds:
-    """Of `difference`, the mean of the strata's means. A stratum is a task, [S, P]: problems of every seed."""
+    """The interval of `difference`, the mean of the strata's means. A stratum is a task, [S, P]: problems of every
+    seed."""
     seeds = strata[0].shape[0]
     if any(d.shape[1] < MIN_PROBLEMS for d in strata):
         return NOTHING

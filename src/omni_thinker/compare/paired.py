@@ -68,7 +68,7 @@ class _Seeds:
         self.known: dict[tuple[str, bool], SeedSpread | None] = {}
 
     def spread(self, task: str, pair: set[str]) -> SeedSpread | None:
-        """None with one seed."""
+        """The spread between seeds, or None with one seed."""
         inside = pair <= set(self.trained)
         if (task, inside) not in self.known:
             names = self.trained if inside else list(self.scores)

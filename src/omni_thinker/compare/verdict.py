@@ -71,7 +71,7 @@ def _sentence(c: Comparison, subject: str, object_: str, confidence: float) -> s
 
 
 def _points(difference: float) -> str:
-    """With its sign, and without one for what rounds to nothing."""
+    """A difference with its sign; without one where it rounds to zero."""
     points = round(100 * difference, 1)
     return f"{points:+.1f}" if points else "0.0"
 

@@ -12,8 +12,8 @@ from omni_thinker.engine.packing import micro_batches, pack
 from omni_thinker.protocol import TrainGroup
 from omni_thinker.types import Sample
 
-_TOKENS = 2048
-"""Of a packed row."""
+_ROW_TOKENS = 2048
+"""Most tokens in a packed row."""
 
 
 @torch.no_grad()
@@ -24,7 +24,7 @@ def last_states(model: PreTrainedModel, families: Sequence[Sequence[Sequence[int
     groups = [_group(rows) for rows in families]
     places = {id(group): begin for group, begin in zip(groups, accumulate(map(len, families), initial=0), strict=False)}
     state_of: dict[int, torch.Tensor] = {}
-    for batch in micro_batches(groups, _TOKENS):
+    for batch in micro_batches(groups, _ROW_TOKENS):
         row = pack(batch)
         ends = torch.tensor([len(sample.tokens) for group in batch for sample in group.samples]).cumsum(0) - 1
         states = answer_states(model, replace(row, source_N=row.source_N[ends])).float()

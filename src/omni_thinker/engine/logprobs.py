@@ -19,9 +19,9 @@ class AnswerTokens:
     """N answer tokens of some groups, samples one after another, numbered over all groups."""
 
     logprobs_N: torch.Tensor
-    """Nats, with gradient where it is enabled."""
+    """Log-probs in nats, with gradient where it is enabled."""
     entropy_N: torch.Tensor
-    """Nats, without gradient."""
+    """Entropies in nats, without gradient."""
     sample_N: torch.Tensor
     computed: int
     """Tokens that the model was run on."""
@@ -70,7 +70,7 @@ def _answers(logits_N_V: torch.Tensor, row: PackedRow, temperature: float) -> An
 
 
 def _cut(logprobs_N: torch.Tensor, entropy_N: torch.Tensor, row: PackedRow) -> AnswerTokens:
-    """Without what fills up the row."""
+    """Drop the padding of the row."""
     real = slice(row.answers)
     samples_N = row.sample_N[real].to(logprobs_N.device)
     return AnswerTokens(logprobs_N[real], entropy_N[real], samples_N, len(row.tokens_T))

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from omni_thinker.engine.native import kernels
 
-_ROWS = 64
+_GATE_ROWS = 64
 """Rows of a feed-forward part whose fp32 copies stay in a core's own cache."""
-_BLOCK = 64
+_NORM_ROWS = 64
 """Rows over which a norm's gradient is summed before the blocks are: in an order that no number of threads changes."""
 
 
@@ -35,9 +35,9 @@ class _RmsNorm(torch.autograd.Function):
             grad, x = grads[0].contiguous(), x.contiguous()
             x_grad = torch.empty_like(x)
             rows, width = x.numel() // x.shape[-1], x.shape[-1]
-            blocks = x.new_empty(-(-rows // _BLOCK), width)
+            blocks = x.new_empty(-(-rows // _NORM_ROWS), width)
             tensors = (grad, x, weight, inverse, x_grad, blocks)
-            c.norm_backward(*(tensor.data_ptr() for tensor in tensors), rows, width, _BLOCK)
+            c.norm_backward(*(tensor.data_ptr() for tensor in tensors), rows, width, _NORM_ROWS)
             return x_grad, blocks.sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None, None
         x_32, grad, scale = x.float(), grads[0].float(), weight.float()
         weight_grad = None
@@ -168,7 +168,7 @@ def _swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         c.gate(*(tensor.data_ptr() for tensor in (gate, up, out)), len(gate), gate.shape[1], gate.stride(0))
         return out
     out = torch.empty_like(gate, memory_format=torch.contiguous_format)
-    rows = _ROWS if gate.device.type == "cpu" else max(1, len(gate))
+    rows = _GATE_ROWS if gate.device.type == "cpu" else max(1, len(gate))
     for out_rows, gate_rows, up_rows in zip(out.split(rows), gate.split(rows), up.split(rows), strict=True):
         out_rows.copy_(F.silu(gate_rows.float(), inplace=True).mul_(up_rows))
     return out

@@ -13,7 +13,7 @@ from omni_thinker.protocol import OptimParams, OptimReport
 
 BETAS = (0.9, 0.95)
 _EPS = 1e-8
-_BLOCK = 1 << 14
+_NORM_BLOCK = 1 << 14
 """Numbers whose squares are added up in fp32; the sums of blocks are added up in fp64."""
 
 
@@ -63,9 +63,9 @@ class Masters:
         grads = [master.grad for master in self.values if master.grad is not None]
         if self._native is None:
             return float(torch.nn.utils.get_total_norm(grads))
-        sums = [grad.new_empty(-(-grad.numel() // _BLOCK)) for grad in grads]
+        sums = [grad.new_empty(-(-grad.numel() // _NORM_BLOCK)) for grad in grads]
         for grad, block_sums in zip(grads, sums, strict=True):
-            self._native.squares(grad.data_ptr(), block_sums.data_ptr(), grad.numel(), _BLOCK)
+            self._native.squares(grad.data_ptr(), block_sums.data_ptr(), grad.numel(), _NORM_BLOCK)
         return float(torch.cat(sums).sum(dtype=torch.float64).sqrt()) if sums else 0.0
 
     def _torch_step(self, optim: OptimParams, norm: float) -> None:

@@ -10,7 +10,7 @@ import torch
 
 DIMENSIONS = 4093
 """A prime, so that no column of a weight falls into few buckets."""
-_ROWS = 1024
+_CHUNK_ROWS = 1024
 
 
 def sketch(gradients: Sequence[torch.Tensor | None], seed: int, dimensions: int = DIMENSIONS) -> torch.Tensor:
@@ -23,7 +23,7 @@ def sketch(gradients: Sequence[torch.Tensor | None], seed: int, dimensions: int 
         if gradient is None:
             continue
         generator = torch.Generator().manual_seed((seed * 1_000_003 + place) % 2**63)
-        for raw_M, even_M in _chunks(gradient, dimensions * _ROWS):
+        for raw_M, even_M in _chunks(gradient, dimensions * _CHUNK_ROWS):
             signs_M = torch.empty(len(raw_M), dtype=torch.int8).random_(0, 2, generator=generator).mul_(2).sub_(1)
             for row, values_M in enumerate((raw_M, even_M)):
                 signed_M = torch.nn.functional.pad(values_M * signs_M, (0, -len(values_M) % dimensions))

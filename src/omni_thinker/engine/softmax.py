@@ -10,15 +10,15 @@ import torch
 from omni_thinker.engine.head import relative_logits
 from omni_thinker.engine.native import kernels
 
-ROWS = 8
+ROWS_AT_ONCE = 8
 """Rows of logits handled at once: what fp32 copies of them take stays in a core's own cache."""
 
 
 def logprob_entropy(
     logits_N_V: torch.Tensor, target_N: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of scaled logits, in fp32: the targets' log-probs, the entropies, and what each row's log-probs are less than its
-    scaled logits by; [N] each."""
+    """Compute of scaled logits, in fp32: the targets' log-probs, the entropies, and what each row's log-probs are less
+    than its scaled logits by; [N] each."""
     count, vocabulary = logits_N_V.shape
     chosen_N = logits_N_V.new_empty(count, dtype=torch.float32)
     entropy_N, less_N = torch.empty_like(chosen_N), torch.empty_like(chosen_N)
@@ -78,7 +78,7 @@ def logit_gradient(
 
 
 def _rows(logits_N_V: torch.Tensor) -> int:
-    return ROWS if logits_N_V.device.type == "cpu" else max(1, len(logits_N_V))
+    return ROWS_AT_ONCE if logits_N_V.device.type == "cpu" else max(1, len(logits_N_V))
 
 
 def _native(*logits: torch.Tensor) -> ctypes.CDLL | None:
@@ -89,7 +89,7 @@ def _native(*logits: torch.Tensor) -> ctypes.CDLL | None:
 
 
 def _inside(target_N: torch.Tensor, vocabulary: int) -> torch.Tensor:
-    """As the kernels read them. Raises IndexError for one outside the vocabulary, where torch would too."""
+    """Targets as the kernels read them. Raises IndexError for one outside the vocabulary, where torch would too."""
     if len(target_N) and not (int(target_N.min()) >= 0 and int(target_N.max()) < vocabulary):
         raise IndexError(f"a target is outside the vocabulary of {vocabulary}")
     return target_N.to(torch.int64).contiguous()
@@ -130,7 +130,7 @@ class HeadLogprobs(torch.autograd.Function):
     def forward(
         ctx: Any, states_N_C: torch.Tensor, weight_V_C: torch.Tensor, target_N: torch.Tensor, scale: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        ctx.chunk = max(ROWS, _HELD // (len(weight_V_C) * weight_V_C.element_size()))
+        ctx.chunk = max(ROWS_AT_ONCE, _HELD // (len(weight_V_C) * weight_V_C.element_size()))
         keep = any(ctx.needs_input_grad[:2])
         held = keep and len(states_N_C) <= ctx.chunk
         chunks = []

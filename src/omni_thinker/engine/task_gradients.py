@@ -22,11 +22,11 @@ RANK = 32
 LAYERS = 4
 
 Sketches = dict[TaskName, torch.Tensor]
-"""Of each task's gradient: [layers x RANK x RANK], flat, fp32, on the CPU."""
+"""A sketch of each task's gradient: [layers x RANK x RANK], flat, fp32, on the CPU."""
 
 
 def watched_layers(model: PreTrainedModel) -> list[Any]:
-    """Those whose gradients are told apart; none where the model has no down-projection by that name."""
+    """The layers whose gradients are kept by task; none where the model has no down-projection by that name."""
     projections = [m for name, m in model.named_modules() if name.endswith("down_proj") and hasattr(m, "in_features")]
     return projections[:: max(1, len(projections) // LAYERS)][-LAYERS:]
 
@@ -103,7 +103,7 @@ def _owners(groups: Sequence[TrainGroup], tasks: Sequence[TaskName], shape: Sequ
 
 
 def norms(sketches: Mapping[TaskName, torch.Tensor]) -> dict[TaskName, float]:
-    """Of each task's gradient in the layers that are watched, about."""
+    """Approximate norm of each task's gradient in the watched layers."""
     return {task: norm for task, sketch in sketches.items() if isfinite(norm := float(sketch.norm()))}
 
 

@@ -23,7 +23,7 @@ _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"
 _INSTALL = "install it (Debian, Ubuntu: apt-get install bubblewrap) or accept the weak one with --allow-weak-sandbox"
 _PYTHON = ("-I", "-S", "-B", "-X", "utf8")
 _FIXED = ("/usr/bin/env", "PYTHONHASHSEED=0", "OPENBLAS_NUM_THREADS=1", "OMP_NUM_THREADS=1")
-"""Of scorers: nothing may differ from process to process, and none has use for threads of its own."""
+"""Environment of scorers: nothing may differ from process to process, and none has use for threads of its own."""
 _PROBE_S = 30.0
 
 

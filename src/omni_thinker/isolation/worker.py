@@ -12,7 +12,7 @@ from typing import IO, Any
 from omni_thinker.isolation.scratch import Scratch
 
 START_DEADLINE_S = 60.0
-_CHUNK = 1 << 16
+_READ_BYTES = 1 << 16
 _MAX_REPLY = 1 << 22
 
 
@@ -81,7 +81,7 @@ class Worker:
             left = deadline - time.monotonic()
             if left <= 0 or not poll.poll(left * 1000):
                 raise WorkerTimeout(f"no reply within {timeout:g} s")
-            chunk = os.read(descriptor, _CHUNK)
+            chunk = os.read(descriptor, _READ_BYTES)
             if not chunk or len(self._buffer) > _MAX_REPLY:
                 raise WorkerDied("the worker process went away")
             self._buffer += chunk

@@ -17,7 +17,7 @@ from omni_thinker.judging.base import Judge, Verdict
 from omni_thinker.judging.tally import POINTS as _POINTS
 
 _TEXTS = ("prompt", "response_1", "response_2")
-_AT_ONCE = 64
+_ROWS_AT_ONCE = 64
 _MOST_BYTES = 1 << 30
 Row = Mapping[str, Any]
 
@@ -64,7 +64,7 @@ def _row(line: str, number: int, path: Path) -> Row:
 async def measure(judge: Judge, rows: Sequence[Row]) -> dict[str, Any]:
     """Agreement, seconds, how often verdicts keep when the answers swap seats, and what the judge counts of itself."""
     began = time.perf_counter()
-    limit = asyncio.Semaphore(_AT_ONCE)
+    limit = asyncio.Semaphore(_ROWS_AT_ONCE)
 
     async def one(row: Row) -> Verdict:
         async with limit:

@@ -77,7 +77,7 @@ class Counting(Judge, Protocol):
     """A judge whose counts can be kept, for a run that goes on in another process."""
 
     def state(self) -> dict[str, Any]:
-        """What `restore` takes; of JSON."""
+        """The counts as plain JSON, for `restore`."""
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Count on from there."""
@@ -100,7 +100,7 @@ class Rater(Judge, Protocol):
 
 
 class NoJudge:
-    """Stands where no judge is wanted: only gates are asked then, so it is never called."""
+    """A placeholder where only gates are scored. It is never called."""
 
     name = "none"
     caveat = "No judge."

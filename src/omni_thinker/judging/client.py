@@ -32,7 +32,7 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _RETRIED = (408, 409, 425, 429)
 _AWAY = (502, 503, 504)
 _LONGEST_WAIT_S = 60.0
-_TOP = 20
+_TOP_LOGPROBS = 20
 """Likeliest tokens asked for; the most that hosted servers tell."""
 _DIGIT_TOKENS = 4
 _MOST_TOKENS = 1 << 40
@@ -216,14 +216,14 @@ class ChatClient:
         return (_chances(completion) if digit else None) or _text(completion)
 
     def _short(self, exc: Exception) -> str:
-        """What the server said, without the key, should it have repeated it."""
+        """The server's message, with the API key masked."""
         return " ".join(str(exc).replace(self._key, "***").split())[:160]
 
     async def _send(self, text: str, schema: Mapping[str, Any] | None, digit: bool) -> ChatCompletion:
         spec = self.spec
         extra: dict[str, Any] = {}
         if digit:
-            extra |= {"logprobs": True, "top_logprobs": _TOP}
+            extra |= {"logprobs": True, "top_logprobs": _TOP_LOGPROBS}
         elif schema is not None:
             extra["response_format"] = {"type": "json_schema", "json_schema": schema}
         completion: ChatCompletion = await self._client.chat.completions.create(
@@ -258,7 +258,7 @@ def _unconnected(exc: Exception) -> bool:
 
 
 def _wait(state: Any) -> float:
-    """What the server asked for, else exponential with full jitter."""
+    """Seconds to wait: what the server asked for, else exponential backoff with full jitter."""
     from tenacity import wait_random_exponential
 
     requested = getattr(state.outcome.exception(), "wait", None)

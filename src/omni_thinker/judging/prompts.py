@@ -17,7 +17,8 @@ _MOST_POINTS = 10
 
 
 def _schema(name: str, key: str, value: Mapping[str, Any]) -> Mapping[str, Any]:
-    """For servers that hold a reply to a JSON schema; the reason comes first, so that the verdict follows from it."""
+    """A schema for servers that hold a reply to a JSON schema; the reason comes first, so that the verdict follows from
+    it."""
     properties = {"reason": {"type": "string"}, key: dict(value)}
     table = {"type": "object", "properties": properties, "required": ["reason", key], "additionalProperties": False}
     return {"name": name, "strict": True, "schema": table}

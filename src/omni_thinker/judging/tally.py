@@ -43,7 +43,7 @@ class Tally:
             self._failures += 1
 
     def state(self) -> dict[str, Any]:
-        """What `restore` takes; of JSON."""
+        """The counts as plain JSON, for `restore`."""
         with self._lock:
             counts = [self._verdicts, self._ties, self._steady, self._failures]
             return {"counts": counts, "sums": [str(moment) for moment in self._sums]}

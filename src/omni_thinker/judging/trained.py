@@ -25,7 +25,7 @@ MAX_PROMPT, MAX_ANSWER = 320, 320
 """Tokens that are read: of a longer request its beginning and its end, of a longer answer its beginning."""
 MULTIPLE = 16
 """Widths are filled up, so that matrix products come in few shapes."""
-_BATCH = 16
+_BATCH_ROWS = 16
 """Rows of one pass through transformers."""
 _WORTH_SHARING = 8
 
@@ -83,7 +83,7 @@ Hidden = Callable[[Any, Families], torch.Tensor]
 
 def through_transformers(model: Any, families: Families) -> torch.Tensor:
     """A Hidden that any model can do. Rows of a family are in the order of their length, so that none pads all."""
-    batches = [rows[begin : begin + _BATCH] for rows in families for begin in range(0, len(rows), _BATCH)]
+    batches = [rows[begin : begin + _BATCH_ROWS] for rows in families for begin in range(0, len(rows), _BATCH_ROWS)]
     return torch.cat([last_hidden(model, batch) for batch in batches])
 
 

@@ -54,7 +54,7 @@ from omni_thinker.types import Group, SampleRequest, SamplingParams
 # Shorter rows spend more on adding up gradients, longer ones hold more: 0.5 MB a token of the built-in model.
 TOKEN_BUDGET = 2048
 GPU_TOKEN_BUDGET = 16_384
-_LEAST_BUDGET = 64
+_LEAST_TOKEN_BUDGET = 64
 _BUDGET = "token_budget"
 _log = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ class TorchPolicy:
             try:
                 return self._add_gradient(batch, loss, temperature, reference)
             except (MemoryError, RuntimeError) as exc:
-                if begun or not is_out_of_memory(exc) or self.token_budget < 2 * _LEAST_BUDGET:
+                if begun or not is_out_of_memory(exc) or self.token_budget < 2 * _LEAST_TOKEN_BUDGET:
                     raise
             # What was added up before memory ran out is of no use: a row's gradient may be there in part.
             self._updates.clear()
@@ -245,7 +245,7 @@ class TorchPolicy:
                     }
             budget = (tensors.metadata() or {}).get(_BUDGET, "")
             if budget.isdecimal():
-                self.token_budget = max(_LEAST_BUDGET, min(self.token_budget, int(budget)))
+                self.token_budget = max(_LEAST_TOKEN_BUDGET, min(self.token_budget, int(budget)))
 
     def export_adapter(self, path: Path) -> None:
         """Write the LoRA factors alone, as a folder that peft reads."""
@@ -284,7 +284,7 @@ class TorchPolicy:
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """Without checkpoints, with which transformers' layers keep no keys and values."""
+        """Turn activation checkpointing off: with it, transformers' layers keep no keys and values."""
         if not self.model.training:
             yield
             return

@@ -25,7 +25,7 @@ HEALTH = (
 )
 
 
-FEW = 16
+FEW_POINTS = 16
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def health(run: RunData) -> Markup | None:
         grid = figure.subplots(lines, min(3, len(panels)), sharex=True, squeeze=False).ravel()
         for axes, (metric, title) in zip(grid, panels, strict=False):
             for name, points in _health_curves(run, metric).items():
-                few = len(points) < FEW
+                few = len(points) < FEW_POINTS
                 axes.plot(
                     *zip(*points, strict=True),
                     "o-" if few else "-",
@@ -185,7 +185,7 @@ def _health_curves(run: RunData, metric: str) -> dict[str, series.Points]:
     curves["single (mean of tasks)"] = series.average(dict(enumerate(singles)))
     # A sparse metric (the KL, every few steps) is drawn as measured.
     return {
-        name: points if len(points) < FEW else series.smooth(series.thin(points), 1)
+        name: points if len(points) < FEW_POINTS else series.smooth(series.thin(points), 1)
         for name, points in curves.items()
         if points
     }

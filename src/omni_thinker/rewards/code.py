@@ -10,7 +10,7 @@ from omni_thinker.isolation import IsolationError, launch, run_tests
 from omni_thinker.rewards.parts import SamplePart, data_text, valued
 from omni_thinker.types import Problem, Sample, Score
 
-_LONGEST = 100_000
+_LONGEST_TEXT = 100_000
 _MAX_TIMEOUT_S = 60.0
 _CODE = re.compile(r"(?:async\s+def|def|class|import|from|@\w|[A-Za-z_]\w*\s*=[^=]|if\s+__name__)")
 _PROSE = re.compile(r"(?:[A-Z][a-z']*,? [a-z]|```)")
@@ -21,7 +21,7 @@ def extract_code(text: str) -> str:
 
     With fenced blocks: the last one that defines something, else the last one (a block that isn't closed runs to the
     end). Without: from the first line that looks like code up to the first line after it that looks like prose."""
-    text = text[:_LONGEST]
+    text = text[:_LONGEST_TEXT]
     blocks = _fenced(text)
     if blocks:
         return next((block for block in reversed(blocks) if re.search(r"^\s*(?:def|class) ", block, re.M)), blocks[-1])

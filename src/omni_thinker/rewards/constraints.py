@@ -15,7 +15,7 @@ _END = re.compile(r"(?<![.!?…])[.!?…]++[\"'”’)]*+(?=\s|$)")
 _MOST_LETTERS = 0.8
 _LONGEST_RUN = 4
 _INCLUDED_SHARE = 2 / 3
-_LONGEST = 20_000
+_LONGEST_TEXT = 20_000
 
 
 class Constraints(SamplePart):
@@ -30,7 +30,7 @@ class Constraints(SamplePart):
 
     async def score_sample(self, sample: Sample, problem: Problem) -> Score:
         constraints: Mapping[str, Any] = problem.data.get("constraints") or {}
-        text = sample.text.strip()[:_LONGEST]
+        text = sample.text.strip()[:_LONGEST_TEXT]
         shares = {f"constraints.{name}": share for name, share in _shares(text, constraints).items()}
         fault = prose_fault(text, [str(word) for word in constraints.get("include", ())])
         shares["constraints.prose"] = float(fault is None)

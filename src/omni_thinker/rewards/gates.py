@@ -9,7 +9,7 @@ from omni_thinker.types import Problem, Sample, Score
 
 _HANDLER = Path(__file__).parent / "handlers" / "regex_handler.py"
 _DEADLINE_S = 2.0
-_LONGEST = 20_000
+_LONGEST_TEXT = 20_000
 
 
 class Finished(SamplePart):
@@ -31,7 +31,7 @@ class Format(SamplePart):
         pattern = data_text(problem, "format")
         if pattern is None:
             return valued(1.0)
-        if len(text) > _LONGEST:
+        if len(text) > _LONGEST_TEXT:
             return valued(0.0, "longer than a format is matched against")
         try:
             reply = await call_pool(_HANDLER).call({"pattern": pattern, "text": text}, _DEADLINE_S)

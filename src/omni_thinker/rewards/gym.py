@@ -48,5 +48,5 @@ class ReasoningGym(WalledPart):
 
 
 def gym_set(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What requests call a set: its name and its configuration."""
+    """A set's name and configuration, as requests hold them."""
     return {"gym": name, "config": dict(config)}

@@ -79,7 +79,7 @@ class HybridReward:
 
 
 class GatesOnly:
-    """What of a hybrid reward needs no judge: 1 where all gates are, else 0."""
+    """The part of a hybrid reward that needs no judge: 1 where all gates are 1, else 0."""
 
     def __init__(self, whole: HybridReward) -> None:
         self._whole = whole

@@ -82,7 +82,7 @@ class Tournament(Ranking):
 
 
 class Rubric(JudgedPart):
-    """By the criteria in data["rubric"], for judges that can rate: mean points, scaled to [0, 1]."""
+    """Mean points by the criteria in data["rubric"], scaled to [0, 1], from judges that can rate."""
 
     rates = True
 

@@ -12,7 +12,7 @@ from omni_thinker.types import Problem, Sample, Score
 
 _HANDLER = Path(__file__).parent / "handlers" / "math_handler.py"
 _DEADLINE_S = 5.0
-_LONGEST = 20_000
+_LONGEST_TEXT = 20_000
 _BOXES = 20
 """How many unclosed boxes are passed over before giving up."""
 _ANSWER_IS = re.compile(r"answer\s+is\b|answer\s*[:=]|^[ \t]*A:", re.IGNORECASE | re.MULTILINE)
@@ -33,7 +33,7 @@ _HOPELESS = re.compile(
     """,
     re.VERBOSE,
 )
-"""What costs minutes to work out and is nobody's answer."""
+"""Expressions that take minutes to evaluate and are nobody's answer."""
 
 
 def boxed(text: str) -> str | None:
@@ -49,7 +49,7 @@ def boxed(text: str) -> str | None:
 
 
 def announced(text: str) -> str | None:
-    """What the text itself calls its answer: the last \\boxed{}, else after the last ####, else after "answer is"."""
+    """The part that the text calls its answer: the last \\boxed{}, else after the last ####, else after "answer is"."""
     return _announced(text)[0]
 
 
@@ -91,7 +91,7 @@ class Math(SamplePart):
     async def score_sample(self, sample: Sample, problem: Problem) -> Score:
         if problem.answer is None:
             return Score.error("no gold answer")
-        text = sample.text[-_LONGEST:]
+        text = sample.text[-_LONGEST_TEXT:]
         gold = _plain_gold(problem.answer)
         if gold is not None:
             segment, whole = _announced(text)

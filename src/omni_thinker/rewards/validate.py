@@ -8,7 +8,7 @@ from omni_thinker.rewards.base import Reward
 from omni_thinker.rewards.hybrid import HybridReward
 from omni_thinker.types import Group, Problem, Sample, Score
 
-_AT_ONCE = 64
+_PROBLEMS_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ async def validate(problems: Iterable[Problem], reward: Reward) -> list[Failure]
 
     Where a judge has a say the gates are asked instead: 1 for the gold and 0 for the wrong answer. Problems without a
     gold answer are checked with the wrong one alone. At most one failure per problem, in the problems' order."""
-    limit = asyncio.Semaphore(_AT_ONCE)
+    limit = asyncio.Semaphore(_PROBLEMS_AT_ONCE)
 
     async def one(problem: Problem) -> Failure | None:
         async with limit:

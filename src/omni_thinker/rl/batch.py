@@ -34,8 +34,8 @@ class ScoredGroup:
 def build_batches(
     groups: Sequence[ScoredGroup], spec: RlSpec, max_tokens: int, order: Sequence[TaskName] = ()
 ) -> list[list[TrainGroup]]:
-    """What has signal, dealt out in `spec.minibatches` batches that each hold every task in like shares; or, where an
-    `order` of tasks is given, a batch for each task.
+    """Deal the groups with signal out to `spec.minibatches` batches that hold every task in like shares, or, given an
+    `order` of tasks, to a batch for each task.
 
     Advantages are taken over everything, token weights within each batch. `max_tokens` is the longest answer
     allowed (for the constant normaliser)."""

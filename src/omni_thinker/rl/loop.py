@@ -101,7 +101,7 @@ class Learner:
         return StepResult(metrics, tuple(groups), sampled, sum(group.tokens for group in batch))
 
     def state(self) -> dict[str, Any]:
-        """Where it is beside the policy: what `restore` takes; of JSON."""
+        """The state outside the policy as plain JSON, for `restore`."""
         return {
             "streams": {task: stream.state() for task, stream in self.streams.items()},
             "skipped": self._skipped,
@@ -157,7 +157,7 @@ class Learner:
                 return scoring.results(self.spec.score_deadline_s)
 
     def _order(self, quotas: Mapping[TaskName, int]) -> list[TaskName]:
-        """Of this step's tasks, drawn anew for each step; the same whenever the step is made again."""
+        """A random order of this step's tasks. It is the same whenever the step is repeated."""
         taken = [f"{task} {stream.seed} {stream.taken}" for task, stream in sorted(self.streams.items())]
         order = np.random.default_rng(stable_seed("serial", *taken)).permutation(len(quotas))
         return [list(quotas)[int(place)] for place in order]

@@ -11,8 +11,8 @@ from typing import Any
 from omni_thinker.rl.batch import ScoredGroup
 from omni_thinker.types import TaskName
 
-MEMORY = 0.8
-"""What counts of a step, one step later: the policy changes, and with it what tells its samples apart."""
+STEP_DISCOUNT = 0.8
+"""Weight of a step's counts one step later: the policy changes, and with it what tells its samples apart."""
 
 
 class Resampler:
@@ -27,7 +27,7 @@ class Resampler:
     def begin_step(self) -> None:
         for counts in (self._seen, self._silent):
             for task in counts:
-                counts[task] *= MEMORY
+                counts[task] *= STEP_DISCOUNT
 
     def observe(self, groups: Sequence[ScoredGroup]) -> None:
         for group in groups:
@@ -48,7 +48,7 @@ class Resampler:
         }
 
     def state(self) -> dict[str, Any]:
-        """What `restore` takes; of JSON."""
+        """The counts as plain JSON, for `restore`."""
         return {"seen": dict(self._seen), "silent": dict(self._silent)}
 
     def restore(self, state: Mapping[str, Any]) -> None:

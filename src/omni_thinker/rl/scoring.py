@@ -18,7 +18,7 @@ from omni_thinker.rl.batch import ScoredGroup
 from omni_thinker.types import Group, Problem, Score, TaskName
 
 _PATIENCE_S = 5.0
-"""For a reward that won't be cancelled, when the others are done."""
+"""Wait for a reward that can't be cancelled, after the others have ended."""
 
 
 class Scoring:

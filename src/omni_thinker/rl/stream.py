@@ -37,7 +37,7 @@ class ProblemStream:
         return self.pool[int(order[place])], stable_seed(self.seed, self.task, "draw", number)
 
     def state(self) -> Any:
-        """What `restore` takes; of JSON."""
+        """The position as plain JSON, for `restore`."""
         return self.taken
 
     def restore(self, state: Any) -> None:

@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-_BLOCK = 2**24
+_READ_BYTES = 2**24
 
 
 def write_whole(target: Path, write: Callable[[Path], object]) -> None:
@@ -31,7 +31,7 @@ def checksum(path: Path) -> str:
     """Size and CRC-32 of a file: enough to tell one that is torn, at the speed of the disk."""
     crc = 0
     with path.open("rb") as stream:
-        while block := stream.read(_BLOCK):
+        while block := stream.read(_READ_BYTES):
             crc = zlib.crc32(block, crc)
     return f"{path.stat().st_size}-{crc:08x}"
 

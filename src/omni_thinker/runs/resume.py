@@ -87,7 +87,7 @@ def _check_model(run: RunDir, name: str, role: Literal["model", "judge"] = "mode
 
 
 def _print(path: Path) -> str:
-    """By content, since a cache may have been made again; of files that take long to read, by when they were made."""
+    """A file's fingerprint: its checksum, or size and time where it takes long to read."""
     stat = path.stat()
     return checksum(path) if stat.st_size <= _READ_BYTES else f"{stat.st_size} of {stat.st_mtime_ns}"
 

@@ -23,7 +23,7 @@ from omni_thinker.types import Group, Sample, SampleRequest, SamplingParams, Sto
 
 Decode = Callable[[Sequence[int]], str]
 MAX_SEQUENCES = {"cpu": 256}
-"""In flight at once, by kind of device; elsewhere as many as a GPU's matrix units like."""
+"""Samples in flight at once, by kind of device; elsewhere as many as a GPU's matrix units like."""
 _MAX_ELSEWHERE = 1024
 _TAIL = 8
 """Tokens beyond the length of a stop text that are looked at for it: a token may be less than a character."""

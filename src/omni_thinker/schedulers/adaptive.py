@@ -7,7 +7,7 @@ from typing import Any
 from omni_thinker.types import TaskName
 
 Shares = Mapping[TaskName, float]
-"""Of tasks, adding up to 1."""
+"""Shares of tasks, which add up to 1."""
 
 
 class Adaptive(ABC):
@@ -23,11 +23,11 @@ class Adaptive(ABC):
 
     @abstractmethod
     def shares(self) -> Shares:
-        """Of the next step."""
+        """The shares of the next step."""
 
     @abstractmethod
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        """From what a step gave."""
+        """Learn from a step's metrics."""
 
     def quotas(self, step: int) -> dict[TaskName, int]:
         """Each problem in turn goes to the task that is owed most (ties to the first)."""
@@ -57,7 +57,7 @@ class Adaptive(ABC):
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
-        """What `restore` takes, as plain JSON."""
+        """The state as plain JSON, for `restore`."""
 
     @abstractmethod
     def restore(self, state: Mapping[str, Any]) -> None: ...

@@ -27,7 +27,7 @@ class Scheduler(Protocol):
 
 
 class Stateless:
-    """For schedulers that follow a fixed plan."""
+    """Base of schedulers that follow a fixed plan."""
 
     def observe(self, step: int, metrics: Mapping[str, float]) -> None:
         """Nothing to learn."""

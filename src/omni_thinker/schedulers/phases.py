@@ -53,7 +53,7 @@ class FirstConfig(Config):
     tasks: tuple[str, ...] = ()
     """Empty: those that a judge scores."""
     share: Annotated[float, Field(gt=0.0, lt=1.0, strict=True)] = 0.25
-    """Of all steps."""
+    """Share of all steps."""
 
     def check(self, tasks: Sequence[str], key: str) -> None:
         refuse_unknown(self.tasks, tasks, key)

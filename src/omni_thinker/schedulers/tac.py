@@ -13,8 +13,8 @@ from omni_thinker.types import TaskName
 
 
 class Tac(Adaptive):
-    """Of each task a moving average of its mean absolute advantage L and one of its alignment a, the mean cosine of its
-    projected gradient with the other tasks' in the same step. Utility L x (1 + a) / 2; shares softmax(utility / T).
+    """For each task, a moving average of its mean absolute advantage L and one of its alignment a, the mean cosine of
+    its projected gradient with the other tasks' in the same step. Utility L x (1 + a) / 2; shares softmax(utility / T).
 
     The paper's abstract names both signals and their product; that a gradient which is no help and no harm (a = 0)
     counts half, and one that opposes all others nothing, is our reading. Both averages begin at 0."""

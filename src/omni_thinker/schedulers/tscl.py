@@ -47,7 +47,7 @@ class Tscl(Adaptive):
 
 
 def slope(points: Sequence[tuple[int, float]]) -> float:
-    """Of the straight line nearest to the points, by least squares; 0 for fewer than two."""
+    """Slope of the least-squares line through the points; 0 for fewer than two."""
     if len(points) < 2:
         return 0.0
     middle_x = sum(x for x, _ in points) / len(points)

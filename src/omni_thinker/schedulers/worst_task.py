@@ -11,8 +11,8 @@ from omni_thinker.schedulers.adaptive import Adaptive, Shares
 from omni_thinker.schedulers.base import Config, Setting
 from omni_thinker.types import TaskName
 
-_LEAST = 1e-12
-"""So that a weight that was all but gone can come back."""
+_LEAST_WEIGHT = 1e-12
+"""Smallest weight, from which a task can still recover."""
 
 
 class WorstTask(Adaptive):
@@ -34,7 +34,7 @@ class WorstTask(Adaptive):
         return {task: even + (1 - self.floor) * weight for task, weight in self.weights.items()}
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        logs = {task: log(max(weight, _LEAST)) for task, weight in self.weights.items()}
+        logs = {task: log(max(weight, _LEAST_WEIGHT)) for task, weight in self.weights.items()}
         for task in self.tasks:
             if (reward := metrics.get(f"reward/{task}")) is not None:
                 logs[task] -= self.rate * (reward - self._reward.get(task, reward))

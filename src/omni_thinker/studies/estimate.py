@@ -10,7 +10,7 @@ SECONDS = {"warmup": 4.0, "check": 8.0, "step": 5.0, "validation": 15.0, "test":
 
 
 def smallest_difference(setup: Setup) -> float | None:
-    """Between the macro averages of an arm and joint training, on the test split, that the study is likely to see
+    """The smallest difference of macro accuracy between an arm and joint training that the study is likely to see
     (`expected_detectable`); None where it compares nothing with joint training."""
     study = setup.recipe.study
     names = [*(SHARED & set(study.arms)), *({"merge"} & set(study.arms)), *scheduled_arms(study)]

@@ -29,9 +29,9 @@ from omni_thinker.studies.study import LOGS, run_study
 from omni_thinker.studies.units import plan_work
 
 SEEDS = "seeds"
-_WAIT_S = 40.0
-"""For a process that was asked to stop: a step and a checkpoint."""
-_LOOK_S = 0.2
+_STOP_WAIT_S = 40.0
+"""Time for a process to stop: a step and a checkpoint."""
+_POLL_S = 0.2
 _FOLLOWS = "OMNI_THINKER_FOLLOWS"
 
 
@@ -75,7 +75,7 @@ def run_parallel(
 
 
 def drop_parts(recipe: Recipe, out: Path) -> None:
-    """What is left of the seeds' own directories, where they have become one."""
+    """Remove the seeds' own directories once they are joined."""
     if not (out / SEEDS).is_dir() or is_parallel(out):
         return
     for seed in recipe.study.seeds:
@@ -139,7 +139,7 @@ class _Processes:
                 if self.running and time.monotonic() - shown > 1:
                     shown = time.monotonic()
                     progress.show(" | ".join(f"seed {seed}: {_last_line(self.out, seed)}" for seed in self.running))
-                time.sleep(_LOOK_S)
+                time.sleep(_POLL_S)
         finally:
             self._stop()
 
@@ -174,15 +174,15 @@ class _Processes:
             process.terminate()
         for process, _ in self.running.values():
             try:
-                process.wait(_WAIT_S)
+                process.wait(_STOP_WAIT_S)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
 
 
 def _await_free(folder: Path) -> None:
-    """Until a process that outlived its parent has let go. Raises UserError where it doesn't."""
-    until = time.monotonic() + _WAIT_S
+    """Wait until a process that outlived its parent has ended. Raises UserError where it doesn't."""
+    until = time.monotonic() + _STOP_WAIT_S
     while folder.is_dir():
         try:
             Lock(folder).release()
@@ -190,7 +190,7 @@ def _await_free(folder: Path) -> None:
         except UserError:
             if time.monotonic() > until:
                 raise
-        time.sleep(_LOOK_S)
+        time.sleep(_POLL_S)
 
 
 def _signal(number: int) -> str:

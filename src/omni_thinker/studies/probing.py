@@ -29,7 +29,7 @@ from omni_thinker.transfer.gradient import Gradients, first_order
 from omni_thinker.transfer.probe import extrapolate
 from omni_thinker.types import TaskName
 
-_BATCHES = 2
+_BATCHES_PER_STEP = 2
 """Batches that a gradient probe draws for each step: products of different batches are free of their own noise."""
 
 
@@ -63,7 +63,7 @@ class Probes:
         self._adapters: tuple[Session, Path] | None = None
 
     def experts(self, kind: ProbeKind) -> list[ArmResult]:
-        """What training on each task alone ended with."""
+        """The results of training on each task alone."""
         return list(self._by_kind[kind].experts.values())
 
     def train_alone(self, unit: Unit) -> ArmResult | None:
@@ -160,9 +160,9 @@ def _sketches(session: Session, task: TaskName, steps: int) -> dict[str, Any]:
     rl, seed, policy = session.recipe.rl, study_seed(session.seed, "sketch"), session.policy
     if not isinstance(policy, SketchesGradients):
         raise UserError(f"the policy {session.recipe.model.policy} can't sketch gradients", key="study.probes")
-    problems = max(1, rl.problems_per_step // _BATCHES)
+    problems = max(1, rl.problems_per_step // _BATCHES_PER_STEP)
     learner, spent, sketches = session.learner(session.setup.eval_rewards), Cost(), []
-    for batch in range(steps * _BATCHES):
+    for batch in range(steps * _BATCHES_PER_STEP):
         began = time.monotonic()
         groups = learner.draw({task: problems})
         trained = add_policy_gradient(policy, groups, rl.temperature)
@@ -177,9 +177,9 @@ def _sketches(session: Session, task: TaskName, steps: int) -> dict[str, Any]:
         session.log(
             f"gradient:{task}", "train", batch + 1, seconds, {"grad_norm": norm, "tokens_sampled/all": float(sampled)}
         )
-        session.progress.show(f"gradient of {task} {batch + 1}/{steps * _BATCHES}")
-        if batch % _BATCHES == _BATCHES - 1:
-            session.progress.unit("step", seconds * _BATCHES)
+        session.progress.show(f"gradient of {task} {batch + 1}/{steps * _BATCHES_PER_STEP}")
+        if batch % _BATCHES_PER_STEP == _BATCHES_PER_STEP - 1:
+            session.progress.unit("step", seconds * _BATCHES_PER_STEP)
     return {"spent": asdict(replace(spent, steps=steps)), "sketches": np.stack(sketches).tolist()}
 
 
@@ -193,7 +193,7 @@ def _rates(recipe: Recipe, tasks: Mapping[TaskName, Gradients]) -> dict[TaskName
 def _matrix(
     setup: Setup, begun: Evaluation, probed: Mapping[TaskName, Evaluation], lengths: Mapping[TaskName, int]
 ) -> TransferMatrix:
-    """What whole stages would show."""
+    """The matrix that whole stages would show."""
     tasks: Sequence[TaskName] = list(setup.tasks)
     stages = dict(even_stages(tasks, setup.recipe.study.steps))
     raw = TransferMatrix(

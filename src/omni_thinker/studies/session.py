@@ -211,7 +211,7 @@ class Session:
         return {"values": result.values, "metrics": result.metrics, "tokens": result.tokens}
 
     def checkpoints(self, name: str) -> Checkpoints:
-        """Of one training."""
+        """The checkpoints of one training."""
         return Checkpoints(
             self.weights.folder, self.run.path, f"{slug(name)}.checkpoint", self.recipe.study.checkpoint_steps
         )

@@ -12,7 +12,7 @@ from omni_thinker.rewards.numbers import to_number
 from omni_thinker.rewards.text import normalise
 
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?![\d.]*[eE]\d)")
-_POOL = 1000
+_POOL_SIZE = 1000
 """Answers that options are drawn from. More would only take longer."""
 
 
@@ -21,7 +21,7 @@ class OtherAnswers:
 
     def __init__(self, answers: Iterable[str], seed: int) -> None:
         known = {meaning: text for text in answers if (meaning := _meaning(text)) != ""}
-        drawn = random.Random(f"pool/{seed}").sample(sorted(known.items(), key=str), min(_POOL, len(known)))
+        drawn = random.Random(f"pool/{seed}").sample(sorted(known.items(), key=str), min(_POOL_SIZE, len(known)))
         self._pool = [(meaning, text, _is_number(text)) for meaning, text in drawn]
         self._seed = seed
 

@@ -14,7 +14,7 @@ from omni_thinker.transfer.forecast import Forecaster, Joint, Stage
 from omni_thinker.transfer.hierarchical import Hierarchical
 from omni_thinker.transfer.search import Objective
 
-SURE = 0.95
+SETTLED_PROBABILITY = 0.95
 
 
 def decision_words(decision: Decision) -> str:
@@ -46,7 +46,7 @@ def decide(
     means = [float(objective.of(predict.by_task(predict.expected(candidate))).mean()) for candidate in (stages, joint)]
     gain, stderr = means[0] - means[1], float(gain_N.std())
     probability = float((gain_N > 0).mean() + 0.5 * (gain_N == 0).mean())
-    settled = max(probability, 1 - probability) >= SURE
+    settled = max(probability, 1 - probability) >= SETTLED_PROBABILITY
     more: int | None = 0 if settled else None
     if not settled and isinstance(predict, Hierarchical):
         more = _more_problems(matrix, objective, stages, joint, gain, stderr, seed)
@@ -63,7 +63,7 @@ def _more_problems(
     seed: int,
 ) -> int | None:
     """How many more problems bring the doubt down to where `gain` would be sure, or None."""
-    sure = NormalDist().inv_cdf(SURE)
+    sure = NormalDist().inv_cdf(SETTLED_PROBABILITY)
     allowed = (gain / sure) ** 2
     exact = Hierarchical(_sharper(matrix, 1e6), 1000, seed)
     floor = float((objective.of(exact(stages)) - objective.of(exact(joint))).var())

@@ -21,12 +21,12 @@ class EntropyChange:
         return self.after - self.before
 
 
-_LEAST = 0.005
-"""Nats per token; less is no change."""
+_LEAST_CHANGE = 0.005
+"""Smallest change that counts as one, in nats per token."""
 
 
 def _moved(change: float) -> str:
-    if abs(change) < _LEAST:
+    if abs(change) < _LEAST_CHANGE:
         return "left the entropy of their own answers where it was: less than 0.01 nats"
     return f"{'lowered' if change < 0 else 'raised'} the entropy of their own answers by {abs(change):.2f} nats"
 
@@ -50,8 +50,8 @@ def entropy_finding(changes: Sequence[EntropyChange], judged: Sequence[TaskName]
         "open_ended": [change.change for change in changes if change.task in judged],
     }
     means = {name: fmean(values) if values else None for name, values in groups.items()}
-    lowered = None if means["structured"] is None else means["structured"] < -_LEAST
-    raised = None if means["open_ended"] is None else means["open_ended"] > _LEAST
+    lowered = None if means["structured"] is None else means["structured"] < -_LEAST_CHANGE
+    raised = None if means["open_ended"] is None else means["open_ended"] > _LEAST_CHANGE
     said = [
         f"{what} stages {_moved(means[name] or 0.0)} per token on average ({len(groups[name])} stages)"
         for name, what in (("structured", "Structured"), ("open_ended", "open-ended"))

@@ -23,11 +23,11 @@ from omni_thinker.types import TaskName
 
 Array = NDArray[np.float64]
 DRAWS = 2000
-EDGE = 5e-3
+ACCURACY_MARGIN = 5e-3
 """Accuracies are kept this far from 0 and 1 where log-odds or ratios are taken."""
 LEVEL = 0.8
-"""Of intervals, unless another is asked for."""
-_BEND = 1.5
+"""Default level of intervals."""
+_CURVE_RATE = 1.5
 """How soon a learning curve flattens: half a pass brings 68 % of a whole one's gain, two passes 122 %."""
 
 
@@ -70,7 +70,7 @@ def in_order(tasks: Sequence[TaskName]) -> Stages:
 
 def gain_share(passes: float) -> float:
     """The share of one pass's gain that so many passes bring; 0 at 0, 1 at 1."""
-    return float((1 - np.exp(-_BEND * passes)) / (1 - np.exp(-_BEND)))
+    return float((1 - np.exp(-_CURVE_RATE * passes)) / (1 - np.exp(-_CURVE_RATE)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,7 @@ class Log(Scale):
     """Factors add up as logarithms; at most 1."""
 
     def to(self, accuracy: Array) -> Array:
-        return np.log(np.maximum(accuracy, EDGE))
+        return np.log(np.maximum(accuracy, ACCURACY_MARGIN))
 
     def back(self, value: Array) -> Array:
         return np.exp(np.minimum(value, 0.0))
@@ -155,7 +155,7 @@ class LogOdds(Scale):
     """No clipping, and effects near 0 and 1 shrink."""
 
     def to(self, accuracy: Array) -> Array:
-        p = np.clip(accuracy, EDGE, 1 - EDGE)
+        p = np.clip(accuracy, ACCURACY_MARGIN, 1 - ACCURACY_MARGIN)
         return np.asarray(np.log(p / (1 - p)))
 
     def back(self, value: Array) -> Array:
@@ -332,5 +332,5 @@ def measured(forecaster: Forecaster, accuracy_C_N: Array, seed: int = 0) -> Arra
 
 
 def to_intervals(forecast: Mapping[TaskName, Array], level: float = LEVEL) -> dict[str, Any]:
-    """As JSON."""
+    """The intervals as JSON."""
     return {task: dump(interval(draws, level)) for task, draws in forecast.items()}

@@ -32,12 +32,12 @@ from omni_thinker.transfer.matrix import smoothed
 from omni_thinker.types import TaskName
 
 _START_SPREAD = 3.0
-_FLAT = 30.0
+_FLAT_SPREAD = 30.0
 _HYPER_MEAN = np.array([0.2, np.log(0.35), 0.6, np.log(0.6), np.log(0.25)])
 """Mean of the shared part and log of its spread, the same of the own gain, log of the spread of specific effects."""
 _HYPER_SPREAD = np.array([0.4, 0.5, 0.6, 0.5, 0.5])
 _LEAST_NOISE = 0.05
-"""Log-odds; an evaluation without a standard error isn't exact."""
+"""Least standard error of an evaluation, in log-odds."""
 DILUTION = (8.5, 1.5)
 """Beta prior of the share of its own gain that a task keeps when trained in a mixture."""
 RETENTION = (9.0, 1.0)
@@ -52,7 +52,7 @@ _PROCESS = (0.15, 0.6)
 """Log-odds by which a run misses its forecast for no reason of ours: at least, and per spread of specific effects."""
 
 
-_BACK = 8.0
+_RECOVERY_RATE = 8.0
 """How soon what others took comes back; sooner than it was learnt: a quarter pass brings 86 % (a short refresh nearly
 did in arXiv 2606.02398)."""
 _MOST_SEEN = 64
@@ -155,7 +155,8 @@ class Hierarchical(Forecaster):
         return self.scale.back(value + self._process("merge", plan.scale))
 
     def set_form(self) -> SetForm:
-        """At the means of the draws. What entropy adds to an own gain doesn't wear off here, which keeps the form."""
+        """The form at the means of the draws. What entropy adds to an own gain doesn't wear off here, which keeps the
+        form."""
         return self._form(np.arange(len(self.retained_N)), np.zeros(len(self.columns)))
 
     def _form(self, draws: NDArray[np.int64], luck_C: Array) -> SetForm:
@@ -172,7 +173,7 @@ class Hierarchical(Forecaster):
         )
 
     def form_of(self, draw: int) -> SetForm:
-        """Of one draw, with the luck that `expected` gives every plan."""
+        """The form of one draw, with the luck that `expected` gives every plan."""
         self._same_luck = True
         luck_C = self._process()[:, draw]
         self._same_luck = False
@@ -242,7 +243,7 @@ class Hierarchical(Forecaster):
 
 def _brought_back(passes: float) -> float:
     """Share of what others did to a task that a stage on it clears away; 0 at 0, 1 from one pass on."""
-    return float(min(1.0, -np.expm1(-_BACK * passes) / -np.expm1(-_BACK)))
+    return float(min(1.0, -np.expm1(-_RECOVERY_RATE * passes) / -np.expm1(-_RECOVERY_RATE)))
 
 
 def _design(shared: float, gained_C_N: Array, others_K_C: Array, c: int) -> Array:
@@ -334,7 +335,7 @@ class _Observed:
         """Variance of the shared part by what the other runs say alone, without its prior."""
         rows = [0, *(n for n in range(1, len(self.values)) if self.design[n, 3:].any())]
         design, wide = self.design[rows], variance.copy()
-        wide[1] = _FLAT**2
+        wide[1] = _FLAT_SPREAD**2
         cov = (design * wide) @ design.T + np.diag(self.noise[rows] ** 2)
         explained = (design[:, 1] * wide[1]) @ np.linalg.solve(cov, design[:, 1] * wide[1])
         return float(wide[1] - explained)

@@ -98,7 +98,7 @@ def forward_transfer(start: Row, run: Sequence[StageSeen]) -> float | None:
 
 
 def forgetting(run: Sequence[StageSeen]) -> Mapping[TaskName, float]:
-    """For each task its best accuracy after any stage less that at the end; >= 0."""
+    """Each task's best accuracy after any stage less that at the end; >= 0."""
     return {
         task: max(stage.accuracy[task].mean for stage in run) - run[-1].accuracy[task].mean for task in run[-1].accuracy
     }

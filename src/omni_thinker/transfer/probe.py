@@ -13,7 +13,7 @@ from omni_thinker.transfer.matrix import smoothed
 from omni_thinker.transfer.metrics import rank_correlation
 from omni_thinker.types import TaskName
 
-_DOUBT = 0.25
+_RELATIVE_ERROR = 0.25
 """Standard error of what the learning curve adds, as a share of it."""
 
 
@@ -60,7 +60,7 @@ def _stretched(start: Estimate, after: Estimate, factor: float) -> Estimate:
         return after
     (x0, s0), (x1, s1) = _log_odds(start), _log_odds(after)
     p = 1 / (1 + math.exp(-(x0 + factor * (x1 - x0))))
-    spread = math.hypot(factor * s1, (factor - 1) * s0, _DOUBT * (factor - 1) * (x1 - x0))
+    spread = math.hypot(factor * s1, (factor - 1) * s0, _RELATIVE_ERROR * (factor - 1) * (x1 - x0))
     # Smoothing is for the log-odds alone: where nothing changed, nothing is added.
     mean = min(1.0, max(0.0, after.mean + p - smoothed(after)))
     return Estimate(mean, after.n, max(after.stderr, spread * p * (1 - p)))

@@ -170,7 +170,7 @@ class _State:
         return form.scale.back(form.base_C[columns] + retained + sums)
 
     def accuracies(self) -> Array:
-        """By task."""
+        """Accuracy of each task."""
         every = self.final(np.arange(len(self.sums_C)), self.sums_C, self.later_C)
         return np.array([every[columns].mean() for columns in self.columns])
 

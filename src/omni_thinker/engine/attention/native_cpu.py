@@ -23,11 +23,12 @@ class RowParts:
     sample_begin: torch.Tensor
     sample_length: torch.Tensor
     longest: tuple[int, int]
-    """Of prompts, and of samples."""
+    """Length of the longest prompt and of the longest sample."""
 
     @classmethod
     def of(cls, lengths: Sequence[tuple[int, Sequence[int]]]) -> RowParts:
-        """From the length of each prompt and of each of its samples, which lie one after another in the row."""
+        """Build the places from the length of each prompt and of each of its samples, which lie one after another in
+        the row."""
         at, prompts, samples, first = 0, [], [], [0]
         for size, counts in lengths:
             prompts.append((at, size))

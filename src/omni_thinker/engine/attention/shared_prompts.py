@@ -44,7 +44,7 @@ class _Route:
 
     @classmethod
     def of(cls, ids_of_parts: Sequence[torch.Tensor], vectors: int) -> _Route:
-        """From the vectors of each part's slots."""
+        """Build the route from the vector ids of each part's slots."""
         pick_S = torch.cat([vector_ids.flatten() for vector_ids in ids_of_parts]).clamp_(max=vectors)
         place_V = torch.full((vectors + 1,), len(pick_S))
         place_V[pick_S] = torch.arange(len(pick_S))
@@ -73,20 +73,21 @@ class SharedPrompts:
     Slots are those of queries [P, K, R, T] and [P, K, G, R, L], then keys [P, K, T] and [P, K, G, L], then values."""
 
     all: _Route
-    """Of queries, keys and values side by side."""
+    """The route of queries, keys and values side by side."""
     queries: _Route
     mask: torch.Tensor
     """[P x K, 1, 1, T], added to scores: 0 where a prompt has a token, else -inf."""
     shapes: tuple[tuple[int, ...], ...]
-    """Of the six parts, without the width."""
+    """Shapes of the six parts, without the width."""
     tokens: int
-    """Of the row."""
+    """Number of tokens in the row."""
 
     @classmethod
     def of(
         cls, lengths: Sequence[tuple[int, Sequence[int]]], tokens: int, *, heads: int, kv_heads: int
     ) -> SharedPrompts:
-        """From the length of each prompt and of each of its samples, which lie one after another in the row."""
+        """Build the places from the length of each prompt and of each of its samples, which lie one after another in
+        the row."""
         longest_prompt = max(prompt for prompt, _ in lengths)
         longest = max([1, *(length for _, samples in lengths for length in samples)])
         most = max(len(samples) for _, samples in lengths)

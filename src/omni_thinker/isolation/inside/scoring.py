@@ -30,7 +30,7 @@ else:
 
     del sys.path[0]
 
-_CHUNK = 1 << 16
+_READ_BYTES = 1 << 16
 _MAX_REPLY = 1 << 21
 """Of what the trainer takes, half: this server's own words are around it."""
 _ZYGOTE_BYTES = 4 << 30
@@ -107,7 +107,7 @@ def _exchange(channel: socket.socket, line: bytes, deadline: float) -> bytes | N
         channel.sendall(line)
         while not received.endswith(b"\n"):
             channel.settimeout(_left(deadline))
-            chunk = channel.recv(_CHUNK)
+            chunk = channel.recv(_READ_BYTES)
             received += chunk
             if not chunk or len(received) > _MAX_REPLY:
                 return b""

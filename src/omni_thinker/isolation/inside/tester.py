@@ -28,7 +28,7 @@ else:
     from wire import ACCESS, BINARY, COMPARISONS, UNARY, Gone, Peer, Proxy, Violation, exception_named
 
 _MODULE = "__main__"
-"""What the tests believe to be."""
+"""Module name that the tests run under."""
 _OPERATIONS = {**UNARY, **BINARY, **COMPARISONS, **ACCESS}
 _CHANGEABLE = (list, dict, set, tuple, bytearray, collections.deque)
 _ANYTHING = ("bool", "hash", "iter", "len", "next", "repr", "str")

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 MOST_BYTES = 32 << 20
-"""Of one message."""
+"""Largest message, in bytes."""
 _DEEPEST = 200
 _LENGTH = 4
 _SMALL = 1 << 53

@@ -8,7 +8,7 @@ from omni_thinker.runs.schema.base import CONFIG, Float, Int, Values
 from omni_thinker.types import Split, StopReason, TaskName
 
 Kind = Literal["warmup", "train", "validation", "test"]
-"""Of what was done and logged."""
+"""What was done and logged."""
 
 
 RENAMED = {

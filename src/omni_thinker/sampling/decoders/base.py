@@ -17,7 +17,7 @@ class Decoder(Protocol):
     """Holds P groups of G columns. A column draws for one sample, or for none."""
 
     def __init__(self, model: PreTrainedModel, group_size: int, steps: int) -> None:
-        """For groups of `group_size` samples, of `steps` tokens at most."""
+        """A decoder for groups of `group_size` samples of at most `steps` tokens."""
 
     def prefill(self, prompts: Sequence[TokenIds]) -> torch.Tensor:
         """Compute all prompts; logits of the first answer token, [P, V]."""

@@ -20,8 +20,8 @@ from omni_thinker.sampling.decoders.kv_cache import AttendingCache, KVCache, Two
 from omni_thinker.sampling.decoders.weights import LayerWeights, fused_weights
 from omni_thinker.types import TokenIds
 
-_PROMPT_TOKENS = 8192
-"""Of prompts computed at once."""
+_PROMPT_TOKENS_AT_ONCE = 8192
+"""Most prompt tokens computed at once."""
 
 
 class LlamaDecoder(ABC):
@@ -29,7 +29,7 @@ class LlamaDecoder(ABC):
     says in what cache keys and values are (`make_cache`) and how a token goes through the model (`forward`)."""
 
     cache: KVCache
-    """Of the groups at hand: made by `prefill`, which comes first."""
+    """The cache of the current groups. `prefill` makes it, so call that first."""
 
     def __init__(self, model: PreTrainedModel, group_size: int, steps: int) -> None:
         self.model, self.group_size, self.steps = model, group_size, steps
@@ -37,7 +37,7 @@ class LlamaDecoder(ABC):
 
     @abstractmethod
     def make_cache(self, lengths: Sequence[int]) -> KVCache:
-        """For prompts of these lengths."""
+        """A cache for prompts of these lengths."""
 
     @abstractmethod
     def forward(self, token_P_G: torch.Tensor, position_P_G: torch.Tensor) -> torch.Tensor:
@@ -113,7 +113,7 @@ class LlamaDecoder(ABC):
 
 
 class FusedDecoder(LlamaDecoder):
-    """With torch's own functions, on any device."""
+    """Decoding with torch's own functions, on any device."""
 
     cache: AttendingCache
 
@@ -135,10 +135,10 @@ class FusedDecoder(LlamaDecoder):
 
 
 def _parts(prompts: Sequence[TokenIds]) -> Iterator[slice]:
-    """Neighbours of at most `_PROMPT_TOKENS` tokens together; a single longer prompt is a part."""
+    """Neighbours of at most `_PROMPT_TOKENS_AT_ONCE` tokens together; a single longer prompt is a part."""
     begin = total = 0
     for end, length in enumerate(map(len, prompts)):
-        if end > begin and total + length > _PROMPT_TOKENS:
+        if end > begin and total + length > _PROMPT_TOKENS_AT_ONCE:
             yield slice(begin, end)
             begin, total = end, 0
         total += length

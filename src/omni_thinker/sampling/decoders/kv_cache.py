@@ -17,7 +17,7 @@ MATMUL_ATTENTION_MIN_HEADS = 64
 
 
 class KVCache:
-    """Of P groups of G columns: each prompt's keys and values once, and those of each column's answer so far.
+    """The cache of P groups of G columns: each prompt's keys and values once, and those of each column's answer so far.
 
     prompt: [layers, 2, P, kv heads, T, width], with prompts filled up at the right to a `multiple`.
     mask: [P, 1, 1, T], added to scores: 0 where a prompt has a token, else -inf.

@@ -24,8 +24,8 @@ def speeds_up(model: PreTrainedModel) -> bool:
 
 
 class NativeDecoder(LlamaDecoder):
-    """With the kernels in C between matrix products. Keys and values in fp32; those of prompts with their tokens last,
-    [kv heads, width, T], so that scores are sums of whole vectors."""
+    """Decoding with kernels in C between matrix products. Keys and values in fp32; those of prompts with their tokens
+    last, [kv heads, width, T], so that scores are sums of whole vectors."""
 
     def make_cache(self, lengths: Sequence[int]) -> KVCache:
         wide = torch.float32

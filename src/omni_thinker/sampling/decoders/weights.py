@@ -45,7 +45,7 @@ class FusedWeights:
 
 
 def _head(head: Any) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """From hidden states [rows, C] and what to take off a row's logits [rows], to logits [rows, V]."""
+    """A function from hidden states [rows, C] and what to take off a row's logits [rows], to logits [rows, V]."""
     weight, bias = head.weight.detach(), head.bias
     if bias is not None or weight.dtype != torch.bfloat16:
         plain = _product(weight, bias)
