@@ -2,8 +2,6 @@
 
 Everything here raises `omni_thinker.UserError` for input that a person can mend; it names the file and the key."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -77,7 +75,7 @@ def plan(
     objective: str = "mean",
     evidence: Sequence[str | Path] = (),
     level: float = 0.8,
-) -> Plan:
+) -> "Plan":
     """What each order and joint training are forecast to end at, with intervals that cover `level`, and a choice.
 
     matrix: transfer.json of a study or probe. evidence: run directories whose stages sharpen the forecast."""
@@ -133,7 +131,7 @@ def score(reward: str, rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]
     return score_lines(reward, (json.dumps(dict(row)) for row in rows), "rows")
 
 
-def load_run(directory: str | Path) -> RunData:
+def load_run(directory: str | Path) -> "RunData":
     """All that a run directory holds, typed: result, metrics, transfer, plan, samples."""
     from omni_thinker.runs.read import load_run as read
 

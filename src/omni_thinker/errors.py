@@ -1,7 +1,5 @@
 """Errors that a person can mend."""
 
-from __future__ import annotations
-
 import errno
 import os
 import re
@@ -21,7 +19,7 @@ class UserError(Exception):
         where = ": ".join(_short(str(place)) for place in (file, key) if place is not None)
         super().__init__(" ".join((f"{where}: {message}" if where else message).split()))
 
-    def within(self, file: object) -> UserError:
+    def within(self, file: object) -> "UserError":
         """The same error, with `file` named where no file was."""
         return self if self.file is not None else UserError(self.message, file=file, key=self.key)
 

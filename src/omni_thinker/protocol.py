@@ -1,7 +1,5 @@
 """The Policy protocol: four primitives. Any trainer that has them can be driven."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
@@ -72,7 +70,7 @@ class TokenStats:
     kl: float = 0.0
     kl_tokens: int = 0
 
-    def __add__(self, other: TokenStats) -> TokenStats:
+    def __add__(self, other: "TokenStats") -> "TokenStats":
         return TokenStats(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 

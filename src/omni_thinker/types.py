@@ -2,8 +2,6 @@
 
 Shapes are named by suffix where tensors flow: P problems, G samples in a group, T tokens, V vocabulary."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -95,16 +93,16 @@ class Score:
     reason: str | None = None
 
     @classmethod
-    def of(cls, value: float, **parts: float) -> Score:
+    def of(cls, value: float, **parts: float) -> "Score":
         """A value. Raises ValueError outside [0, 1] (NaN included)."""
         if not 0.0 <= value <= 1.0:
             raise ValueError(f"a score lies in [0, 1], got {value}")
         return cls("value", float(value), parts)
 
     @classmethod
-    def abstain(cls, reason: str) -> Score:
+    def abstain(cls, reason: str) -> "Score":
         return cls("abstain", reason=reason)
 
     @classmethod
-    def error(cls, reason: str) -> Score:
+    def error(cls, reason: str) -> "Score":
         return cls("error", reason=reason)

@@ -71,9 +71,8 @@ def _elected(changes: Sequence[tuple[float, torch.Tensor]]) -> torch.Tensor:
     """At each place the mean, by weight, of the changes whose sign is that of the weighted sum."""
     elected = torch.empty(changes[0][1].shape)
     flat = elected.view(-1)
-    for begin in range(
-        0, len(flat), _CHUNK_WEIGHTS
-    ):  # in a cache, on one thread: no fresh pages, no waiting for another
+    # In a cache, on one thread: no fresh pages, no waiting for another.
+    for begin in range(0, len(flat), _CHUNK_WEIGHTS):
         block = slice(begin, begin + _CHUNK_WEIGHTS)
         flat[block] = _elected_part([(weight, change.reshape(-1)[block]) for weight, change in changes])
     return elected

@@ -1,7 +1,5 @@
 """`omni-thinker model ...` and `omni-thinker merge`: what needs a model and no recipe."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -128,7 +126,7 @@ def _folder(name: str) -> Path:
     return folder
 
 
-def _expert(path: Path) -> Expert:
+def _expert(path: Path) -> "Expert":
     from omni_thinker.baselines.adapters import Adapter
     from omni_thinker.baselines.merge import Weights
 

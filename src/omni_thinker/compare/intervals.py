@@ -7,8 +7,6 @@ The variance of a difference is that of its seeds plus that of its problems, les
 answers). Spread over seeds is pooled over arms, as in a block design, since two seeds of one pair say next to nothing;
 quantiles are Student's t with Satterthwaite's degrees of freedom."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
@@ -50,7 +48,7 @@ class SeedSpread:
     freedom: int
 
     @classmethod
-    def of(cls, scores_A_S: Array) -> SeedSpread:
+    def of(cls, scores_A_S: Array) -> "SeedSpread":
         """Estimate the spread from the scores of at least two arms over the same two or more seeds."""
         arms, seeds = scores_A_S.shape
         residual_A_S = scores_A_S - scores_A_S.mean(1, keepdims=True) - scores_A_S.mean(0) + scores_A_S.mean()

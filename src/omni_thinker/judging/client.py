@@ -3,8 +3,6 @@
 The SDK's client lives in an event loop of its own thread: trainers call `asyncio.run` once a step, and connections
 don't outlive a loop. Work is handed over by asyncio: anyio's own hand-over would block the caller's loop for each."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json
@@ -76,7 +74,7 @@ class ChatClient:
             self._portal.call(self._shut)
             self._end_thread()
 
-    async def _open(self) -> AsyncOpenAI:
+    async def _open(self) -> "AsyncOpenAI":
         try:
             from aiolimiter import AsyncLimiter
             from openai import AsyncOpenAI
@@ -219,7 +217,7 @@ class ChatClient:
         """The server's message, with the API key masked."""
         return " ".join(str(exc).replace(self._key, "***").split())[:160]
 
-    async def _send(self, text: str, schema: Mapping[str, Any] | None, digit: bool) -> ChatCompletion:
+    async def _send(self, text: str, schema: Mapping[str, Any] | None, digit: bool) -> "ChatCompletion":
         spec = self.spec
         extra: dict[str, Any] = {}
         if digit:

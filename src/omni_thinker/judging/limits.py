@@ -54,20 +54,16 @@ class Meter:
                 raise BudgetReached("the judge's budget is spent")
             self._next += 1
             self._reserved[self._next] = (input_tokens, output_tokens)
-            self._spent = Usage(spent.requests + 1, spent.input_tokens, spent.output_tokens, spent.money)
+            self._spent = replace(spent, requests=spent.requests + 1)
             return self._next
 
     def settle(self, number: int, input_tokens: int, output_tokens: int) -> None:
         """The request's reply has arrived and says what it used."""
         with self._lock:
             del self._reserved[number]
-            spent = self._spent
-            self._spent = Usage(
-                spent.requests,
-                spent.input_tokens + input_tokens,
-                spent.output_tokens + output_tokens,
-                spent.money + self._money(input_tokens, output_tokens),
-            )
+            money = self._spent.money + self._money(input_tokens, output_tokens)
+            tokens = self._spent.input_tokens + input_tokens, self._spent.output_tokens + output_tokens
+            self._spent = Usage(self._spent.requests, *tokens, money)
 
     def release(self, number: int, *, lost: bool, sent: bool = True) -> None:
         """The request has failed. `lost`: nobody knows whether it was worked on. Not `sent`: it never got there."""

@@ -1,7 +1,5 @@
 """A recipe: everything a study needs. Imports no torch."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -30,7 +28,7 @@ class Recipe(Table):
     study: StudySpec = StudySpec()
 
     @model_validator(mode="after")
-    def _consistent(self) -> Recipe:
+    def _consistent(self) -> "Recipe":
         """Raises UserError, which names the key; pydantic would name only the whole recipe."""
         for name in self.tasks:
             if not TASK_NAME.fullmatch(name) or name in RESERVED:

@@ -38,16 +38,8 @@ def render(run: RunData) -> str:
     environment = Environment(
         loader=BaseLoader(), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(
-        number=number,
-        signed=signed,
-        count=tables.count,
-        duration=tables.duration,
-        shown=shown_text,
-        visible=visible,
-        share=share,
-        at=position,
-    )
+    environment.filters.update(number=number, signed=signed, count=tables.count, duration=tables.duration)
+    environment.filters.update(shown=shown_text, visible=visible, share=share, at=position)
     return environment.from_string(_package_text("template.html.j2")).render(_context(run))
 
 

@@ -16,27 +16,14 @@ INK, FAINT, GRID = "#222222", "#717171", "#dddddd"
 
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",  # text stays text: small, searchable, and drawn in the reader's own font
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.titlesize": 9.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelsize": 8.5,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": "#999999",
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.unicode_minus": True,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "xtick.color": "#555555",
-    "ytick.color": "#555555",
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "text.parse_math": False,  # names of tasks and arms are no formulas
-    "text.usetex": False,
-}
+    "font.family": "DejaVu Sans", "font.size": 9,
+    "axes.titlesize": 9.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.labelsize": 8.5,
+    "axes.labelcolor": INK, "axes.edgecolor": "#999999", "axes.linewidth": 0.8, "axes.spines.top": False,
+    "axes.spines.right": False, "axes.unicode_minus": True,
+    "xtick.labelsize": 8, "ytick.labelsize": 8, "xtick.color": "#555555", "ytick.color": "#555555",
+    "legend.frameon": False, "legend.fontsize": 8.5,
+    "text.parse_math": False, "text.usetex": False,  # names of tasks and arms are no formulas
+}  # fmt: skip
 
 
 def task_colour(tasks: list[str], task: str) -> str:

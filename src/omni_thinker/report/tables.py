@@ -94,10 +94,8 @@ def count(value: float) -> str:
 
 def facts(run: RunData) -> list[tuple[str, str]]:
     """The facts row under the verdict; what is not known is not named."""
-    machine, steps = (
-        run.result.machine,
-        sorted({item.steps for runs in run.result.arms.values() for item in runs if item.steps}),
-    )
+    machine = run.result.machine
+    steps = sorted({item.steps for runs in run.result.arms.values() for item in runs if item.steps})
     per_problem = run.setting("evaluation", "samples")
     sizes = sorted(
         {item.n for runs in run.result.arms.values() for arm in runs for item in arm.test.values() if item.n}

@@ -15,9 +15,7 @@ class HybridReward:
     abstention makes it an abstention."""
 
     def __init__(self, gates: Mapping[str, Part], parts: Mapping[str, Part], weights: Mapping[str, float]) -> None:
-        self._gates = dict(gates)
-        self._parts = dict(parts)
-        self._weights = dict(weights)
+        self._gates, self._parts, self._weights = dict(gates), dict(parts), dict(weights)
 
     @property
     def judged(self) -> bool:
@@ -54,19 +52,13 @@ class HybridReward:
         return [_gate(row) for row in rows]
 
     def check(self, problem: Problem) -> str | None:
-        for part in (*self._gates.values(), *self._parts.values()):
-            fault = part.check(problem)
-            if fault:
-                return fault
-        return None
+        faults = (part.check(problem) for part in (*self._gates.values(), *self._parts.values()))
+        return next((fault for fault in faults if fault), None)
 
     def wrong_answer(self, problem: Problem) -> str:
         """Made by the first part that knows one, verifying parts first, then gates; "" where none does."""
-        for part in (*self._parts.values(), *reversed(self._gates.values())):
-            text = part.wrong_answer(problem)
-            if text is not None:
-                return text
-        return ""
+        texts = (part.wrong_answer(problem) for part in (*self._parts.values(), *reversed(self._gates.values())))
+        return next((text for text in texts if text is not None), "")
 
     def _sum(self, gate: Score, by_part: Mapping[str, Score]) -> Score:
         failure = _failure(by_part)
@@ -117,11 +109,8 @@ def _gate(by_gate: Mapping[str, Score]) -> Score:
 
 
 def _failure(by_part: Mapping[str, Score]) -> Score | None:
-    for status in ("error", "abstain"):
-        for score in by_part.values():
-            if score.status == status:
-                return score
-    return None
+    failures = (score for status in ("error", "abstain") for score in by_part.values() if score.status == status)
+    return next(failures, None)
 
 
 def _values(by_part: Mapping[str, Score]) -> dict[str, float]:

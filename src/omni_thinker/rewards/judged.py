@@ -46,7 +46,7 @@ class Preference(JudgedPart):
         reference = data_text(problem, "reference")
         if reference is None:
             return [Score.error("preference: the problem has no reference")] * len(texts)
-        to_compare = list(dict.fromkeys(text for text in texts if not _alike(text, reference)))
+        to_compare = list(dict.fromkeys(text for text in texts if text.split() != reference.split()))
         verdicts = await self._judge.compare(problem.prompt, to_compare, reference) if to_compare else []
         known = dict(zip(to_compare, verdicts, strict=True))
         return [_score(known.get(text)) for text in texts]
@@ -100,10 +100,6 @@ class Rubric(JudgedPart):
         except ValueError as exc:
             return f"data.rubric: {exc}"
         return None
-
-
-def _alike(text: str, reference: str) -> bool:
-    return text.split() == reference.split()
 
 
 def _score(verdict: Verdict | None) -> Score:

@@ -1,7 +1,6 @@
 """Math answers: an exact reader of numbers, and Math-Verify for everything else."""
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,12 +95,8 @@ class Math(SamplePart):
         if gold is not None:
             segment, whole = _announced(text)
             fractions = gold.denominator != 1
-            answer = (
-                last_number(text, fractions) if segment is None else leading_number(segment, fractions, whole=whole)
-            )
-            return (
-                valued(1.0) if answer == gold else valued(0.0, "no final number" if answer is None else "wrong number")
-            )
+            read = last_number(text, fractions) if segment is None else leading_number(segment, fractions, whole=whole)
+            return valued(1.0) if read == gold else valued(0.0, "no final number" if read is None else "wrong number")
         return await self._verified(text, problem.answer)
 
     async def _verified(self, text: str, gold: str) -> Score:
@@ -127,7 +122,9 @@ class Math(SamplePart):
                 reply = await _pool().call({"gold": gold, "text": f"${text.strip()}$"}, _DEADLINE_S)
         except IsolationError as exc:
             return Score.error(f"math: {exc}")
-        return _read(reply)
+        if not isinstance(reply.get("equal"), bool):
+            return Score.error(f"math: {reply.get('error', 'no verdict')}")
+        return valued(1.0) if reply["equal"] else valued(0.0, "not equal to the gold")
 
     def check(self, problem: Problem) -> str | None:
         if problem.answer is None or not problem.answer.strip():
@@ -164,12 +161,6 @@ def _plain_gold(answer: str) -> Any:
     if "/" in text or "\\" in text or text.endswith(("$", "%")):
         return None
     return to_number(plain(text))
-
-
-def _read(reply: Mapping[str, Any]) -> Score:
-    if isinstance(reply.get("equal"), bool):
-        return valued(1.0) if reply["equal"] else valued(0.0, "not equal to the gold")
-    return Score.error(f"math: {reply.get('error', 'no verdict')}")
 
 
 def _pool() -> WorkerPool:

@@ -142,7 +142,7 @@ class Exact(SamplePart):
         parsed, value = _literal(gold)
         if parsed:
             also, other = _literal(given)
-            return valued(float(also and _same(value, other)), None if also else "no literal")
+            return valued(float(also and bool(_typed(value) == _typed(other))), None if also else "no literal")
         return valued(float(_spaced(gold) == _spaced(given)))
 
     def check(self, problem: Problem) -> str | None:
@@ -176,10 +176,6 @@ def _literal(text: str) -> tuple[bool, Any]:
         return True, ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return False, None
-
-
-def _same(left: Any, right: Any) -> bool:
-    return bool(_typed(left) == _typed(right))
 
 
 def _typed(value: Any) -> Any:

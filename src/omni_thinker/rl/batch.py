@@ -42,10 +42,11 @@ def build_batches(
     trainable = [group for group in groups if group.has_signal]
     advantages = ADVANTAGES[spec.advantage]([np.array(group.values) for group in trainable])
     paired = list(zip(trainable, advantages, strict=True))
+    normaliser = NORMALISERS[spec.loss] if spec.normaliser == "auto" else spec.normaliser
     batches = []
     by_task = [[pair for pair in paired if pair[0].problem.task == task] for task in order]
     for pairs in by_task or [paired[i :: spec.minibatches] for i in range(spec.minibatches)]:
-        weigh = _Weigher(_normaliser(spec), [group for group, _ in pairs], max_tokens)
+        weigh = _Weigher(normaliser, [group for group, _ in pairs], max_tokens)
         batches.append([train_group(group, list(map(float, values)), weigh) for group, values in pairs])
     return [batch for batch in batches if batch]
 
@@ -83,10 +84,6 @@ class _Weigher:
         if self.kind == "task_token":
             return 1.0 / (len(self.task_tokens) * self.task_tokens[task])
         return 1.0 / (self.samples * self.max_tokens)
-
-
-def _normaliser(spec: RlSpec) -> str:
-    return NORMALISERS[spec.loss] if spec.normaliser == "auto" else spec.normaliser
 
 
 def _valued(scored: ScoredGroup) -> list[Sample]:

@@ -2,8 +2,6 @@
 
 quotas -> problems -> groups -> scores -> advantages -> gradient -> update -> metrics"""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections import Counter
@@ -120,7 +118,7 @@ class Learner:
         stop_on_errors(groups, self.spec.max_error_rate)
         return groups
 
-    def _sample_quotas(self, quotas: Mapping[TaskName, int], clock: _Clock) -> list[ScoredGroup]:
+    def _sample_quotas(self, quotas: Mapping[TaskName, int], clock: "_Clock") -> list[ScoredGroup]:
         """Sample each task's quota, then replace groups without signal by fresh problems, a few times."""
         groups = self._sample(quotas, clock)
         self._refill.begin_step()
@@ -135,7 +133,7 @@ class Learner:
             groups += fresh
         return groups
 
-    def _sample(self, quotas: Mapping[TaskName, int], clock: _Clock) -> list[ScoredGroup]:
+    def _sample(self, quotas: Mapping[TaskName, int], clock: "_Clock") -> list[ScoredGroup]:
         drawn = [item for task, count in quotas.items() for item in self.streams[task].take(count)]
         requests = [
             SampleRequest(
@@ -162,7 +160,7 @@ class Learner:
         order = np.random.default_rng(stable_seed("serial", *taken)).permutation(len(quotas))
         return [list(quotas)[int(place)] for place in order]
 
-    def _update(self, batches: list[list[TrainGroup]], number: int, clock: _Clock) -> Metrics:
+    def _update(self, batches: list[list[TrainGroup]], number: int, clock: "_Clock") -> Metrics:
         spec = self.spec
         learning_rate = spec.lr * min(1.0, (number + 1) / max(1, spec.lr_warmup_steps))
         measure = spec.kl_every > 0 and number % spec.kl_every == 0
@@ -246,7 +244,7 @@ class _Clock:
         self._phase = ""
         self._begin = 0.0
 
-    def __call__(self, phase: str) -> _Clock:
+    def __call__(self, phase: str) -> "_Clock":
         self._phase = phase
         return self
 

@@ -1,7 +1,5 @@
 """Scoring groups, each by its own task's reward, while others are still being sampled."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 import time
@@ -34,7 +32,7 @@ class Scoring:
         self._places: dict[int, int] = {}
         self._thread = start_blocking_portal(name="omni-scoring")
 
-    def __enter__(self) -> Scoring:
+    def __enter__(self) -> "Scoring":
         self._loop = self._thread.__enter__().call(asyncio.get_running_loop)
         return self
 

@@ -2,8 +2,6 @@
 
 A terminal gets one line that changes in place; a log gets a line every so often."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -42,7 +40,7 @@ class Progress:
         self._logged = self.begin
         self._handler = _Sayer(self)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> "Progress":
         _logger.addHandler(self._handler)
         if self.console.is_terminal:
             self._live.start()

@@ -49,12 +49,9 @@ class RunData:
 
     def comparison(self, a: str, b: str, task: str = MACRO) -> Comparison | None:
         """a - b, whichever way round the run wrote it."""
-        for row in self.result.comparisons:
-            if row.task == task and (row.a, row.b) == (a, b):
-                return row
-            if row.task == task and (row.a, row.b) == (b, a):
-                return row.swapped()
-        return None
+        rows = (row for row in self.result.comparisons if row.task == task and (row.a, row.b) in ((a, b), (b, a)))
+        row = next(rows, None)
+        return row if row is None or row.a == a else row.swapped()
 
     def setting(self, *keys: str) -> Any:
         """A value of the resolved recipe, or None."""

@@ -70,8 +70,8 @@ def _one(
     steps = out.logits if greedy else out.scores
     logprobs_G_T = torch.stack(
         [
-            config.float().log_softmax(-1).gather(-1, ids[:, None])[:, 0]
-            for config, ids in zip(steps, answers_G_T.t(), strict=True)
+            logits.float().log_softmax(-1).gather(-1, ids[:, None])[:, 0]
+            for logits, ids in zip(steps, answers_G_T.t(), strict=True)
         ],
         dim=1,
     )

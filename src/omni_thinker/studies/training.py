@@ -1,7 +1,5 @@
 """One arm's training: its steps, its stages, and what is kept of it on the way."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -36,7 +34,7 @@ class Cost:
         self.samples += sum(len(group.group.samples) for group in result.groups)
         self.seconds += seconds
 
-    def __add__(self, other: Cost) -> Cost:
+    def __add__(self, other: "Cost") -> "Cost":
         return Cost(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
 
 
@@ -55,7 +53,7 @@ class Training:
     Steps that the journal knows are replayed: only what they cost is read. The first one after them takes weights,
     moments, learner and scheduler from the last checkpoint."""
 
-    def __init__(self, session: Session, arm: str, scheduler: Scheduler, steps: int) -> None:
+    def __init__(self, session: "Session", arm: str, scheduler: Scheduler, steps: int) -> None:
         self._session, self._arm, self._scheduler, self._steps = session, arm, scheduler, steps
         self._key = f"{session.seed} train {arm}"
         self._known = session.run.journal.begin(self._key)

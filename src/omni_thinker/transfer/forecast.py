@@ -5,8 +5,6 @@ from (A1), and one pass over a task brings it to the level of single-task traini
 literally, each on its own scale; `hierarchical` doubts both. A forecast is a set of draws, so every number has an
 interval and any two plans can be compared draw by draw."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -87,7 +85,7 @@ class Draws:
     after_K_C_N: Array
 
     @classmethod
-    def of(cls, matrix: TransferMatrix, draws: int = DRAWS, seed: int = 0) -> Draws:
+    def of(cls, matrix: TransferMatrix, draws: int = DRAWS, seed: int = 0) -> "Draws":
         rng = np.random.default_rng(seed)
         columns = matrix.columns()
 
@@ -118,7 +116,7 @@ class SetForm:
     effect_K_C: Array
     gain_C: Array
     retained_C: Array
-    scale: Scale
+    scale: "Scale"
 
 
 class Scale(ABC):

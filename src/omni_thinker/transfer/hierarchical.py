@@ -16,8 +16,6 @@ for what evidence says.
 Hyper-parameters by maximum a posteriori over all evaluations (SciPy's L-BFGS; five numbers, so no sampler is needed);
 given them everything is Gaussian and drawn exactly."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -278,7 +276,7 @@ class _Observed:
     design: Array
 
     @classmethod
-    def of(cls, column: Column, tasks: Sequence[TaskName]) -> _Observed:
+    def of(cls, column: Column, tasks: Sequence[TaskName]) -> "_Observed":
         owner = tasks.index(column.task) if column.task in tasks else -1
         latents = 3 + len(tasks)
         values, noise, design = [], [], []

@@ -3,8 +3,6 @@
 transfer[i -> j] is one run's effect; forgetting and backward transfer are of a whole sequence (Lopez-Paz and Ranzato,
 arXiv 1706.08840; Chaudhry et al., arXiv 1801.10112): three different things."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Mapping, Sequence
@@ -48,7 +46,7 @@ def to_rows(matrix: TransferMatrix) -> list[dict[str, str | int | float | None]]
     return rows
 
 
-def to_frame(matrix: TransferMatrix) -> pandas.DataFrame:
+def to_frame(matrix: TransferMatrix) -> "pandas.DataFrame":
     """`to_rows` as a pandas table. Raises UserError where pandas, an extra, is missing."""
     try:
         from pandas import DataFrame

@@ -1,7 +1,5 @@
 """Attention over a packed row in C, for bf16: what shared_attention computes. See native/train_attention.c."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +24,7 @@ class RowParts:
     """Length of the longest prompt and of the longest sample."""
 
     @classmethod
-    def of(cls, lengths: Sequence[tuple[int, Sequence[int]]]) -> RowParts:
+    def of(cls, lengths: Sequence[tuple[int, Sequence[int]]]) -> "RowParts":
         """Build the places from the length of each prompt and of each of its samples, which lie one after another in
         the row."""
         at, prompts, samples, first = 0, [], [], [0]

@@ -19,8 +19,6 @@ parts as short as these, and the forward pass hardly faster.
               |                             2 and 3 are joined by their log-sum-exp
     row     p p p a a b | q q c c c d       one gather back (`_Route.place`)"""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -43,7 +41,7 @@ class _Route:
     """The slot of each vector; one of zeros behind the slots for tokens that are in no part."""
 
     @classmethod
-    def of(cls, ids_of_parts: Sequence[torch.Tensor], vectors: int) -> _Route:
+    def of(cls, ids_of_parts: Sequence[torch.Tensor], vectors: int) -> "_Route":
         """Build the route from the vector ids of each part's slots."""
         pick_S = torch.cat([vector_ids.flatten() for vector_ids in ids_of_parts]).clamp_(max=vectors)
         place_V = torch.full((vectors + 1,), len(pick_S))
@@ -85,7 +83,7 @@ class SharedPrompts:
     @classmethod
     def of(
         cls, lengths: Sequence[tuple[int, Sequence[int]]], tokens: int, *, heads: int, kv_heads: int
-    ) -> SharedPrompts:
+    ) -> "SharedPrompts":
         """Build the places from the length of each prompt and of each of its samples, which lie one after another in
         the row."""
         longest_prompt = max(prompt for prompt, _ in lengths)

@@ -4,8 +4,6 @@ The tests run in one process and the program in another, so that nothing a progr
 a verdict; a call of the program's function is a message. Values are rebuilt from JSON, never unpickled. Loaded by
 scripts of the sandbox, so the standard library alone."""
 
-from __future__ import annotations
-
 import builtins
 import collections
 import copy
@@ -254,7 +252,7 @@ class Proxy:
 
     `_based`: it is an instance of a subclass of a plain type, and has a plain value, too."""
 
-    def __init__(self, peer: Peer, number: int, based: bool = False) -> None:
+    def __init__(self, peer: "Peer", number: int, based: bool = False) -> None:
         object.__setattr__(self, "_peer", peer)
         object.__setattr__(self, "_number", number)
         object.__setattr__(self, "_based", based)

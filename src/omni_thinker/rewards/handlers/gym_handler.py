@@ -31,11 +31,7 @@ def handle(request: dict[str, Any]) -> dict[str, Any]:
     {"set"} -> {"evaluates": str | None}: where its scorer runs text as code"""
     chosen = _sets[json.dumps(request["set"], sort_keys=True)]
     if "indices" in request:
-        return {"entries": [_plain(dict(chosen[index])) for index in request["indices"]]}
+        return {"entries": [json.loads(json.dumps(dict(chosen[index]), default=str)) for index in request["indices"]]}
     if "answer" in request:
         return {"score": float(chosen.score_answer(request["answer"], request["entry"]))}
     return {"evaluates": guard.evaluates(chosen.score_answer)}
-
-
-def _plain(entry: dict[str, Any]) -> Any:
-    return json.loads(json.dumps(entry, default=str))
