@@ -25,10 +25,7 @@ def evaluate_model(model: str, recipe: Recipe, split: str, references: Path | No
     known = _read_references(references) if references else {}
     setup = prepare(recipe, with_judge=bool(known))
     policy = make_policy(recipe.model.model_copy(update={"name": model}))
-    pools = {
-        task: [_with_reference(problem, known) for problem in problems]
-        for task, problems in setup.pools[chosen].items()
-    }
+    pools = {task: [_with_reference(problem, known) for problem in pool] for task, pool in setup.pools[chosen].items()}
     unreferenced = [task for task in setup.compared if any("reference" not in p.data for p in pools[task])]
     unjudged = setup.judged if setup.judge is None else unreferenced
     result = evaluate(

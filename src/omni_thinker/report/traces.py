@@ -24,7 +24,6 @@ HEALTH = (
     ("grad_norm", "gradient norm"),
 )
 
-
 FEW_POINTS = 16
 
 
@@ -38,7 +37,8 @@ class _Panel:
 
 def entropy(run: RunData) -> Markup | None:
     """Entropy by task over steps: the curriculum with its stages shaded, and joint training."""
-    panels = [panel for panel in _entropy_panels(run) if _has_entropy(run, panel)]
+    metrics = [f"entropy/{task}" for task in run.tasks]
+    panels = [p for p in _entropy_panels(run) if any(series.by_seed(run, p.arm, metric) for metric in metrics)]
     if not panels:
         return None
     with style():
@@ -69,10 +69,6 @@ def _entropy_panels(run: RunData) -> list[_Panel]:
         of = "" if len(groups) == 1 else f", seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
         panels.append(_Panel(f"curriculum{of}", "curriculum", frozenset(seeds), spans))
     return [*panels, _Panel("joint", "joint", frozenset(run.seeds), ())]
-
-
-def _has_entropy(run: RunData, panel: _Panel) -> bool:
-    return any(series.by_seed(run, panel.arm, f"entropy/{task}") for task in run.tasks)
 
 
 def _entropy_panel(axes: Axes, run: RunData, panel: _Panel) -> None:

@@ -56,9 +56,8 @@ class Constraints(SamplePart):
                 return f"constraint {key!r} must be a whole number above 0"
         if constraints.get("min_words", 1) > constraints.get("max_words", constraints.get("min_words", 1)):
             return "min_words is above max_words"
-        both = {w.casefold() for w in constraints.get("include", [])} & {
-            w.casefold() for w in constraints.get("avoid", [])
-        }
+        include, avoid = ({w.casefold() for w in constraints.get(key, [])} for key in ("include", "avoid"))
+        both = include & avoid
         return f"{sorted(both)[0]!r} is to be included and avoided" if both else None
 
     def wrong_answer(self, problem: Problem) -> str | None:

@@ -30,7 +30,6 @@ from omni_thinker.types import SampleRequest, SamplingParams, TaskName
 MOST_SKIPPED = 3
 """Updates in a row that may be skipped for a loss or gradient that isn't finite."""
 
-
 _log = logging.getLogger(__name__)
 
 

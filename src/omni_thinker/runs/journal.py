@@ -99,10 +99,8 @@ class Journal:
         self._is_cut = True
         if self._damaged:
             shutil.copyfile(self._path, self._path.with_suffix(".damaged"))
-        for path, size in (
-            (self._path, self._end),
-            *((self._folder / name, size) for name, size in self._sizes.items()),
-        ):
+        sizes = {self._folder / name: size for name, size in self._sizes.items()}
+        for path, size in {self._path: self._end, **sizes}.items():
             if path.exists() and path.stat().st_size > size:
                 os.truncate(path, size)
         if not self._end:  # before any log has a line, so that logs without a journal are known for damage

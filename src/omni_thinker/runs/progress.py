@@ -16,7 +16,6 @@ from omni_thinker.errors import printable
 
 LOG_EVERY_SECONDS = 15.0
 
-
 _logger = logging.getLogger("omni_thinker")
 
 

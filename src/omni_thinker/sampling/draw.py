@@ -31,11 +31,8 @@ def draw(
     rows = _ROWS_AT_ONCE if logits_N_V.device.type == "cpu" else max(1, count)
     for begin in range(0, count, rows):
         block = slice(begin, begin + rows)
-        one = (
-            _greedy(logits_N_V[block])
-            if params.temperature == 0
-            else _draw(logits_N_V[block], uniform_N[block], params)
-        )
+        logits, uniform = logits_N_V[block], uniform_N[block]
+        one = _greedy(logits) if params.temperature == 0 else _draw(logits, uniform, params)
         token_N[block], logprob_N[block] = one
     return token_N, logprob_N
 

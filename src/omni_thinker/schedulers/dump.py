@@ -45,10 +45,8 @@ class Dump(Adaptive):
             self._seen[task] = _newest([*self._seen[task], (mean, count)], self.window)
 
     def state(self) -> dict[str, Any]:
-        return {
-            "seen": {task: list(map(list, steps)) for task, steps in self._seen.items()},
-            "count": dict(self._count),
-        }
+        seen = {task: list(map(list, steps)) for task, steps in self._seen.items()}
+        return {"seen": seen, "count": dict(self._count)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._seen = {task: [(mean, count) for mean, count in steps] for task, steps in state["seen"].items()}

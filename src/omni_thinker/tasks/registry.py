@@ -31,7 +31,6 @@ SOURCES = (
 Overlap = tuple[Split, Split, str]
 """The two splits and a prompt that both hold."""
 
-
 Pools = Mapping[TaskName, Sequence[Problem]]
 """The problems of one split, by task."""
 

@@ -49,7 +49,6 @@ of its answers."""
 _PROCESS = (0.15, 0.6)
 """Log-odds by which a run misses its forecast for no reason of ours: at least, and per spread of specific effects."""
 
-
 _RECOVERY_RATE = 8.0
 """How soon what others took comes back; sooner than it was learnt: a quarter pass brings 86 % (a short refresh nearly
 did in arXiv 2606.02398)."""

@@ -55,19 +55,15 @@ def pool(matrices: Sequence[TransferMatrix]) -> TransferMatrix:
     )
 
 
-def _pooled_entropy(parts: Sequence[Entropies]) -> Entropies | None:
-    if not parts:
+def _pooled_entropy(seeds: Sequence[Entropies]) -> Entropies | None:
+    if not seeds:
         return None
 
     def means(rows: Sequence[Mapping[TaskName, float]]) -> dict[TaskName, float]:
         return {task: fmean(row[task] for row in rows) for task in rows[0] if all(task in row for row in rows)}
 
-    after = {
-        i: means([entropies.after[i] for entropies in parts])
-        for i in parts[0].after
-        if all(i in entropies.after for entropies in parts)
-    }
-    return Entropies(means([entropies.start for entropies in parts]), after)
+    after = {i: means([seed.after[i] for seed in seeds]) for i in seeds[0].after if all(i in s.after for s in seeds)}
+    return Entropies(means([seed.start for seed in seeds]), after)
 
 
 def load_matrix(path: Path) -> TransferMatrix:

@@ -62,30 +62,18 @@ _SIMPLE: dict[str, tuple[type, Callable[[Any], Any], Callable[[list[Any]], Any]]
     "B": (bytearray, lambda v: [bytearray.hex(v)], lambda fields: bytearray.fromhex(fields[0])),
     "c": (complex, lambda v: [v.real, v.imag], lambda fields: complex(fields[0], fields[1])),
     "D": (decimal.Decimal, lambda v: [decimal.Decimal.__str__(v)], lambda fields: decimal.Decimal(fields[0])),
-    "F": (
-        fractions.Fraction,
-        lambda v: [hex(v.numerator), hex(v.denominator)],
-        lambda fields: fractions.Fraction(int(fields[0], 16), int(fields[1], 16)),
-    ),
-    "r": (
-        range,
-        lambda v: [hex(v.start), hex(v.stop), hex(v.step)],
-        lambda fields: range(*(int(part, 16) for part in fields)),
-    ),
-    "datetime": (
-        datetime.datetime,
-        lambda v: [v.isoformat()],
-        lambda fields: datetime.datetime.fromisoformat(fields[0]),
-    ),
+    "F": (fractions.Fraction, lambda v: [hex(v.numerator), hex(v.denominator)],
+          lambda fields: fractions.Fraction(int(fields[0], 16), int(fields[1], 16))),
+    "r": (range, lambda v: [hex(v.start), hex(v.stop), hex(v.step)],
+          lambda fields: range(*(int(number, 16) for number in fields))),
+    "datetime": (datetime.datetime, lambda v: [v.isoformat()],
+                 lambda fields: datetime.datetime.fromisoformat(fields[0])),
     "date": (datetime.date, lambda v: [v.isoformat()], lambda fields: datetime.date.fromisoformat(fields[0])),
     "time": (datetime.time, lambda v: [v.isoformat()], lambda fields: datetime.time.fromisoformat(fields[0])),
-    "P": (
-        datetime.timedelta,
-        lambda v: [v.days, v.seconds, v.microseconds],
-        lambda fields: datetime.timedelta(*fields),
-    ),
+    "P": (datetime.timedelta, lambda v: [v.days, v.seconds, v.microseconds],
+          lambda fields: datetime.timedelta(*fields)),
     "e": (type(...), lambda v: [], lambda fields: ...),
-}
+}  # fmt: skip
 _NESTED_TAGS = {kind: tag for tag, (kind, _, _) in _NESTED.items()}
 _SIMPLE_TAGS = {kind: tag for tag, (kind, _, _) in _SIMPLE.items()}
 
@@ -134,9 +122,6 @@ def _exactly(channel: socket.socket, size: int) -> bytes:
             raise Gone
         data += chunk
     return bytes(data)
-
-
-# --- values --------------------------------------------------------------------------------------------------------
 
 
 def encode(value: Any, refer: Callable[[Any], Any], depth: int = 0) -> Any:
@@ -221,8 +206,6 @@ def decode(node: Any, resolve: Callable[[list[Any]], Any], depth: int = 0) -> An
 def _named_tuple(name: str, fields: tuple[str, ...]) -> Any:
     return collections.namedtuple(name, fields)
 
-
-# --- handles -------------------------------------------------------------------------------------------------------
 
 UNARY = {
     **{name: getattr(operator, name) for name in ("neg", "pos", "abs", "invert", "index")},

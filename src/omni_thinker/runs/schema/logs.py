@@ -10,7 +10,6 @@ from omni_thinker.types import Split, StopReason, TaskName
 Kind = Literal["warmup", "train", "validation", "test"]
 """What was done and logged."""
 
-
 RENAMED = {
     "clip_share": "clip_frac",
     "logprob_mismatch": "mismatch_abs",
