@@ -19,30 +19,24 @@ from typing import Any
 
 EVALUATED = 71
 """Exit code of a process in which text would have been run."""
-_EVALUATORS = frozenset(
-    (
-        "exec", "compile", "__import__", "import_module", "run_path", "run_module",
-        "parse_expr", "parse_latex", "sympify", "simplify", "lambdify",
-        "system", "popen", "Popen", "check_output",
-        "load", "loads", "unsafe_load", "full_load",
-    )
-)  # fmt: skip
+_EVALUATORS = frozenset((
+    "exec", "compile", "__import__", "import_module", "run_path", "run_module",
+    "parse_expr", "parse_latex", "sympify", "simplify", "lambdify",
+    "system", "popen", "Popen", "check_output",
+    "load", "loads", "unsafe_load", "full_load",
+))  # fmt: skip
 _SAFE_LOADS = frozenset({"json", "tomllib"})
-_EVENTS = frozenset(
-    (
-        "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "subprocess.Popen", "pty.spawn",
-        "pickle.find_class", "code.__new__", "function.__new__", "ctypes.dlopen", "ctypes.dlsym", "ctypes.dlsym/handle",
-    )
-)  # fmt: skip
+_EVENTS = frozenset((
+    "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "subprocess.Popen", "pty.spawn",
+    "pickle.find_class", "code.__new__", "function.__new__", "ctypes.dlopen", "ctypes.dlsym", "ctypes.dlsym/handle",
+))  # fmt: skip
 _INTERPRETERS = frozenset({"_xxsubinterpreters", "_interpreters"})
 """Modules that start interpreters, which this hook would not see."""
-_ARITHMETIC = frozenset(
-    (
-        "RESUME", "CACHE", "NOP", "PUSH_NULL", "LOAD_NAME", "LOAD_CONST", "LOAD_SMALL_INT", "BUILD_TUPLE",
-        "PRECALL", "CALL", "CALL_KW", "KW_NAMES", "BINARY_OP", "UNARY_NEGATIVE", "UNARY_POSITIVE",
-        "RETURN_VALUE", "RETURN_CONST", "NOT_TAKEN",
-    )
-)  # fmt: skip
+_ARITHMETIC = frozenset((
+    "RESUME", "CACHE", "NOP", "PUSH_NULL", "LOAD_NAME", "LOAD_CONST", "LOAD_SMALL_INT", "BUILD_TUPLE",
+    "PRECALL", "CALL", "CALL_KW", "KW_NAMES", "BINARY_OP", "UNARY_NEGATIVE", "UNARY_POSITIVE",
+    "RETURN_VALUE", "RETURN_CONST", "NOT_TAKEN",
+))  # fmt: skip
 _DEPTH = 6
 _IMPORTER = "<frozen importlib._bootstrap_external>"
 

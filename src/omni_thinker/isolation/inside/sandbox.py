@@ -62,7 +62,7 @@ def _test(channel: socket.socket, request: dict[str, Any], report: int, secret: 
 
 
 def _await(report: int, deadline: float) -> bytes | None:
-    """Read the request; None at the deadline."""
+    """Read the tester's report; None at the deadline."""
     received = b""
     while not received.endswith(b"\n"):
         ready, _, _ = select.select([report, zygote.REQUESTS], [], [], max(0.0, deadline - time.monotonic()))

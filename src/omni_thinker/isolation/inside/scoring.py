@@ -32,7 +32,7 @@ else:
 
 _READ_BYTES = 1 << 16
 _MAX_REPLY = 1 << 21
-"""Of what the trainer takes, half: this server's own words are around it."""
+"""Longest reply in bytes, half of what the trainer takes: this server's own words are around it."""
 _ZYGOTE_BYTES = 4 << 30
 
 
