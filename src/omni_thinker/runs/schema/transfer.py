@@ -40,7 +40,7 @@ class Entropies:
     """Entropy of the answers to each task, in nats per token."""
 
     start: Values
-    """Entropy at the start."""
+    """At the start."""
     after: Mapping[TaskName, Values]
     """After RL on each task alone, as `after[trained][evaluated]`."""
 
