@@ -6,8 +6,9 @@ import asyncio
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,6 @@ from omni_thinker.isolation import (
     launch,
     programs,
     run_tests,
-    run_tests_sync,
     shutdown,
 )
 from timing import quickest
@@ -36,6 +36,10 @@ def _closed() -> Iterator[None]:
     yield
     shutdown()
     assert not children()
+
+
+def run_tests_sync(program: str, tests: Sequence[str], **settings: Any) -> TestReport:
+    return asyncio.run(run_tests(program, tests, **settings))
 
 
 def _run(program: str, tests: list[str] | None = None, timeout: float = 2.0) -> TestReport:

@@ -377,10 +377,7 @@ def test_recipe_sets_sampling_filters_and_stop_texts() -> None:
     assert recipe.tasks["t"].stop == ("\n\n",)
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("top_p", 0.0), ("top_p", 1.1), ("min_p", 1.0), ("top_k", -1)],
-)
+@pytest.mark.parametrize(("key", "value"), [("top_p", 0.0), ("top_p", 1.1), ("min_p", 1.0), ("top_k", -1)])
 def test_filters_out_of_range_are_refused(key: str, value: float) -> None:
     with pytest.raises(UserError, match=f"evaluation.{key}"):
         parse_recipe({"tasks": {"t": {"source": "builtin:math"}}, "evaluation": {key: value}}, "a recipe")

@@ -18,7 +18,7 @@ from omni_thinker.engine.attention.hf import NAME, use_blocks
 from omni_thinker.engine.layout import supports_group_rows
 from omni_thinker.engine.logprobs import _select, answer_logprobs
 from omni_thinker.engine.packing import MULTIPLE, micro_batches, pack, row_length
-from omni_thinker.engine.softmax import ROWS, ChosenLogprobs
+from omni_thinker.engine.softmax import ROWS_AT_ONCE, ChosenLogprobs
 from omni_thinker.policy.torch_policy import use_checkpointing
 from omni_thinker.protocol import TrainGroup
 from omni_thinker.sampling.loop import sample_groups
@@ -337,7 +337,7 @@ def _chosen(logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, t
     return found
 
 
-@pytest.mark.parametrize("count", [1, ROWS, ROWS + 3])
+@pytest.mark.parametrize("count", [1, ROWS_AT_ONCE, ROWS_AT_ONCE + 3])
 def test_chosen_logprobs_entropy_and_gradient_equal_log_softmax(count: int) -> None:
     rng = torch.Generator().manual_seed(4)
     logits = (4 * torch.randn(count, 50, generator=rng)).requires_grad_(True)

@@ -51,10 +51,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
     for kind in (LlamaDecoder, MaskedDecoder):
 
         def step(
-            self: LlamaDecoder | MaskedDecoder,
-            token_P_G: torch.Tensor,
-            sample_P_G: torch.Tensor,
-            kept: Any = kind.step,
+            self: LlamaDecoder | MaskedDecoder, token_P_G: torch.Tensor, sample_P_G: torch.Tensor, kept: Any = kind.step
         ) -> torch.Tensor:
             position_P = self._position_P if isinstance(self, MaskedDecoder) else self.cache.position_P
             seen.append((tuple(token_P_G.shape), int(position_P.max())))

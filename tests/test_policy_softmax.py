@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omni_thinker.engine import native
-from omni_thinker.engine.softmax import ROWS, logit_gradient, logprob_entropy
+from omni_thinker.engine.softmax import ROWS_AT_ONCE, logit_gradient, logprob_entropy
 from omni_thinker.sampling.draw import draw
 from omni_thinker.types import SamplingParams
 
-SHAPES = [(1, 7), (ROWS + 3, 256), (5, 1000), (33, 513)]
+SHAPES = [(1, 7), (ROWS_AT_ONCE + 3, 256), (5, 1000), (33, 513)]
 
 
 @pytest.fixture(autouse=True)

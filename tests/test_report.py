@@ -130,12 +130,7 @@ def train_line(rng: random.Random, seed: int, arm: str, step: int) -> dict[str, 
         "clip_frac": 0.002,
     }.items():
         metrics[f"{name}/all"] = value
-    metrics |= {
-        "mismatch_abs/all": 0.0004,
-        "problems/all": 8,
-        "tokens_sampled/all": 2000,
-        "tokens_trained/all": 1500,
-    }
+    metrics |= {"mismatch_abs/all": 0.0004, "problems/all": 8, "tokens_sampled/all": 2000, "tokens_trained/all": 1500}
     for task in trained:
         metrics[f"reward/{task}"] = min(1, max(0, START[task] + 0.2 * step / STEPS + rng.gauss(0, 0.08)))
         metrics |= {f"groups_trained/{task}": 8 / len(trained), f"zero_variance/{task}": 0.5 * (step % 2)}

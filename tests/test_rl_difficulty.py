@@ -120,10 +120,7 @@ def test_pool_of_a_row_is_read_from_its_field(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        (
-            {"source": "builtin:math", "pools": [1, 2], "difficulty": 1},
-            "t.pools: already sets the difficulty; remove",
-        ),
+        ({"source": "builtin:math", "pools": [1, 2], "difficulty": 1}, "t.pools: already sets the difficulty; remove"),
         ({"source": "builtin:math", "pools": [1, 1.0]}, "t.pools: names a difficulty twice"),
         ({"source": "builtin:math", "pools": [11]}, "less than or equal to 10"),
         ({"source": "jsonl", "pools": [1, 2]}, "t.pools: applies to generated tasks only; rows use fields"),

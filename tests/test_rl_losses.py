@@ -128,11 +128,7 @@ def test_every_loss_has_its_published_normaliser() -> None:
 
 Rows = list[tuple[float, float, list[float]]]  # per sample: advantage, weight, one log-ratio per token
 samples = st.lists(
-    st.tuples(
-        st.floats(-3, 3),
-        st.floats(0.01, 1),
-        st.lists(st.floats(-1, 1), min_size=1, max_size=4),
-    ),
+    st.tuples(st.floats(-3, 3), st.floats(0.01, 1), st.lists(st.floats(-1, 1), min_size=1, max_size=4)),
     min_size=1,
     max_size=6,
 )

@@ -12,7 +12,7 @@ from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.recipe import ModelSpec, RlSpec
 from omni_thinker.rl.batch import ScoredGroup
 from omni_thinker.rl.loop import Learner
-from omni_thinker.rl.resample import MEMORY, Resampler
+from omni_thinker.rl.resample import STEP_DISCOUNT, Resampler
 from omni_thinker.rl.stream import make_streams, stable_seed
 from omni_thinker.schedulers.base import Scheduler
 from omni_thinker.schedulers.mixture import Mixture
@@ -81,7 +81,7 @@ def test_resampler_draws_equal_values_by_hand() -> None:
     assert refill.draws({"a": 3, "b": 2}) == {"a": 10, "b": 2}
     refill.begin_step()
     refill.observe(groups("a", 0, 2))
-    rate = 7 * MEMORY / (10 * MEMORY + 2)
+    rate = 7 * STEP_DISCOUNT / (10 * STEP_DISCOUNT + 2)
     assert refill.unanimous_rate("a") == pytest.approx(rate)
     assert refill.draws({"a": 3}) == {"a": 7}, f"3 / (1 - {rate}), rounded up"
     for _ in range(50):

@@ -43,7 +43,7 @@ from omni_thinker.transfer.metrics import (
     transfer,
 )
 from omni_thinker.transfer.probe import extrapolate
-from omni_thinker.transfer.simulate import WORLDS, World, seen
+from simulated_learners import WORLDS, World, seen
 
 LITERAL = ("naive", "additive", "relative", "logit")
 

@@ -28,14 +28,7 @@ from omni_thinker.rl.batch import ScoredGroup
 from omni_thinker.rl.gradient import add_policy_gradient
 from omni_thinker.runs.schema.base import Estimate, dump
 from omni_thinker.runs.schema.transfer import Entropies, TransferMatrix
-from omni_thinker.studies.units import (
-    expert_kind,
-    plan_work,
-    probe_kinds,
-    probe_lengths,
-    probed_tasks,
-    single_tasks,
-)
+from omni_thinker.studies.units import expert_kind, plan_work, probe_kinds, probe_lengths, probed_tasks, single_tasks
 from omni_thinker.transfer.forecast import in_order
 from omni_thinker.transfer.gradient import Gradients, first_order
 from omni_thinker.transfer.hierarchical import Evidence, Hierarchical

@@ -2,10 +2,7 @@
 
 The unit is the problem: both arms answer the same problems, so the difference is taken per problem first. With one
 seed the interval speaks of new problems and says nothing of how another training run would have come out; with
-several it speaks of both (`intervals`).
-"""
-
-from __future__ import annotations
+several it speaks of both (`intervals`)."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -13,14 +10,7 @@ from itertools import combinations
 import numpy as np
 
 from omni_thinker.arms import rivals
-from omni_thinker.compare.intervals import (
-    NOTHING,
-    Array,
-    Bounds,
-    SeedSpread,
-    over_problems,
-    over_seeds_and_problems,
-)
+from omni_thinker.compare.intervals import NOTHING, Array, Bounds, SeedSpread, over_problems, over_seeds_and_problems
 from omni_thinker.runs.schema.base import MACRO
 from omni_thinker.runs.schema.result import Comparison
 from omni_thinker.types import TaskName
@@ -35,9 +25,8 @@ def compare_arms(
     """Every pair of arms, later against earlier, on each task and on `macro`.
 
     `arms[name]` holds one table per seed, the seeds in one order. Intervals of the rivals of `control` against it are
-    widened so that they hold all at once with `confidence` (Bonferroni): of many arms one would win by luck.
-    """
-    found = []
+    widened so that they hold all at once with `confidence` (Bonferroni): of many arms one would win by luck."""
+    comparisons = []
     against = rivals(list(arms), control)
     seeds = _Seeds(arms, [*against, control])
     for earlier, later in combinations(arms, 2):
@@ -53,20 +42,20 @@ def compare_arms(
             count = sum(len(d) for d in means)
             shown = interval.low > 0 or interval.high < 0
             ends = (interval.low, interval.high, count, interval.detectable)
-            found.append(Comparison(later, earlier, task, difference, *ends, shown=shown))
-    return found
+            comparisons.append(Comparison(later, earlier, task, difference, *ends, shown=shown))
+    return comparisons
 
 
 def paired_differences(a: Sequence[Values], b: Sequence[Values]) -> dict[TaskName, Array]:
     """Per task, `a - b` of every problem that both scored in some seed; [S, P], NaN where one lacks a score."""
     rows = list(zip(a, b, strict=True))
-    found = {}
-    for task in dict.fromkeys(task for own, _ in rows for task in own):
+    differences = {}
+    for task in dict.fromkeys(task for of_seed, _ in rows for task in of_seed):
         both = [{p: v - y[task][p] for p, v in x.get(task, {}).items() if p in y.get(task, {})} for x, y in rows]
-        problems = dict.fromkeys(problem for own in both for problem in own)
+        problems = dict.fromkeys(problem for of_seed in both for problem in of_seed)
         if problems:
-            found[task] = np.array([[own.get(problem, np.nan) for problem in problems] for own in both])
-    return found
+            differences[task] = np.array([[of_seed.get(problem, np.nan) for problem in problems] for of_seed in both])
+    return differences
 
 
 class _Seeds:
@@ -75,22 +64,22 @@ class _Seeds:
 
     def __init__(self, arms: Mapping[str, Sequence[Values]], trained: Sequence[str]) -> None:
         self.trained = [name for name in arms if name in trained]
-        self.scores = {name: [_task_means(values) for values in own] for name, own in arms.items()}
+        self.scores = {name: [_task_means(values) for values in seeds] for name, seeds in arms.items()}
         self.known: dict[tuple[str, bool], SeedSpread | None] = {}
 
     def spread(self, task: str, pair: set[str]) -> SeedSpread | None:
-        """None with one seed."""
+        """The spread between seeds, or None with one seed."""
         inside = pair <= set(self.trained)
         if (task, inside) not in self.known:
             names = self.trained if inside else list(self.scores)
-            table = np.array([[own.get(task, np.nan) for own in self.scores[name]] for name in names])
+            table = np.array([[means.get(task, np.nan) for means in self.scores[name]] for name in names])
             usable = table.shape[1] > 1 and not np.isnan(table).any()
             self.known[task, inside] = SeedSpread.of(table) if usable else None
         return self.known[task, inside]
 
 
 def _task_means(values: Values) -> dict[str, float]:
-    means = {task: float(np.mean(list(own.values()))) for task, own in values.items() if own}
+    means = {task: float(np.mean(list(of_problem.values()))) for task, of_problem in values.items() if of_problem}
     return {**means, MACRO: float(np.mean(list(means.values())))} if len(means) == len(values) else means
 
 

@@ -1,7 +1,5 @@
 """From scored groups to a training batch: who is trained, with which advantage and token weight."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,20 +34,20 @@ class ScoredGroup:
 def build_batches(
     groups: Sequence[ScoredGroup], spec: RlSpec, max_tokens: int, order: Sequence[TaskName] = ()
 ) -> list[list[TrainGroup]]:
-    """What has signal, dealt out in `spec.minibatches` batches that each hold every task in like shares; or, where an
-    `order` of tasks is given, a batch for each task.
+    """Deal the groups with signal out to `spec.minibatches` batches that hold every task in like shares, or, given an
+    `order` of tasks, to a batch for each task.
 
     Advantages are taken over everything, token weights within each batch. `max_tokens` is the longest answer
-    allowed (for the constant normaliser).
-    """
-    kept = [group for group in groups if group.has_signal]
-    advantages = ADVANTAGES[spec.advantage]([np.array(group.values) for group in kept])
-    paired = list(zip(kept, advantages, strict=True))
+    allowed (for the constant normaliser)."""
+    trainable = [group for group in groups if group.has_signal]
+    advantages = ADVANTAGES[spec.advantage]([np.array(group.values) for group in trainable])
+    paired = list(zip(trainable, advantages, strict=True))
+    normaliser = NORMALISERS[spec.loss] if spec.normaliser == "auto" else spec.normaliser
     batches = []
-    parts = [[pair for pair in paired if pair[0].problem.task == task] for task in order]
-    for part in parts or [paired[i :: spec.minibatches] for i in range(spec.minibatches)]:
-        weigh = _Weigher(_normaliser(spec), [group for group, _ in part], max_tokens)
-        batches.append([train_group(group, list(map(float, own)), weigh) for group, own in part])
+    by_task = [[pair for pair in paired if pair[0].problem.task == task] for task in order]
+    for pairs in by_task or [paired[i :: spec.minibatches] for i in range(spec.minibatches)]:
+        weigh = _Weigher(normaliser, [group for group, _ in pairs], max_tokens)
+        batches.append([train_group(group, list(map(float, values)), weigh) for group, values in pairs])
     return [batch for batch in batches if batch]
 
 
@@ -60,10 +58,10 @@ def learnability(
     0: what a task's problems have to teach this policy (arXiv 2505.14970)."""
     scored = [group for group in groups if group.values]
     advantages = ADVANTAGES[spec.advantage]([np.array(group.values) for group in scored])
-    found: dict[str, list[float]] = {}
-    for group, own in zip(scored, advantages, strict=True):
-        found.setdefault(by(group.problem), []).extend(map(float, np.abs(own) if group.has_signal else 0 * own))
-    return {task: float(np.mean(own)) for task, own in found.items()}
+    sizes: dict[str, list[float]] = {}
+    for group, values in zip(scored, advantages, strict=True):
+        sizes.setdefault(by(group.problem), []).extend(map(float, np.abs(values) if group.has_signal else 0 * values))
+    return {task: float(np.mean(values)) for task, values in sizes.items()}
 
 
 class _Weigher:
@@ -86,10 +84,6 @@ class _Weigher:
         if self.kind == "task_token":
             return 1.0 / (len(self.task_tokens) * self.task_tokens[task])
         return 1.0 / (self.samples * self.max_tokens)
-
-
-def _normaliser(spec: RlSpec) -> str:
-    return NORMALISERS[spec.loss] if spec.normaliser == "auto" else spec.normaliser
 
 
 def _valued(scored: ScoredGroup) -> list[Sample]:

@@ -1,7 +1,5 @@
 """MT-GRPO's weights: more for the tasks that gain least (arXiv 2602.05547)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from math import exp, log
 from typing import Annotated, Any, Literal
@@ -13,8 +11,8 @@ from omni_thinker.schedulers.adaptive import Adaptive, Shares
 from omni_thinker.schedulers.base import Config, Setting
 from omni_thinker.types import TaskName
 
-_LEAST = 1e-12
-"""So that a weight that was all but gone can come back."""
+_LEAST_WEIGHT = 1e-12
+"""Smallest weight, from which a task can still recover."""
 
 
 class WorstTask(Adaptive):
@@ -23,8 +21,7 @@ class WorstTask(Adaptive):
     under every scheduler here (`rl.refill_rounds`).
 
     The paper's rule weighs the loss; here the weights are shares of problems, which costs no samples that are then
-    weighed down.
-    """
+    weighed down."""
 
     def __init__(self, tasks: Sequence[TaskName], problems_per_step: int, *, rate: float, floor: float) -> None:
         super().__init__(tasks, problems_per_step)
@@ -37,14 +34,14 @@ class WorstTask(Adaptive):
         return {task: even + (1 - self.floor) * weight for task, weight in self.weights.items()}
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        logs = {task: log(max(weight, _LEAST)) for task, weight in self.weights.items()}
+        logs = {task: log(max(weight, _LEAST_WEIGHT)) for task, weight in self.weights.items()}
         for task in self.tasks:
             if (reward := metrics.get(f"reward/{task}")) is not None:
                 logs[task] -= self.rate * (reward - self._reward.get(task, reward))
                 self._reward[task] = reward
         most = max(logs.values())
-        total = sum(exp(own - most) for own in logs.values())
-        self.weights = {task: exp(own - most) / total for task, own in logs.items()}
+        total = sum(exp(log_weight - most) for log_weight in logs.values())
+        self.weights = {task: exp(log_weight - most) / total for task, log_weight in logs.items()}
 
     def state(self) -> dict[str, Any]:
         return {"weights": dict(self.weights), "reward": dict(self._reward)}

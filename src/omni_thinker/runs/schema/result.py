@@ -1,7 +1,5 @@
 """result.json: arms on the test split, comparisons, and the verdict."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import field, replace
@@ -80,7 +78,7 @@ class Comparison:
     shown: Bool = field(kw_only=True)
     """True where the interval excludes 0 and no seed is left to run."""
 
-    def swapped(self) -> Comparison:
+    def swapped(self) -> "Comparison":
         """`b - a`."""
         return replace(self, a=self.b, b=self.a, difference=-self.difference, low=-self.high, high=-self.low)
 
