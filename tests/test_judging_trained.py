@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 from importlib.resources import files
 from pathlib import Path
@@ -21,6 +22,7 @@ from omni_thinker.judging.trained import (
     MAX_PROMPT,
     Families,
     TrainedJudge,
+    caveat,
     encode,
     last_hidden,
     load_card,
@@ -208,3 +210,7 @@ def test_concurrent_comparisons_are_computed_in_one_batch(builtin_model: Path) -
         assert not isinstance(verdicts, BaseException)
         expected = asyncio.run(fresh.compare(request, asked[request], "Nothing."))
         assert [own.margin for own in verdicts] == pytest.approx([own.margin for own in expected], abs=0.5)
+
+
+def test_caveat_states_measured_agreement_with_people() -> None:
+    assert re.search(r"agrees with people on \d\d% of decided PandaLM pairs", caveat(load_card()))

@@ -235,7 +235,7 @@ class TrainedJudge(TalliedJudge):
 
 def caveat(card: Mapping[str, Any]) -> str:
     """One sentence for reports, from the card's figures."""
-    measured = card["agreement"].get("pandalm_measured")
+    measured = card["agreement"].get("pandalm_human_pairs")
     if measured is None:
         return f"How often the built-in judge ({card['version']}) agrees with people has not been measured."
     low, high = measured["balanced_interval_95"]
