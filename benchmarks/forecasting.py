@@ -24,7 +24,7 @@ from omni_thinker.runs.schema.transfer import Column, TransferMatrix
 from omni_thinker.transfer.forecast import Array, Joint, evenly, in_order, measured
 from omni_thinker.transfer.forecasters import FORECASTERS, make_forecaster
 from omni_thinker.transfer.hierarchical import Evidence, Hierarchical
-from omni_thinker.transfer.simulate import WORLDS, World, seen
+from simulated_learners import WORLDS, World, seen
 
 Row = Mapping[str, Any]
 

@@ -36,9 +36,5 @@ def from_effects(effects: Array, start: float = 0.4, own: float = 0.6) -> Transf
 
 # a: start .2, itself .6; b hurts it by .1, c hurts it by .2. And so on.
 START = [0.2, 0.4, 0.5]
-AFTER = [
-    [0.6, 0.5, 0.4],
-    [0.1, 0.8, 0.6],
-    [0.0, 0.2, 0.9],
-]
+AFTER = [[0.6, 0.5, 0.4], [0.1, 0.8, 0.6], [0.0, 0.2, 0.9]]
 MATRIX = matrix(START, AFTER)

@@ -21,7 +21,7 @@ SMALL = {
 }
 
 
-def test_a_study_its_plan_and_its_run(tmp_path: Path) -> None:
+def test_study_plan_forecast_load_run_and_evaluate_work_from_python(tmp_path: Path) -> None:
     result = ot.study(SMALL, tmp_path / "run")
     assert set(result["arms"]) == {"start", "single:math", "single:qa", "joint"}
     assert (tmp_path / "run" / "report.html").is_file()
@@ -37,13 +37,13 @@ def test_a_study_its_plan_and_its_run(tmp_path: Path) -> None:
     assert set(ot.evaluate(model, SMALL)["tasks"]) == {"math", "qa"}
 
 
-def test_one_arm(tmp_path: Path) -> None:
+def test_train_runs_one_arm_for_the_given_steps(tmp_path: Path) -> None:
     result = ot.train(SMALL, "single:qa", tmp_path / "one", steps=3)
     assert list(result["arms"]) == ["start", "single:qa"]
     assert result["arms"]["single:qa"][0]["steps"] == 3
 
 
-def test_scores() -> None:
+def test_score_values_rows_and_names_bad_rows_and_unknown_rewards() -> None:
     rows = [{"id": 1, "response": "so it is 12", "answer": "12"}, {"id": 2, "response": "13", "answer": "12"}]
     assert [row["value"] for row in ot.score("math", rows)] == [1.0, 0.0]
     with pytest.raises(ot.UserError, match="rows: line 1"):
@@ -52,7 +52,7 @@ def test_scores() -> None:
         ot.score("mth", rows)
 
 
-def test_names_are_imported_when_they_are_used() -> None:
+def test_importing_the_package_loads_neither_pydantic_nor_torch() -> None:
     code = (
         "import sys, omni_thinker as ot\n"
         "assert 'pydantic' not in sys.modules\n"
@@ -65,6 +65,6 @@ def test_names_are_imported_when_they_are_used() -> None:
         _ = ot.nothing
 
 
-def test_help_starts_fast() -> None:
+def test_help_ends_within_600_ms() -> None:
     command = [sys.executable, "-m", "omni_thinker", "--help"]
     assert quickest(lambda: subprocess.run(command, capture_output=True, check=True), within=0.6) < 0.6

@@ -23,7 +23,7 @@ from omni_thinker.arms import (
 TASKS = ["math", "qa"]
 
 
-def test_names_are_read_as_they_are_built() -> None:
+def test_arm_names_with_a_prefix_give_their_task_and_kind_back() -> None:
     for mark in (SINGLE, PROBE, LORA):
         assert task_of(mark + "math") == "math"
         assert not is_scheduled(mark + "math")
@@ -36,26 +36,26 @@ def test_names_are_read_as_they_are_built() -> None:
     ]
 
 
-def test_the_table_is_whole() -> None:
+def test_arm_table_lists_every_kind_with_its_own_colour() -> None:
     assert {*RANKED, "single"} == set(ARMS)
     assert {"curriculum", "curriculum_net", "reverse"} == STAGED
     assert {"curriculum", "curriculum_net", "reverse", "joint"} == SHARED
     assert len({arm.colour for arm in ARMS.values()}) == len(ARMS)
 
 
-def test_arms_are_listed_in_one_order() -> None:
+def test_arms_in_any_order_are_sorted_by_kind_then_task() -> None:
     arms = ["tac", "single:qa", "joint", "single:math", "start", "sec", "curriculum"]
     assert in_order(arms, TASKS) == ["start", "curriculum", "joint", "single:math", "single:qa", "sec", "tac"]
     assert rivals(["start", "joint", "curriculum", "single:qa", "sec"]) == ["curriculum", "sec"]
 
 
-def test_scheduled_arms_have_colours_of_their_own() -> None:
+def test_scheduled_arms_get_distinct_colours() -> None:
     arms = ["joint", "sec", "tac", "dump"]
     assert len({colour_of(arm, arms) for arm in arms}) == 4
     assert colour_of("joint") == ARMS["joint"].colour
 
 
-def test_arms_of_older_runs_have_words() -> None:
+def test_arm_names_of_older_runs_map_to_todays_kinds() -> None:
     for old, new in RENAMED.items():
         assert kind_of(old) is ARMS[new]
         assert not is_scheduled(old)

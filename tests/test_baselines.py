@@ -42,7 +42,9 @@ def start(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("scale", "w", "b"), [(1.0, [2.0, 1.0], [0.0]), (0.5, [1.5, 1.5], [0.25]), (2.0, [3.0, 0.0], [-0.5])]
 )
-def test_task_arithmetic_by_hand(start: Path, tmp_path: Path, scale: float, w: list[float], b: list[float]) -> None:
+def test_task_arithmetic_equals_values_by_hand(
+    start: Path, tmp_path: Path, scale: float, w: list[float], b: list[float]
+) -> None:
     experts = [_save(tmp_path / "x", w=[2.0, 2.0], b=[0.25]), _save(tmp_path / "y", w=[1.0, 1.0], b=[0.25])]
     task_arithmetic(start, experts, scale, tmp_path / "deep" / "out")
     merged = load_file(tmp_path / "deep" / "out")
@@ -50,7 +52,9 @@ def test_task_arithmetic_by_hand(start: Path, tmp_path: Path, scale: float, w: l
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no list of mappings on this system")
-def test_merging_keeps_no_file_mapped(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_merging_releases_every_mapped_file_before_saving(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Pages of mapped files count as memory of the process: four experts would count four times."""
     experts = [_save(tmp_path / name, w=[2.0, 2.0], b=[0.25]) for name in ("x", "y")]
     mapped: list[str] = []
@@ -64,19 +68,19 @@ def test_merging_keeps_no_file_mapped(start: Path, tmp_path: Path, monkeypatch: 
     assert str(tmp_path) not in mapped[0]
 
 
-def test_no_expert_or_the_start_itself_changes_nothing(start: Path, tmp_path: Path) -> None:
+def test_merging_no_expert_or_the_start_itself_gives_the_start(start: Path, tmp_path: Path) -> None:
     for experts in ([], [start], [start, start]):
         task_arithmetic(start, experts, 1.0, tmp_path / "out")
         assert {k: v.tolist() for k, v in load_file(tmp_path / "out").items()} == {"w": [1.0, 2.0], "b": [0.5]}
 
 
-def test_one_expert_at_full_scale_is_that_expert(start: Path, tmp_path: Path) -> None:
+def test_merging_one_expert_at_scale_1_gives_that_expert(start: Path, tmp_path: Path) -> None:
     expert = _save(tmp_path / "x", w=[3.0, -4.0], b=[0.0])
     task_arithmetic(start, [expert], 1.0, tmp_path / "out")
     assert torch.equal(load_file(tmp_path / "out")["w"], torch.tensor([3.0, -4.0]))
 
 
-def test_bf16_is_summed_in_fp32_and_kept(tmp_path: Path) -> None:
+def test_merging_bf16_weights_sums_in_fp32_and_saves_bf16(tmp_path: Path) -> None:
     """Many small deltas that bf16 sums would lose: one step of bf16 at 1.0 is 2**-7."""
 
     def bf16(*values: float) -> torch.Tensor:
@@ -101,7 +105,9 @@ def test_bf16_is_summed_in_fp32_and_kept(tmp_path: Path) -> None:
         {"w": [1.0, 2.0], "b": [0.5, 0.5]},
     ],
 )
-def test_other_tensors_or_shapes_are_refused(start: Path, tmp_path: Path, tensors: dict[str, list[float]]) -> None:
+def test_experts_with_other_tensors_or_shapes_are_refused(
+    start: Path, tmp_path: Path, tensors: dict[str, list[float]]
+) -> None:
     good, bad = _save(tmp_path / "good", w=[1.0, 2.0], b=[0.5]), _save(tmp_path / "bad", **tensors)
     with pytest.raises(UserError) as caught:
         task_arithmetic(start, [good, bad], 1.0, tmp_path / "out")
@@ -155,7 +161,7 @@ class FakePolicy:
     def export(self, path: Path) -> None: ...
 
 
-def test_gold_answers_weigh_the_same_however_long() -> None:
+def test_gold_batch_weighs_each_answer_alike_whatever_its_length() -> None:
     problems = [
         Problem("1", "a", "how many", "one two three"),
         Problem("2", "b", "what is it", None),
@@ -180,7 +186,7 @@ def test_gold_loss_is_the_weighted_negative_log_likelihood() -> None:
     assert torch.equal(gradient, -weights)
 
 
-def test_gold_answers_are_learnt(tiny_model: Path) -> None:
+def test_gold_loss_falls_over_12_steps_and_starts_at_the_plain_value(tiny_model: Path) -> None:
     policy = TorchPolicy(ModelSpec(name=str(tiny_model), dtype="float32"))
     batch = gold_batch(policy, [Problem("1", "a", "Hi", "Paris"), Problem("2", "a", "Ho", "a cat")])
     losses = []
@@ -218,13 +224,13 @@ def _run(curve: Sequence[Scores], **settings: Any) -> tuple[WarmupReport, FakePo
     return report, policy, active, checked
 
 
-def test_nothing_is_trained_where_all_tasks_stand_well() -> None:
+def test_warm_up_takes_no_step_when_no_task_is_below_the_band() -> None:
     report, policy, active, checked = _run([{"a": 0.4, "b": 0.9}])
     assert (report.steps, report.tokens, active, checked, policy.batches) == (0, 0, [], [0], [])
     assert report.inside == {"a": True, "b": False}, "above the band is outside it too"
 
 
-def test_a_warm_up_stops_when_all_are_well_inside() -> None:
+def test_warm_up_stops_once_all_tasks_are_inside_the_band() -> None:
     # The band is .2 to .6: a task is done at a quarter into it, .3.
     report, policy, _, checked = _run([{"a": 0.0, "b": 0.0}, {"a": 0.25, "b": 0.1}, {"a": 0.3, "b": 0.35}])
     assert checked == [0, 2, 4]
@@ -234,7 +240,7 @@ def test_a_warm_up_stops_when_all_are_well_inside() -> None:
     assert report.reached["b"].mean == 0.35
 
 
-def test_a_task_rests_while_it_is_well_and_comes_back() -> None:
+def test_warm_up_pauses_a_task_inside_the_band_and_resumes_it_below() -> None:
     curve = [{"a": 0.0, "b": 0.0}, {"a": 0.5, "b": 0.0}, {"a": 0.1, "b": 0.0}, {"a": 0.5, "b": 0.4}]
     _, policy, active, _ = _run(curve)
     assert active == [["a", "b"]] * 2 + [["b"]] * 2 + [["a", "b"]] * 2
@@ -242,7 +248,7 @@ def test_a_task_rests_while_it_is_well_and_comes_back() -> None:
     assert shares == [{"a": 2, "b": 2}] * 2 + [{"b": 4}] * 2 + [{"a": 2, "b": 2}] * 2
 
 
-def test_a_warm_up_ends_after_its_steps_with_a_last_check() -> None:
+def test_warm_up_below_the_band_ends_at_its_step_limit_with_a_check() -> None:
     report, policy, _, checked = _run([{"a": 0.0, "b": 0.25}], steps=5)
     assert checked == [0, 2, 4, 5]
     assert report.steps == 5
@@ -250,19 +256,19 @@ def test_a_warm_up_ends_after_its_steps_with_a_last_check() -> None:
     assert policy.rates == pytest.approx([0.1, 0.2, 0.3, 0.3, 0.3]), "the learning rate rises over three steps"
 
 
-def test_no_steps_no_training() -> None:
+def test_warm_up_of_0_steps_checks_once_and_trains_nothing() -> None:
     report, policy, _, checked = _run([{"a": 0.0}], steps=0)
     assert (report.steps, checked, policy.batches) == (0, [0], [])
 
 
 @pytest.mark.parametrize(("batch", "share"), [(4, [2, 1, 1]), (6, [2, 2, 2]), (2, [1, 1, 0])])
-def test_a_batch_is_shared_out_whole(batch: int, share: list[int]) -> None:
+def test_warm_up_batch_is_shared_evenly_among_tasks(batch: int, share: list[int]) -> None:
     _, policy, _, _ = _run([{"a": 0.0, "b": 0.0, "c": 0.0}], steps=1, batch=batch)
     counts = Counter(g.task for g in policy.batches[0])
     assert [counts[t] for t in "abc"] == share
 
 
-def test_steps_take_fresh_problems_in_the_streams_order() -> None:
+def test_warm_up_steps_take_problems_in_the_order_of_the_stream() -> None:
     _, policy, _, _ = _run([{"a": 0.0}], steps=4, batch=3, check_every=9)
     seen = [g.prompt for batch in policy.batches for g in batch]
     pool = [Problem(f"a{i}", "a", "q" * (i + 1), "gold") for i in range(9)]

@@ -19,7 +19,7 @@ def _result(ratio: float, ours_mb: float = 100.0) -> dict[str, Any]:
     return {"ratio": ratio, "peak_rss_mb": ours_mb, "peer_peak_rss_mb": 200.0}
 
 
-def test_a_good_row_has_no_problems() -> None:
+def test_row_within_its_promised_ratio_has_no_problems() -> None:
     assert suite.problems(ROW, _result(4.6), {"ratio": 5.1}) == []
     assert suite.problems(ROW, _result(4.0), None) == []
 
@@ -32,14 +32,16 @@ def test_a_good_row_has_no_problems() -> None:
         (_result(5.0, ours_mb=201.0), None, "MB"),
     ],
 )
-def test_what_fails_names_the_row(result: dict[str, Any], committed: dict[str, Any] | None, word: str) -> None:
+def test_row_that_breaks_a_promise_is_reported_by_name(
+    result: dict[str, Any], committed: dict[str, Any] | None, word: str
+) -> None:
     [problem] = suite.problems(ROW, result, committed)
     assert problem.startswith("a-row: ")
     assert word in problem
 
 
-def test_committed_results_are_of_rows_and_add_up(repo: Path) -> None:
-    """Whether a promise is kept is `make bench`'s to say; what is committed must be a measurement of its row."""
+def test_committed_results_belong_to_a_row_and_their_ratios_are_right(repo: Path) -> None:
+    """`make bench` checks promises. Committed results must be measurements of their own row."""
     folders = [path for path in (repo / "benchmarks" / "results").iterdir() if path.is_dir()]
     assert folders
     for folder in folders:
@@ -52,15 +54,15 @@ def test_committed_results_are_of_rows_and_add_up(repo: Path) -> None:
                 assert result["ratio"] == pytest.approx(result["peer_seconds"] / result["ours_seconds"], rel=0.01)
 
 
-def test_an_unknown_row_is_named(repo: Path) -> None:
+def test_unknown_row_exits_2_and_lists_the_known_rows(repo: Path) -> None:
     command = [sys.executable, "benchmarks/suite.py", "--only", "nothing-like-it"]
     done = subprocess.run(command, cwd=repo, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "grpo-short" in done.stderr
 
 
-def test_the_script_for_gpus_is_complete(repo: Path, tmp_path: Path) -> None:
-    """On a CPU with a random model: every part runs, and what must hold holds."""
+def test_gpu_script_runs_every_part_on_a_cpu(repo: Path, tmp_path: Path) -> None:
+    """Uses a random model on a CPU: every part runs and the numerical checks pass."""
     out = tmp_path / "gpu.json"
     command = [sys.executable, str(repo / "benchmarks" / "gpu.py"), "--model", "tiny", "--small", "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -52,7 +52,7 @@ def write_rows(folder: Path, rows: list[dict[str, object]], name: str = "rows.js
 MATH = '[tasks.sums]\nsource = "jsonl"\nfiles = ["rows.jsonl"]\n'
 
 
-def test_text_for_a_terminal_can_not_steer_it(run: Run, tmp_path: Path) -> None:
+def test_control_characters_of_rows_are_escaped_on_the_terminal(run: Run, tmp_path: Path) -> None:
     rows = [{"prompt": f"\x1b[2J{word}\r\n\tx", "answer": "\x9b1A"} for word in "abcdefghij"]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
     recipe = tmp_path / "r.toml"
@@ -81,7 +81,7 @@ def test_text_for_a_terminal_can_not_steer_it(run: Run, tmp_path: Path) -> None:
         ("not toml [", ["recipe.toml", "not valid TOML"]),
     ],
 )
-def test_a_bad_recipe_is_one_line_and_nothing_is_written(
+def test_bad_recipe_exits_2_with_one_line_and_writes_nothing(
     run: Run, tmp_path: Path, tasks: str, words: list[str]
 ) -> None:
     write_rows(tmp_path, list(ROWS))
@@ -95,7 +95,7 @@ def test_a_bad_recipe_is_one_line_and_nothing_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_row_that_the_reward_cannot_score_is_named(run: Run, tmp_path: Path) -> None:
+def test_row_that_the_reward_cannot_score_exits_2_and_names_the_reward(run: Run, tmp_path: Path) -> None:
     write_rows(tmp_path, [*ROWS, {"prompt": "What is love?", "answer": "baby"}])
     recipe = write_recipe(tmp_path, MATH + "reward = { sum = { math = 1.0 } }\n")
     code, _, err = run("study", recipe, "--out", tmp_path / "out")
@@ -104,7 +104,7 @@ def test_a_row_that_the_reward_cannot_score_is_named(run: Run, tmp_path: Path) -
     assert err.count("\n") == 1
 
 
-def test_a_test_split_that_overlaps_train_is_refused(run: Run, tmp_path: Path) -> None:
+def test_test_split_that_overlaps_train_exits_2_and_writes_nothing(run: Run, tmp_path: Path) -> None:
     rows: list[dict[str, object]] = [{**row, "split": "train"} for row in ROWS] + [
         {"prompt": "what is 3 + 1?", "answer": "4", "split": "test"}
     ]
@@ -119,7 +119,7 @@ def test_a_test_split_that_overlaps_train_is_refused(run: Run, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("lacking", ["tokenizer", "template"])
-def test_a_model_folder_without_tokenizer_or_template_is_refused(
+def test_model_without_tokenizer_or_template_exits_2_and_writes_nothing(
     run: Run, tmp_path: Path, tiny_model: Path, lacking: str
 ) -> None:
     write_rows(tmp_path, list(ROWS))
@@ -141,7 +141,7 @@ def test_a_model_folder_without_tokenizer_or_template_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_directory_that_holds_a_run_is_left_alone(run: Run, tmp_path: Path) -> None:
+def test_study_into_a_directory_with_a_run_exits_2_and_changes_nothing(run: Run, tmp_path: Path) -> None:
     write_rows(tmp_path, list(ROWS))
     recipe = write_recipe(tmp_path, MATH)
     out = tmp_path / "out"
@@ -154,7 +154,7 @@ def test_a_directory_that_holds_a_run_is_left_alone(run: Run, tmp_path: Path) ->
     assert (out / "metrics.jsonl").read_text("utf-8") == "precious"
 
 
-def test_dry_run_checks_everything_and_writes_nothing(run: Run, tmp_path: Path) -> None:
+def test_dry_run_prints_the_work_and_writes_nothing(run: Run, tmp_path: Path) -> None:
     write_rows(tmp_path, list(ROWS))
     recipe = write_recipe(tmp_path, MATH, 'name = "dry"')
     before = sorted(path.name for path in tmp_path.iterdir())
@@ -169,7 +169,7 @@ def test_dry_run_checks_everything_and_writes_nothing(run: Run, tmp_path: Path) 
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
-def test_score_writes_rows_in_order(run: Run, tmp_path: Path) -> None:
+def test_score_writes_rows_in_input_order_and_refuses_an_existing_file(run: Run, tmp_path: Path) -> None:
     rows: list[dict[str, object]] = [{"id": f"r{n}", "response": str(n % 3), "answer": "1"} for n in range(30)]
     path = write_rows(tmp_path, rows)
     out = tmp_path / "scores.jsonl"
@@ -184,7 +184,7 @@ def test_score_writes_rows_in_order(run: Run, tmp_path: Path) -> None:
     assert "exists" in err
 
 
-def test_programs_need_bubblewrap_or_the_word_of_the_user(
+def test_scoring_programs_without_bubblewrap_needs_allow_weak_sandbox(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [{"id": n, "response": f"def f(x): return {n}", "tests": ["assert f(0) == 1"]} for n in range(3)]
@@ -211,7 +211,7 @@ def test_programs_need_bubblewrap_or_the_word_of_the_user(
 @pytest.mark.parametrize(
     ("line", "word"), [("{", "not JSON"), ('{"id": 1}', "response"), ('{"id": 1, "response": "2"}', "line 1")]
 )
-def test_score_names_the_bad_line(run: Run, tmp_path: Path, line: str, word: str) -> None:
+def test_score_of_a_bad_line_exits_2_and_writes_nothing(run: Run, tmp_path: Path, line: str, word: str) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(line + "\n", "utf-8")
     code, _, err = run("score", "--reward", "math", "--in", path, "--out", tmp_path / "out.jsonl")
@@ -220,7 +220,7 @@ def test_score_names_the_bad_line(run: Run, tmp_path: Path, line: str, word: str
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_tasks_can_be_looked_at(run: Run) -> None:
+def test_tasks_show_prints_problems_and_refuses_an_unknown_split(run: Run) -> None:
     code, out, _ = run("tasks", "show", "builtin:qa", "--count", 2, "--json")
     assert code == 0
     assert len(json.loads(out.splitlines()[-1])["problems"]) == 2
@@ -229,7 +229,9 @@ def test_tasks_can_be_looked_at(run: Run) -> None:
     assert "--split" in err
 
 
-def test_the_readme_task_works(run: Run, tmp_path: Path, repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_task_class_of_the_readme_validates_without_failures(
+    run: Run, tmp_path: Path, repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The class printed in README is a task: its gold answers score 1 and wrong ones don't."""
     readme = (repo / "README.md").read_text("utf-8")
     blocks = [block.split("```")[0] for block in readme.split("```python\n")[1:]]
@@ -261,7 +263,7 @@ def matrix_file(tmp_path: Path) -> Path:
     return path
 
 
-def test_plan_from_a_matrix(run: Run, matrix_file: Path) -> None:
+def test_plan_of_a_matrix_picks_the_best_order_and_refuses_unknown_tasks(run: Run, matrix_file: Path) -> None:
     code, out, _ = run("plan", "--matrix", matrix_file, "--json")
     assert code == 0
     plan = json.loads(out.splitlines()[-1])
@@ -275,7 +277,7 @@ def test_plan_from_a_matrix(run: Run, matrix_file: Path) -> None:
     assert "'c'" in err
 
 
-def test_a_single_plan_is_forecast(run: Run, matrix_file: Path) -> None:
+def test_forecast_of_a_joint_run_an_order_or_a_merge_has_intervals(run: Run, matrix_file: Path) -> None:
     code, out, _ = run("forecast", "--matrix", matrix_file, "--joint", "a=0.5,b=0.5", "--json")
     assert code == 0
     found = json.loads(out.splitlines()[-1])
@@ -318,14 +320,16 @@ def test_a_single_plan_is_forecast(run: Run, matrix_file: Path) -> None:
         (("forecast", "--order", "a:x"), "--order: 'x' isn't a number of passes"),
     ],
 )
-def test_words_that_plans_are_asked_with(run: Run, matrix_file: Path, words: tuple[str, ...], said: str) -> None:
+def test_bad_options_of_plan_and_forecast_exit_2_with_one_line(
+    run: Run, matrix_file: Path, words: tuple[str, ...], said: str
+) -> None:
     code, _, err = run(words[0], "--matrix", matrix_file, *words[1:])
     assert code == 2
     assert said in err
     assert len(err.strip().splitlines()) == 1
 
 
-def test_the_built_in_judge_says_what_it_is_worth(run: Run) -> None:
+def test_judge_info_prints_an_agreement_above_chance(run: Run) -> None:
     code, out, _ = run("judge", "info", "--json")
     assert code == 0
     assert "length balanced" in out
@@ -351,7 +355,7 @@ def test_the_built_in_judge_says_what_it_is_worth(run: Run) -> None:
         (("plan", "--matrix", "MATRIX", "--refresh-cost", "-1"), "--refresh-cost: must be 0 or more"),
     ],
 )
-def test_bad_words_about_a_matrix_write_nothing(
+def test_bad_options_of_transfer_exit_2_and_write_nothing(
     run: Run, matrix_file: Path, tmp_path: Path, arguments: tuple[str, ...], words: str
 ) -> None:
     before = sorted(tmp_path.iterdir())
@@ -362,7 +366,7 @@ def test_bad_words_about_a_matrix_write_nothing(
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_matrix_is_shown_tabulated_and_drawn(run: Run, matrix_file: Path, tmp_path: Path) -> None:
+def test_transfer_prints_a_table_and_writes_csv_and_png(run: Run, matrix_file: Path, tmp_path: Path) -> None:
     code, out, _ = run("transfer", matrix_file, "--csv", "x.csv", "--plot", "x.png", "--json")
     assert code == 0
     assert set(json.loads(out.splitlines()[-1])) == {"start", "transfer", "shared", "specific"}
@@ -371,14 +375,14 @@ def test_a_matrix_is_shown_tabulated_and_drawn(run: Run, matrix_file: Path, tmp_
     assert (tmp_path / "x.png").read_bytes()[1:4] == b"PNG"
 
 
-def test_a_key_that_is_there_twice_is_refused(run: Run, tmp_path: Path) -> None:
+def test_matrix_with_a_duplicate_key_exits_2(run: Run, tmp_path: Path) -> None:
     (tmp_path / "m.json").write_text('{"version": 1, "version": 1, "tasks": ["a", "b"]}')
     code, _, err = run("plan", "--matrix", "m.json")
     assert code == 2
     assert "appears twice" in err
 
 
-def test_what_a_signal_left_half_made_says_nothing(repo: Path) -> None:
+def test_interrupt_hides_errors_of_half_built_objects(repo: Path) -> None:
     script = """
 import omni_thinker.cli.app as cli
 
@@ -398,7 +402,7 @@ cli.main()
     assert ended.stderr == "omni-thinker: interrupted; resume with `omni-thinker study DIR --resume`\n"
 
 
-def test_help_imports_nothing_heavy() -> None:
+def test_help_imports_no_torch_rich_numpy_or_pydantic() -> None:
     """`--help` has to stay under 0.3 s; torch, pydantic, numpy and rich each take longer than all that it needs."""
     program = (
         "import sys\nfrom omni_thinker.cli.app import app\n"

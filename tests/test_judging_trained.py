@@ -1,9 +1,10 @@
-"""The built-in judge: its adapter, its card, and what it says of texts anybody can tell apart."""
+"""The built-in judge: its adapter, its card, and its verdicts on clearly different texts."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 from importlib.resources import files
 from pathlib import Path
@@ -21,6 +22,7 @@ from omni_thinker.judging.trained import (
     MAX_PROMPT,
     Families,
     TrainedJudge,
+    caveat,
     encode,
     last_hidden,
     load_card,
@@ -42,7 +44,7 @@ def outcome(judge: TrainedJudge, prompt: str, text: str, reference: str) -> Verd
     return asyncio.run(judge.compare(prompt, [text], reference))[0]
 
 
-def test_factors_are_merged_by_hand() -> None:
+def test_merge_adapter_equals_values_by_hand_and_refuses_misfits() -> None:
     linear = torch.nn.Linear(3, 2, bias=False)
     layer = torch.nn.Sequential(linear)
     before = linear.weight.detach().clone()
@@ -55,7 +57,7 @@ def test_factors_are_merged_by_hand() -> None:
             merge_adapter(layer, wrong, 2.0)
 
 
-def test_what_is_read_has_bounds(builtin_model: Path) -> None:
+def test_encoding_a_long_pair_truncates_to_the_maximum_length(builtin_model: Path) -> None:
     tokenizer = load_tokenizer("builtin")
     row = encode(tokenizer, "beginning " + "word " * 5000 + "ending", "answer " * 5000)
     assert len(row) <= MAX_PROMPT + MAX_ANSWER + 16
@@ -65,7 +67,7 @@ def test_what_is_read_has_bounds(builtin_model: Path) -> None:
     assert shown.endswith("<|im_end|>")
 
 
-def test_an_answer_can_not_end_itself(builtin_model: Path) -> None:
+def test_special_tokens_in_an_answer_are_encoded_as_text(builtin_model: Path) -> None:
     tokenizer = load_tokenizer("builtin")
     row = encode(tokenizer, "ask", "text<|im_end|>\n<|im_start|>assistant\nbetter text \ud800")
     end = tokenizer("<|im_end|>", add_special_tokens=False)["input_ids"][0]
@@ -85,7 +87,7 @@ WORSE = {
 
 
 @pytest.mark.parametrize("kind", WORSE)
-def test_plain_damage_is_seen_from_both_seats(judge: TrainedJudge, kind: str) -> None:
+def test_damaged_answer_loses_in_either_order(judge: TrainedJudge, kind: str) -> None:
     assert isinstance(judge, Judge)
     there, back = outcome(judge, REQUEST, GOOD, WORSE[kind]), outcome(judge, REQUEST, WORSE[kind], GOOD)
     assert (there.outcome, back.outcome) == ("win", "lose")
@@ -93,14 +95,14 @@ def test_plain_damage_is_seen_from_both_seats(judge: TrainedJudge, kind: str) ->
     assert back.margin == pytest.approx(-there.margin)
 
 
-def test_empty_and_equal_texts_need_no_model(judge: TrainedJudge) -> None:
+def test_equal_texts_tie_and_empty_text_loses(judge: TrainedJudge) -> None:
     assert outcome(judge, REQUEST, GOOD, GOOD).outcome == "tie"
     assert outcome(judge, REQUEST, " ", GOOD).outcome == "lose"
     assert outcome(judge, REQUEST, GOOD, "").outcome == "win"
     assert outcome(judge, REQUEST, "", " ").outcome == "tie"
 
 
-def test_a_group_is_told_apart_whatever_its_company(judge: TrainedJudge) -> None:
+def test_scores_of_a_group_equal_scores_one_by_one(judge: TrainedJudge) -> None:
     texts = [GOOD, *WORSE.values()]
     together = judge.scores(REQUEST, texts)
     alone = [judge.scores(REQUEST, [text])[0] for text in texts]
@@ -108,7 +110,7 @@ def test_a_group_is_told_apart_whatever_its_company(judge: TrainedJudge) -> None
     assert judge.metrics()["judge/verdicts"] > 0
 
 
-def test_its_agreement_with_people_is_what_its_card_says(judge: TrainedJudge, shared_data: Path) -> None:
+def test_agreement_on_pandalm_pairs_is_what_the_card_states(judge: TrainedJudge, shared_data: Path) -> None:
     rows = read_pairs(shared_data / "judge" / "pandalm_human_pairs.jsonl.gz", limit=200)
     found = asyncio.run(measure(judge, rows))
     card = load_card()["agreement"]["pandalm_human_pairs"]
@@ -116,7 +118,7 @@ def test_its_agreement_with_people_is_what_its_card_says(judge: TrainedJudge, sh
     assert found["agreement"] == pytest.approx(card["agreement"], abs=0.08), "200 of the 698 rows"
 
 
-def test_its_card_has_every_figure() -> None:
+def test_card_has_every_figure_and_the_adapter_is_small() -> None:
     card = load_card()
     assert set(card["agreement"]) == {"llmbar", "mtbench_human_pairs", "pandalm_human_pairs"}
     assert all(0.0 <= share <= 1.0 for share in card["held_out_pairs"].values())
@@ -124,7 +126,7 @@ def test_its_card_has_every_figure() -> None:
     assert size < 8e6
 
 
-def test_a_damaged_adapter_is_named(builtin_model: Path, tmp_path: Path) -> None:
+def test_damaged_adapter_is_a_user_error(builtin_model: Path, tmp_path: Path) -> None:
     model, tokenizer = load_model("builtin", compute_dtype("auto")), load_tokenizer("builtin")
     folder = tmp_path / "adapter"
     shutil.copytree(SHIPPED, folder)
@@ -145,8 +147,8 @@ def test_a_damaged_adapter_is_named(builtin_model: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("shared", [0, 5, 20])
-def test_a_shared_beginning_changes_no_hidden_state(tiny_model: Path, shared: int) -> None:
-    """Rows that begin alike, one that is all beginning but for its last token, and one token more of it in two."""
+def test_hidden_states_of_rows_with_a_shared_prefix_equal_those_alone(tiny_model: Path, shared: int) -> None:
+    """Rows share a prefix. One has a single token after it, and two share one token more."""
     model = load_model(str(tiny_model), torch.float32)
     start = list(range(10, 10 + shared))
     rows = [[*start, 7], [*start, 8, 9, 11], [*start, 8, 12, *range(40, 70)]]
@@ -157,8 +159,8 @@ def test_a_shared_beginning_changes_no_hidden_state(tiny_model: Path, shared: in
     assert (together[0] - together[1]).abs().max() > 1e-2
 
 
-def test_the_engine_of_the_policy_finds_the_same(tiny_model: Path) -> None:
-    """Families of several rows, of one, and of rows that are the same; more than fits one packed row."""
+def test_engine_of_the_policy_gives_the_hidden_states_of_transformers(tiny_model: Path) -> None:
+    """Families have several rows, one row or equal rows, and together exceed one packed row."""
     model = load_model(str(tiny_model), torch.float32)
     start = list(range(10, 20))
     families = [[[*start, *range(n, 60)], [*start, 5], [*start, 9]] for n in range(20, 56)]
@@ -170,7 +172,7 @@ def test_the_engine_of_the_policy_finds_the_same(tiny_model: Path) -> None:
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_what_is_asked_in_one_turn_is_computed_together(builtin_model: Path) -> None:
+def test_concurrent_comparisons_are_computed_in_one_batch(builtin_model: Path) -> None:
     calls = []
 
     def hidden(model: object, families: Families) -> torch.Tensor:
@@ -208,3 +210,7 @@ def test_what_is_asked_in_one_turn_is_computed_together(builtin_model: Path) -> 
         assert not isinstance(verdicts, BaseException)
         expected = asyncio.run(fresh.compare(request, asked[request], "Nothing."))
         assert [own.margin for own in verdicts] == pytest.approx([own.margin for own in expected], abs=0.5)
+
+
+def test_caveat_states_measured_agreement_with_people() -> None:
+    assert re.search(r"agrees with people on \d\d% of decided PandaLM pairs", caveat(load_card()))

@@ -25,7 +25,9 @@ Refused = Callable[..., str]
 
 @pytest.mark.timeout(30)  # one that were accepted would train
 @pytest.mark.parametrize("name", RECIPES)
-def test_recipes(refused: Refused, tmp_path: Path, name: str) -> None:
+def test_malformed_recipe_exits_2_with_one_line_that_names_the_file(
+    refused: Refused, tmp_path: Path, name: str
+) -> None:
     (tmp_path / "here" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in GOOD_ROWS), "utf-8")
     path = tmp_path / "bad.toml"
     path.write_bytes(RECIPES[name])
@@ -34,7 +36,7 @@ def test_recipes(refused: Refused, tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*ROWS, *(f"gz: {name}" for name in ZIPPED)])
-def test_rows(refused: Refused, tmp_path: Path, name: str) -> None:
+def test_malformed_rows_exit_2_with_one_line_that_names_the_file(refused: Refused, tmp_path: Path, name: str) -> None:
     zipped = name.removeprefix("gz: ") if name.startswith("gz: ") else None
     file = tmp_path / ("rows.jsonl" if zipped is None else "rows.jsonl.gz")
     content = ROWS[name] if zipped is None else ZIPPED[zipped]
@@ -44,8 +46,8 @@ def test_rows(refused: Refused, tmp_path: Path, name: str) -> None:
     assert file.name in refused("tasks", "show", f"{recipe}:sums") or not content.strip()
 
 
-def test_a_bomb_takes_no_memory(tmp_path: Path) -> None:
-    """One of many short lines is read line by line, and is given up soon."""
+def test_compressed_bomb_of_blank_lines_is_refused_without_using_memory(tmp_path: Path) -> None:
+    """A bomb of many short lines is read line by line and soon refused."""
     file = tmp_path / "rows.jsonl.gz"
     with gzip.open(file, "wb", compresslevel=1) as stream:
         block = b"\n" * (1 << 20)
@@ -59,7 +61,9 @@ def test_a_bomb_takes_no_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", MATRICES)
-def test_matrices(refused: Refused, tmp_path: Path, name: str) -> None:
+def test_malformed_matrix_exits_2_with_one_line_that_names_the_file(
+    refused: Refused, tmp_path: Path, name: str
+) -> None:
     path = tmp_path / "transfer.json"
     path.write_bytes(MATRICES[name])
     assert "transfer.json" in refused("plan", "--matrix", path)
@@ -87,7 +91,7 @@ def _loads(load: Callable[[Path], object], path: Path) -> None:
 @_FREE
 @given(content=st.binary(max_size=200) | st.text(max_size=200).map(lambda text: text.encode("utf-8", "replace")))
 @example(content=f"{TASK}train = 0x{'f' * 50_000}".encode())
-def test_any_bytes_are_a_recipe_a_matrix_or_one_line(tmp_path: Path, content: bytes) -> None:
+def test_any_bytes_as_recipe_matrix_or_rows_load_or_are_user_errors(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "any"
     path.write_bytes(content)
     _loads(load_recipe, path)
@@ -97,7 +101,7 @@ def test_any_bytes_are_a_recipe_a_matrix_or_one_line(tmp_path: Path, content: by
 
 @_FREE
 @given(place=st.integers(0, 10**6), bit=st.integers(0, 7))
-def test_a_flipped_bit_is_still_a_recipe_or_one_line(tmp_path: Path, repo: Path, place: int, bit: int) -> None:
+def test_recipe_with_a_flipped_bit_loads_or_is_a_user_error(tmp_path: Path, repo: Path, place: int, bit: int) -> None:
     content = bytearray((repo / "recipes" / "tiny.toml").read_bytes())
     content[place % len(content)] ^= 1 << bit
     path = tmp_path / "any"
@@ -107,7 +111,7 @@ def test_a_flipped_bit_is_still_a_recipe_or_one_line(tmp_path: Path, repo: Path,
 
 @_FREE
 @given(data=st.data())
-def test_any_value_at_any_key_is_a_recipe_or_one_line(repo: Path, data: st.DataObject) -> None:
+def test_recipe_with_any_value_at_any_key_parses_or_is_a_user_error(repo: Path, data: st.DataObject) -> None:
     table = tomllib.loads((repo / "recipes" / "tiny.toml").read_text("utf-8"))
     inner = table
     while True:
@@ -122,7 +126,7 @@ def test_any_value_at_any_key_is_a_recipe_or_one_line(repo: Path, data: st.DataO
 
 @_FREE
 @given(data=st.data())
-def test_any_value_at_any_place_is_a_matrix_or_one_line(tmp_path: Path, data: st.DataObject) -> None:
+def test_matrix_with_any_value_anywhere_loads_or_is_a_user_error(tmp_path: Path, data: st.DataObject) -> None:
     table: Any = json.loads(matrix())
     inner = table
     while True:

@@ -114,7 +114,9 @@ CODE = "open('unpickled', 'w')\nclass Config: pass\nclass Model: pass\n"
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("name", MODELS)
-def test_models(refused: Refused, tmp_path: Path, tiny_model: Path, repo: Path, name: str) -> None:
+def test_malformed_model_folder_exits_2_with_one_line_and_runs_no_code(
+    refused: Refused, tmp_path: Path, tiny_model: Path, repo: Path, name: str
+) -> None:
     folder = tmp_path / "model"
     shutil.copytree(tiny_model, folder)
     (folder / "code.py").write_text(CODE, "utf-8")
@@ -165,7 +167,7 @@ REPORTS: dict[str, tuple[str, bytes]] = {
 
 
 @pytest.mark.parametrize("name", JOURNALS)
-def test_journals(refused: Refused, tmp_path: Path, repo: Path, name: str) -> None:
+def test_malformed_journal_exits_2_with_one_line(refused: Refused, tmp_path: Path, repo: Path, name: str) -> None:
     run = tmp_path / "run"
     run.mkdir()
     shutil.copy(repo / "recipes" / "tiny.toml", run / "recipe.toml")
@@ -175,7 +177,7 @@ def test_journals(refused: Refused, tmp_path: Path, repo: Path, name: str) -> No
 
 
 @pytest.mark.parametrize("name", REPORTS)
-def test_results(refused: Refused, tmp_path: Path, name: str) -> None:
+def test_malformed_file_of_a_run_makes_report_exit_2_with_one_line(refused: Refused, tmp_path: Path, name: str) -> None:
     run = tmp_path / "run"
     run.mkdir()
     (run / "recipe.toml").write_text(TASK, "utf-8")
@@ -185,5 +187,5 @@ def test_results(refused: Refused, tmp_path: Path, name: str) -> None:
     assert file in refused("report", run)
 
 
-def test_the_corpus_is_as_large_as_promised() -> None:
+def test_malformed_corpus_has_at_least_200_cases() -> None:
     assert len(RECIPES) + len(ROWS) + len(ZIPPED) + len(MATRICES) + len(MODELS) + len(JOURNALS) + len(REPORTS) >= 200

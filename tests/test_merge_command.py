@@ -49,7 +49,7 @@ def command(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str,
     return table
 
 
-def test_shards_make_the_same_as_one_file(
+def test_merging_sharded_models_equals_merging_single_files(
     tiny_model: Path, experts: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--method", "ties", "--density", "0.5", "--weights", "1,0.6"]
@@ -72,7 +72,7 @@ def test_shards_make_the_same_as_one_file(
     assert (tmp_path / "out").stat().st_mode == second.stat().st_mode
 
 
-def test_an_adapter_counts_as_what_it_adds(
+def test_merging_a_lora_adapter_equals_peft_merge_and_unload(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from peft import LoraConfig, get_peft_model
@@ -89,7 +89,9 @@ def test_an_adapter_counts_as_what_it_adds(
     assert all(torch.allclose(ours[name], own, atol=1e-6) for name, own in theirs.items())
 
 
-def test_what_is_wrong_is_one_line(tiny_model: Path, experts: list[Path], tmp_path: Path, refused: Refused) -> None:
+def test_bad_options_of_merge_exit_2_with_one_line_and_write_nothing(
+    tiny_model: Path, experts: list[Path], tmp_path: Path, refused: Refused
+) -> None:
     out = tmp_path / "out"
     begin = ["merge", tiny_model, experts[0]]
     for more, words in (
@@ -125,7 +127,7 @@ def test_what_is_wrong_is_one_line(tiny_model: Path, experts: list[Path], tmp_pa
         ('{"weight_map": {"w": "gone.safetensors"}}', "isn't a safetensors file"),
     ],
 )
-def test_an_index_names_only_what_lies_beside_it(
+def test_shard_index_that_names_files_outside_its_folder_is_refused(
     index: str, words: str, tiny_model: Path, experts: list[Path], tmp_path: Path, refused: Refused
 ) -> None:
     (experts[0] / INDEX).write_text(index, "utf-8")
@@ -147,7 +149,7 @@ def test_an_index_names_only_what_lies_beside_it(
         ("{", "not a LoRA adapter"),
     ],
 )
-def test_adapters_that_are_none_are_one_line(
+def test_malformed_adapter_is_refused_with_one_line(
     config: str, words: str, tiny_model: Path, tmp_path: Path, refused: Refused
 ) -> None:
     folder = tmp_path / "adapter"
@@ -167,7 +169,7 @@ def test_adapters_that_are_none_are_one_line(
     assert "not a LoRA adapter" in refused("merge", tiny_model, folder, "--out", tmp_path / "out")
 
 
-def test_experts_of_another_model_and_torn_files_are_refused(
+def test_experts_with_other_tensors_or_torn_files_are_refused(
     tiny_model: Path, experts: list[Path], tmp_path: Path, refused: Refused
 ) -> None:
     save_file({"w": torch.ones(2)}, experts[0] / SINGLE)
@@ -181,7 +183,7 @@ def test_experts_of_another_model_and_torn_files_are_refused(
 
 @pytest.mark.parametrize("method", ["linear", "ties", "dare"])
 @pytest.mark.parametrize("odd", [float("nan"), float("inf")])
-def test_numbers_that_are_none_are_not_merged(
+def test_expert_with_nan_or_inf_is_refused(
     method: str, odd: float, tiny_model: Path, experts: list[Path], tmp_path: Path, refused: Refused
 ) -> None:
     tensors = load_file(experts[1] / SINGLE)
@@ -193,7 +195,7 @@ def test_numbers_that_are_none_are_not_merged(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_result_that_overflows_is_refused(
+def test_merge_that_overflows_is_refused(
     tiny_model: Path, experts: list[Path], tmp_path: Path, refused: Refused
 ) -> None:
     tensors = {name: 1e36 * own for name, own in load_file(experts[0] / SINGLE).items()}
@@ -202,8 +204,8 @@ def test_a_result_that_overflows_is_refused(
     assert "smaller weights or scale help" in said
 
 
-def test_whole_numbers_are_kept_and_not_added(tmp_path: Path) -> None:
-    """Packed weights and buffers of counts; and tensors without a single number."""
+def test_integer_tensors_are_copied_and_refused_if_they_differ(tmp_path: Path) -> None:
+    """Covers packed weights, buffers of counts and empty tensors."""
     big = torch.tensor([2**40 + 1, 7])
     start = {"w": torch.ones(4), "count": big, "none": torch.empty(0, 4)}
     for name, count in (("start", big), ("same", big), ("other", big + 1)):

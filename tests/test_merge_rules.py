@@ -37,16 +37,16 @@ BOTH = [(0, ONE), (1, TWO)]
         (MergeRule("dare_ties"), [3.0, -2.0, 0.375, 4.0]),
     ],
 )
-def test_by_hand(rule: MergeRule, expected: list[float]) -> None:
+def test_merge_rule_equals_values_by_hand(rule: MergeRule, expected: list[float]) -> None:
     assert rule.combine("w", BOTH).tolist() == pytest.approx(expected)
 
 
-def test_what_cancels_out_goes_to_the_positive() -> None:
+def test_ties_elects_the_positive_sign_where_changes_cancel() -> None:
     found = MergeRule("ties").combine("w", [(0, torch.tensor([1.0])), (1, torch.tensor([-1.0]))])
     assert found.tolist() == [1.0]
 
 
-def test_dropping_keeps_the_mean_and_follows_its_seed() -> None:
+def test_dare_drops_by_seed_and_preserves_the_mean() -> None:
     change = [(0, torch.ones(200_000))]
     rule = MergeRule("dare", density=0.25, seed=3)
     found = rule.combine("w", change)
@@ -65,7 +65,9 @@ def test_dropping_keeps_the_mean_and_follows_its_seed() -> None:
     scale=st.floats(-2, 2),
     values=st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=30),
 )
-def test_laws(method: MergeMethod, density: float, scale: float, values: list[float]) -> None:
+def test_merge_rule_is_linear_in_equal_experts_and_zero_at_zero(
+    method: MergeMethod, density: float, scale: float, values: list[float]
+) -> None:
     change = torch.tensor(values)
     rule = MergeRule(method, scale, density)
     twice = rule.combine("w", [(0, change), (0, change)])
@@ -78,7 +80,7 @@ def test_laws(method: MergeMethod, density: float, scale: float, values: list[fl
         assert kept <= max(1, int(density * len(values)))
 
 
-def test_weights_left_alone_by_all_stay(tmp_path: Path) -> None:
+def test_weights_that_no_expert_changed_stay_bit_for_bit(tmp_path: Path) -> None:
     save_file({"w": torch.ones(3), "b": torch.full((2,), 0.1, dtype=torch.bfloat16)}, tmp_path / "start")
     save_file({"w": torch.zeros(3), "b": torch.full((2,), 0.1, dtype=torch.bfloat16)}, tmp_path / "x")
     merge(tmp_path / "start", [Weights(tmp_path / "x")], MergeRule("ties", density=0.5), tmp_path / "out")
@@ -97,7 +99,7 @@ MERGEKIT = os.environ.get("OMNI_THINKER_MERGEKIT_PYTHON", "")
     ("method", "named", "density"),
     [("linear", "task_arithmetic", 1.0), ("ties", "ties", 0.4), ("ties", "ties", 1.0), ("dare_ties", "dare_ties", 1.0)],
 )
-def test_mergekit_says_the_same(
+def test_merge_equals_mergekit(
     tiny_model: Path, tmp_path: Path, method: MergeMethod, named: str, density: float
 ) -> None:
     start = load_file(tiny_model / "model.safetensors")
@@ -140,8 +142,10 @@ def test_mergekit_says_the_same(
         assert torch.allclose(ours[name].float(), weight.float(), atol=1e-6), name
 
 
-def test_two_models_of_135m_take_seconds_and_little_memory(builtin_model: Path, tmp_path: Path) -> None:
-    """By the command: what it needs beyond its imports."""
+def test_merging_two_135m_models_takes_under_30_seconds_and_2_models_memory(
+    builtin_model: Path, tmp_path: Path
+) -> None:
+    """Measures the memory that the command needs beyond its imports."""
     size = sum(own.numel() * own.element_size() for own in load_file(builtin_model / "model.safetensors").values())
     code = (
         "import resource, sys; import omni_thinker.baselines.merge, omni_thinker.models.load;"

@@ -26,7 +26,7 @@ def copy(tiny_model: Path, tmp_path: Path) -> Path:
     return shutil.copytree(tiny_model, tmp_path / "copy")
 
 
-def test_tiny_is_the_same_every_time(tiny_model: Path, tmp_path: Path) -> None:
+def test_tiny_model_is_byte_for_byte_the_same_and_leaves_the_rng_alone(tiny_model: Path, tmp_path: Path) -> None:
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
     make_tiny(tmp_path)
@@ -37,7 +37,7 @@ def test_tiny_is_the_same_every_time(tiny_model: Path, tmp_path: Path) -> None:
         assert (tiny_model / name).read_bytes() == (tmp_path / name).read_bytes(), name
 
 
-def test_tiny_loads_and_runs(tiny_model: Path) -> None:
+def test_tiny_model_loads_in_fp32_and_gives_varied_logits(tiny_model: Path) -> None:
     tokenizer = load.load_tokenizer(str(tiny_model))
     model = load.load_model(str(tiny_model), torch.float32)
     assert len(tokenizer) == VOCABULARY
@@ -52,14 +52,14 @@ def test_tiny_loads_and_runs(tiny_model: Path) -> None:
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_tiny_tokenizer_gives_text_back(tiny_model: Path, text: str) -> None:
+def test_tiny_tokenizer_round_trips_text(tiny_model: Path, text: str) -> None:
     tokenizer = load.load_tokenizer(str(tiny_model))
     ids = tokenizer.encode(text, add_special_tokens=False)
     assert tokenizer.decode(ids) == text
     assert all(0 <= token < VOCABULARY for token in ids)
 
 
-def test_tiny_by_name_lies_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_name_tiny_resolves_to_one_folder_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMNI_THINKER_HOME", str(tmp_path / "cache"))
     assert home() == tmp_path / "cache"
     assert load.resolve("tiny") == tiny_folder()
@@ -67,13 +67,15 @@ def test_tiny_by_name_lies_in_the_cache(tmp_path: Path, monkeypatch: pytest.Monk
     assert load.resolve("tiny") == tiny_folder()
 
 
-def test_home_follows_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_without_its_variable_is_under_xdg_cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMNI_THINKER_HOME", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert home() == tmp_path / "omni-thinker"
 
 
-def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwritable_cache_is_a_user_error_that_names_omni_thinker_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("OMNI_THINKER_HOME", str(tmp_path / "file"))
     with pytest.raises(UserError, match="OMNI_THINKER_HOME"):
@@ -89,7 +91,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: py
         (["model.safetensors"], "pickled weights are not read"),
     ],
 )
-def test_a_folder_that_lacks_something_is_refused(copy: Path, gone: list[str], words: str) -> None:
+def test_model_folder_that_lacks_a_file_is_refused_with_a_remedy(copy: Path, gone: list[str], words: str) -> None:
     for name in gone:
         (copy / name).unlink()
     with pytest.raises(UserError, match=words) as caught:
@@ -97,7 +99,7 @@ def test_a_folder_that_lacks_something_is_refused(copy: Path, gone: list[str], w
     assert str(copy) in str(caught.value)
 
 
-def test_a_template_inside_the_tokenizer_config_counts(copy: Path) -> None:
+def test_chat_template_inside_tokenizer_config_is_used(copy: Path) -> None:
     template = (copy / "chat_template.jinja").read_text("utf-8")
     (copy / "chat_template.jinja").unlink()
     settings = json.loads((copy / "tokenizer_config.json").read_text("utf-8"))
@@ -105,7 +107,7 @@ def test_a_template_inside_the_tokenizer_config_counts(copy: Path) -> None:
     assert load.load_tokenizer(str(copy)).chat_template == template
 
 
-def test_broken_files_are_named(copy: Path) -> None:
+def test_broken_weights_config_or_tokenizer_are_user_errors(copy: Path) -> None:
     (copy / "model.safetensors").write_bytes(b"torn")
     with pytest.raises(UserError, match="model can't be loaded"):
         load.load_model(str(copy), torch.float32)
@@ -128,7 +130,7 @@ def test_an_empty_name_is_refused() -> None:
         load.resolve(" ")
 
 
-def test_a_hub_name_without_a_network_names_the_remedy() -> None:
+def test_hub_model_without_a_network_is_a_user_error_with_a_remedy() -> None:
     assert load.resolve("someone/some-model") == "someone/some-model"
     with pytest.raises(UserError, match="builtin"):
         load.load_tokenizer("someone/no-such-model")
@@ -152,14 +154,14 @@ def test_code_in_a_folder_is_never_run(copy: Path) -> None:
     assert not (copy / "ran").exists()
 
 
-def test_a_template_runs_in_the_sandbox(copy: Path) -> None:
-    """A harmless call that a template outside the sandbox could make."""
+def test_chat_template_that_mutates_its_messages_is_refused(copy: Path) -> None:
+    """The template makes a harmless call that only works outside the sandbox."""
     (copy / "chat_template.jinja").write_text("{{ messages.append(1) }}{{ messages[0].content }}", "utf-8")
     with pytest.raises(UserError, match="its chat template fails: SecurityError"):
         load.load_tokenizer(str(copy))
 
 
-def test_dropout_is_off_whatever_the_config_says(copy: Path) -> None:
+def test_loaded_model_in_train_mode_has_no_dropout(copy: Path) -> None:
     config = json.loads((copy / "config.json").read_text("utf-8"))
     (copy / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.5}), "utf-8")
     model = load.load_model(str(copy), torch.float32).train()
@@ -167,13 +169,13 @@ def test_dropout_is_off_whatever_the_config_says(copy: Path) -> None:
     assert torch.equal(model(ids).logits, model(ids).logits)
 
 
-def test_dtypes() -> None:
+def test_compute_dtype_maps_names_to_torch_types() -> None:
     assert load.compute_dtype("float32") == torch.float32
     assert load.compute_dtype("bfloat16") == torch.bfloat16
     assert load.compute_dtype("auto") in (torch.float32, torch.bfloat16)
 
 
-def test_info_counts_without_reading_weights(copy: Path) -> None:
+def test_model_info_counts_parameters_without_reading_weights(copy: Path) -> None:
     expected = sum(weight.numel() for weight in load.load_model(str(copy), torch.float32).parameters())
     (copy / "model.safetensors").write_bytes(b"")
     info = load.model_info(str(copy))
@@ -200,7 +202,7 @@ DROPS = NAMELESS.replace("{% for m in messages %}", "{% for m in messages if m['
         (DROPS, "Be kind.", "[user]Be kind.\n\nHi[assistant]"),
     ],
 )
-def test_system_words_reach_the_model_and_no_others(
+def test_chat_prompt_contains_the_given_system_text_only(
     tiny_model: Path, template: str, system: str, expected: str
 ) -> None:
     tokenizer = load.load_tokenizer(str(tiny_model))
@@ -208,13 +210,13 @@ def test_system_words_reach_the_model_and_no_others(
     assert tokenizer.decode(load.chat_prompt_ids(tokenizer, system, "Hi")) == expected
 
 
-def test_the_token_that_closes_a_turn_stops_an_answer_too(tiny_model: Path) -> None:
+def test_stop_tokens_include_eos_and_the_end_of_turn_token(tiny_model: Path) -> None:
     tokenizer = load.load_tokenizer(str(tiny_model))
     tokenizer.eos_token = "<|endoftext|>"
     assert tokenizer.convert_ids_to_tokens(list(load.stop_token_ids(tokenizer))) == ["<|endoftext|>", "<|im_end|>"]
 
 
-def test_kernel_caches_are_bounded_unless_the_user_said_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernel_cache_limits_are_set_unless_the_environment_sets_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LRU_CACHE_CAPACITY", raising=False)
     monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")
     bound_kernel_caches()
@@ -245,8 +247,8 @@ print((resident() - before) / 1e3)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no resident size on this system")
-def test_new_shapes_take_no_new_memory() -> None:
-    """Unbounded, 600 shapes of one product keep about 500 MB."""
+def test_six_hundred_shapes_take_under_120_mb() -> None:
+    """Without bounds, the caches for 600 shapes of one product take about 500 MB."""
     shown = subprocess.run([sys.executable, "-c", SHAPES], capture_output=True, text=True, check=True, timeout=120)
     assert float(shown.stdout) < 120
 
@@ -278,8 +280,8 @@ print(before - resident())
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no resident size on this system")
-def test_freed_memory_is_kept_and_given_back_where_it_is_much() -> None:
-    """A tensor of 200 MB costs 50,000 page faults each time, or none the second time."""
+def test_freed_memory_is_reused_without_page_faults() -> None:
+    """By default a tensor of 200 MB costs 50,000 page faults each time. With the setting, only the first time."""
     shown = {
         mode: [float(line) for line in subprocess.check_output([sys.executable, "-c", KEPT, mode], text=True).split()]
         for mode in ("keep", "plain")
@@ -290,7 +292,7 @@ def test_freed_memory_is_kept_and_given_back_where_it_is_much() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_a_gpu_that_is_not_there_is_named() -> None:
+def test_missing_gpu_is_a_user_error() -> None:
     assert load.compute_device("auto").type == "cpu"
     with pytest.raises(UserError, match=r"model\.device.*no GPU"):
         load.compute_device("cuda")

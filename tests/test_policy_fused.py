@@ -78,10 +78,10 @@ def _draw_all(model: PreTrainedModel, stops: frozenset[int] = NO_STOPS, **option
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["fused", "fused, long answers", "static", "native"])
-def test_hand_written_passes_are_the_models_own(
+def test_fast_decoders_draw_the_samples_of_the_masked_decoder(
     name: str, dtype: torch.dtype, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ragged prompts and limits, samples that stop early, groups and columns that leave."""
+    """Covers ragged prompts and limits, early stops, and groups and columns that leave the batch."""
     torch.manual_seed(0)
     if kind == "fused, long answers":
         monkeypatch.setattr("omni_thinker.sampling.decoders.kv_cache.FP32_CACHE_MAX_TOKENS", 0)
@@ -108,7 +108,7 @@ def test_hand_written_passes_are_the_models_own(
         assert (a.text, a.stop) == (b.text, b.stop)
 
 
-def test_what_it_does_not_know_goes_the_other_way() -> None:
+def test_unknown_architecture_uses_masked_decoder() -> None:
     from peft import LoraConfig, get_peft_model
 
     windowed = MistralForCausalLM(MistralConfig(**SIZE, sliding_window=8))
@@ -124,10 +124,10 @@ def test_what_it_does_not_know_goes_the_other_way() -> None:
 
 @pytest.mark.parametrize("targets", ["all-linear", ("q_proj", "down_proj"), ("v_proj",)])
 @pytest.mark.parametrize("kind", [FusedDecoder, StaticDecoder])
-def test_adapters_decode_as_the_model_does(
+def test_fast_decoders_with_lora_draw_the_samples_of_the_masked_decoder(
     tiny_model: Path, targets: Any, kind: type[Decoder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Trained factors, on some of the matrices that are multiplied as one or on all; and they are read anew."""
+    """Covers trained factors on some or all of the fused matrices, and reads them again after an update."""
     spec = LoraSpec(rank=3, alpha=6, targets=targets)
     policy = TorchPolicy(ModelSpec(name=str(tiny_model), dtype="float32", lora=spec), seed=1)
     assert fastest_decoder(policy.model) is FusedDecoder
@@ -148,7 +148,7 @@ def test_adapters_decode_as_the_model_does(
             assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
 
 
-def test_weights_are_laid_out_anew_only_when_they_changed(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fused_weights_are_rebuilt_only_after_an_update(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
     begin = FusedWeights.__init__
 
@@ -228,8 +228,10 @@ def test_draws_follow_the_filtered_distribution(params: SamplingParams) -> None:
 @given(
     st.lists(st.floats(-80, 80), min_size=1, max_size=600), st.floats(0, 1, exclude_max=True), st.sampled_from(FILTERS)
 )
-def test_what_is_drawn_has_probability(logits: list[float], uniform: float, params: SamplingParams) -> None:
-    """Whatever the logits: a token of the vocabulary, left by every filter, its log-prob finite and at most 0."""
+def test_drawn_token_passes_every_filter_and_has_a_finite_logprob(
+    logits: list[float], uniform: float, params: SamplingParams
+) -> None:
+    """For any logits, the token passes every filter and its log-prob is finite and at most 0."""
     row = torch.tensor([logits])
     token, logprob = draw(row, torch.tensor([uniform], dtype=torch.float64), params)
     assert 0 <= int(token) < len(logits)
@@ -238,7 +240,7 @@ def test_what_is_drawn_has_probability(logits: list[float], uniform: float, para
         assert int((row > row[0, token]).sum()) < params.top_k
 
 
-def test_greedy_needs_no_filter() -> None:
+def test_greedy_draw_takes_the_largest_logit_whatever_the_filter() -> None:
     token, logprob = draw(LOGITS.float()[None], torch.tensor([0.9]), SamplingParams(temperature=0, top_k=3))
     assert int(token) == int(LOGITS.argmax())
     assert float(logprob) == pytest.approx(float(LOGITS.log_softmax(-1).max()), abs=1e-5)
@@ -249,7 +251,7 @@ def test_greedy_needs_no_filter() -> None:
 
 @pytest.mark.parametrize("decoder", [FusedDecoder, StaticDecoder, MaskedDecoder])
 def test_a_stop_text_ends_a_sample(decoder: type[Decoder]) -> None:
-    """The sample keeps the token that completes it, its text ends before it, and the others go on as they were."""
+    """The sample includes the token that completes the stop text, its text ends before it, and others don't change."""
     torch.manual_seed(1)
     model = MODELS["llama"]().eval()
     whole = _draw_all(model, decoder=decoder)
@@ -272,7 +274,7 @@ def test_a_stop_text_ends_a_sample(decoder: type[Decoder]) -> None:
     assert ended >= 2
 
 
-def test_the_first_of_several_stop_texts_counts() -> None:
+def test_first_of_several_stop_texts_cuts_the_sample() -> None:
     torch.manual_seed(1)
     model = MODELS["llama"]().eval()
     [group] = sample_groups(model, [SampleRequest((5, 6), 8, 0)], SamplingParams(1), NO_STOPS, _words)
@@ -283,7 +285,7 @@ def test_the_first_of_several_stop_texts_counts() -> None:
     assert len(cut.samples[0].tokens) == 3
 
 
-def test_more_tokens_than_there_is_room_for_are_refused() -> None:
+def test_native_decoder_raises_index_error_beyond_its_cache() -> None:
     model = MODELS["heads of 64"]().bfloat16()
     if not speeds_up(model):
         pytest.skip("no C compiler")
@@ -296,7 +298,7 @@ def test_more_tokens_than_there_is_room_for_are_refused() -> None:
             decoder.step(token, sample)
 
 
-def test_weights_of_several_types_are_torchs() -> None:
+def test_model_with_mixed_dtypes_does_not_use_native_kernels() -> None:
     model = MODELS["llama"]().bfloat16()
     model.model.norm.float()
     assert not speeds_up(model)

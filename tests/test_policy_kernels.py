@@ -48,7 +48,9 @@ def _same(
 
 @pytest.mark.parametrize(("dtype", "tolerance"), TYPES[1:])
 @pytest.mark.parametrize("shape", [(7, 32), (5, 3, 16)])
-def test_norm_is_transformers(dtype: torch.dtype, tolerance: float, shape: tuple[int, ...]) -> None:
+def test_rms_norm_and_its_gradient_equal_transformers(
+    dtype: torch.dtype, tolerance: float, shape: tuple[int, ...]
+) -> None:
     torch.manual_seed(0)
     x, weight = (3 * torch.randn(shape)).to(dtype), (1 + 0.1 * torch.randn(shape[-1])).to(dtype)
     module = LlamaRMSNorm(shape[-1], eps=1e-5)
@@ -62,7 +64,7 @@ def test_norm_is_transformers(dtype: torch.dtype, tolerance: float, shape: tuple
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), TYPES)
-def test_rotation_is_transformers(dtype: torch.dtype, tolerance: float) -> None:
+def test_apply_rope_and_its_gradient_equal_transformers(dtype: torch.dtype, tolerance: float) -> None:
     torch.manual_seed(0)
     angle = torch.rand(6, 1, 8, dtype=torch.float64)
     cos, sin = (torch.cat([part, part], dim=-1).to(dtype) for part in (angle.cos(), angle.sin()))
@@ -74,7 +76,7 @@ def test_rotation_is_transformers(dtype: torch.dtype, tolerance: float) -> None:
     _same(lambda x: apply_rope(x, cos, sin), theirs, [torch.randn(6, 3, 16, dtype=torch.float64).to(dtype)], tolerance)
 
 
-def test_angles_in_fp32_leave_rotations_unrounded() -> None:
+def test_apply_rope_with_fp32_angles_returns_fp32() -> None:
     torch.manual_seed(0)
     x, angle = torch.randn(6, 3, 16).bfloat16().requires_grad_(), torch.rand(6, 1, 8)
     cos, sin = (torch.cat([part, part], dim=-1) for part in (angle.cos(), angle.sin()))
@@ -87,7 +89,7 @@ def test_angles_in_fp32_leave_rotations_unrounded() -> None:
     assert grad.dtype == torch.bfloat16
 
 
-def test_a_gate_in_bf16_is_rounded_once() -> None:
+def test_swiglu_in_bf16_rounds_once() -> None:
     torch.manual_seed(0)
     both = torch.randn(150, 40).bfloat16()
     gate, up = both.chunk(2, dim=-1)  # views, as the decoder has them
@@ -95,7 +97,7 @@ def test_a_gate_in_bf16_is_rounded_once() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), TYPES)
-def test_gate_is_autograds(dtype: torch.dtype, tolerance: float) -> None:
+def test_swiglu_gradient_equals_autograd(dtype: torch.dtype, tolerance: float) -> None:
     torch.manual_seed(0)
     gate, up = (torch.randn(9, 20, dtype=torch.float64).to(dtype) for _ in range(2))
     _same(swiglu, lambda gate, up: F.silu(gate) * up, [gate, up], tolerance)
@@ -129,10 +131,10 @@ _lengths = st.lists(
 
 @settings(max_examples=60)
 @given(_lengths, st.sampled_from([(4, 4), (4, 2), (3, 1)]), st.integers(0, 5), st.integers(0, 2**31))
-def test_attention_in_parts_is_attention_over_the_row(
+def test_shared_attention_equals_attention_over_the_whole_row(
     shapes: list[tuple[int, list[int]]], heads: tuple[int, int], filling: int, seed: int
 ) -> None:
-    """Whatever the lengths: ragged groups, samples of one token (nothing of their own in the row), rows filled up."""
+    """Covers ragged groups, samples of one token (which add no token to the row), and padded rows."""
     generator = torch.Generator().manual_seed(seed)
     length = sum(prompt + sum(samples) for prompt, samples in shapes) + filling
     rows = [torch.randn(length, own, 8, generator=generator) for own in (heads[0], heads[1], heads[1])]
@@ -144,8 +146,8 @@ def test_attention_in_parts_is_attention_over_the_row(
     _same(ours, lambda q, k, v: _whole(q, k, v, shapes, 0.3), rows, 1e-5)
 
 
-def test_flex_attention_is_attention_over_the_row() -> None:
-    """What a GPU computes, uncompiled on a CPU, which has no backward pass of it: the same mask and numbers."""
+def test_flex_attention_equals_attention_over_the_whole_row() -> None:
+    """Runs what a GPU computes, uncompiled on a CPU, where it has no backward pass."""
     shapes = [(9, (4, 0, 7)), (3, (5,))]
     tokens = [[tuple(range(1, size + 2)) for size in samples] for _, samples in shapes]
     groups = [
@@ -163,7 +165,7 @@ def test_flex_attention_is_attention_over_the_row() -> None:
     torch.testing.assert_close(out, _whole(rows[0], rows[1], rows[2], shapes, 0.3), atol=1e-5, rtol=1e-5)
 
 
-def test_attention_in_parts_holds_in_bf16() -> None:
+def test_shared_attention_in_bf16_equals_attention_over_the_whole_row() -> None:
     torch.manual_seed(0)
     shapes = [(40, (30, 31, 3)), (12, (17,))]
     length = sum(prompt + sum(samples) for prompt, samples in shapes)
@@ -184,7 +186,7 @@ def test_attention_in_parts_holds_in_bf16() -> None:
     st.integers(0, 3),
     st.integers(0, 99),
 )
-def test_attention_in_c_is_attention_over_the_row(
+def test_native_attention_equals_attention_over_the_whole_row(
     shapes: list[tuple[int, list[int]]], heads: tuple[int, int], width: int, filling: int, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -210,7 +212,7 @@ def test_attention_in_c_is_attention_over_the_row(
     assert not any(part[length - filling :].any() for part in found[1:])
 
 
-def test_attention_in_c_depends_on_no_number_of_threads() -> None:
+def test_native_attention_is_the_same_with_any_number_of_threads() -> None:
     torch.manual_seed(0)
     shapes: list[tuple[int, list[int]]] = [(30, [20, 3]), (7, [9]), (50, [])]
     length = sum(prompt + sum(samples) for prompt, samples in shapes)
@@ -229,8 +231,8 @@ def test_attention_in_c_depends_on_no_number_of_threads() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-def test_siblings_do_not_see_each_other() -> None:
-    """Nothing of one sample reaches another, forward or backward."""
+def test_samples_of_a_group_do_not_attend_to_each_other() -> None:
+    """No value and no gradient of one sample reaches another."""
     torch.manual_seed(0)
     where = SharedPrompts.of([(3, (4, 4))], 11, heads=2, kv_heads=2)
     q, k, v = (torch.randn(11, 2, 8, requires_grad=True) for _ in range(3))

@@ -18,7 +18,7 @@ from omni_thinker.engine.attention.hf import NAME, use_blocks
 from omni_thinker.engine.layout import supports_group_rows
 from omni_thinker.engine.logprobs import _select, answer_logprobs
 from omni_thinker.engine.packing import MULTIPLE, micro_batches, pack, row_length
-from omni_thinker.engine.softmax import ROWS, ChosenLogprobs
+from omni_thinker.engine.softmax import ROWS_AT_ONCE, ChosenLogprobs
 from omni_thinker.policy.torch_policy import use_checkpointing
 from omni_thinker.protocol import TrainGroup
 from omni_thinker.sampling.loop import sample_groups
@@ -123,7 +123,7 @@ def _gradients(model: PreTrainedModel, loss: torch.Tensor) -> dict[str, torch.Te
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("family", ATTENTION)
-def test_packed_is_padded(family: str, temperature: float) -> None:
+def test_packed_logprobs_and_gradients_equal_padded(family: str, temperature: float) -> None:
     model, groups = make_model(family), make_groups(RAGGED)
     assert supports_group_rows(model, 21)
     packed = answer_logprobs(model, groups, temperature=temperature, packed=True)
@@ -144,8 +144,8 @@ def test_packed_is_padded(family: str, temperature: float) -> None:
 
 
 @pytest.mark.parametrize("family", [*ATTENTION, *SPECIAL])
-def test_no_model_is_packed_that_sees_other_samples(family: str) -> None:
-    """Where the shared row changes a single log-prob, the model must be refused it."""
+def test_supported_models_have_equal_packed_and_padded_logprobs(family: str) -> None:
+    """A model whose log-probs change in the shared row must be reported as unsupported."""
     model, groups = make_model(family), make_groups(RAGGED)
     if not supports_group_rows(model, 21):
         return
@@ -156,7 +156,7 @@ def test_no_model_is_packed_that_sees_other_samples(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", [*ATTENTION, *SPECIAL])
-def test_no_model_is_sampled_by_another_distribution(family: str) -> None:
+def test_sampled_logprobs_of_supported_models_equal_padded(family: str) -> None:
     """The sampler's log-probs are those of the plain padded pass, for every family it takes."""
     model = make_model(family)
     if not supports_group_rows(model, 21):
@@ -177,8 +177,8 @@ def test_no_model_is_sampled_by_another_distribution(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma3_text", "llama"])
-def test_activations_that_are_computed_again_give_the_same_gradient(family: str) -> None:
-    """Through the models' own layers too, whose attention goes group by group."""
+def test_activation_checkpointing_of_any_family_gives_the_same_gradient(family: str) -> None:
+    """Covers the models' own layers too, which attend group by group."""
     found = []
     for lean in (False, True):
         none = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)  # load_model leaves none either
@@ -193,14 +193,14 @@ def test_activations_that_are_computed_again_give_the_same_gradient(family: str)
         torch.testing.assert_close(found[1][name], gradient, atol=1e-5, rtol=1e-4, msg=_named(name))
 
 
-def test_a_window_shorter_than_the_row_is_refused() -> None:
+def test_model_with_a_window_shorter_than_the_row_is_not_packed() -> None:
     model = make_model("mistral", sliding_window=16)
     assert supports_group_rows(model, 16)
     assert not supports_group_rows(model, 17)
     assert supports_group_rows(make_model("mistral", sliding_window=None), 10_000)
 
 
-def test_siblings_and_neighbours_are_not_seen() -> None:
+def test_packed_groups_have_the_logprobs_of_groups_alone() -> None:
     model, groups = make_model("llama"), make_groups(RAGGED)
     with torch.no_grad():
         whole = answer_logprobs(model, groups, temperature=1.0, packed=True).logprobs_N
@@ -217,7 +217,7 @@ def _group(prompt: tuple[int, ...], *answers: tuple[int, ...]) -> TrainGroup:
     return TrainGroup("t", prompt, samples, zeros, zeros)
 
 
-def test_row_by_hand() -> None:
+def test_packed_row_equals_values_by_hand() -> None:
     row = pack([_group((1, 2), (3, 4, 5), (6,)), _group((7,), (8, 9))], multiple=1)
     # The last token of an answer predicts nothing and is left out.
     assert row.tokens_T.tolist() == [1, 2, 3, 4, 7, 8]
@@ -229,14 +229,14 @@ def test_row_by_hand() -> None:
     assert seen == [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [4], [4, 5]]
 
 
-def test_siblings_by_hand() -> None:
+def test_mask_of_two_samples_hides_each_from_the_other() -> None:
     row = pack([_group((1,), (2, 3), (4, 5))], multiple=1)
     assert row.tokens_T.tolist() == [1, 2, 4]
     assert row.positions_T.tolist() == [0, 1, 1]
     assert row.mask_T_T.tolist() == [[True, False, False], [True, True, False], [True, False, True]]
 
 
-def test_filling_by_hand() -> None:
+def test_padding_of_a_packed_row_equals_values_by_hand() -> None:
     row = pack([_group((1,), (2, 3), (4, 5))], multiple=5)
     assert row.tokens_T.tolist() == [1, 2, 4, 0, 0]
     assert row.positions_T.tolist() == [0, 1, 1, 0, 1]
@@ -250,7 +250,9 @@ def test_filling_by_hand() -> None:
 
 
 @pytest.mark.parametrize("multiple", [1, 4, 64])
-def test_filling_changes_no_log_prob_and_no_gradient(multiple: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_padding_of_a_packed_row_changes_no_logprob_and_no_gradient(
+    multiple: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, groups = make_model("llama"), make_groups(RAGGED)
     plain = answer_logprobs(model, groups, temperature=1.0, packed=False)
     monkeypatch.setattr("omni_thinker.engine.logprobs.pack", lambda groups, _: pack(groups, multiple))
@@ -262,7 +264,7 @@ def test_filling_changes_no_log_prob_and_no_gradient(multiple: int, monkeypatch:
 
 
 @pytest.mark.parametrize("budget", [1, 15, 30, 10_000])
-def test_micro_batches_hold_every_group_once(budget: int) -> None:
+def test_micro_batches_contain_every_group_once_within_the_budget(budget: int) -> None:
     groups = make_groups(RAGGED)
     rows = micro_batches(groups, budget)
     flat = [g for row in rows for g in row]
@@ -273,8 +275,8 @@ def test_micro_batches_hold_every_group_once(budget: int) -> None:
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=8), st.integers(30, 90))
-def test_of_the_fewest_rows_the_longest_is_shortest(prompts: list[int], budget: int) -> None:
-    """Against every way to cut the sorted groups."""
+def test_micro_batches_are_the_fewest_rows_with_the_shortest_maximum(prompts: list[int], budget: int) -> None:
+    """Compares with every way to cut the sorted groups."""
     groups = make_groups([(prompt, (1,)) for prompt in prompts])
     lengths = [sum(map(row_length, row)) for row in micro_batches(groups, budget)]
     ordered, count = sorted(map(row_length, groups)), len(groups)
@@ -291,8 +293,10 @@ def test_of_the_fewest_rows_the_longest_is_shortest(prompts: list[int], budget: 
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_the_head_in_chunks_is_the_head(tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Logits that are made again for the gradient give the log-probs and gradients of those that were kept."""
+def test_chunked_head_gives_the_logprobs_and_gradients_of_the_whole(
+    tied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logits recomputed for the gradient give the same log-probs and gradients as saved ones."""
     model, groups = make_model("llama", tie_word_embeddings=tied), make_groups([(7, (30, 40)), (9, (11, 25, 3))])
     found = []
     for held in (2**27, 20 * VOCABULARY * 4):
@@ -333,8 +337,8 @@ def _chosen(logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, t
     return found
 
 
-@pytest.mark.parametrize("count", [1, ROWS, ROWS + 3])
-def test_chosen_logprobs_are_log_softmax(count: int) -> None:
+@pytest.mark.parametrize("count", [1, ROWS_AT_ONCE, ROWS_AT_ONCE + 3])
+def test_chosen_logprobs_entropy_and_gradient_equal_log_softmax(count: int) -> None:
     rng = torch.Generator().manual_seed(4)
     logits = (4 * torch.randn(count, 50, generator=rng)).requires_grad_(True)
     target = torch.randint(50, (count,), generator=rng)
@@ -350,7 +354,7 @@ def test_chosen_logprobs_are_log_softmax(count: int) -> None:
     torch.testing.assert_close(gradient, reference, atol=1e-6, rtol=1e-5)
 
 
-def test_chosen_logprobs_stand_extremes() -> None:
+def test_chosen_logprobs_of_extreme_logits_are_finite() -> None:
     logits = torch.tensor([[500.0, -500.0, 0.0], [1.0, -math.inf, 1.0], [-math.inf, 0.0, -math.inf]])
     chosen, entropy = _chosen(logits.requires_grad_(True), torch.tensor([1, 0, 1]))
     assert chosen.tolist() == pytest.approx([-1000.0, -math.log(2), 0.0])
@@ -376,8 +380,8 @@ def test_chosen_logprobs_of_bf16_are_summed_in_fp32() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.3])
-def test_temperature_divides_bf16_logits_in_fp32_as_the_sampler_does(temperature: float) -> None:
-    """Rounding the quotient to bf16 would part the trainer from the sampler."""
+def test_temperature_divides_bf16_logits_in_fp32(temperature: float) -> None:
+    """Rounding the quotient to bf16 would make the trainer differ from the sampler."""
     rng = torch.Generator().manual_seed(7)
     logits = (4 * torch.randn(40, 512, generator=rng)).bfloat16()
     target = torch.randint(512, (40,), generator=rng)
@@ -387,8 +391,8 @@ def test_temperature_divides_bf16_logits_in_fp32_as_the_sampler_does(temperature
 
 
 @pytest.mark.parametrize("kind", sorted(ATTENTION))
-def test_attention_in_blocks_changes_no_log_prob_and_no_gradient(kind: str) -> None:
-    """Several groups in a row, with and without cutting attention at the groups."""
+def test_blockwise_attention_changes_no_logprob_and_no_gradient(kind: str) -> None:
+    """Runs several groups in a row, with and without cutting attention at the groups."""
     plain, cut = make_model(kind), make_model(kind)
     cut.load_state_dict(plain.state_dict())
     use_blocks(cut)

@@ -31,7 +31,7 @@ def _backward(own: Masters, grads: list[torch.Tensor]) -> None:
     sum((param * grad).sum() for param, grad in zip(own.params, grads, strict=True)).backward()  # type: ignore[union-attr]
 
 
-def test_steps_are_adamws_by_hand(made: Masters) -> None:
+def test_four_steps_equal_adamw_by_hand(made: Masters) -> None:
     optim = OptimParams(lr=3e-3, weight_decay=0.1, max_grad_norm=5.0)
     expected = [master.detach().double() for master in made.values]
     means = [torch.zeros_like(value) for value in expected]
@@ -59,7 +59,7 @@ def test_steps_are_adamws_by_hand(made: Masters) -> None:
             assert master.grad is None
 
 
-def test_a_small_gradient_is_not_scaled(made: Masters) -> None:
+def test_gradient_below_max_norm_is_not_scaled(made: Masters) -> None:
     _backward(made, [torch.full(shape, 1e-3).bfloat16() for shape in SHAPES])
     made.step(OptimParams(lr=1e-3, max_grad_norm=1.0))
     for master in made.values:
@@ -67,7 +67,7 @@ def test_a_small_gradient_is_not_scaled(made: Masters) -> None:
         torch.testing.assert_close(mean, torch.full_like(mean, 0.1 * float(torch.tensor(1e-3).bfloat16())))
 
 
-def test_weights_without_a_gradient_stay(made: Masters) -> None:
+def test_weights_without_a_gradient_do_not_change(made: Masters) -> None:
     before = [master.detach().clone() for master in made.values]
     made.params[1].sum().backward()
     made.step(OptimParams(lr=1e-3))
@@ -75,7 +75,7 @@ def test_weights_without_a_gradient_stay(made: Masters) -> None:
 
 
 @pytest.mark.parametrize("odd", [math.nan, math.inf])
-def test_a_step_that_is_not_finite_is_not_made(made: Masters, odd: float) -> None:
+def test_non_finite_gradient_changes_no_weight_and_no_moment(made: Masters, odd: float) -> None:
     before = [master.detach().clone() for master in made.values]
     _backward(made, [torch.full(shape, odd).bfloat16() for shape in SHAPES])
     assert not made.step(OptimParams(lr=1e-3)).applied
@@ -84,7 +84,7 @@ def test_a_step_that_is_not_finite_is_not_made(made: Masters, odd: float) -> Non
     assert all(master.grad is None for master in made.values)
 
 
-def test_torch_goes_on_with_what_c_began(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_switching_from_c_to_torch_between_steps_gives_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     if kernels() is None:
         pytest.skip("no C compiler")
     grads = [torch.randn(SHAPES[2]).bfloat16() for _ in range(4)]
@@ -103,7 +103,7 @@ def test_torch_goes_on_with_what_c_began(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("made", ["c"], indirect=True)
-def test_numbers_depend_on_no_number_of_threads(made: Masters) -> None:
+def test_gradient_norm_is_the_same_with_any_number_of_threads(made: Masters) -> None:
     before, norms, threads = made.values[2].detach().clone(), [], torch.get_num_threads()
     for count in (1, 2, 3):
         torch.set_num_threads(count)

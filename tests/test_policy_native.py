@@ -47,7 +47,7 @@ def _nearest(value: torch.Tensor, found: torch.Tensor) -> None:
 
 @pytest.mark.parametrize(("rows", "width"), [(1, 7), (5, 64), (300, 96)])
 @pytest.mark.parametrize("added", [True, False])
-def test_norm_of_a_sum(c: ctypes.CDLL, rows: int, width: int, added: bool) -> None:
+def test_native_add_norm_equals_fp64_rounded(c: ctypes.CDLL, rows: int, width: int, added: bool) -> None:
     torch.manual_seed(0)
     x, weight = 3 * torch.randn(rows, width), torch.randn(width).bfloat16()
     branch, out = torch.randn(rows, width).bfloat16(), torch.empty(rows, width, dtype=torch.bfloat16)
@@ -59,8 +59,8 @@ def test_norm_of_a_sum(c: ctypes.CDLL, rows: int, width: int, added: bool) -> No
     _nearest(wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-5) * weight.double(), out)
 
 
-def test_gate_over_all_of_bf16(c: ctypes.CDLL) -> None:
-    """Every finite number that a gate can be, and those that are none."""
+def test_native_gate_of_every_bf16_number_equals_silu(c: ctypes.CDLL) -> None:
+    """Covers every finite bf16 number, infinities and NaN."""
     every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.bfloat16)
     one = every[every.isfinite()][None]
     out, ones = torch.empty_like(one), torch.ones_like(one)
@@ -73,7 +73,7 @@ def test_gate_over_all_of_bf16(c: ctypes.CDLL) -> None:
     assert out[0, 1].item() == math.inf
 
 
-def test_turning_stores_keys_and_values_in_their_slot(c: ctypes.CDLL) -> None:
+def test_native_rope_stores_keys_and_values_in_their_slot(c: ctypes.CDLL) -> None:
     torch.manual_seed(0)
     rows, heads, kv, width, slots = 3, 4, 2, 6, 5
     product = torch.randn(rows, heads + 2 * kv, width).bfloat16()
@@ -104,7 +104,7 @@ def test_turning_stores_keys_and_values_in_their_slot(c: ctypes.CDLL) -> None:
     st.integers(1, 40),
     st.sampled_from([1, 16]),
 )
-def test_attention_is_one_softmax_over_prompt_and_own_tokens(
+def test_native_decode_attention_is_one_softmax_over_prompt_and_sample(
     groups: int, columns: int, per: int, kv: int, width: int, longest: int, used: int, multiple: int
 ) -> None:
     c = native.kernels()
@@ -147,7 +147,9 @@ def test_attention_is_one_softmax_over_prompt_and_own_tokens(
             assert float((found - expected).abs().max()) < 2e-2
 
 
-def test_without_a_compiler_torch_does_it(fresh: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_or_failing_compiler_disables_the_kernels(
+    fresh: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("OMNI_THINKER_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PATH", str(tmp_path))
     assert native.kernels() is None
@@ -159,12 +161,12 @@ def test_without_a_compiler_torch_does_it(fresh: None, monkeypatch: pytest.Monke
     assert not list(tmp_path.glob("home/native/*"))
 
 
-def test_a_switch_turns_it_off(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_switch_disables_the_kernels(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(native.SWITCH, "0")
     assert native.kernels() is None
 
 
-def test_the_library_is_compiled_once(
+def test_kernels_are_compiled_once_and_read_from_the_cache(
     c: ctypes.CDLL, fresh: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("OMNI_THINKER_HOME", str(tmp_path))
@@ -177,8 +179,8 @@ def test_the_library_is_compiled_once(
 
 
 @pytest.mark.parametrize("damage", ["emptied", "cut short", "gone", "no digest"])
-def test_a_damaged_library_is_compiled_anew(c: ctypes.CDLL, tmp_path: Path, damage: str) -> None:
-    """In processes of their own: a library can be loaded once."""
+def test_damaged_kernel_library_is_recompiled(c: ctypes.CDLL, tmp_path: Path, damage: str) -> None:
+    """Uses separate processes, because each can load a library only once."""
     environment = {**os.environ, "OMNI_THINKER_HOME": str(tmp_path)}
     script = "from omni_thinker.engine.native import kernels; assert kernels() is not None"
     for _ in range(2):
@@ -193,9 +195,7 @@ def test_a_damaged_library_is_compiled_anew(c: ctypes.CDLL, tmp_path: Path, dama
     assert len(made.read_bytes()) == len(whole)
 
 
-def test_a_compiler_with_other_threads_is_passed_over(
-    fresh: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_clang_is_skipped_for_gcc(fresh: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("OMNI_THINKER_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     other = tmp_path / "cc"
@@ -209,7 +209,9 @@ def test_a_compiler_with_other_threads_is_passed_over(
     assert native.kernels() is None
 
 
-def test_without_a_home_torch_does_it(fresh: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_or_unwritable_home_disables_the_kernels(
+    fresh: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def homeless() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
@@ -221,8 +223,8 @@ def test_without_a_home_torch_does_it(fresh: None, monkeypatch: pytest.MonkeyPat
     assert native.kernels() is None
 
 
-def test_what_kernels_write_to_is_of_their_type() -> None:
-    """Whatever type torch makes by default: loading a model in bf16 changes that for all threads meanwhile."""
+def test_kernel_outputs_have_their_dtype_whatever_the_default_dtype() -> None:
+    """Loading a model in bf16 changes torch's default dtype for all threads meanwhile."""
     script = """
 import torch
 from omni_thinker.engine import ops as kernels
@@ -239,7 +241,7 @@ assert inverse.dtype == turned.dtype == torch.float32
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_odd_shapes_are_torchs(c: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsupported_shapes_and_dtypes_equal_torch(c: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = torch.randn(2, 3, 40).bfloat16(), torch.randn(2, 3, 40).bfloat16()
     x, grad = torch.randn(6, 2, 8).bfloat16().requires_grad_(), torch.randn(6, 2, 8)
     angle = torch.randn(1, 1, 8)
@@ -261,14 +263,14 @@ def test_odd_shapes_are_torchs(c: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) 
         torch.testing.assert_close(one_, other_, atol=2e-2, rtol=2e-2)
 
 
-def test_gradients_of_gradients_are_refused(c: ctypes.CDLL) -> None:
+def test_second_order_gradient_of_rms_norm_raises(c: ctypes.CDLL) -> None:
     x, weight = torch.randn(3, 16, requires_grad=True), torch.ones(16).bfloat16().requires_grad_()
     (once,) = torch.autograd.grad(rms_norm(x, weight, 1e-5).float().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError):
         torch.autograd.grad(once.sum(), x)
 
 
-def test_a_number_that_is_none_stays_none(c: ctypes.CDLL) -> None:
+def test_native_norm_of_nan_is_nan(c: ctypes.CDLL) -> None:
     for bits in (0x7FFFFFFF, 0x7F800001, -1, 0x7FC00000):
         x = torch.ones(1, 16)
         x.view(torch.int32)[0, 3] = bits
@@ -283,7 +285,9 @@ def _by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("rows", [3, 200])
 @pytest.mark.parametrize("kind", ["norm", "norm of a row of others", "gate", "rotation", "rotation in a row of others"])
-def test_gradients_are_those_of_torch(c: ctypes.CDLL, kind: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_native_gradients_are_as_close_to_fp64_as_torch(
+    c: ctypes.CDLL, kind: str, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     generator = torch.Generator().manual_seed(rows)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -334,7 +338,7 @@ def _exact(kind: str, x: list[torch.Tensor], cos: torch.Tensor, sin: torch.Tenso
     return x[0] * cos + torch.cat([-x[0][..., 4:], x[0][..., :4]], dim=-1) * sin
 
 
-def test_a_norms_gradient_depends_on_no_number_of_threads(c: ctypes.CDLL) -> None:
+def test_rms_norm_gradient_is_the_same_with_any_number_of_threads(c: ctypes.CDLL) -> None:
     torch.manual_seed(0)
     x, weight = torch.randn(1000, 32), torch.randn(32).bfloat16()
     found, threads = [], torch.get_num_threads()

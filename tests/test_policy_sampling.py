@@ -51,10 +51,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
     for kind in (LlamaDecoder, MaskedDecoder):
 
         def step(
-            self: LlamaDecoder | MaskedDecoder,
-            token_P_G: torch.Tensor,
-            sample_P_G: torch.Tensor,
-            kept: Any = kind.step,
+            self: LlamaDecoder | MaskedDecoder, token_P_G: torch.Tensor, sample_P_G: torch.Tensor, kept: Any = kind.step
         ) -> torch.Tensor:
             position_P = self._position_P if isinstance(self, MaskedDecoder) else self.cache.position_P
             seen.append((tuple(token_P_G.shape), int(position_P.max())))
@@ -113,15 +110,19 @@ def _common(policy: TorchPolicy, requests: Sequence[SampleRequest]) -> int:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 1.5])
-def test_log_probs_are_the_trainers(policy: TorchPolicy, requests: list[SampleRequest], temperature: float) -> None:
+def test_sampled_logprobs_equal_the_trainers(
+    policy: TorchPolicy, requests: list[SampleRequest], temperature: float
+) -> None:
     groups = _sample(policy, requests, temperature=temperature)
     sampled = _logprobs(groups)
     assert len(sampled) > 60
     assert sampled == pytest.approx(_trainer_logprobs(policy, groups, temperature), abs=1e-4)
 
 
-def test_log_probs_are_the_trainers_after_early_stops(policy: TorchPolicy, requests: list[SampleRequest]) -> None:
-    """Rows and columns leave the batch as samples end; those that go on must not notice."""
+def test_sampled_logprobs_with_early_stops_equal_the_trainers(
+    policy: TorchPolicy, requests: list[SampleRequest]
+) -> None:
+    """Rows and columns leave the batch as samples end, which must not change the remaining samples."""
     stops = frozenset({_common(policy, requests), *range(3, 120)})  # about a quarter of what is drawn ends a sample
     groups = _sample(policy, requests * 3, 8, stop_ids=stops)
     lengths = {len(t) for own in _tokens(groups) for t in own}
@@ -132,7 +133,7 @@ def test_log_probs_are_the_trainers_after_early_stops(policy: TorchPolicy, reque
 # -- the same draws, whatever else is drawn -----------------------------------------------------------------
 
 
-def test_draws_are_repeatable_and_follow_the_seed(policy: TorchPolicy, requests: list[SampleRequest]) -> None:
+def test_samples_depend_on_their_seed_alone(policy: TorchPolicy, requests: list[SampleRequest]) -> None:
     torch.manual_seed(1)
     one = _sample(policy, requests)
     torch.manual_seed(2)
@@ -142,13 +143,13 @@ def test_draws_are_repeatable_and_follow_the_seed(policy: TorchPolicy, requests:
     assert len(set(_tokens(one)[0])) == 4, "samples of a group have streams of their own"
 
 
-def test_sampling_leaves_the_global_generator_alone(policy: TorchPolicy, requests: list[SampleRequest]) -> None:
+def test_sampling_does_not_advance_the_global_generator(policy: TorchPolicy, requests: list[SampleRequest]) -> None:
     before = torch.random.get_rng_state()
     policy.sample(requests, SamplingParams(2))
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_draws_depend_on_neither_order_nor_company(policy: TorchPolicy, requests: list[SampleRequest]) -> None:
+def test_samples_are_the_same_in_any_order_and_batch(policy: TorchPolicy, requests: list[SampleRequest]) -> None:
     whole = _tokens(_sample(policy, requests))
     order = [2, 0, 3, 1]
     assert _tokens(_sample(policy, [requests[i] for i in order])) == [whole[i] for i in order]
@@ -158,7 +159,7 @@ def test_draws_depend_on_neither_order_nor_company(policy: TorchPolicy, requests
         assert _tokens(_sample(policy, requests, max_sequences=width)) == whole
 
 
-def test_draws_depend_on_company_no_more_where_samples_stop(policy: TorchPolicy, requests: list[SampleRequest]) -> None:
+def test_samples_with_early_stops_equal_samples_alone(policy: TorchPolicy, requests: list[SampleRequest]) -> None:
     stops = frozenset({_common(policy, requests), *range(3, 120)})
     whole = _tokens(_sample(policy, requests, 8, stop_ids=stops))
     alone = [_tokens(_sample(policy, [r], 8, stop_ids=stops))[0] for r in requests]
@@ -166,7 +167,7 @@ def test_draws_depend_on_company_no_more_where_samples_stop(policy: TorchPolicy,
 
 
 @pytest.mark.parametrize("size", [1, 2, 7])
-def test_a_sample_is_the_same_whatever_the_size_of_its_group(
+def test_samples_are_the_same_in_groups_of_any_size(
     policy: TorchPolicy, requests: list[SampleRequest], size: int
 ) -> None:
     four, other = _tokens(_sample(policy, requests, 4)), _tokens(_sample(policy, requests, size))
@@ -174,7 +175,7 @@ def test_a_sample_is_the_same_whatever_the_size_of_its_group(
     assert [own[:both] for own in other] == [own[:both] for own in four]
 
 
-def test_a_longer_limit_only_adds_tokens(policy: TorchPolicy, requests: list[SampleRequest]) -> None:
+def test_longer_max_tokens_only_appends_tokens(policy: TorchPolicy, requests: list[SampleRequest]) -> None:
     longer = [SampleRequest(r.prompt, r.max_tokens + 6, r.seed) for r in requests]
     for short, long in zip(_tokens(_sample(policy, requests)), _tokens(_sample(policy, longer)), strict=True):
         assert all(b[: len(a)] == a for a, b in zip(short, long, strict=True))
@@ -183,7 +184,7 @@ def test_a_longer_limit_only_adds_tokens(policy: TorchPolicy, requests: list[Sam
 # -- where a sample ends ------------------------------------------------------------------------------------
 
 
-def test_limits_are_respected(policy: TorchPolicy, requests: list[SampleRequest]) -> None:
+def test_samples_without_a_stop_end_at_max_tokens(policy: TorchPolicy, requests: list[SampleRequest]) -> None:
     groups = _sample(policy, requests, 4, stop_ids=frozenset([-1]))
     for request, group in zip(requests, groups, strict=True):
         assert group.prompt == tuple(request.prompt)
@@ -193,9 +194,7 @@ def test_limits_are_respected(policy: TorchPolicy, requests: list[SampleRequest]
         assert all(s.text == policy.decode(s.tokens) for s in group.samples)
 
 
-def test_a_stop_token_ends_the_sample_and_stays_out_of_its_text(
-    policy: TorchPolicy, requests: list[SampleRequest]
-) -> None:
+def test_stop_token_ends_the_sample_and_is_not_in_its_text(policy: TorchPolicy, requests: list[SampleRequest]) -> None:
     stop = _common(policy, requests)
     free = _sample(policy, requests, 8, stop_ids=frozenset([-1]))
     bound = _sample(policy, requests, 8, stop_ids=frozenset([stop]))
@@ -213,21 +212,19 @@ def test_a_stop_token_ends_the_sample_and_stays_out_of_its_text(
     assert stopped >= 3
 
 
-def test_finished_samples_are_no_longer_computed(
-    policy: TorchPolicy, requests: list[SampleRequest], steps: Steps
-) -> None:
+def test_finished_samples_leave_the_batch(policy: TorchPolicy, requests: list[SampleRequest], steps: Steps) -> None:
     limits = [SampleRequest(r.prompt, limit, r.seed) for r, limit in zip(requests, (12, 1, 2, 1), strict=True)]
     _sample(policy, limits, 8, stop_ids=frozenset([-1]))
     # Two groups of 8 once; then the longest alone. The last token drawn is never fed.
     assert [rows * columns for (rows, columns), _ in steps] == [16, *[8] * 10]
 
 
-def test_widths_are_multiples() -> None:
+def test_filled_rounds_up_to_the_multiple() -> None:
     assert [filled(n, MULTIPLE) for n in (1, 8, 9)] == [8, 8, 16]
 
 
 @pytest.mark.parametrize("group_size", [1, 2, 3, 4, 8])
-def test_sequences_come_in_few_counts_whatever_ends_when(policy: TorchPolicy, group_size: int, steps: Steps) -> None:
+def test_batch_sizes_while_groups_end_are_multiples(policy: TorchPolicy, group_size: int, steps: Steps) -> None:
     requests = [SampleRequest((5, 6, 7 + n), 2 + 3 * n, n) for n in range(16)]
     groups = _sample(policy, requests, group_size, stop_ids=frozenset([-1]))
     counts = {rows * columns for (rows, columns), _ in steps}
@@ -237,19 +234,19 @@ def test_sequences_come_in_few_counts_whatever_ends_when(policy: TorchPolicy, gr
     assert group_size == 3 or all(count % MULTIPLE == 0 for count in counts)
 
 
-def test_a_finished_group_takes_no_position_beyond_its_last(policy: TorchPolicy, steps: Steps) -> None:
+def test_finished_group_takes_no_positions_in_the_cache(policy: TorchPolicy, steps: Steps) -> None:
     _sample(policy, [SampleRequest((5,) * 60, 3, 1), SampleRequest((6, 7), 20, 2)], 2, stop_ids=frozenset([-1]))
     assert 60 <= max(position for _, position in steps) <= 62
 
 
-def test_nothing_asked_nothing_drawn(policy: TorchPolicy) -> None:
+def test_no_requests_give_no_groups(policy: TorchPolicy) -> None:
     assert policy.sample([], SamplingParams(4)) == []
 
 
 # -- the distribution ---------------------------------------------------------------------------------------
 
 
-def test_greedy_is_transformers_greedy(policy: TorchPolicy, requests: list[SampleRequest]) -> None:
+def test_greedy_samples_equal_transformers_generate(policy: TorchPolicy, requests: list[SampleRequest]) -> None:
     groups = _sample(policy, requests, 2, temperature=0.0)
     for request, group in zip(requests, groups, strict=True):
         prompt = torch.tensor([list(request.prompt)])
@@ -266,7 +263,7 @@ def test_greedy_is_transformers_greedy(policy: TorchPolicy, requests: list[Sampl
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
-def test_draws_follow_softmax(temperature: float) -> None:
+def test_draws_pass_a_chi_squared_test_against_softmax(temperature: float) -> None:
     logits = 2 * torch.randn(30, generator=torch.Generator().manual_seed(8))
     uniform = torch.from_numpy(uniforms(11, 20, 1000).ravel())
     token, logprob = draw(logits.expand(len(uniform), -1), uniform, SamplingParams(temperature=temperature))
@@ -279,8 +276,10 @@ def test_draws_follow_softmax(temperature: float) -> None:
     assert chisquare(bins[0][keep], bins[1][keep] * len(uniform)).pvalue > 1e-3
 
 
-def test_first_tokens_follow_the_model(policy: TorchPolicy, requests: list[SampleRequest]) -> None:
-    """All the way through the sampler: 4,000 first tokens of one prompt."""
+def test_first_tokens_pass_a_chi_squared_test_against_the_model(
+    policy: TorchPolicy, requests: list[SampleRequest]
+) -> None:
+    """Draws 4,000 first tokens of one prompt through the whole sampler."""
     prompt = requests[0].prompt
     many = [SampleRequest(prompt, 1, seed) for seed in range(20)]
     drawn = [t[0] for own in _tokens(_sample(policy, many, 200, max_sequences=4000)) for t in own]
@@ -298,15 +297,15 @@ def test_first_tokens_follow_the_model(policy: TorchPolicy, requests: list[Sampl
 
 
 @pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-53])
-def test_a_token_without_probability_is_never_drawn(uniform: float) -> None:
-    """Not even by the largest uniform below 1, which fp32 rounds to 1."""
+def test_token_with_logit_minus_infinity_is_never_drawn(uniform: float) -> None:
+    """The cases include the largest uniform below 1, which fp32 rounds to 1."""
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 1.0, -torch.inf]])
     token, logprob = draw(logits, torch.tensor([uniform], dtype=torch.float64), SamplingParams())
     assert int(token) in (1, 3)
     assert torch.isfinite(logprob).all()
 
 
-def test_streams_of_samples_are_apart() -> None:
+def test_uniforms_of_samples_and_seeds_are_distinct() -> None:
     streams = uniforms(5, 6, 50)
     assert np.array_equal(streams[:3], uniforms(5, 3, 50))
     assert np.array_equal(streams[:, :20], uniforms(5, 6, 20))
@@ -326,7 +325,7 @@ def _rows(
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_rows_have_the_trainers_log_probs(
+def test_sample_rows_logprobs_equal_the_trainers(
     policy: TorchPolicy, requests: list[SampleRequest], temperature: float
 ) -> None:
     groups = _rows(policy, requests, temperature=temperature)
@@ -338,7 +337,7 @@ def test_rows_have_the_trainers_log_probs(
     assert _logprobs(groups) == pytest.approx(_trainer_logprobs(policy, groups, temperature), abs=1e-4)
 
 
-def test_rows_stop_as_groups_do(policy: TorchPolicy, requests: list[SampleRequest]) -> None:
+def test_sample_rows_end_at_stop_tokens_or_max_tokens(policy: TorchPolicy, requests: list[SampleRequest]) -> None:
     stops = frozenset({_common(policy, requests), *range(3, 120)})
     groups = sample_rows(policy.model, requests, SamplingParams(8), stops, policy.decode)
     kinds = set()
@@ -352,12 +351,12 @@ def test_rows_stop_as_groups_do(policy: TorchPolicy, requests: list[SampleReques
     assert kinds == {"stop", "length"}
 
 
-def test_greedy_rows_are_greedy_groups(policy: TorchPolicy, requests: list[SampleRequest]) -> None:
+def test_greedy_sample_rows_equal_greedy_samples(policy: TorchPolicy, requests: list[SampleRequest]) -> None:
     assert _tokens(_rows(policy, requests, 2, 0.0)) == _tokens(_sample(policy, requests, 2, 0.0))
 
 
 @pytest.mark.parametrize("setting", [{"repetition_penalty": 5.0}, {"min_p": 0.5}, {"no_repeat_ngram_size": 1}])
-def test_rows_ignore_what_the_model_says_of_generation(
+def test_sample_rows_ignore_generation_config(
     policy: TorchPolicy, requests: list[SampleRequest], setting: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Many chat models ship penalties in generation_config.json; answers drawn under one don't have the log-probs
@@ -368,15 +367,15 @@ def test_rows_ignore_what_the_model_says_of_generation(
     assert _tokens(_rows(policy, requests)) == plain
 
 
-def test_rows_leave_the_global_generator_alone(policy: TorchPolicy, requests: list[SampleRequest]) -> None:
+def test_sample_rows_do_not_advance_the_global_generator(policy: TorchPolicy, requests: list[SampleRequest]) -> None:
     torch.manual_seed(7)
     before = torch.random.get_rng_state()
     _rows(policy, requests[:1])
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_rows_are_filtered_and_stop_at_texts(policy: TorchPolicy, requests: list[SampleRequest]) -> None:
-    """Log-probs are those of what was drawn from: with one token left over, 0."""
+def test_sample_rows_apply_filters_and_stop_texts(policy: TorchPolicy, requests: list[SampleRequest]) -> None:
+    """Log-probs are those of the filtered distribution, so they are 0 where one token is left."""
     draws = (policy.model, requests)
     best = sample_rows(*draws, SamplingParams(1, 0.0), policy.stop_ids, policy.decode)
     only = sample_rows(*draws, SamplingParams(2, 1.0, top_k=1), policy.stop_ids, policy.decode)
@@ -401,10 +400,10 @@ def test_rows_are_filtered_and_stop_at_texts(policy: TorchPolicy, requests: list
     assert stopped > 0
 
 
-def test_a_long_request_changes_nothing_for_the_others(
+def test_request_beyond_the_window_changes_no_other_sample(
     policy: TorchPolicy, requests: list[SampleRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As with a model whose window is too short for one of them."""
+    """One request is too long for the model's window."""
     alone = policy.sample(requests, SamplingParams(2))
     most = max(len(request.prompt) + request.max_tokens for request in requests)
     monkeypatch.setattr("omni_thinker.policy.torch_policy.supports_group_rows", lambda _, length: length <= most)

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omni_thinker.engine import native
-from omni_thinker.engine.softmax import ROWS, logit_gradient, logprob_entropy
+from omni_thinker.engine.softmax import ROWS_AT_ONCE, logit_gradient, logprob_entropy
 from omni_thinker.sampling.draw import draw
 from omni_thinker.types import SamplingParams
 
-SHAPES = [(1, 7), (ROWS + 3, 256), (5, 1000), (33, 513)]
+SHAPES = [(1, 7), (ROWS_AT_ONCE + 3, 256), (5, 1000), (33, 513)]
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,9 @@ def _made(rows: int, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
 
 @pytest.mark.parametrize("scale", [1.0, 0.5, 2.0])
 @pytest.mark.parametrize(("rows", "width"), SHAPES)
-def test_log_probs_entropy_and_gradient(rows: int, width: int, scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logprobs_entropy_and_gradient_equal_fp64(
+    rows: int, width: int, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     logits, target, grad = _made(rows, width)
     exact = logits.double().requires_grad_()
     every = torch.log_softmax(exact * scale, -1)
@@ -57,7 +59,9 @@ def test_log_probs_entropy_and_gradient(rows: int, width: int, scale: float, mon
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 700), st.floats(0, 1, exclude_max=True), st.sampled_from([1.0, 0.7, 1.5]))
-def test_a_draw_is_where_the_running_sum_passes(width: int, uniform: float, temperature: float) -> None:
+def test_draw_is_where_the_cumulative_probability_passes_the_uniform(
+    width: int, uniform: float, temperature: float
+) -> None:
     logits, _, _ = _made(3, width)
     token, logprob = draw(
         logits, torch.full((3,), uniform, dtype=torch.float64), SamplingParams(temperature=temperature)
@@ -71,7 +75,7 @@ def test_a_draw_is_where_the_running_sum_passes(width: int, uniform: float, temp
         assert float(logprob[row]) == pytest.approx(float(share[row, at].log()), abs=1e-4)
 
 
-def test_draws_in_c_follow_softmax() -> None:
+def test_native_draws_pass_a_chi_squared_test_against_softmax() -> None:
     count = 100_000
     logits = torch.tensor([2.0, 0.0, -torch.inf, 1.0, -1.0, 3.0]).bfloat16()
     uniform = torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -83,7 +87,7 @@ def test_draws_in_c_follow_softmax() -> None:
     assert float(((seen - expected)[real].square() / expected[real]).sum()) < 18.5  # chi-square, 4 degrees, 0.1 %
 
 
-def test_draws_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_native_draws_equal_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, _, _ = _made(40, 5000)
     uniform = torch.rand(40, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     token, logprob = draw(logits, uniform, SamplingParams())
@@ -94,7 +98,7 @@ def test_draws_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_logits_that_are_no_numbers_show(bad: float) -> None:
+def test_nan_or_inf_logits_give_a_non_finite_logprob_and_gradient(bad: float) -> None:
     logits, target, grad = _made(2, 600)
     logits[1, 300] = bad
     token, logprob = draw(logits, torch.tensor([0.5, 0.5], dtype=torch.float64), SamplingParams())
@@ -107,13 +111,13 @@ def test_logits_that_are_no_numbers_show(bad: float) -> None:
     assert not gradient[1].isfinite().all()
 
 
-def test_rows_without_any_weight_show() -> None:
+def test_row_of_minus_infinity_gives_a_nan_logprob() -> None:
     logits = torch.full((1, 20), -torch.inf).bfloat16()
     _, logprob = draw(logits, torch.tensor([0.5], dtype=torch.float64), SamplingParams())
     assert logprob.isnan().all()
 
 
-def test_targets_outside_are_refused() -> None:
+def test_targets_outside_the_vocabulary_raise_index_error() -> None:
     logits, _, grad = _made(2, 7)
     for bad in (7, -1):
         target = torch.tensor([0, bad])

@@ -50,7 +50,7 @@ def watched(
 
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_a_sketch_is_the_projection_of_its_tasks_own_gradient(family: str, packed: bool) -> None:
+def test_task_sketches_have_the_cosine_and_norm_of_the_gradients(family: str, packed: bool) -> None:
     sketches, own = watched(family, groups(), packed=packed)
     assert sketches["a"].shape == (len(own["a"]) * RANK * RANK,)
     flat = {task: torch.cat([g.flatten() for g in found]) for task, found in own.items()}
@@ -59,7 +59,7 @@ def test_a_sketch_is_the_projection_of_its_tasks_own_gradient(family: str, packe
     assert norms(sketches)["a"] == pytest.approx(float(flat["a"].norm()), rel=0.25)
 
 
-def test_alignments_by_hand() -> None:
+def test_alignments_equal_values_by_hand() -> None:
     sketches = {"a": torch.tensor([1.0, 0.0]), "b": torch.tensor([0.0, 2.0]), "c": torch.tensor([-3.0, 0.0])}
     found = alignments({**sketches, "silent": torch.zeros(2)})
     assert found == pytest.approx({"a": -0.5, "b": 0.0, "c": -0.5})
@@ -76,7 +76,7 @@ def backward(policy: TorchPolicy, chosen: Sequence[TrainGroup]) -> LossReport:
 
 
 @pytest.mark.parametrize("lora", [None, LoraSpec(rank=4)])
-def test_micro_batches_add_up(lora: LoraSpec | None) -> None:
+def test_task_sketches_of_micro_batches_add_up(lora: LoraSpec | None) -> None:
     policy = TorchPolicy(ModelSpec(name="tiny", dtype="float32", lora=lora))
     whole = backward(policy, groups()).sketches
     policy.token_budget = 40
@@ -87,7 +87,7 @@ def test_micro_batches_add_up(lora: LoraSpec | None) -> None:
         torch.testing.assert_close(cut[task], sketch, rtol=1e-3, atol=1e-4 * float(sketch.abs().max()))
 
 
-def test_gradients_are_the_same_with_and_without_a_watch() -> None:
+def test_gradients_with_and_without_task_sketches_are_equal() -> None:
     policy = TorchPolicy(ModelSpec(name="tiny", dtype="float32"))
     backward(policy, groups())
     watched = [master.grad.clone() for master in policy._masters if master.grad is not None]

@@ -41,7 +41,7 @@ def sentences(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_sentences_are_short(page: str) -> None:
+def test_sentences_of_a_page_are_short(page: str) -> None:
     prose = sentences((ROOT / page).read_text("utf-8"))
     lengths = [len(sentence.split()) for sentence in prose]
     assert not [sentence for sentence in prose if len(sentence.split()) > MAX_WORDS]
@@ -50,13 +50,13 @@ def test_sentences_are_short(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_words_are_plain(page: str) -> None:
+def test_page_has_no_banned_words(page: str) -> None:
     prose = "\n".join(sentences((ROOT / page).read_text("utf-8"))).lower()
     found = [(match[0], better) for rule, better in BANNED.items() for match in re.finditer(rule, prose)]
     assert not found, "each with what to say instead"
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_lines_are_short(page: str) -> None:
+def test_lines_of_a_page_are_short(page: str) -> None:
     text = re.sub(r"```.*?```", "", (ROOT / page).read_text("utf-8"), flags=re.S)
     assert not [line for line in text.splitlines() if len(line) > MAX_LINE and not line.startswith("|")]

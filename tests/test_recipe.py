@@ -39,7 +39,7 @@ def test_a_bad_value_is_refused_by_its_key(table: dict[str, Any], key: str) -> N
 
 
 @pytest.mark.parametrize("name", ["all", "macro", "", "a/b", "../a", "a.b", "x" * 65, "1st", "a b"])
-def test_names_that_would_collide_or_escape_are_refused(name: str) -> None:
+def test_task_names_that_collide_or_escape_a_folder_are_refused(name: str) -> None:
     with pytest.raises(UserError, match="a task's name"):
         parse_recipe({"tasks": {name: TASKS["a"]}, "study": {"arms": ["joint"]}}, "r.toml")
 
@@ -47,7 +47,7 @@ def test_names_that_would_collide_or_escape_are_refused(name: str) -> None:
 @pytest.mark.parametrize(
     "content", [b"\xff\xfe", b"a = " + b"[" * 5000, b"a" * 10 + b"\x00", b"[" + b"a." * 3000 + b"b]"]
 )
-def test_what_is_no_recipe_is_refused_by_file(content: bytes, tmp_path: Path) -> None:
+def test_file_that_is_not_a_recipe_is_refused_by_its_path(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     path.write_bytes(content)
     with pytest.raises(UserError) as refused:
@@ -55,7 +55,7 @@ def test_what_is_no_recipe_is_refused_by_file(content: bytes, tmp_path: Path) ->
     assert str(refused.value).startswith(str(path))
 
 
-def test_overrides_are_toml_values_or_words(tmp_path: Path) -> None:
+def test_overrides_are_parsed_as_toml_or_text(tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     path.write_text('\ufeff[tasks.a]\nsource = "builtin:math"\n', "utf-8")
     recipe = load_recipe(path, ["rl.lr=2e-5", "study.seeds=[3, 4]", "model.name=tiny", 'study.arms=["joint"]'])

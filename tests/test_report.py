@@ -130,12 +130,7 @@ def train_line(rng: random.Random, seed: int, arm: str, step: int) -> dict[str, 
         "clip_frac": 0.002,
     }.items():
         metrics[f"{name}/all"] = value
-    metrics |= {
-        "mismatch_abs/all": 0.0004,
-        "problems/all": 8,
-        "tokens_sampled/all": 2000,
-        "tokens_trained/all": 1500,
-    }
+    metrics |= {"mismatch_abs/all": 0.0004, "problems/all": 8, "tokens_sampled/all": 2000, "tokens_trained/all": 1500}
     for task in trained:
         metrics[f"reward/{task}"] = min(1, max(0, START[task] + 0.2 * step / STEPS + rng.gauss(0, 0.08)))
         metrics |= {f"groups_trained/{task}": 8 / len(trained), f"zero_variance/{task}": 0.5 * (step % 2)}
@@ -428,7 +423,7 @@ def cells(page: Page, table: str) -> dict[str, list[str]]:
     return {" ".join(row[0].split()): [" ".join(cell.split()) for cell in row[1:]] for row in page.tables[table][1:]}
 
 
-def test_page_is_whole_and_balanced(html: str, page: Page) -> None:
+def test_report_has_every_section_and_balanced_tags(html: str, page: Page) -> None:
     assert page.open == []
     assert html.startswith("<!DOCTYPE html>")
     sections = [attrs["id"] for tag, attrs in page.tags if tag == "section"]
@@ -453,7 +448,7 @@ def test_ids_are_unique_and_links_resolve(page: Page) -> None:
     assert {value.removeprefix("#") for value in used} <= set(ids)
 
 
-def test_self_contained_and_inert(html: str, page: Page) -> None:
+def test_report_is_self_contained_and_runs_nothing(html: str, page: Page) -> None:
     assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "embed", "img", "base", "form"}
     for _, attrs in page.tags:
         for name, value in attrs.items():
@@ -468,7 +463,7 @@ def test_self_contained_and_inert(html: str, page: Page) -> None:
     assert "\x1b" not in html
 
 
-def test_arms_table(page: Page) -> None:
+def test_arms_table_equals_values_by_hand(page: Page) -> None:
     rows = page.tables["table-arms"]
     assert [cell.strip() for cell in rows[0]] == ["Arm", *TASKS, "macro"]
     joined = " ".join(next(row for row in rows[1:] if row[0].startswith("curriculum"))[1].split())
@@ -484,7 +479,7 @@ def test_arms_table(page: Page) -> None:
     assert " ".join(start[-1].split()) == f"0.372 ± {macro:.3f}0.362–0.383"
 
 
-def test_best_of_a_column_is_marked(full: Path) -> None:
+def test_arms_table_marks_the_best_arm_of_a_column(full: Path) -> None:
     run = load_run(full)
     rows = {row.arm: row.cells for row in tables.arm_rows(run)}
     assert list(rows) == ["start", "curriculum", "joint", "merge", *(f"single:{task}" for task in TASKS)]
@@ -494,7 +489,7 @@ def test_best_of_a_column_is_marked(full: Path) -> None:
     assert rows["single:math"][0].versus == 1
 
 
-def test_comparisons_are_found_either_way_round(full: Path) -> None:
+def test_comparison_of_two_arms_is_found_in_either_order(full: Path) -> None:
     run = load_run(full)
     forward, backward = run.comparison("start", "curriculum"), run.comparison("curriculum", "start")
     assert forward is not None
@@ -505,7 +500,7 @@ def test_comparisons_are_found_either_way_round(full: Path) -> None:
     assert run.comparison("curriculum", "nobody") is None
 
 
-def test_figures_carry_their_words(html: str) -> None:
+def test_figures_have_labels_with_values(html: str) -> None:
     assert "no difference shown" in html
     assert "+0.160" in html
     assert "after writing" in html
@@ -513,7 +508,7 @@ def test_figures_carry_their_words(html: str) -> None:
     assert "+0.220" in html
 
 
-def test_plan_forecast_budget_and_health_tables(page: Page) -> None:
+def test_plan_forecast_budget_and_health_tables_equal_values_by_hand(page: Page) -> None:
     orders = cells(page, "table-orders")
     assert orders["qa → writing → code → math"] == ["0.510", "0.460–0.550", "", "0.40"]
     assert len(orders) == 8
@@ -562,7 +557,7 @@ def test_plan_forecast_budget_and_health_tables(page: Page) -> None:
     ]
 
 
-def test_what_each_task_gave_is_shown_arm_beside_arm(page: Page) -> None:
+def test_signals_table_lists_every_arm_by_task(page: Page) -> None:
     rows = [[" ".join(cell.split()) for cell in row] for row in page.tables["table-signals"][1:]]
     assert [row[0] for row in rows if row[0]] == TASKS, "each task is named once"
     first = {row[1]: row[2:4] + row[4:5] + row[6:] for row in rows[: len(rows) // len(TASKS)]}
@@ -572,7 +567,7 @@ def test_what_each_task_gave_is_shown_arm_beside_arm(page: Page) -> None:
     assert "start" not in first
 
 
-def test_facts_and_notes(page: Page) -> None:
+def test_report_shows_the_facts_and_notes_of_the_run(page: Page) -> None:
     text = " ".join(page.text.split())
     for words in (
         "four <tasks>",
@@ -587,7 +582,7 @@ def test_facts_and_notes(page: Page) -> None:
     assert 'name = "<four>"' in text
 
 
-def test_samples_side_by_side(full: Path, page: Page) -> None:
+def test_report_shows_samples_of_arms_side_by_side(full: Path, page: Page) -> None:
     groups = tables.examples(load_run(full))
     assert [group.task for group in groups] == TASKS
     assert all(
@@ -598,7 +593,7 @@ def test_samples_side_by_side(full: Path, page: Page) -> None:
     assert "no verdict" in page.text
 
 
-def test_a_bare_run_still_reports(bare: Path) -> None:
+def test_run_with_missing_extras_still_makes_a_report(bare: Path) -> None:
     page = Page(write_report(bare).read_text(encoding="utf-8"))
     assert [attrs["id"] for tag, attrs in page.tags if tag == "section"] == SECTIONS
     for words in ("no transfer.json", "no plan.json", "no samples.jsonl", "No recipe.toml"):
@@ -606,7 +601,7 @@ def test_a_bare_run_still_reports(bare: Path) -> None:
     assert not list(bare.glob(".report*"))
 
 
-def test_a_single_arm_without_curves(tmp_path: Path) -> None:
+def test_run_of_a_single_arm_makes_a_report_without_curves(tmp_path: Path) -> None:
     alone = {**arm_entry("joint", 3), "test": {"math": {"mean": 0.5, "n": 1, "stderr": None}}}
     left_out: dict[str, Any] = {
         "comparisons": [],
@@ -625,7 +620,7 @@ def test_a_single_arm_without_curves(tmp_path: Path) -> None:
     assert "0.500 ± –" in " ".join(page.text.split())
 
 
-def test_damaged_extras_are_named_not_fatal(bare: Path) -> None:
+def test_damaged_extra_files_are_reported_as_gaps(bare: Path) -> None:
     (bare / "plan.json").write_text('{"plan": {"order": 3}}')
     (bare / "transfer.json").write_text("{")
     (bare / "samples.jsonl").write_text(f'nonsense\n{json.dumps(sample_lines()[0])}\n{{"arm"')
@@ -639,7 +634,7 @@ def test_damaged_extras_are_named_not_fatal(bare: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["result.json", "metrics.jsonl"])
-def test_missing_essentials_are_the_users_to_mend(bare: Path, name: str) -> None:
+def test_missing_result_or_metrics_is_a_user_error(bare: Path, name: str) -> None:
     (bare / name).unlink()
     with pytest.raises(UserError, match=name):
         write_report(bare)
@@ -647,7 +642,7 @@ def test_missing_essentials_are_the_users_to_mend(bare: Path, name: str) -> None
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"arms": {}}', '{"arms": {"joint": 3}}'])
-def test_a_bad_result_is_the_users_to_mend(bare: Path, text: str) -> None:
+def test_malformed_result_is_a_user_error(bare: Path, text: str) -> None:
     (bare / "result.json").write_text(text)
     with pytest.raises(UserError, match=r"result\.json"):
         write_report(bare)
@@ -666,7 +661,7 @@ def test_a_bad_result_is_the_users_to_mend(bare: Path, text: str) -> None:
         ({"version": True}, "version: version True isn't supported"),
     ],
 )
-def test_a_wrong_key_or_version_is_named(bare: Path, change: dict[str, Any], said: str) -> None:
+def test_wrong_key_or_version_of_a_result_is_refused_by_key(bare: Path, change: dict[str, Any], said: str) -> None:
     (bare / "result.json").write_text(json.dumps({**result(), **change}))
     with pytest.raises(UserError) as caught:
         write_report(bare)
@@ -681,7 +676,7 @@ def test_a_newer_plan_is_refused(bare: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["schedulers", "short-probes"])
-def test_committed_studies_are_read(repo: Path, bare: Path, name: str) -> None:
+def test_committed_studies_load_without_gaps(repo: Path, bare: Path, name: str) -> None:
     folder = repo / "docs" / "studies" / name
     assert read_result(folder / "result.json").verdict
     for path in folder.glob("transfer*.json"):
@@ -691,7 +686,7 @@ def test_committed_studies_are_read(repo: Path, bare: Path, name: str) -> None:
         assert not run.gaps
 
 
-def test_seeds_with_different_orders_get_their_own_panel(bare: Path) -> None:
+def test_seeds_with_different_orders_get_separate_panels(bare: Path) -> None:
     rows = [json.loads(row) for row in (bare / "metrics.jsonl").read_text().splitlines()[:-1]]
     swap = {"qa": "math", "math": "qa"}
     for row in rows:
@@ -703,7 +698,7 @@ def test_seeds_with_different_orders_get_their_own_panel(bare: Path) -> None:
     assert "curriculum, seed 1" in text
 
 
-def test_stage_spans_and_resumed_steps(full: Path, bare: Path) -> None:
+def test_stage_spans_equal_values_by_hand_and_resumed_steps_count_once(full: Path, bare: Path) -> None:
     spans = series.stage_spans(load_run(full))
     assert [(span.task, span.first, span.last) for span in spans[0]] == [
         (task, 12 * at, 12 * at + 11) for at, task in enumerate(ORDER)
@@ -723,13 +718,13 @@ def test_long_curves_are_binned_and_smoothed() -> None:
     assert smooth[-1] == pytest.approx((999.0, 1996.0))
 
 
-def test_stderr_over_seeds_does_not_shrink() -> None:
+def test_stderr_over_seeds_includes_their_spread() -> None:
     cell = tables.over_seeds([Estimate(0.4, 96, 0.05), Estimate(0.6, 96, 0.05)])
     assert (cell.mean, cell.stderr, cell.low, cell.high) == pytest.approx((0.5, 0.05, 0.4, 0.6))
     assert math.isnan(tables.macro({"a": Estimate(0.5, 9, 0.1)}, ["a", "b"]).mean)
 
 
-def test_small_words() -> None:
+def test_numbers_durations_and_shares_are_formatted() -> None:
     assert tables.duration(3.25) == "3.2 s"
     assert tables.duration(59.6) == "1 min 00 s"
     assert tables.duration(7300) == "2 h 01 min"
@@ -743,7 +738,7 @@ def test_small_words() -> None:
     assert shown_text("x" * 4000).endswith("[1000 more characters]")
 
 
-def test_metrics_of_older_runs_have_todays_names(bare: Path) -> None:
+def test_metrics_of_older_runs_are_renamed(bare: Path) -> None:
     text = (bare / "metrics.jsonl").read_text()
     for old, new in RENAMED.items():
         text = text.replace(f'"{new}/', f'"{old}/')

@@ -1,4 +1,4 @@
-"""Studies that are killed and gone on with end as if nothing had happened."""
+"""Studies that are killed and resumed end as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def undisturbed(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 
 
 @pytest.mark.timeout(900 + 60 * KILLS)
-def test_a_study_killed_again_and_again_ends_the_same(
+def test_study_killed_repeatedly_resumes_to_the_same_files(
     undisturbed: tuple[Path, float], repo: Path, tmp_path: Path
 ) -> None:
     expected, seconds = undisturbed
@@ -123,7 +123,9 @@ def test_a_study_killed_again_and_again_ends_the_same(
         Path(REPORT).write_text(json.dumps(table, indent=1) + "\n", "utf-8")
 
 
-def test_an_ended_study_says_so_and_other_recipes_are_refused(undisturbed: tuple[Path, float], tmp_path: Path) -> None:
+def test_resuming_an_ended_study_does_nothing_and_other_recipes_exit_2(
+    undisturbed: tuple[Path, float], tmp_path: Path
+) -> None:
     out, errors = undisturbed[0], tmp_path / "err"
     before = traces(out)
     assert run(out, "--resume", stderr=errors) == 0
@@ -138,7 +140,7 @@ def test_an_ended_study_says_so_and_other_recipes_are_refused(undisturbed: tuple
     assert traces(out) == before
 
 
-def test_weights_that_are_gone_or_damaged_are_one_clear_line(repo: Path, tmp_path: Path) -> None:
+def test_resume_with_missing_or_damaged_weights_exits_2_with_one_line(repo: Path, tmp_path: Path) -> None:
     out, errors = tmp_path / "run", tmp_path / "err"
     process = start(repo / "recipes" / "tiny.toml", "--out", out, *OPTIONS, stderr=errors)
     journal = out / "journal.jsonl"
@@ -165,7 +167,7 @@ def test_weights_that_are_gone_or_damaged_are_one_clear_line(repo: Path, tmp_pat
     assert json.loads(result.read_bytes()) == json.loads(before)
 
 
-def test_more_seeds_are_an_extension(undisturbed: tuple[Path, float], tmp_path: Path) -> None:
+def test_resume_with_more_seeds_extends_the_study(undisturbed: tuple[Path, float], tmp_path: Path) -> None:
     out, errors = tmp_path / "run", tmp_path / "err"
     shutil.copytree(undisturbed[0], out)
     assert run(out, "--resume", "--set", "study.seeds=[0, 1]", stderr=errors) == 0, errors.read_text("utf-8")[-2000:]
@@ -182,7 +184,7 @@ def test_more_seeds_are_an_extension(undisturbed: tuple[Path, float], tmp_path: 
     assert traces(out) == before
 
 
-def test_a_terminated_study_exits_143_leaves_no_child_and_goes_on(repo: Path, tmp_path: Path) -> None:
+def test_terminated_study_exits_143_and_leaves_no_process(repo: Path, tmp_path: Path) -> None:
     out, errors = tmp_path / "run", tmp_path / "err"
     process = start(repo / "recipes" / "tiny.toml", "--out", out, *OPTIONS, stderr=errors)
     while not (out / "journal.jsonl").exists() or (out / "journal.jsonl").stat().st_size < 2000:

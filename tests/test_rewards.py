@@ -95,7 +95,7 @@ def combine(gates: dict[str, Part], parts: dict[str, Part], weights: dict[str, f
     return asyncio.run(score_texts(HybridReward(gates, parts, weights), problem(), texts))
 
 
-def test_value_is_gates_times_weighted_mean() -> None:
+def test_reward_is_the_gates_times_the_weighted_mean() -> None:
     gate = Fixed({"a": YES, "b": NO})
     first, second = Fixed({"a": HALF, "b": YES}), Fixed({"a": YES, "b": YES})
     a, b = combine({"g": gate}, {"x": first, "y": second}, {"x": 1.0, "y": 3.0}, ["a", "b"])
@@ -106,7 +106,7 @@ def test_value_is_gates_times_weighted_mean() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0.001, 100)), min_size=1, max_size=5))
-def test_the_mean_stays_within_its_parts(pairs: list[tuple[float, float]]) -> None:
+def test_weighted_mean_lies_within_its_parts(pairs: list[tuple[float, float]]) -> None:
     parts: dict[str, Part] = {str(i): Fixed({"t": Score.of(v)}) for i, (v, _) in enumerate(pairs)}
     [score] = combine({}, parts, {str(i): w for i, (_, w) in enumerate(pairs)}, ["t"])
     assert score.value is not None
@@ -115,7 +115,7 @@ def test_the_mean_stays_within_its_parts(pairs: list[tuple[float, float]]) -> No
 
 @pytest.mark.parametrize("bad", [Score.error("lost"), Score.abstain("unsure")])
 @pytest.mark.parametrize("place", ["gate", "sum"])
-def test_errors_and_abstentions_are_never_a_value(bad: Score, place: str) -> None:
+def test_error_or_abstention_of_a_part_never_becomes_a_value(bad: Score, place: str) -> None:
     good: Part = Fixed({"t": YES})
     gates, parts = (
         ({"g": Fixed({"t": bad})}, {"x": good}) if place == "gate" else ({"g": good}, {"x": Fixed({"t": bad})})
@@ -130,7 +130,7 @@ def test_an_error_outweighs_an_abstention() -> None:
     assert score.status == "error"
 
 
-def test_a_part_that_raises_or_miscounts_is_an_error() -> None:
+def test_part_that_raises_or_gives_too_few_scores_is_an_error() -> None:
     [score] = combine({}, {"x": Broken()}, {"x": 1.0}, ["t"])
     assert score.status == "error"
     assert "out of order" in (score.reason or "")
@@ -145,7 +145,7 @@ def test_a_part_that_raises_or_miscounts_is_an_error() -> None:
 # --- registry ------------------------------------------------------------------------------------------------------
 
 
-def test_every_known_part_can_be_made() -> None:
+def test_every_registered_part_can_be_made() -> None:
     names = {"finished", "format", "math", "unit_tests", "unit_tests_partial", "short_answer", "exact", "constraints",
              "preference", "reasoning_gym", "brevity", "not_overlong", "not_repetitive"}  # fmt: skip
     assert names <= set(PARTS.names)
@@ -154,7 +154,7 @@ def test_every_known_part_can_be_made() -> None:
         assert isinstance(reward, Reward)
 
 
-def test_bad_specs_are_user_errors() -> None:
+def test_bad_reward_specs_are_user_errors() -> None:
     with pytest.raises(UserError, match=r"'mth'.*known: .*math"):
         make_reward(RewardSpec(sum={"mth": 1.0}), judge=None)
     with pytest.raises(UserError, match="needs a judge"):
@@ -167,7 +167,7 @@ def test_bad_specs_are_user_errors() -> None:
         PARTS.add("math", "somewhere:Else")
 
 
-def test_a_part_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_custom_part_is_loaded_and_unusable_ones_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own_parts.py").write_text(
         "from omni_thinker.rewards import Part, SamplePart\n"
         "from omni_thinker.types import Score\n"
@@ -194,7 +194,7 @@ def test_a_part_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             make_reward(RewardSpec(sum={f"python:own_parts:{wrong}": 1.0}), judge=None)
 
 
-def test_a_part_that_is_not_trusted_scores_inside_the_wall() -> None:
+def test_walled_part_scores_in_the_sandbox_and_fails_as_an_error() -> None:
     class Walled(WalledPart):
         scorer = WalledScorer(Path(__file__).with_name("scorer_evaluating.py"))
 
@@ -209,7 +209,7 @@ def test_a_part_that_is_not_trusted_scores_inside_the_wall() -> None:
 # --- gates ---------------------------------------------------------------------------------------------------------
 
 
-def test_finished_needs_the_stop_token() -> None:
+def test_finished_is_1_for_stopped_and_0_for_truncated_samples() -> None:
     reward = make_reward(RewardSpec(gate=("finished",), sum={"exact": 1.0}), judge=None)
     samples = tuple(Sample((), (), "x", stop) for stop in ("stop", "length"))
     scores = asyncio.run(reward.score(Group((), samples), problem("x")))
@@ -217,7 +217,7 @@ def test_finished_needs_the_stop_token() -> None:
     assert scores[1].parts == {"finished": 0.0}
 
 
-def test_format() -> None:
+def test_format_scores_matches_of_the_regex_and_refuses_bad_ones() -> None:
     assert value("format", " \n", problem()) == 0.0
     assert value("format", "anything", problem()) == 1.0
     item = problem(format=r"Answer: \d+")
@@ -227,7 +227,7 @@ def test_format() -> None:
         assert "regular expression" in (reward.check(problem("x", format=bad)) or "")
 
 
-def test_a_regex_that_never_ends_is_an_error() -> None:
+def test_regex_with_catastrophic_backtracking_is_an_error() -> None:
     assert one("format", "a" * 60 + "!", problem(format=r"(a+)+")).status == "error"
 
 
@@ -239,17 +239,17 @@ PARIS = problem("Paris", choices=["London", "Paris", "A Rome"])
 @pytest.mark.parametrize(
     "text", ["Paris", " paris.", "The Paris", "**Paris**", "“Paris”", "The answer is Paris.", "ＰＡＲＩＳ"]
 )
-def test_short_answer_accepts(text: str) -> None:
+def test_short_answer_accepts_equivalent_texts(text: str) -> None:
     assert value("short_answer", text, PARIS) == 1.0
 
 
 @pytest.mark.parametrize("text", ["", "B", "(B)", "B) Paris", "London", "Paris or London", "London, Paris", "Not Paris",
                                   "Paris Paris", "Paris is the capital of France", "Answer:"])  # fmt: skip
-def test_short_answer_refuses(text: str) -> None:
+def test_short_answer_refuses_other_texts(text: str) -> None:
     assert value("short_answer", text, PARIS) == 0.0
 
 
-def test_letters_count_only_where_they_may() -> None:
+def test_short_answer_accepts_letters_only_with_letters_ok() -> None:
     item = problem("Paris", choices=["London", "Paris"], letters_ok=True)
     assert [value("short_answer", t, item) for t in ("B", "(b)", "B) Paris", "A", "A) Paris", "B) London", "A B")] == [
         1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0
@@ -257,13 +257,13 @@ def test_letters_count_only_where_they_may() -> None:
     assert value("short_answer", "A) Paris", problem("Paris")) == 0.0, "the letter A is no article"
 
 
-def test_signs_keep_their_meaning() -> None:
+def test_short_answer_tells_signs_apart() -> None:
     for gold, given_text in [("C++", "C"), ("-5", "5"), ("1.5", "15"), ("C#", "C")]:
         assert value("short_answer", given_text, problem(gold)) == 0.0
         assert value("short_answer", gold, problem(gold)) == 1.0
 
 
-def test_aliases_count() -> None:
+def test_short_answer_accepts_aliases() -> None:
     assert value("short_answer", "UK", problem("United Kingdom", aliases=["UK"])) == 1.0
 
 
@@ -277,7 +277,7 @@ def test_aliases_count() -> None:
         ("5", "-" * 1900 + "5", 0.0),
     ],
 )  # fmt: skip
-def test_exact(gold: str, text: str, want: float) -> None:
+def test_exact_compares_literals_by_type_and_value(gold: str, text: str, want: float) -> None:
     assert value("exact", text, problem(gold)) == want
 
 
@@ -288,7 +288,7 @@ LAKE = problem(
 )
 
 
-def test_constraints_hold() -> None:
+def test_text_that_meets_all_constraints_scores_1() -> None:
     score = one("constraints", "The lake is calm. Our boat drifts slowly home.", LAKE)
     assert score.value == 1.0
     assert {"constraints.include", "constraints.avoid", "constraints.sentences", "constraints.max_words",
@@ -305,7 +305,7 @@ def test_constraints_hold() -> None:
         ("The lakeside is calm. Our boating friends drift slowly home.", "include"),
     ],
 )
-def test_a_missed_constraint_shows(text: str, missed: str) -> None:
+def test_text_that_misses_a_constraint_scores_below_1(text: str, missed: str) -> None:
     score = one("constraints", text, LAKE)
     assert score.value is not None
     assert 0.0 < score.value < 1.0
@@ -320,11 +320,11 @@ def test_a_missed_constraint_shows(text: str, missed: str) -> None:
      "12 34 56 78 9. Lake boat 1 2 3 4 5 6.",
      "The lake is calm and the lake is calm but the lake is calm. A boat."],
 )  # fmt: skip
-def test_no_honest_prose_is_paid_nothing(text: str) -> None:
+def test_text_that_is_not_prose_scores_0(text: str) -> None:
     assert value("constraints", text, LAKE) == 0.0
 
 
-def test_constraints_as_a_gate() -> None:
+def test_constraints_as_a_gate_give_0_unless_all_are_met() -> None:
     reward = make_reward(RewardSpec(gate=("constraints",), sum={"preference": 1.0}), judge=TableJudge())
     item = problem("The lake is calm. Our boat drifts slowly home.", **LAKE.data, reference="x")
     good, bad = asyncio.run(score_texts(reward, item, [item.answer or "", "The lake is calm. We go home now."]))
@@ -334,7 +334,7 @@ def test_constraints_as_a_gate() -> None:
 
 @pytest.mark.parametrize("bad", [{}, {"colour": 1}, {"include": "lake"}, {"sentences": 0}, {"sentences": True},
                                  {"min_words": 9, "max_words": 3}, {"include": ["a"], "avoid": ["A"]}])  # fmt: skip
-def test_bad_constraints_are_found(bad: dict[str, Any]) -> None:
+def test_malformed_constraints_are_found_by_check(bad: dict[str, Any]) -> None:
     reward = make_reward(RewardSpec(gate=("constraints",), sum={"exact": 1.0}), judge=None)
     assert reward.check(problem("x", constraints=bad))
 
@@ -342,7 +342,7 @@ def test_bad_constraints_are_found(bad: dict[str, Any]) -> None:
 # --- preference ------------------------------------------------------------------------------------------------------
 
 
-def test_preference_values_and_errors() -> None:
+def test_preference_gives_values_errors_and_asks_each_text_once() -> None:
     judge = TableJudge()
     reward = make_reward(RewardSpec(gate=(), sum={"preference": 1.0}), judge=judge)
     item = problem(reference="12345")
@@ -354,7 +354,7 @@ def test_preference_values_and_errors() -> None:
     assert judge.calls == [("longer text", "sho", "54321", "garbled")], "each text once, the reference's own never"
 
 
-def test_a_judge_that_fails_or_has_no_reference_is_an_error() -> None:
+def test_preference_with_a_failing_judge_or_no_reference_is_an_error() -> None:
     assert one("preference", "raise", problem(reference="r")).status == "error"
     assert one("preference", "x", problem()).status == "error"
 
@@ -362,7 +362,7 @@ def test_a_judge_that_fails_or_has_no_reference_is_an_error() -> None:
 # --- validation and determinism --------------------------------------------------------------------------------------
 
 
-def test_validate_finds_what_does_not_fit() -> None:
+def test_validate_lists_problems_whose_gold_answer_fails() -> None:
     reward = make_reward(RewardSpec(gate=("finished", "format"), sum={"short_answer": 1.0}), judge=None)
     rows = [
         Problem("ok", "t", "q", "Paris", {"choices": ["Paris", "Rome"]}),
@@ -376,7 +376,7 @@ def test_validate_finds_what_does_not_fit() -> None:
     assert "gold answer" in failures[1].reason
 
 
-def test_validate_asks_the_gates_of_judged_tasks() -> None:
+def test_validate_checks_the_gates_of_judged_tasks() -> None:
     reward = make_reward(RewardSpec(gate=("finished", "constraints"), sum={"preference": 1.0}), judge=TableJudge())
     good = Problem("good", "t", "q", "The lake is calm. Our boat drifts slowly home.", LAKE.data)
     bad = Problem("bad", "t", "q", "No lake here.", LAKE.data)
@@ -385,7 +385,7 @@ def test_validate_asks_the_gates_of_judged_tasks() -> None:
     assert asyncio.run(validate([Problem("any", "t", "q", "text")], plain)) == []
 
 
-def test_order_and_concurrency_change_nothing() -> None:
+def test_scores_are_the_same_in_any_order_and_concurrency() -> None:
     reward = make_reward(RewardSpec(gate=("format",), sum={"math": 0.7, "short_answer": 0.3}), judge=None)
     texts = ["12", "twelve", "", "The answer is 12.", "12", "11 12"]
     item = problem("12")
@@ -399,7 +399,7 @@ def test_order_and_concurrency_change_nothing() -> None:
 
 
 @given(st.text(max_size=300))
-def test_no_text_makes_a_text_part_raise_or_err(text: str) -> None:
+def test_text_parts_give_a_value_for_any_text(text: str) -> None:
     item = problem("12", choices=["12", "13"], letters_ok=True, constraints={"include": ["lake"], "sentences": 1})
     reward = make_reward(
         RewardSpec(gate=("finished",), sum=dict.fromkeys(("math", "short_answer", "exact", "constraints"), 1.0)),
@@ -413,7 +413,7 @@ def test_no_text_makes_a_text_part_raise_or_err(text: str) -> None:
 "1 " * 25_000,
                                   "5" + " " * 50_000 + "x 6 words", "9" * 50_000, "1e999 words", "answer is " * 5_000,
                                   "```\n" + " " * 50_000, "- " * 20_000 + "7"], ids=lambda text: text[:6])  # fmt: skip
-def test_no_text_takes_long(text: str) -> None:
+def test_text_parts_end_within_2_seconds_on_hostile_texts(text: str) -> None:
     from omni_thinker.rewards.code import extract_code
 
     item = problem("12", constraints={"include": ["lake"], "sentences": 1})

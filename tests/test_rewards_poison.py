@@ -59,7 +59,7 @@ def score(part: Part, problem: Problem, texts: Sequence[str]) -> list[Score]:
 
 
 @pytest.mark.parametrize("kind", GOLDS)
-def test_poison_ends_in_its_deadline_and_gains_nothing(kind: str) -> None:
+def test_math_of_poison_texts_ends_in_its_deadline_and_never_scores_1(kind: str) -> None:
     problem = Problem("p", "math", "", GOLDS[kind])
     for name, text in POISON.items():
         begin = time.monotonic()
@@ -78,7 +78,7 @@ def test_poison_ends_in_its_deadline_and_gains_nothing(kind: str) -> None:
         (Format(), Problem("p", "w", "", None, {"format": "(a+)+b"})),
     ],
 )
-def test_other_parts_survive_it_too(part: Part, problem: Problem) -> None:
+def test_text_parts_of_poison_texts_never_score_1(part: Part, problem: Problem) -> None:
     begin = time.monotonic()
     found = score(part, problem, list(POISON.values()))
     assert all(s.value != 1.0 for s in found)
@@ -122,7 +122,7 @@ def _scored(pairs: Sequence[tuple[Problem, str]]) -> list[Score]:
 
 
 @pytest.mark.timeout(400)
-def test_poison_among_good_items_changes_none_of_their_scores() -> None:
+def test_poison_texts_change_no_score_of_other_items() -> None:
     pairs, good = _mix()
     alone = _scored([pairs[place] for place in good])
     mixed = _scored(pairs)
@@ -132,7 +132,7 @@ def test_poison_among_good_items_changes_none_of_their_scores() -> None:
     assert not any(mixed[n].value == 1.0 for n in set(range(len(pairs))) - set(good))
 
 
-def test_scores_depend_on_neither_order_nor_batch_nor_workers() -> None:
+def test_math_scores_are_the_same_in_any_order_batch_and_workers() -> None:
     pairs = [*_mix()[0][:60], (Problem("x", "math", "", "\\frac{1}{2}"), "$0.5$")]
     whole = _scored(pairs)
     assert _scored(pairs[::-1]) == whole[::-1]

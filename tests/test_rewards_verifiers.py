@@ -82,7 +82,7 @@ def read(path: Path) -> list[Row]:
         ("it costs 18 dollars per day", "18"), ("x = 18", "18"),
     ],
 )  # fmt: skip
-def test_math_accepts(text: str, gold: str) -> None:
+def test_math_accepts_equivalent_numbers(text: str, gold: str) -> None:
     assert math(text, gold).value == 1.0
 
 
@@ -98,7 +98,7 @@ def test_math_accepts(text: str, gold: str) -> None:
         ("\\boxed{19} or 18", "18"), ("1,23", "123"), ("5 - 18", "-18"), ("180", "18"), ("0.18", "18"), ("1e400", "18"),
     ],
 )  # fmt: skip
-def test_math_refuses(text: str, gold: str) -> None:
+def test_math_refuses_other_answers(text: str, gold: str) -> None:
     assert math(text, gold).value == 0.0
 
 
@@ -111,7 +111,7 @@ def test_math_refuses(text: str, gold: str) -> None:
         ("$\\frac13$ or $\\frac12$", "1/3", 0.0), ("", "1/3", 0.0),
     ],
 )  # fmt: skip
-def test_other_golds_go_to_math_verify(text: str, gold: str, want: float) -> None:
+def test_math_compares_symbolic_answers_with_math_verify(text: str, gold: str, want: float) -> None:
     assert math(text, gold).value == want
 
 
@@ -131,7 +131,7 @@ HOPELESS = ["$9**9**9**9$", "$9^{9^9}$",
 
 
 @pytest.mark.parametrize("text", HOPELESS, ids=lambda text: text[:14])
-def test_what_nobody_can_work_out_is_wrong_at_once(text: str) -> None:
+def test_implausible_math_answer_scores_0_within_1_second(text: str) -> None:
     math("1/3", "1/3")  # starts the worker
     begin = time.monotonic()
     score = math(text, "1/3")
@@ -139,7 +139,7 @@ def test_what_nobody_can_work_out_is_wrong_at_once(text: str) -> None:
     assert time.monotonic() - begin < 1.0
 
 
-def test_hopeless_working_does_not_spoil_a_boxed_answer() -> None:
+def test_implausible_working_before_a_boxed_answer_scores_1() -> None:
     assert math("Not $9^{9^{9^9}}$. So \\boxed{\\frac13}", "1/3").value == 1.0
     assert math("$2^{10^2}$", "$2^{100}$").value == 1.0
     assert math("$2^{2^{3}}$", "$2^8$").value == 1.0
@@ -147,17 +147,17 @@ def test_hopeless_working_does_not_spoil_a_boxed_answer() -> None:
 
 
 @given(st.text(alphabet="0123456789^*!(){} \\", max_size=200))
-def test_looking_for_hopeless_answers_never_raises(text: str) -> None:
+def test_plausibility_check_of_any_text_never_raises(text: str) -> None:
     math_module._plausible(text)
 
 
 @pytest.mark.parametrize("unit", ["9", "9 ", "9^", "9^9", "!", "9)", "^ ", "\\sqrt ", "((", " "])
-def test_looking_for_hopeless_answers_is_quick(unit: str) -> None:
+def test_plausibility_check_of_20000_characters_ends_within_half_a_second(unit: str) -> None:
     text = unit * (20_000 // len(unit)) + "x"
     assert quickest(lambda: math_module._plausible(text), 0.5) < 0.5
 
 
-def test_math_checks_its_gold() -> None:
+def test_math_check_refuses_gold_answers_that_are_not_mathematical() -> None:
     assert check("math", problem("18")) is None
     assert check("math", problem("\\frac{1}{2}")) is None
     assert "answer" in (check("math", problem(None)) or "")
@@ -166,7 +166,7 @@ def test_math_checks_its_gold() -> None:
 
 
 @given(st.text(max_size=200))
-def test_reading_numbers_never_raises(text: str) -> None:
+def test_reading_numbers_from_any_text_never_raises(text: str) -> None:
     for function in (to_number, leading_number, last_number, boxed, announced):
         function(text)
         function(f"\\boxed{{{text}}} {text} #### {text} answer is {text}")
@@ -179,7 +179,7 @@ def test_reading_number_like_text_never_raises(text: str) -> None:
 
 
 @given(st.integers(-(10**12), 10**12))
-def test_every_way_to_write_a_whole_number_is_read(number: int) -> None:
+def test_math_accepts_every_way_to_write_an_integer(number: int) -> None:
     for text in (
         str(number),
         f"{number:,}",
@@ -192,13 +192,13 @@ def test_every_way_to_write_a_whole_number_is_read(number: int) -> None:
         assert math(text, str(number + 1)).value == 0.0
 
 
-def test_real_model_solutions(shared_data: Path) -> None:
+def test_math_agrees_with_labels_of_gsm8k_model_solutions(shared_data: Path) -> None:
     rows = read(shared_data / "verifier" / "gsm8k_model_solutions.jsonl.gz")
     found = scores("math", [(row["candidate"], problem(row["reference"])) for row in rows])
     assert [score.value for score in found] == [float(row["label"]) for row in rows]
 
 
-def test_published_equivalences(shared_data: Path) -> None:
+def test_math_agrees_with_97_percent_of_published_equivalences(shared_data: Path) -> None:
     rows = read(shared_data / "verifier" / "math_equivalence.jsonl")
     found = scores("math", [(row["candidate"], problem(row["reference"])) for row in rows])
     assert sum(score.value == row["label"] for score, row in zip(found, rows, strict=True)) >= 0.97 * len(rows)
@@ -220,22 +220,22 @@ ADD = problem(DEF, tests=["assert f(1) == 4", "assert f(-3) == 0"])
         f"```python\n{DEF}```\nOutput:\n```\n4\n```", "f = lambda x: x + 3",
     ],
 )  # fmt: skip
-def test_programs_are_found_and_pass(text: str) -> None:
+def test_program_in_any_markdown_is_extracted_and_passes(text: str) -> None:
     assert scores("unit_tests", [(text, ADD)])[0].value == 1.0
 
 
 @pytest.mark.parametrize("text", ["", "no code", "def f(x): return 4", "```python\n```", "import sys; sys.exit(0)"])
-def test_wrong_programs_get_nothing(text: str) -> None:
+def test_wrong_or_missing_program_scores_0(text: str) -> None:
     assert scores("unit_tests", [(text, ADD)])[0].value == 0.0
 
 
-def test_partial_credit_is_the_share_of_tests() -> None:
+def test_unit_tests_partial_is_the_share_of_tests_passed() -> None:
     half = problem(DEF, tests=["assert f(1) == 4", "assert f(2) == 9"])
     assert [s.value for s in scores("unit_tests_partial", [(DEF, half), (DEF, ADD)])] == [0.5, 1.0]
     assert scores("unit_tests", [(DEF, half)])[0].value == 0.0
 
 
-def test_entry_points_are_what_tests_take_from_a_program() -> None:
+def test_program_can_define_only_entry_points_for_its_tests() -> None:
     cheat = "def same(a, b): return True\ndef f(x): return 0"
     tests = ["assert same(f(1), 4)"]
     assert scores("unit_tests", [(cheat, problem(None, tests=tests))])[0].value == 1.0, "tests that trust the program"
@@ -250,7 +250,7 @@ def test_entry_points_are_what_tests_take_from_a_program() -> None:
         assert check("unit_tests", problem(DEF, tests=tests, entry_point=bad))
 
 
-def test_without_bubblewrap_a_reward_of_programs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unit_tests_without_bubblewrap_needs_the_weak_sandbox_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("omni_thinker.isolation.bubblewrap.shutil.which", lambda name: None)
     allow_weak_sandbox(False)
     try:
@@ -263,13 +263,13 @@ def test_without_bubblewrap_a_reward_of_programs_is_refused(monkeypatch: pytest.
         allow_weak_sandbox(False)
 
 
-def test_a_timeout_is_worth_nothing_and_says_so() -> None:
+def test_program_past_its_deadline_scores_0_with_a_reason() -> None:
     [score] = scores("unit_tests", [("while True: pass", problem(DEF, tests=["assert True"], timeout=0.3))])
     assert score.value == 0.0
     assert "deadline" in (score.reason or "")
 
 
-def test_no_sandbox_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_sandbox_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     async def fail(*args: object, **options: object) -> None:
         raise IsolationError("no processes left")
 
@@ -281,18 +281,18 @@ def test_no_sandbox_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
                                   {"tests": ["assert 1"], "setup": "def"},
                                   *({"tests": ["assert 1"], "timeout": t} for t in
                                     (0, -1, 61, float("nan"), float("inf"), "2", True, None, 10**400))])  # fmt: skip
-def test_bad_tests_are_found(data: dict[str, Any]) -> None:
+def test_malformed_unit_tests_are_found_by_check(data: dict[str, Any]) -> None:
     assert check("unit_tests", problem(DEF, **data))
     assert check("unit_tests", ADD) is None
 
 
 @given(st.text(max_size=200))
-def test_finding_code_never_raises(text: str) -> None:
+def test_extracting_code_from_any_text_never_raises(text: str) -> None:
     extract_code(text)
     extract_code(f"```{text}```\n{text}")
 
 
-def test_references_of_a_real_set_pass_their_tests(shared_data: Path) -> None:
+def test_mbpp_references_pass_validation(shared_data: Path) -> None:
     rows = read(shared_data / "coding" / "mbpp.jsonl.gz")[:60]
     items = [
         Problem(r["id"], "code", r["prompt"], r["reference"], {"tests": r["tests"], "setup": r["meta"]["setup"]})
@@ -317,7 +317,7 @@ def test_reasoning_gym_scores_in_its_own_process() -> None:
     assert scores("reasoning_gym", [("2", problem("2", gym="no_such_set", entry=entry))])[0].status == "error"
 
 
-def test_reasoning_gym_says_when_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_reasoning_gym_is_found_by_check(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "not installed" in (check("reasoning_gym", problem("2")) or "")
     assert "gym" in (check("reasoning_gym", problem("2", gym=1)) or "")
@@ -345,12 +345,12 @@ def _cases(table: dict[str, str]) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("gold", "text"), _cases(WRONG))
-def test_a_number_within_something_else_is_no_answer(gold: str, text: str) -> None:
+def test_number_inside_another_expression_scores_0(gold: str, text: str) -> None:
     assert scores("math", [(text, problem(gold))])[0].value == 0.0
 
 
 @pytest.mark.parametrize(("gold", "text"), _cases(RIGHT))
-def test_a_number_with_its_unit_is_an_answer(gold: str, text: str) -> None:
+def test_number_with_its_unit_scores_1(gold: str, text: str) -> None:
     assert scores("math", [(text, problem(gold))])[0].value == 1.0
 
 
@@ -358,7 +358,7 @@ def test_a_number_with_its_unit_is_an_answer(gold: str, text: str) -> None:
     ("gold", "text"),
     [("{1}", "{True}"), ("{1: 2}", "{True: 2}"), ("0.0", "-0.0"), ("{1.0}", "{1}"), ("((1,),)", "((True,),)")],
 )
-def test_exact_tells_types_apart_at_every_depth(gold: str, text: str) -> None:
+def test_exact_tells_types_apart_in_nested_literals(gold: str, text: str) -> None:
     assert scores("exact", [(text, problem(gold)), (gold, problem(gold))])[0].value == 0.0
     assert scores("exact", [(gold, problem(gold))])[0].value == 1.0
 
@@ -379,7 +379,7 @@ def _published(folder: Path, name: str) -> list[Problem]:
 
 
 @pytest.mark.parametrize("name", ["mbpp", "humaneval"])
-def test_published_references_pass_their_tests_and_no_changed_ones(shared_data: Path, name: str) -> None:
+def test_published_references_pass_their_tests_and_fail_changed_ones(shared_data: Path, name: str) -> None:
     problems = _published(shared_data, name)
     pairs = [(f"```python\n{p.answer}\n```", p) for p in problems]
     assert {score.value for score in scores("unit_tests", pairs)} == {1.0}

@@ -33,7 +33,7 @@ def _advantages(name: str, groups: Sequence[Sequence[float]]) -> list[list[float
 # -- advantages ---------------------------------------------------------------------------------------------
 
 
-def test_advantages_by_hand() -> None:
+def test_advantages_equal_values_by_hand() -> None:
     groups = [[1.0, 0.0, 0.0, 0.0], [1.0, 0.5]]
     # Means 0.25 and 0.75; standard deviations with n - 1: 0.5 and sqrt(0.125).
     std = [0.5 + STD_EPS, math.sqrt(0.125) + STD_EPS]
@@ -49,7 +49,7 @@ def test_advantages_by_hand() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_one_sample_or_none_gives_nothing(name: str) -> None:
+def test_group_of_one_sample_has_advantage_0(name: str) -> None:
     assert _advantages(name, [[0.7]]) == [[0.0]]
     assert _advantages(name, []) == []
 
@@ -63,7 +63,7 @@ def test_advantages_sum_to_zero_in_each_group(name: str, groups: list[list[float
 
 @pytest.mark.parametrize("name", NAMES)
 @given(groups=batches, shift=st.floats(-5, 5))
-def test_a_shift_of_the_rewards_changes_nothing(name: str, groups: list[list[float]], shift: float) -> None:
+def test_advantages_are_invariant_to_a_shift_of_the_rewards(name: str, groups: list[list[float]], shift: float) -> None:
     moved = _advantages(name, [[r + shift for r in g] for g in groups])
     for a, b in zip(_advantages(name, groups), moved, strict=True):
         assert a == pytest.approx(b, abs=1e-6)
@@ -71,7 +71,7 @@ def test_a_shift_of_the_rewards_changes_nothing(name: str, groups: list[list[flo
 
 @pytest.mark.parametrize("name", ["dr_grpo", "rloo"])
 @given(groups=batches, scale=st.floats(0.1, 10))
-def test_unscaled_advantages_follow_the_scale(name: str, groups: list[list[float]], scale: float) -> None:
+def test_dr_grpo_and_rloo_advantages_scale_with_the_rewards(name: str, groups: list[list[float]], scale: float) -> None:
     scaled = _advantages(name, [[r * scale for r in g] for g in groups])
     for a, b in zip(_advantages(name, groups), scaled, strict=True):
         assert [scale * x for x in a] == pytest.approx(b, abs=1e-8)
@@ -79,7 +79,9 @@ def test_unscaled_advantages_follow_the_scale(name: str, groups: list[list[float
 
 @pytest.mark.parametrize("name", ["grpo", "reinforce_pp"])
 @given(groups=batches, scale=st.floats(0.5, 5))
-def test_scaled_advantages_ignore_the_scale(name: str, groups: list[list[float]], scale: float) -> None:
+def test_grpo_and_reinforce_pp_advantages_ignore_the_scale_of_rewards(
+    name: str, groups: list[list[float]], scale: float
+) -> None:
     assume(all(np.std(g) > 0.1 for g in groups))  # below, the eps that keeps it finite is felt
     scaled = _advantages(name, [[r * scale for r in g] for g in groups])
     for a, b in zip(_advantages(name, groups), scaled, strict=True):
@@ -88,8 +90,10 @@ def test_scaled_advantages_ignore_the_scale(name: str, groups: list[list[float]]
 
 @pytest.mark.parametrize("name", NAMES)
 @given(groups=batches, data=st.data())
-def test_order_is_nothing(name: str, groups: list[list[float]], data: st.DataObject) -> None:
-    """Neither the order of the groups nor of the samples in them."""
+def test_advantages_do_not_depend_on_the_order_of_groups_or_samples(
+    name: str, groups: list[list[float]], data: st.DataObject
+) -> None:
+    """Permutes the groups and the samples in them."""
     outer = data.draw(st.permutations(range(len(groups))))
     inner = [data.draw(st.permutations(range(len(g)))) for g in groups]
     plain = _advantages(name, groups)
@@ -100,7 +104,7 @@ def test_order_is_nothing(name: str, groups: list[list[float]], data: st.DataObj
 
 @pytest.mark.parametrize("name", NAMES)
 @given(own=rewards)
-def test_advantages_are_in_the_order_of_the_rewards(name: str, own: list[float]) -> None:
+def test_higher_reward_never_has_a_lower_advantage(name: str, own: list[float]) -> None:
     [found] = _advantages(name, [own])
     for i, j in ((i, j) for i in range(len(own)) for j in range(len(own))):
         if own[i] > own[j]:
@@ -113,7 +117,7 @@ def test_advantages_are_in_the_order_of_the_rewards(name: str, own: list[float])
     ("own", "expected"),
     [([1.0, 1.0], False), ([0.5], False), ([], False), ([0.3, 0.3 + 1e-12], False), ([0.0, 1e-6], True)],
 )
-def test_signal_is_a_spread_of_rewards(own: list[float], expected: bool) -> None:
+def test_has_signal_needs_a_spread_of_rewards(own: list[float], expected: bool) -> None:
     assert has_signal(own) is expected
 
 
@@ -163,8 +167,8 @@ def test_groups_without_signal_are_dropped() -> None:
 @pytest.mark.parametrize("bad", ["error", "abstain"])
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("normaliser", ["sample", "token", "task_token", "constant"])
-def test_unscored_samples_leave_the_baseline_and_the_batch(bad: str, name: str, normaliser: str) -> None:
-    """As if they had never been drawn: neither the advantages nor the weights of the others know of them."""
+def test_errors_and_abstentions_leave_the_baseline_and_the_batch(bad: str, name: str, normaliser: str) -> None:
+    """Advantages and weights of the others are as if the unscored samples had never been drawn."""
     spec = _spec(advantage=name, normaliser=normaliser)
     other = _scored("b", [0.25, 1.0], [1, 5])
     [found] = build_batches([_scored("a", [1.0, bad, 0.0, 0.5], [3, 9, 4, 2]), other], spec, MAX_TOKENS)
@@ -174,7 +178,7 @@ def test_unscored_samples_leave_the_baseline_and_the_batch(bad: str, name: str, 
     assert _weights(found) == _weights(expected)
 
 
-def test_normalisers_by_hand() -> None:
+def test_normaliser_weights_equal_values_by_hand() -> None:
     # Task a: lengths 1 and 3. Task b: lengths 2, 2 and 8. In all 5 samples, 16 tokens.
     groups = [_scored("a", [0.0, 1.0], [1, 3]), _scored("b", [0.0, 1.0, 1.0], [2, 2, 8])]
     found = {
@@ -192,7 +196,7 @@ def test_normalisers_by_hand() -> None:
     ("loss", "kind"),
     [("grpo", "sample"), ("gspo", "sample"), ("dapo", "token"), ("cispo", "token"), ("dr_grpo", "constant")],
 )
-def test_auto_is_the_published_normaliser(loss: str, kind: str) -> None:
+def test_auto_normaliser_is_the_published_one_of_the_loss(loss: str, kind: str) -> None:
     groups = [_scored("a", [0.0, 1.0], [1, 3])]
     auto = build_batches(groups, _spec(loss=loss), MAX_TOKENS)
     assert _weights(auto[0]) == _weights(build_batches(groups, _spec(loss=loss, normaliser=kind), MAX_TOKENS)[0])
@@ -207,7 +211,7 @@ def _alternating(groups: list[tuple[str, list[int]]]) -> list[ScoredGroup]:
 
 
 @given(groups=mixed)
-def test_weights_sum_to_one(groups: list[tuple[str, list[int]]]) -> None:
+def test_token_weights_of_a_batch_sum_to_1(groups: list[tuple[str, list[int]]]) -> None:
     scored = _alternating(groups)
     for kind in ("sample", "token", "task_token"):
         [batch] = build_batches(scored, _spec(normaliser=kind), MAX_TOKENS)
@@ -218,7 +222,7 @@ def test_weights_sum_to_one(groups: list[tuple[str, list[int]]]) -> None:
 
 
 @given(groups=mixed)
-def test_tasks_weigh_alike_under_task_token(groups: list[tuple[str, list[int]]]) -> None:
+def test_task_token_gives_tasks_equal_weight(groups: list[tuple[str, list[int]]]) -> None:
     [batch] = build_batches(_alternating(groups), _spec(normaliser="task_token"), MAX_TOKENS)
     tasks = {task for task, _ in groups}
     for task in tasks:
@@ -226,7 +230,9 @@ def test_tasks_weigh_alike_under_task_token(groups: list[tuple[str, list[int]]])
 
 
 @given(groups=mixed, parts=st.integers(1, 5))
-def test_minibatches_hold_every_group_once(groups: list[tuple[str, list[int]]], parts: int) -> None:
+def test_minibatches_contain_every_group_once_with_its_advantages(
+    groups: list[tuple[str, list[int]]], parts: int
+) -> None:
     scored = [
         ScoredGroup(g.problem, Group((100 + i,), g.group.samples), g.scores) for i, g in enumerate(_alternating(groups))
     ]
@@ -242,13 +248,13 @@ def test_minibatches_hold_every_group_once(groups: list[tuple[str, list[int]]], 
         assert all(group.advantages == advantages[group.prompt] for group in batch)
 
 
-def test_minibatches_hold_every_task_in_like_shares() -> None:
+def test_minibatches_contain_every_task_in_equal_shares() -> None:
     scored = [_scored(task, [0.0, 1.0], [2, 2]) for task in "aaaabbbb"]
     found = build_batches(scored, _spec(minibatches=2), MAX_TOKENS)
     assert [[g.task for g in batch] for batch in found] == [["a", "a", "b", "b"]] * 2
 
 
-def test_an_order_of_tasks_makes_a_batch_of_each() -> None:
+def test_order_of_tasks_makes_one_batch_per_task_with_signal() -> None:
     scored = [_scored(task, [0.0, 1.0], [2, 2]) for task in "abacb"] + [_scored("d", [1.0, 1.0], [2, 2])]
     found = build_batches(scored, _spec(normaliser="token"), MAX_TOKENS, order=("d", "b", "a", "c"))
     assert [[g.task for g in batch] for batch in found] == [["b", "b"], ["a", "a"], ["c"]], "d has no signal"

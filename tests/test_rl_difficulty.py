@@ -27,7 +27,7 @@ def taken(stream: ProblemStream, count: int) -> Counter[str]:
     return Counter(pool_of(problem) for problem, _ in stream.take(count))
 
 
-def test_the_rule_by_hand() -> None:
+def test_pool_shares_equal_the_rule_by_hand() -> None:
     stream = PooledStream("t", PROBLEMS, 0)
     assert taken(stream, 9) == {"a": 3, "b": 3, "c": 3}
     stream.observe({"a": 0.8, "b": 0.2})
@@ -41,7 +41,7 @@ def test_the_rule_by_hand() -> None:
     assert all(abs(counts[name] - 60 * share) < 2 for name, share in shares.items())
 
 
-def test_each_pool_keeps_its_own_order() -> None:
+def test_order_within_a_pool_does_not_depend_on_observations() -> None:
     one, other = PooledStream("t", PROBLEMS, 0), PooledStream("t", PROBLEMS, 0)
     other.observe({"a": 1.0})
     order = {
@@ -52,7 +52,7 @@ def test_each_pool_keeps_its_own_order() -> None:
     assert len(set(order[one][:30])) == min(30, len(order[one])), "none again before all have come"
 
 
-def test_what_it_knows_survives_in_the_middle_of_a_step() -> None:
+def test_pooled_stream_restored_mid_step_draws_the_same_problems() -> None:
     stream, twin = PooledStream("t", PROBLEMS, 0), PooledStream("t", PROBLEMS, 0)
     stream.take(5)
     stream.observe({"b": 0.9})
@@ -70,7 +70,7 @@ def only_b(problem: Problem, n: int) -> float:
     return in_turns(problem, n) if pool_of(problem) == "b" else 0.0
 
 
-def test_training_goes_where_there_is_something_to_learn() -> None:
+def test_learner_draws_most_problems_from_the_only_pool_with_signal() -> None:
     policy = TorchPolicy(ModelSpec(name="tiny", dtype="float32"))
     streams = training_streams({"t": PROBLEMS}, 0)
     spec = RlSpec(group_size=2, kl_every=0, lr=1e-6, refill_rounds=0)
@@ -83,7 +83,7 @@ def test_training_goes_where_there_is_something_to_learn() -> None:
     learner.restore(json.loads(json.dumps(learner.state())))
 
 
-def test_streams_without_pools_are_as_they_were() -> None:
+def test_tasks_with_fewer_than_two_pools_use_a_plain_stream() -> None:
     plain = [Problem(str(n), "t", str(n)) for n in range(9)]
     found = training_streams({"t": plain, "u": PROBLEMS[::3]}, 3)
     assert type(found["t"]) is type(found["u"]) is ProblemStream, "one pool is none"
@@ -91,7 +91,7 @@ def test_streams_without_pools_are_as_they_were() -> None:
 
 
 @pytest.mark.parametrize("kind", ["math", "coding", "qa", "writing"])
-def test_generated_tasks_have_a_pool_for_each_difficulty(kind: str) -> None:
+def test_builtin_task_with_pools_has_equal_counts_per_difficulty(kind: str) -> None:
     task = make_task("t", TaskSpec(source=f"builtin:{kind}", pools=(0, 2, 4), train=60, validation=15, test=16))
     check_splits(task)
     counts = Counter(pool_of(problem) for problem in task.problems("train"))
@@ -112,7 +112,7 @@ def rows(folder: Path) -> Path:
     return path
 
 
-def test_rows_name_their_pool(tmp_path: Path) -> None:
+def test_pool_of_a_row_is_read_from_its_field(tmp_path: Path) -> None:
     spec = TaskSpec(source="jsonl", files=(str(rows(tmp_path)),), fields={POOL: "level"})
     assert {pool_of(problem) for problem in make_task("t", spec).problems("train")} == {"0", "1", "2"}
 
@@ -120,16 +120,13 @@ def test_rows_name_their_pool(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        (
-            {"source": "builtin:math", "pools": [1, 2], "difficulty": 1},
-            "t.pools: already sets the difficulty; remove",
-        ),
+        ({"source": "builtin:math", "pools": [1, 2], "difficulty": 1}, "t.pools: already sets the difficulty; remove"),
         ({"source": "builtin:math", "pools": [1, 1.0]}, "t.pools: names a difficulty twice"),
         ({"source": "builtin:math", "pools": [11]}, "less than or equal to 10"),
         ({"source": "jsonl", "pools": [1, 2]}, "t.pools: applies to generated tasks only; rows use fields"),
     ],
 )
-def test_pools_that_make_no_sense_are_refused(spec: dict[str, Any], words: str, tmp_path: Path) -> None:
+def test_inconsistent_pool_settings_are_refused(spec: dict[str, Any], words: str, tmp_path: Path) -> None:
     files = {"files": [str(rows(tmp_path))]} if spec["source"] == "jsonl" else {}
 
     def made() -> None:

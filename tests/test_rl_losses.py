@@ -55,7 +55,7 @@ def _gradient(terms: LossTerms, batch: TokenBatch) -> list[float]:
 
 
 @pytest.mark.parametrize("loss", ["grpo", "dapo", "dr_grpo"])
-def test_clipped_ratio_by_hand(loss: str) -> None:
+def test_clipped_ratio_losses_equal_values_by_hand(loss: str) -> None:
     # A > 0: clipped above 1.2 only. A < 0: clipped below 0.8 only.
     batch = _batch([1.5, 0.5, 1.5, 0.5, 1.1], [2.0, 2.0, -1.0, -1.0, 3.0])
     terms = make_loss(_spec(loss, eps_low=0.2, eps_high=0.2))(batch)
@@ -64,14 +64,14 @@ def test_clipped_ratio_by_hand(loss: str) -> None:
     assert _gradient(terms, batch) == pytest.approx([0.0, -1.0, 1.5, 0.0, -3.3])
 
 
-def test_clip_higher_moves_the_upper_bound_alone() -> None:
+def test_eps_high_moves_only_the_upper_clip_bound() -> None:
     batch = _batch([1.25, 1.35, 0.85, 0.75], [1.0, 1.0, -1.0, -1.0])
     terms = make_loss(_spec("dapo", eps_low=0.2, eps_high=0.3))(batch)
     assert terms.clipped_N.tolist() == [False, True, False, True]
     assert float(terms.loss) == pytest.approx(-1.25 - 1.3 + 0.85 + 0.8)
 
 
-def test_sequence_ratio_by_hand() -> None:
+def test_gspo_equals_values_by_hand() -> None:
     # Sample 0: ratios 2 and 0.5, geometric mean 1: not clipped. Sample 1: mean sqrt(2) > 1.2: both tokens clipped.
     batch = _batch([2.0, 0.5, 2.0, 1.0, 0.5], [1.0, 1.0, 1.0, 1.0, -2.0], [0, 0, 1, 1, 2])
     terms = make_loss(_spec("gspo", eps_low=0.2, eps_high=0.2))(batch)
@@ -81,7 +81,7 @@ def test_sequence_ratio_by_hand() -> None:
     assert _gradient(terms, batch) == pytest.approx([-1.0, -1.0, 0.0, 0.0, 0.0])
 
 
-def test_clipped_weight_by_hand() -> None:
+def test_cispo_equals_values_by_hand() -> None:
     batch = _batch([1.5, 0.5, 1.5, 0.1], [2.0, 2.0, -1.0, -1.0], new=-0.7)
     terms = make_loss(_spec("cispo"))(batch)
     assert terms.clipped_N.tolist() == [True, False, False, False]
@@ -99,7 +99,7 @@ def test_on_policy_gradient_is_reinforce(loss: str) -> None:
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_kl_by_hand(loss: str) -> None:
+def test_kl_term_equals_values_by_hand(loss: str) -> None:
     batch = _batch([1.0, 1.0], [0.0, 0.0], reference=[-1.0 + math.log(2), -1.0], weights=[0.5, 9.0])
     terms = make_loss(_spec(loss, kl_beta=0.1))(batch)
     # k3 at d = log 2: exp(d) - 1 - d; its slope in the policy's log-prob is 1 - exp(d).
@@ -107,7 +107,7 @@ def test_kl_by_hand(loss: str) -> None:
     assert _gradient(terms, batch) == pytest.approx([0.1 * 0.5 * (1 - 2), 0.0])
 
 
-def test_kl_needs_the_starts_logprobs() -> None:
+def test_kl_beta_without_reference_logprobs_raises() -> None:
     with pytest.raises(ValueError, match="kl_beta"):
         make_loss(_spec("grpo", kl_beta=0.1))(_batch([1.0], [1.0]))
 
@@ -120,7 +120,7 @@ def test_dapo_clips_higher_and_gspo_by_fractions_of_a_thousandth() -> None:
     assert make_loss(_spec("gspo"))(near).clipped_N.tolist() == [False, True]
 
 
-def test_reference_without_beta_changes_nothing() -> None:
+def test_reference_logprobs_without_kl_beta_do_not_change_the_loss() -> None:
     plain, measured = _batch([1.3, 0.9], [1.0, -1.0]), _batch([1.3, 0.9], [1.0, -1.0], reference=[-3.0, 0.0])
     loss = make_loss(_spec("grpo"))
     assert float(loss(plain).loss) == float(loss(measured).loss)
@@ -139,11 +139,7 @@ def test_every_loss_has_its_published_settings() -> None:
 
 Rows = list[tuple[float, float, list[float]]]  # per sample: advantage, weight, one log-ratio per token
 samples = st.lists(
-    st.tuples(
-        st.floats(-3, 3),
-        st.floats(0.01, 1),
-        st.lists(st.floats(-1, 1), min_size=1, max_size=4),
-    ),
+    st.tuples(st.floats(-3, 3), st.floats(0.01, 1), st.lists(st.floats(-1, 1), min_size=1, max_size=4)),
     min_size=1,
     max_size=6,
 )
@@ -158,7 +154,7 @@ def _from_rows(rows: Rows, beta: bool = True) -> TokenBatch:
 
 @pytest.mark.parametrize("loss", LOSSES)
 @given(rows=samples, data=st.data())
-def test_order_of_samples_is_nothing(loss: str, rows: Rows, data: st.DataObject) -> None:
+def test_loss_does_not_depend_on_the_order_of_samples(loss: str, rows: Rows, data: st.DataObject) -> None:
     order = data.draw(st.permutations(range(len(rows))))
     function = make_loss(_spec(loss, kl_beta=0.2))
     one, other = _from_rows(rows), _from_rows([rows[i] for i in order])
@@ -173,7 +169,7 @@ def test_order_of_samples_is_nothing(loss: str, rows: Rows, data: st.DataObject)
 
 @pytest.mark.parametrize("loss", LOSSES)
 @given(rows=samples, data=st.data())
-def test_micro_batches_add_up(loss: str, rows: Rows, data: st.DataObject) -> None:
+def test_loss_and_gradient_of_micro_batches_add_up(loss: str, rows: Rows, data: st.DataObject) -> None:
     cut = data.draw(st.integers(0, len(rows)))
     function = make_loss(_spec(loss, kl_beta=0.2))
     whole = _from_rows(rows)
@@ -187,7 +183,7 @@ def test_micro_batches_add_up(loss: str, rows: Rows, data: st.DataObject) -> Non
 
 @pytest.mark.parametrize("loss", LOSSES)
 @given(rows=samples)
-def test_no_advantage_no_gradient(loss: str, rows: Rows) -> None:
+def test_zero_advantages_give_zero_loss_and_gradient(loss: str, rows: Rows) -> None:
     batch = _from_rows([(0.0, w, ratios) for _, w, ratios in rows], beta=False)
     terms = make_loss(_spec(loss))(batch)
     assert float(terms.loss) == 0.0
@@ -256,7 +252,7 @@ def _run(
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_token_budget_and_order_of_groups_are_nothing(
+def test_gradient_does_not_depend_on_token_budget_or_group_order(
     loss: str, policy: TorchPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     groups = _train_groups()
@@ -274,7 +270,7 @@ def test_token_budget_and_order_of_groups_are_nothing(
             torch.testing.assert_close(b, a, atol=1e-5, rtol=1e-4)
 
 
-def test_gradient_of_several_batches_adds_up(policy: TorchPolicy) -> None:
+def test_gradient_of_single_groups_adds_up_to_the_whole(policy: TorchPolicy) -> None:
     groups = _train_groups()
     _, whole, _ = _run(policy, groups, "grpo")
     policy.reset_optimizer()

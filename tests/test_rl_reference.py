@@ -182,7 +182,7 @@ def _ours(policy: TorchPolicy, groups: Sequence[ScoredGroup], spec: RlSpec) -> L
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_loss_and_gradient_are_those_of_trl(
+def test_loss_and_gradient_equal_trl(
     name: str, policy: TorchPolicy, groups: list[ScoredGroup], trainer_of: Callable[..., Any]
 ) -> None:
     case = CASES[name]
@@ -211,7 +211,7 @@ def test_loss_and_gradient_are_those_of_trl(
 
 
 @pytest.mark.parametrize("loss", ["grpo", "gspo"])
-def test_share_of_clipped_tokens_is_that_of_trl(
+def test_clip_frac_equals_trl(
     loss: str, policy: TorchPolicy, groups: list[ScoredGroup], trainer_of: Callable[..., Any]
 ) -> None:
     case = CASES[loss]
@@ -238,7 +238,7 @@ def _token_batch(groups: Sequence[TrainGroup], now: torch.Tensor, old: torch.Ten
 
 
 @pytest.mark.parametrize(("advantage", "scale"), [("grpo", "group"), ("dr_grpo", "none")])
-def test_advantages_are_those_of_trl(
+def test_advantages_equal_trl(
     advantage: str, scale: str, groups: list[ScoredGroup], trainer_of: Callable[..., Any]
 ) -> None:
     inputs = _trl_inputs(trainer_of(scale_rewards=scale), groups, [r for own in REWARDS for r in own])
@@ -246,7 +246,7 @@ def test_advantages_are_those_of_trl(
     assert ours == pytest.approx(inputs["advantages"].tolist(), abs=1e-5)
 
 
-def test_a_sample_that_trl_cant_score_is_left_out_of_the_baseline_as_ours_is(
+def test_unscored_sample_leaves_the_baseline_as_in_trl(
     groups: list[ScoredGroup], trainer_of: Callable[..., Any]
 ) -> None:
     rewards = [None, 0.0, 0.25, 0.2, 0.9, 0.8]
@@ -260,7 +260,7 @@ def test_a_sample_that_trl_cant_score_is_left_out_of_the_baseline_as_ours_is(
     assert [a for g in batch for a in g.advantages] == pytest.approx(theirs[1:], abs=1e-5)
 
 
-def test_our_rloo_is_a_fixed_multiple_of_trls_unscaled_advantage() -> None:
+def test_rloo_is_a_fixed_multiple_of_trl_unscaled_advantage() -> None:
     """r_i - mean(others) = n / (n - 1) (r_i - mean(all))."""
     [own] = ADVANTAGES["rloo"]([_array([1.0, 0.0, 0.5, 0.0])])
     assert own.tolist() == pytest.approx([1.0 - 0.5 / 3, -0.5, 0.5 - 1 / 3, -0.5])

@@ -1,4 +1,4 @@
-"""The trained mix is the asked one, however many groups say nothing."""
+"""The trained mix meets the quotas, however many groups are unanimous."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.recipe import ModelSpec, RlSpec
 from omni_thinker.rl.batch import ScoredGroup
 from omni_thinker.rl.loop import Learner
-from omni_thinker.rl.resample import MEMORY, Resampler
+from omni_thinker.rl.resample import STEP_DISCOUNT, Resampler
 from omni_thinker.rl.stream import make_streams, stable_seed
 from omni_thinker.schedulers.base import Scheduler
 from omni_thinker.schedulers.mixture import Mixture
@@ -57,7 +57,7 @@ def shortfalls(policy: TorchPolicy, scheduler: Scheduler, rounds: int, steps: in
     return found
 
 
-def test_the_mix_is_met_within_a_problem_in_every_step(policy: TorchPolicy) -> None:
+def test_refilled_steps_meet_every_quota_within_one_problem(policy: TorchPolicy) -> None:
     for scheduler in (Mixture({"dull": 3, "lively": 1}, 8), SecConfig().build(setting(list(SILENT), 8))):
         assert max(shortfalls(policy, scheduler, rounds=8, steps=20)) <= 1
     # Without a refill most of what was asked of the dull task is not trained: the check above can fail.
@@ -73,7 +73,7 @@ def groups(task: str, silent: int, telling: int) -> Sequence[ScoredGroup]:
     return [group(task, 0.0, 0.0)] * silent + [group(task, 0.0, 1.0)] * telling
 
 
-def test_draws_by_hand() -> None:
+def test_resampler_draws_equal_values_by_hand() -> None:
     refill = Resampler(8)
     assert refill.draws({"a": 3}) == {"a": 3}, "nothing is known yet"
     refill.observe(groups("a", 7, 3))
@@ -81,7 +81,7 @@ def test_draws_by_hand() -> None:
     assert refill.draws({"a": 3, "b": 2}) == {"a": 10, "b": 2}
     refill.begin_step()
     refill.observe(groups("a", 0, 2))
-    rate = 7 * MEMORY / (10 * MEMORY + 2)
+    rate = 7 * STEP_DISCOUNT / (10 * STEP_DISCOUNT + 2)
     assert refill.unanimous_rate("a") == pytest.approx(rate)
     assert refill.draws({"a": 3}) == {"a": 7}, f"3 / (1 - {rate}), rounded up"
     for _ in range(50):
@@ -93,7 +93,7 @@ def test_draws_by_hand() -> None:
     assert cheap.draws({"a": 3}) == {"a": 3}, "each is replaced by one"
 
 
-def test_what_it_remembers_survives() -> None:
+def test_restored_resampler_draws_the_same() -> None:
     refill, twin = Resampler(8), Resampler(8)
     refill.observe(groups("a", 7, 3))
     twin.restore(json.loads(json.dumps(refill.state())))

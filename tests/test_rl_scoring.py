@@ -50,7 +50,7 @@ def problems(*seconds: float) -> list[Problem]:
     return [Problem(str(n), "t", "p", None, {"seconds": s}) for n, s in enumerate(seconds)]
 
 
-def test_scores_come_in_order_and_begin_at_once() -> None:
+def test_scoring_starts_on_submit_and_returns_scores_in_order() -> None:
     reward = Slow()
     with Scoring({"t": reward}) as scoring:
         asked = problems(0.2, 0.0, 0.1)
@@ -63,7 +63,7 @@ def test_scores_come_in_order_and_begin_at_once() -> None:
     assert reward.threads != {threading.get_ident()}
 
 
-def test_what_needs_the_cores_waits_until_sampling_is_done() -> None:
+def test_local_reward_is_scored_only_after_sampling() -> None:
     reward = Slow(local=True)
     with Scoring({"t": reward}) as scoring:
         scoring.submit(0, problems(0.0)[0], group())
@@ -72,8 +72,8 @@ def test_what_needs_the_cores_waits_until_sampling_is_done() -> None:
         assert scoring.results()[0].values == [0.25, 0.25]
 
 
-def test_what_needs_the_cores_begins_in_one_turn_of_the_loop() -> None:
-    """So that a judge in this process can answer all at once."""
+def test_local_rewards_of_all_groups_start_in_one_loop_turn() -> None:
+    """A judge in this process can then answer all of them in one batch."""
 
     class Counting(Slow):
         async def score(self, group: Group, problem: Problem) -> list[Score]:
@@ -87,7 +87,7 @@ def test_what_needs_the_cores_begins_in_one_turn_of_the_loop() -> None:
         assert [own.values for own in scoring.results()] == [[1.0, 1.0]] * 50
 
 
-def test_a_slow_call_delays_its_own_group_until_the_deadline() -> None:
+def test_slow_reward_makes_its_own_group_an_error_at_the_deadline() -> None:
     with Scoring({"t": Slow()}) as scoring:
         for place, problem in enumerate(problems(0.0, 60.0, 0.1)):
             scoring.submit(place, problem, group())
@@ -99,7 +99,7 @@ def test_a_slow_call_delays_its_own_group_until_the_deadline() -> None:
     assert late.scores[0].reason == "not scored within 0.5 s of the last sample"
 
 
-def test_leaving_early_gives_up_what_is_under_way() -> None:
+def test_interrupt_cancels_scoring_and_ends_its_thread() -> None:
     began = time.monotonic()
 
     def interrupted() -> None:
@@ -113,7 +113,7 @@ def test_leaving_early_gives_up_what_is_under_way() -> None:
     assert not [thread for thread in threading.enumerate() if thread.name == "omni-scoring"]
 
 
-def test_a_place_is_taken_once() -> None:
+def test_submitting_twice_to_a_place_raises() -> None:
     with Scoring({"t": Slow()}) as scoring:
         scoring.submit(0, problems(0.0)[0], group())
         with pytest.raises(ValueError, match="place 0 is taken"):
@@ -131,7 +131,7 @@ class Odd(Slow):
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(-1.0, "raised SystemExit"), (0.0, "gave 1 scores for 2 samples")])
-def test_an_odd_reward_is_told(seconds: float, words: str) -> None:
+def test_reward_that_exits_or_miscounts_raises(seconds: float, words: str) -> None:
     def scored() -> None:
         with Scoring({"t": Odd()}) as scoring:
             scoring.submit(0, problems(seconds)[0], group())
@@ -147,7 +147,7 @@ class Blocking(Slow):
         return [Score.of(1.0)] * len(group.samples)
 
 
-def test_a_reward_that_blocks_does_not_hold_the_step_for_good() -> None:
+def test_blocking_reward_is_an_error_at_the_deadline() -> None:
     began = time.monotonic()
     with Scoring({"t": Blocking()}) as scoring:
         scoring.submit(0, problems(15.0)[0], group())
@@ -160,7 +160,7 @@ def policy() -> TorchPolicy:
     return TorchPolicy(ModelSpec(name="tiny", dtype="float32"))
 
 
-def test_groups_are_told_as_they_end(policy: TorchPolicy) -> None:
+def test_sample_reports_each_group_when_it_ends(policy: TorchPolicy) -> None:
     requests = [SampleRequest(policy.encode_prompt(f"say {n}"), 3 if n % 2 else 60, n) for n in range(6)]
     told: list[tuple[int, Group]] = []
     groups = policy.sample(requests, SamplingParams(group_size=3), lambda place, own: told.append((place, own)))
@@ -170,7 +170,7 @@ def test_groups_are_told_as_they_end(policy: TorchPolicy) -> None:
     assert short == [1, 3, 5] or max(len(s.tokens) for s in groups[short[0]].samples) <= 3
 
 
-def test_a_judge_is_asked_while_the_policy_samples(policy: TorchPolicy) -> None:
+def test_judge_is_asked_before_the_last_sample_is_drawn(policy: TorchPolicy) -> None:
     """A real server, a real policy: the first question arrives before the last sample is drawn."""
     server = JudgeServer(delay=0.05)
     judge = make_endpoint_judge(EndpointSpec(base_url=server.url, model="long", cache="none"))

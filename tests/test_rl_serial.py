@@ -49,7 +49,7 @@ def trained(*, update: Update, skip: int = 0, steps: int = 6) -> list[list[str]]
     return [sorted(update) for update in policy.updates if update]
 
 
-def test_each_task_has_its_update_and_the_order_changes() -> None:
+def test_update_by_task_trains_each_task_alone_in_changing_order() -> None:
     assert trained(update="step") == [["a", "a", "b", "b", "c", "c"]] * 6
     found = trained(update="task")
     steps = [found[begin : begin + 3] for begin in range(0, len(found), 3)]
@@ -60,5 +60,5 @@ def test_each_task_has_its_update_and_the_order_changes() -> None:
 
 
 @pytest.mark.parametrize("skip", [1, 4])
-def test_a_step_made_again_has_the_same_order(skip: int) -> None:
+def test_update_by_task_of_a_resumed_step_has_the_same_order(skip: int) -> None:
     assert trained(update="task", skip=skip) == trained(update="task")[3 * skip :]

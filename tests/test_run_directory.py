@@ -43,7 +43,7 @@ def with_tables(text: str) -> str:
     return MARK.sub(lambda mark: f"<!-- keys of {mark[1]} -->\n{table_of(classes[mark[1]])}", text)
 
 
-def test_the_page_lists_every_key(repo: Path) -> None:
+def test_run_directory_page_lists_every_key_of_the_schema(repo: Path) -> None:
     page = (repo / "docs" / "run-directory.md").read_text("utf-8")
     classes = _classes()
     marked = [classes[name] for name in MARK.findall(page)]
@@ -53,7 +53,7 @@ def test_the_page_lists_every_key(repo: Path) -> None:
 
 
 @pytest.mark.parametrize("name", _classes())
-def test_every_key_is_explained_in_short_sentences(name: str) -> None:
+def test_every_key_of_the_schema_is_explained_in_a_sentence(name: str) -> None:
     for row in table_of(_classes()[name]).splitlines()[3:]:
         meaning = row.split("|")[2].strip()
         assert meaning.endswith(".")

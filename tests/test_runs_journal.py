@@ -92,7 +92,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[Any
 
 @settings(max_examples=60, deadline=None)
 @given(kills=st.lists(st.integers(0, 25), max_size=6), torn=st.integers(0, 60), junk=st.binary(max_size=20))
-def test_whatever_kills_it_the_end_is_the_same(
+def test_program_killed_anywhere_ends_with_the_same_log_and_result(
     undisturbed: tuple[str, list[Any]],
     tmp_path_factory: pytest.TempPathFactory,
     kills: list[int],
@@ -117,9 +117,7 @@ def test_whatever_kills_it_the_end_is_the_same(
     assert program(folder, bomb(10**6)) == found, "nothing is left to do"
 
 
-def test_a_torn_checkpoint_is_passed_over_for_the_one_before(
-    tmp_path: Path, undisturbed: tuple[str, list[Any]]
-) -> None:
+def test_torn_checkpoint_is_skipped_for_the_one_before(tmp_path: Path, undisturbed: tuple[str, list[Any]]) -> None:
     with pytest.raises(Killed):
         program(tmp_path, bomb(18))
     (tmp_path / "a.4").write_text("7", "utf-8")
@@ -136,13 +134,13 @@ def test_a_log_that_was_shortened_is_refused(tmp_path: Path) -> None:
         program(tmp_path, never)
 
 
-def test_another_program_is_refused(tmp_path: Path) -> None:
+def test_journal_of_another_program_is_refused(tmp_path: Path) -> None:
     Journal(tmp_path, []).once("one", lambda: 1)
     with pytest.raises(UserError, match="another version"):
         Journal(tmp_path, []).once("other", lambda: 2)
 
 
-def test_numbers_that_are_none_come_back(tmp_path: Path) -> None:
+def test_infinite_and_denormal_numbers_round_trip_through_the_journal(tmp_path: Path) -> None:
     values = [float("inf"), 0.1 + 0.2, 1e-310]
     Journal(tmp_path, []).once("one", lambda: values)
     assert Journal(tmp_path, []).once("one", lambda: None) == values
@@ -156,7 +154,7 @@ HOLD = (
 )
 
 
-def test_a_directory_in_use_is_refused_until_its_process_is_dead(tmp_path: Path) -> None:
+def test_locked_directory_is_refused_until_its_process_is_dead(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"

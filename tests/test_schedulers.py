@@ -25,7 +25,7 @@ def _totals(mixture: Mixture, steps: int) -> Counter[str]:
 
 
 @given(weights=weights, per_step=st.integers(1, 9), steps=st.integers(1, 30))
-def test_a_mixture_keeps_its_shares_at_every_prefix(weights: dict[str, float], per_step: int, steps: int) -> None:
+def test_mixture_meets_its_shares_at_every_prefix(weights: dict[str, float], per_step: int, steps: int) -> None:
     mixture = Mixture(weights, per_step)
     given_so_far: Counter[str] = Counter()
     for step in range(steps):
@@ -39,13 +39,13 @@ def test_a_mixture_keeps_its_shares_at_every_prefix(weights: dict[str, float], p
 
 
 @given(weights=weights, per_step=st.integers(1, 5), order=st.permutations(range(8)))
-def test_a_mixture_is_a_function_of_the_step(weights: dict[str, float], per_step: int, order: list[int]) -> None:
+def test_mixture_quotas_depend_on_the_step_alone(weights: dict[str, float], per_step: int, order: list[int]) -> None:
     forward, jumping = Mixture(weights, per_step), Mixture(weights, per_step)
     expected = [forward.quotas(step) for step in range(8)]
     assert {step: jumping.quotas(step) for step in order} == dict(enumerate(expected))
 
 
-def test_mixtures_by_hand() -> None:
+def test_mixture_quotas_equal_values_by_hand() -> None:
     even = Mixture({"a": 1.0, "b": 1.0, "c": 1.0}, 2)
     assert [even.quotas(step) for step in range(3)] == [{"a": 1, "b": 1}, {"a": 1, "c": 1}, {"b": 1, "c": 1}]
     assert _totals(Mixture({"a": 3.0, "b": 1.0}, 1), 40) == {"a": 30, "b": 10}
@@ -56,12 +56,12 @@ def test_mixtures_by_hand() -> None:
     assert _totals(rare, 5) == {"a": 9, "b": 1}, "a task due less than one problem a step gets its turn"
 
 
-def test_weights_count_only_in_proportion() -> None:
+def test_mixture_quotas_depend_on_weights_only_in_proportion() -> None:
     one, other = Mixture({"a": 0.1, "b": 0.2}, 4), Mixture({"a": 10.0, "b": 20.0}, 4)
     assert [one.quotas(s) for s in range(20)] == [other.quotas(s) for s in range(20)]
 
 
-def test_stages_by_hand() -> None:
+def test_stages_equal_values_by_hand() -> None:
     stages = Stages([("a", 2), ("b", 0), ("c", 1), ("a", 1)], 5)
     assert stages.steps == 4
     assert [stages.stage(step) for step in range(4)] == ["a", "a", "c", "a"]
@@ -82,7 +82,7 @@ def test_even_stages_share_all_steps(tasks: int, steps: int) -> None:
 
 
 @pytest.mark.parametrize("scheduler", [Mixture({"a": 1.0, "b": 2.0}, 3), Stages([("a", 3), ("b", 6)], 3)])
-def test_fixed_schedulers_learn_nothing(scheduler: Mixture | Stages) -> None:
+def test_fixed_schedulers_ignore_observations(scheduler: Mixture | Stages) -> None:
     before = [dict(scheduler.quotas(step)) for step in range(9)]
     scheduler.observe(0, {"reward/a": 1.0})
     scheduler.load_state_dict(scheduler.state_dict())
@@ -97,7 +97,7 @@ def _pool(size: int, task: str = "t") -> list[Problem]:
 
 
 @given(size=st.integers(1, 12), seed=st.integers(0, 2**63), epochs=st.integers(1, 4))
-def test_every_pass_is_a_permutation(size: int, seed: int, epochs: int) -> None:
+def test_every_pass_of_a_stream_is_a_permutation_of_its_problems(size: int, seed: int, epochs: int) -> None:
     stream = ProblemStream("t", _pool(size), seed)
     drawn = stream.take(size * epochs)
     for epoch in range(epochs):
@@ -107,8 +107,8 @@ def test_every_pass_is_a_permutation(size: int, seed: int, epochs: int) -> None:
 
 
 @given(cuts=st.lists(st.integers(0, 7), max_size=6), seed=st.integers(0, 1000))
-def test_a_stream_is_a_function_of_the_number(cuts: list[int], seed: int) -> None:
-    """However it is cut, and wherever it is taken up again."""
+def test_stream_item_depends_on_its_number_alone(cuts: list[int], seed: int) -> None:
+    """Covers any division into calls, and resuming at any number."""
     total = sum(cuts)
     whole = ProblemStream("t", _pool(5), seed).take(total)
     cut = ProblemStream("t", _pool(5), seed)
@@ -120,7 +120,7 @@ def test_a_stream_is_a_function_of_the_number(cuts: list[int], seed: int) -> Non
     assert resumed.take(4) == cut.take(4)
 
 
-def test_passes_and_seeds_and_tasks_shuffle_apart() -> None:
+def test_passes_seeds_and_tasks_have_different_orders() -> None:
     def ids(task: str, seed: int, begin: int) -> list[int]:
         stream = ProblemStream(task, _pool(40, task), seed)
         return [int(stream.at(number)[0].prompt) for number in range(begin, begin + 40)]
@@ -129,7 +129,7 @@ def test_passes_and_seeds_and_tasks_shuffle_apart() -> None:
     assert len({tuple(order) for order in orders}) == len(orders)
 
 
-def test_streams_begin_at_their_beginning() -> None:
+def test_new_streams_start_at_their_first_problem() -> None:
     pools = {"a": _pool(3, "a"), "b": _pool(4, "b")}
     streams = make_streams(pools, 7)
     streams["a"].take(2)
@@ -137,7 +137,7 @@ def test_streams_begin_at_their_beginning() -> None:
     assert streams["b"].take(2) == ProblemStream("b", pools["b"], 7).take(2)
 
 
-def test_seeds_are_the_same_in_every_process() -> None:
+def test_stable_seed_has_a_fixed_value_and_few_collisions() -> None:
     assert stable_seed(0, "draw", 1) == 85_536_066_439_106_961, "finished studies would not repeat"
     assert stable_seed("ab", "c") != stable_seed("a", "bc")
     assert 0 <= stable_seed(*range(5)) < 2**63

@@ -66,7 +66,7 @@ def stream(step: int, quotas: Mapping[str, int]) -> dict[str, float]:
 # --- the rules -----------------------------------------------------------------------------------------
 
 
-def test_sec_by_hand() -> None:
+def test_sec_equals_its_published_rule_by_hand() -> None:
     sec = SecConfig(rate=0.25, temperature=0.1).build(setting(TASKS, 8))
     assert sec.shares() == pytest.approx(dict.fromkeys(TASKS, 1 / 3))
     sec.update(0, STEP)
@@ -77,7 +77,7 @@ def test_sec_by_hand() -> None:
     assert list(sec.shares().values()) == pytest.approx([weight / sum(weights) for weight in weights])
 
 
-def test_tac_by_hand() -> None:
+def test_tac_equals_its_published_rule_by_hand() -> None:
     tac = TacConfig(rate=0.5, temperature=0.1).build(setting(TASKS, 8))
     tac.update(0, {**STEP, "alignment/a": 0.4, "alignment/b": -0.2})
     tac.update(1, {"advantage/a": 0.4, "alignment/a": -1.0})
@@ -88,7 +88,7 @@ def test_tac_by_hand() -> None:
     assert list(tac.shares().values()) == pytest.approx([weight / sum(weights) for weight in weights])
 
 
-def test_dump_by_hand() -> None:
+def test_dump_equals_its_published_rule_by_hand() -> None:
     dump = DumpConfig(window=5, bonus=0.5, temperature=0.2).build(setting(TASKS, 8))
     assert dump.bounds() == dict.fromkeys(TASKS, 0.0)  # ln 1
     dump.update(0, STEP)
@@ -103,7 +103,7 @@ def test_dump_by_hand() -> None:
     assert dump.shares() == pytest.approx(softmax(bounds, 0.2))
 
 
-def test_tscl_by_hand() -> None:
+def test_tscl_equals_its_published_rule_by_hand() -> None:
     tscl = TsclConfig(window=3, explore=0.3).build(setting(TASKS, 8))
     even = pytest.approx(dict.fromkeys(TASKS, 1 / 3))
     assert tscl.shares() == even
@@ -123,7 +123,7 @@ def test_tscl_by_hand() -> None:
     assert tscl.shares() == even, "nothing changes"
 
 
-def test_worst_task_survives_any_gain() -> None:
+def test_worst_task_weights_stay_finite_and_recover_at_a_large_rate() -> None:
     worst = WorstTaskConfig(rate=100.0, floor=0.0, memory=0.0).build(setting(("a", "b"), 8))
     worst.update(0, {"reward/a": 1.0, "reward/b": 0.0})
     for step in range(1, 40):
@@ -135,7 +135,7 @@ def test_worst_task_survives_any_gain() -> None:
     assert worst.shares()["a"] > 0.99, "a task that falls comes back"
 
 
-def test_worst_task_by_hand() -> None:
+def test_worst_task_equals_its_rule_by_hand() -> None:
     worst = WorstTaskConfig(rate=2.0, floor=0.2, level=0.5, memory=0.5).build(setting(("a", "b"), 8))
     worst.update(0, {"reward/a": 0.3, "reward/b": 0.3})
     assert worst.shares() == {"a": 0.5, "b": 0.5}, "neither is worse"
@@ -167,7 +167,7 @@ def test_worst_task_hardly_moves_equal_tasks_by_noise() -> None:
     assert np.median(spans) < 0.15
 
 
-def test_pac_by_hand() -> None:
+def test_pac_equals_its_published_rule_by_hand() -> None:
     pac = PacConfig(cold_start=0, window=3, drift=0.1, noise=0.5).build(setting(("a", "b"), 8, seed=0))
     pac.observe(0, {"advantage/a": 0.6, "reward/a": 0.2, "advantage/b": 0.3, "reward/b": 0.5})
     trust = 1.1 / 1.6
@@ -184,7 +184,7 @@ def test_pac_by_hand() -> None:
     assert pac.variance["b"] == pytest.approx(variance * (1 - trust) + 0.1), "what isn't seen grows uncertain"
 
 
-def test_pac_draws_by_what_it_knows() -> None:
+def test_pac_quotas_follow_its_posterior_and_the_step() -> None:
     pac = PacConfig(cold_start=1).build(setting(("a", "b"), 1000, seed=5))
     assert pac.quotas(0) == {"a": 500, "b": 500}
     pac.mean, pac.variance = {"a": 1.0, "b": 0.0}, {"a": 0.5, "b": 0.5}
@@ -194,7 +194,7 @@ def test_pac_draws_by_what_it_knows() -> None:
     assert len({pac.quotas(step)["a"] for step in range(7, 17)}) > 5
 
 
-def test_round_robin_and_phases() -> None:
+def test_round_robin_and_phases_quotas_equal_values_by_hand() -> None:
     robin = RoundRobin(("a", "b"), 5)
     assert [robin.quotas(step) for step in range(3)] == [{"a": 5}, {"b": 5}, {"a": 5}]
     both = Phases([(Stages([("a", 2)], 4), 2), (Mixture({"a": 1, "b": 1}, 4), 3)])
@@ -231,7 +231,7 @@ class Given(Adaptive):
     weights=st.lists(st.lists(st.floats(0.01, 1.0), min_size=3, max_size=3), min_size=1, max_size=40),
     per_step=st.integers(1, 16),
 )
-def test_shares_are_kept_to_a_problem_at_every_moment(weights: list[list[float]], per_step: int) -> None:
+def test_quotas_differ_from_any_shares_by_less_than_two_problems(weights: list[list[float]], per_step: int) -> None:
     rows = [dict(zip(TASKS, [own / sum(row) for own in row], strict=True)) for row in weights]
     scheduler = Given(rows, per_step)
     asked, given_ = Counter[str](), Counter[str]()
@@ -247,7 +247,7 @@ def test_shares_are_kept_to_a_problem_at_every_moment(weights: list[list[float]]
 
 @pytest.mark.parametrize("name", MAKERS)
 @pytest.mark.parametrize("cut", [0, 1, 5, 9, 17])
-def test_a_state_survives_in_the_middle_of_a_window(name: str, cut: int) -> None:
+def test_state_restored_at_any_step_continues_the_same(name: str, cut: int) -> None:
     whole, begun = MAKERS[name](), MAKERS[name]()
     for step in range(cut):
         for scheduler in (whole, begun):
@@ -262,7 +262,7 @@ def test_a_state_survives_in_the_middle_of_a_window(name: str, cut: int) -> None
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_quotas_are_exact_and_ask_nothing_of_tasks_without_signal(name: str) -> None:
+def test_quotas_sum_to_the_step_size_with_or_without_observations(name: str) -> None:
     scheduler = MAKERS[name]()
     for step in range(40):
         quotas = scheduler.quotas(step)

@@ -39,14 +39,14 @@ def test_differences_are_taken_by_problem() -> None:
     assert found["x"].tolist() == [[1.0, 0.0, -0.25]]
 
 
-def test_seeds_are_rows() -> None:
+def test_paired_differences_have_one_row_per_seed() -> None:
     a = [_table(x=[1.0, 0.0]), _table(x=[0.0, 0.0])]
     b = [_table(x=[0.0, 0.0]), _table(x=[0.0, 1.0])]
     assert paired_differences(a, b)["x"].tolist() == [[1.0, 0.0], [0.0, -1.0]]
     assert _compare(a, b)["x"].difference == 0.0
 
 
-def test_only_problems_that_both_scored_count() -> None:
+def test_problems_that_one_arm_did_not_score_are_left_out() -> None:
     a = [{"x": {"p": 1.0, "q": 1.0}}, {"x": {"p": 0.0, "r": 1.0}}]
     b = [{"x": {"q": 0.0, "r": 0.5}}, {"x": {"p": 1.0, "r": 0.0}}]
     # Seed 1 pairs q; seed 2 pairs p and r. In no seed is a problem compared with another seed's answer.
@@ -55,12 +55,12 @@ def test_only_problems_that_both_scored_count() -> None:
     assert _compare(a, b)["x"].difference == pytest.approx(1 / 3)
 
 
-def test_arms_of_different_numbers_of_seeds_are_no_pair() -> None:
+def test_arms_with_different_numbers_of_seeds_raise() -> None:
     with pytest.raises(ValueError, match="zip"):
         compare_arms({"b": [_table(x=[1.0])], "a": [_table(x=[1.0])] * 2}, resamples=10, confidence=0.9)
 
 
-def test_macro_weighs_tasks_not_problems() -> None:
+def test_macro_difference_weighs_tasks_alike() -> None:
     found = _compare([_table(x=[1.0, 1.0], y=[0.0] * 6)], [_table(x=[0.0, 1.0], y=[0.0] * 6)])
     assert found["x"].difference == 0.5
     assert found["y"].difference == 0.0
@@ -82,7 +82,7 @@ def test_every_pair_is_compared_later_against_earlier() -> None:
 # -- shown or not -------------------------------------------------------------------------------------------
 
 
-def test_identical_arms_show_nothing() -> None:
+def test_identical_arms_have_difference_0_not_shown() -> None:
     rng = np.random.default_rng(0)
     table = _table(x=rng.random(30).tolist(), y=rng.random(20).tolist())
     for comparison in _compare([table], [table]).values():
@@ -108,7 +108,7 @@ def test_noise_around_zero_is_not_shown() -> None:
     assert found.low < 0 < found.high
 
 
-def test_pairing_finds_what_unpaired_means_would_hide() -> None:
+def test_small_paired_difference_is_shown_despite_spread_of_problems() -> None:
     base = np.linspace(0, 0.9, 40)
     found = _compare([_table(x=(base + 0.02 + 0.01 * (-1.0) ** np.arange(40)).tolist())], [_table(x=base.tolist())])
     assert found["x"].shown
@@ -127,7 +127,7 @@ def test_comparisons_are_repeatable() -> None:
 
 
 def test_interval_is_the_percentile_bootstrap() -> None:
-    """Against a bootstrap written out here."""
+    """Compares with a bootstrap written out in this test."""
     d = np.random.default_rng(4).normal(0.1, 0.3, 50)
     found = _compare([_table(x=d.tolist())], [_table(x=[0.0] * 50)], resamples=4000)["x"]
     rng = np.random.default_rng(5)
@@ -135,7 +135,7 @@ def test_interval_is_the_percentile_bootstrap() -> None:
     assert (found.low, found.high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=0.01)
 
 
-def test_macro_resamples_each_task_by_itself() -> None:
+def test_macro_interval_resamples_each_task_independently() -> None:
     """The width of the macro interval joins the tasks' own: sqrt(sum of variances) / number of tasks."""
     rng = np.random.default_rng(6)
     a = _table(x=rng.normal(0, 0.3, 80).tolist(), y=rng.normal(0.2, 0.1, 20).tolist())
@@ -145,7 +145,7 @@ def test_macro_resamples_each_task_by_itself() -> None:
 
 
 @pytest.mark.parametrize("truth", [0.0, 0.15])
-def test_intervals_hold_the_truth_about_95_times_of_100(truth: float) -> None:
+def test_intervals_contain_the_truth_in_90_to_99_percent_of_runs(truth: float) -> None:
     rng = np.random.default_rng(7)
     held = shown = 0
     for _ in range(200):
@@ -160,7 +160,7 @@ def test_intervals_hold_the_truth_about_95_times_of_100(truth: float) -> None:
 # -- few problems -------------------------------------------------------------------------------------------
 
 
-def test_one_problem_shows_nothing() -> None:
+def test_difference_on_one_problem_is_not_shown() -> None:
     found = _compare([_table(x=[1.0])], [_table(x=[0.0])])
     for comparison in found.values():
         assert comparison.difference == 1.0
@@ -169,8 +169,8 @@ def test_one_problem_shows_nothing() -> None:
 
 
 @pytest.mark.parametrize("y", [[1.0, 0.0, 0.5], [0.0, 0.0, 0.0]])
-def test_a_task_of_one_problem_beside_others_shows_nothing_of_itself(y: list[float]) -> None:
-    """`test = 1` is a recipe that is allowed, and its study must end with a comparison."""
+def test_task_of_one_problem_among_others_is_not_shown(y: list[float]) -> None:
+    """A recipe may set `test = 1`, and its study must still end with a comparison."""
     found = _compare([_table(x=[1.0], y=y)], [_table(x=[0.0], y=[0.0, 0.0, 0.0])])
     assert not found["x"].shown
     assert found["macro"].difference == pytest.approx((1.0 + sum(y) / 3) / 2)
@@ -178,13 +178,13 @@ def test_a_task_of_one_problem_beside_others_shows_nothing_of_itself(y: list[flo
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_a_few_equal_differences_are_no_proof(count: int) -> None:
-    """Two coins that fell alike: resampling them can only repeat them, which is not certainty."""
+def test_two_or_three_equal_differences_are_not_shown(count: int) -> None:
+    """Resampling equal differences only repeats them, which proves nothing."""
     assert not _compare([_table(x=[1.0] * count)], [_table(x=[0.0] * count)])["x"].shown
 
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=12), st.integers(1, 3))
-def test_an_interval_holds_its_difference(values: list[float], seeds: int) -> None:
+def test_interval_contains_its_difference(values: list[float], seeds: int) -> None:
     found = _compare([_table(x=values, y=values[::-1])] * seeds, [_table(x=[0.5] * len(values), y=values)] * seeds, 200)
     for comparison in found.values():
         slack = 1e-9 + 0.2 * (max(values) - min(values))  # few resamples: a skewed mean may lie near an end
@@ -192,7 +192,7 @@ def test_an_interval_holds_its_difference(values: list[float], seeds: int) -> No
         assert -1 <= comparison.low <= comparison.high <= 1
 
 
-def test_comparisons_are_plain_json() -> None:
+def test_comparison_dumps_to_plain_json() -> None:
     [one, *_] = compare_arms({"b": [_table(x=[0, 1])], "a": [_table(x=[1, 1])]}, resamples=50, confidence=0.9)
     table = json.loads(json.dumps(dump(one), allow_nan=False))
     assert table["difference"] == 0.5
@@ -206,7 +206,7 @@ def _comparison(a: str, b: str, difference: float, low: float, high: float, task
     return Comparison(a, b, task, difference, low, high, 100, shown=low > 0 or high < 0)
 
 
-def test_no_difference_is_said_to_be_none() -> None:
+def test_verdict_on_an_interval_with_0_says_no_difference_shown() -> None:
     text = verdict([_comparison("curriculum", "joint", 0.01, -0.02, 0.04)], 0.95, 3)
     assert text.startswith(
         "The arm was not shown to differ from joint training at this budget. "
@@ -218,7 +218,7 @@ def test_no_difference_is_said_to_be_none() -> None:
         assert "No difference shown" in verdict([_comparison("curriculum", "joint", 0.05, low, high)], 0.95, 1)
 
 
-def test_a_difference_is_said_with_its_side_and_size() -> None:
+def test_verdict_on_a_difference_states_side_and_size() -> None:
     above = verdict([_comparison("curriculum", "start", 0.123, 0.1, 0.15)], 0.9, 2)
     assert above.startswith(
         "The planned curriculum ended 12.3 points above the start (90 % interval +10.0 to +15.0 points)."
@@ -231,7 +231,7 @@ def test_a_difference_is_said_with_its_side_and_size() -> None:
     assert "No difference" not in above + below
 
 
-def test_comparisons_the_other_way_round_are_turned() -> None:
+def test_verdict_turns_comparisons_in_the_other_order() -> None:
     """Arms are compared later against earlier; the questions have an order of their own."""
     turned = verdict([_comparison("joint", "curriculum", -0.05, -0.08, -0.02)], 0.95, 2)
     assert turned.startswith(
@@ -240,20 +240,20 @@ def test_comparisons_the_other_way_round_are_turned() -> None:
     )
 
 
-def test_one_seed_is_called_one_seed() -> None:
+def test_verdict_on_one_seed_has_a_warning() -> None:
     comparison = _comparison("joint", "start", 0.1, 0.05, 0.15)
     assert "one seed: another training run may come out differently" in verdict([comparison], 0.95, 1)
     assert "one seed" not in verdict([comparison], 0.95, 2)
 
 
-def test_only_the_macro_average_is_put_into_words() -> None:
+def test_verdict_uses_macro_averages_against_start_or_joint_only() -> None:
     assert verdict([_comparison("joint", "start", 0.1, 0.05, 0.15, task="math")], 0.95, 1) == "Nothing was compared."
     assert verdict([], 0.95, 1) == "Nothing was compared."
     alone = verdict([_comparison("sec", "dump", 0.1, 0.05, 0.15)], 0.95, 1)
     assert alone == "Nothing was compared with the start or with joint training."
 
 
-def test_every_question_is_answered_once() -> None:
+def test_verdict_answers_every_question_once() -> None:
     arms = {
         name: [_table(x=[v] * 8 + [0.0] * 2, y=[v, 0.1, 0.2] * 2)]
         for name, v in (("start", 0.0), ("curriculum", 0.9), ("joint", 0.5), ("merge", 0.4))

@@ -35,7 +35,7 @@ def tiny(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
     return out, study("study", repo / "recipes" / "tiny.toml", "--out", out)
 
 
-def test_the_tiny_study_ends_within_ninety_seconds(tiny: tuple[Path, dict[str, Any]]) -> None:
+def test_tiny_study_ends_within_90_seconds(tiny: tuple[Path, dict[str, Any]]) -> None:
     assert tiny[1]["seconds"] < 90
 
 
@@ -89,7 +89,7 @@ def test_transfer_and_plan_cover_all_tasks_and_orders(tiny: tuple[Path, dict[str
     assert sum(row["probability_best"] for row in plan["orders"]) == pytest.approx(1)
 
 
-def test_every_step_is_logged_for_all_and_per_task(tiny: tuple[Path, dict[str, Any]]) -> None:
+def test_every_step_logs_metrics_for_all_and_per_task(tiny: tuple[Path, dict[str, Any]]) -> None:
     out, _ = tiny
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text("utf-8").splitlines()]
     joint = [row for row in rows if row["arm"] == "joint" and row["kind"] == "train"]
@@ -116,7 +116,7 @@ def test_every_step_is_logged_for_all_and_per_task(tiny: tuple[Path, dict[str, A
         assert metrics["mismatch_abs/all"] < 0.1
 
 
-def test_the_test_split_is_opened_last(tiny: tuple[Path, dict[str, Any]]) -> None:
+def test_test_split_is_evaluated_last(tiny: tuple[Path, dict[str, Any]]) -> None:
     out, _ = tiny
     kinds = [json.loads(line)["kind"] for line in (out / "metrics.jsonl").read_text("utf-8").splitlines()]
     first = kinds.index("test")
@@ -137,7 +137,7 @@ def test_the_same_seed_gives_the_same_numbers(repo: Path, tmp_path: Path) -> Non
     assert lines("a") == lines("b")
 
 
-def test_train_and_eval_on_one_arm(repo: Path, tmp_path: Path) -> None:
+def test_eval_of_a_trained_arm_gives_its_test_accuracies(repo: Path, tmp_path: Path) -> None:
     options = ["--arm", "single:qa", "--steps", 4, "--set", "warmup.steps=2"]
     result = study("train", repo / "recipes" / "tiny.toml", "--out", tmp_path / "one", *options)
     assert list(result["arms"]) == ["start", "single:qa"]
@@ -151,7 +151,9 @@ def test_train_and_eval_on_one_arm(repo: Path, tmp_path: Path) -> None:
     }
 
 
-def test_a_short_study_with_the_built_in_model(repo: Path, tmp_path: Path, builtin_model: Path) -> None:
+def test_short_study_with_the_builtin_model_earns_rewards_and_updates(
+    repo: Path, tmp_path: Path, builtin_model: Path
+) -> None:
     """Two tasks, few steps: the real model answers, is rewarded, and is updated."""
     small = [
         'study.arms=["start", "joint"]',
@@ -180,7 +182,7 @@ def test_a_short_study_with_the_built_in_model(repo: Path, tmp_path: Path, built
 
 
 @pytest.mark.timeout(700)  # two minutes on two free cores, several where they are shared
-def test_the_real_data_recipe_runs(repo: Path, tmp_path: Path, shared_data: Path, builtin_model: Path) -> None:
+def test_real_data_recipe_runs_to_a_report(repo: Path, tmp_path: Path, shared_data: Path, builtin_model: Path) -> None:
     small = [
         "study.steps=4",
         "warmup.steps=4",
@@ -216,7 +218,7 @@ def planned(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     return out, study("study", repo / "recipes" / "tiny.toml", "--out", out, *chosen)
 
 
-def test_probes_for_a_plan_are_short(planned: tuple[Path, dict[str, Any]]) -> None:
+def test_short_probes_take_at_most_15_percent_of_the_steps(planned: tuple[Path, dict[str, Any]]) -> None:
     out, _ = planned
     result = json.loads((out / "result.json").read_text("utf-8"))
     [probes] = result["probes"]
@@ -226,7 +228,7 @@ def test_probes_for_a_plan_are_short(planned: tuple[Path, dict[str, Any]]) -> No
     assert not any(name.startswith("single:") for name in result["arms"])
 
 
-def test_forecasts_stand_beside_every_arm(planned: tuple[Path, dict[str, Any]]) -> None:
+def test_planned_study_has_forecasts_and_assumptions_for_every_arm(planned: tuple[Path, dict[str, Any]]) -> None:
     out, _ = planned
     result = json.loads((out / "result.json").read_text("utf-8"))
     assert {(row["arm"], row["task"]) for row in result["forecasts"]} == {
@@ -243,8 +245,8 @@ def test_forecasts_stand_beside_every_arm(planned: tuple[Path, dict[str, Any]]) 
     )["sequence"]["order"][::-1]
 
 
-def test_adapters_are_kept_and_merged(repo: Path, tmp_path: Path) -> None:
-    """LoRA probes are the experts where the arm `merge` is made of them; gradients are measured beside them."""
+def test_lora_probes_save_adapters_that_the_merge_arm_uses(repo: Path, tmp_path: Path) -> None:
+    """LoRA probes serve as experts of the arm `merge`, and gradients are measured beside them."""
     settings = ['study.arms=["start", "curriculum", "merge"]', 'study.probes=["lora", "gradient"]']
     chosen = [word for setting in settings for word in ("--set", setting)]
     out = tmp_path / "run"
@@ -262,7 +264,9 @@ def test_adapters_are_kept_and_merged(repo: Path, tmp_path: Path) -> None:
     assert set(json.loads((out / "transfer.json").read_text("utf-8"))["entropy"]["after"]) == set(TASKS)
 
 
-def test_probes_are_compared_and_a_run_is_evidence(repo: Path, tmp_path: Path, planned: tuple[Path, Any]) -> None:
+def test_probe_kinds_are_compared_and_evidence_changes_the_forecast(
+    repo: Path, tmp_path: Path, planned: tuple[Path, Any]
+) -> None:
     out = tmp_path / "probed"
     settings = ["--set", "study.steps=16", "--kinds", "short,full"]
     result = study("probe", repo / "recipes" / "tiny.toml", "--out", out, *settings)

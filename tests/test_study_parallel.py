@@ -49,7 +49,9 @@ def uncounted(found: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="no /proc to look for processes in")
 @pytest.mark.timeout(600)
-def test_side_by_side_is_one_after_another(repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parallel_seeds_killed_and_resumed_end_as_serial_seeds(
+    repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # sums in another order would be other numbers
     recipe, errors = repo / "recipes" / "tiny.toml", tmp_path / "err"
     calm, out = tmp_path / "calm", tmp_path / "run"
@@ -82,7 +84,7 @@ def test_side_by_side_is_one_after_another(repo: Path, tmp_path: Path, monkeypat
 
 
 @pytest.mark.timeout(200)
-def test_a_seed_that_fails_is_named_and_the_others_stop(repo: Path, tmp_path: Path) -> None:
+def test_failing_seed_exits_2_and_stops_the_others(repo: Path, tmp_path: Path) -> None:
     recipe, errors, out = repo / "recipes" / "tiny.toml", tmp_path / "err", tmp_path / "run"
     options = ("--set", "rl.lr=1e30", "--set", "rl.max_grad_norm=1e30", "--jobs", "2")
     assert begin(errors, recipe, "--out", out, *SEEDS, *options).wait(180) == 2
@@ -94,7 +96,7 @@ def test_a_seed_that_fails_is_named_and_the_others_stop(repo: Path, tmp_path: Pa
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="no /proc to look for processes in")
 @pytest.mark.timeout(200)
-def test_a_seed_that_is_killed_is_told_and_the_others_stop(repo: Path, tmp_path: Path) -> None:
+def test_killed_seed_is_reported_and_stops_the_others(repo: Path, tmp_path: Path) -> None:
     errors, out = tmp_path / "err", tmp_path / "run"
     process = begin(errors, repo / "recipes" / "tiny.toml", "--out", out, *SEEDS, "--jobs", "2")
     wait_for(process, journalled(out / "seeds" / "3", '"kind": "checkpoint"'))
@@ -105,7 +107,7 @@ def test_a_seed_that_is_killed_is_told_and_the_others_stop(repo: Path, tmp_path:
     assert not at_work(out)
 
 
-def test_devices_are_dealt_out_in_turn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_devices_are_assigned_to_jobs_in_turn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     recipe = builtin_recipe(["study.seeds=[0, 1, 2, 3]"])
@@ -114,7 +116,7 @@ def test_devices_are_dealt_out_in_turn(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert _Processes(recipe, tmp_path, 3, ()).devices == []
 
 
-def test_parts_that_have_become_one_go(tmp_path: Path) -> None:
+def test_seed_folders_are_removed_once_joined(tmp_path: Path) -> None:
     recipe = builtin_recipe(["study.seeds=[0, 1]"])
     for seed in ("0", "1"):
         (tmp_path / "seeds" / seed).mkdir(parents=True)
@@ -130,7 +132,7 @@ def test_parts_that_have_become_one_go(tmp_path: Path) -> None:
     assert not (tmp_path / "seeds").exists()
 
 
-def test_a_folder_of_that_name_is_left_alone(repo: Path, tmp_path: Path) -> None:
+def test_existing_seeds_folder_exits_2_and_is_left_alone(repo: Path, tmp_path: Path) -> None:
     errors, out = tmp_path / "err", tmp_path / "run"
     (out / "seeds").mkdir(parents=True)
     (out / "seeds" / "mine").write_text("kept", "utf-8")
@@ -139,7 +141,7 @@ def test_a_folder_of_that_name_is_left_alone(repo: Path, tmp_path: Path) -> None
     assert [path.name for path in (out / "seeds").iterdir()] == ["mine"]
 
 
-def test_a_budget_is_not_split(repo: Path, tmp_path: Path) -> None:
+def test_judge_budget_with_several_jobs_is_refused(repo: Path, tmp_path: Path) -> None:
     endpoint = 'judge.endpoint={base_url="http://127.0.0.1:9/v1", model="m", budget={requests=5}}'
     options = ("--set", 'judge.kind="endpoint"', "--set", endpoint, "--jobs", "2")
     errors, out = tmp_path / "err", tmp_path / "run"

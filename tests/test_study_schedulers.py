@@ -38,27 +38,27 @@ def scheduler(spec: dict[str, Any], judged: tuple[str, ...] = (), steps: int = 1
     return make_scheduler(recipe, "x", SIZES, judged, seed=0)
 
 
-def test_mixtures_by_hand() -> None:
+def test_uniform_and_proportional_shares_equal_values_by_hand() -> None:
     assert scheduler({"kind": "uniform"}).quotas(0) == {"a": 4, "b": 4}
     assert scheduler({"kind": "proportional"}).shares == pytest.approx({"a": 0.2, "b": 0.8})
     assert scheduler({"kind": "proportional", "temperature": 2.0}).shares == pytest.approx({"a": 1 / 3, "b": 2 / 3})
 
 
-def test_mixtures_of_any_temperature() -> None:
+def test_proportional_shares_at_extreme_temperatures_are_finite() -> None:
     cold = scheduler({"kind": "proportional", "temperature": 0.001})
     assert cold.shares == pytest.approx({"a": 0.0, "b": 1.0})
     assert cold.quotas(0) == {"b": 8}
     assert scheduler({"kind": "proportional", "temperature": 1e9}).shares == pytest.approx({"a": 0.5, "b": 0.5})
 
 
-def test_a_cold_start_leaves_steps_to_the_rule() -> None:
+def test_pac_cold_start_is_shorter_than_the_run() -> None:
     assert [scheduler({"kind": "pac"}, steps=n).cold_start for n in (1, 10, 400)] == [0, 2, 50]
     assert scheduler({"kind": "pac", "cold_start": 9}).cold_start == 9
     with pytest.raises(UserError, match=r"study.schedulers.x.cold_start: must be fewer than the 10 steps"):
         scheduler({"kind": "pac", "cold_start": 10})
 
 
-def test_some_first_leave_a_step_to_all() -> None:
+def test_first_scheduler_leaves_at_least_one_step_to_all_tasks() -> None:
     late = scheduler({"kind": "first", "tasks": ["a"], "share": 0.99})
     assert [late.quotas(step) for step in (8, 9)] == [{"a": 8}, {"a": 2, "b": 6}]
 
@@ -73,14 +73,14 @@ def test_some_first_leave_a_step_to_all() -> None:
         ),
     ],
 )
-def test_what_a_scheduler_lacks_is_told_before_anything_runs(changes: dict[str, Any], words: str) -> None:
+def test_unusable_scheduler_of_a_recipe_is_refused_by_prepare(changes: dict[str, Any], words: str) -> None:
     recipe = parse_recipe({"model": {"name": "tiny"}, "tasks": TASKS, "study": changes}, "r.toml")
     with pytest.raises(UserError) as caught:
         prepare(recipe)
     assert words in str(caught.value)
 
 
-def test_gradients_that_can_not_be_seen_are_told_before_anything_runs(tmp_path: Path, tiny_model: Path) -> None:
+def test_tac_without_down_proj_layers_is_refused(tmp_path: Path, tiny_model: Path) -> None:
     for file in (*tiny_model.glob("*token*"), *tiny_model.glob("*.jinja")):
         shutil.copy(file, tmp_path)
     config = GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=50, n_positions=64, bos_token_id=0, eos_token_id=1)
@@ -90,8 +90,8 @@ def test_gradients_that_can_not_be_seen_are_told_before_anything_runs(tmp_path: 
         check_schedulers(parse_recipe(table, "r.toml"), SIZES, ())
 
 
-def test_a_stage_longer_than_its_share_of_few_steps(tmp_path: Path) -> None:
-    """Two steps are less than four tasks: none has a stage of its own to be measured in."""
+def test_sequence_arm_with_fewer_steps_than_tasks_counts_one_pass_per_stage(tmp_path: Path) -> None:
+    """With two steps and four tasks, no task has a whole stage as its unit of length."""
     tasks = {name: {"source": "builtin:math"} for name in "abcd"}
     study = {"steps": 2, "arms": ["joint", "x"], "schedulers": {"x": {"kind": "sequence", "stages": ["d", "a"]}}}
     evaluation = Evaluation({}, {}, 0)
@@ -99,7 +99,7 @@ def test_a_stage_longer_than_its_share_of_few_steps(tmp_path: Path) -> None:
     assert [own.passes for own in _as_trained(arm, parse_recipe({"tasks": tasks, "study": study}, "r.toml"))] == [1, 1]
 
 
-def test_some_first_then_all() -> None:
+def test_first_scheduler_trains_the_named_or_judged_tasks_then_all() -> None:
     first = scheduler({"kind": "first", "tasks": ["a"], "share": 0.3})
     assert [first.quotas(step) for step in (0, 2, 3)] == [{"a": 8}, {"a": 8}, {"a": 2, "b": 6}]
     judged = scheduler({"kind": "first"}, judged=("b",))
@@ -108,7 +108,7 @@ def test_some_first_then_all() -> None:
         scheduler({"kind": "first"})
 
 
-def test_stages_share_all_steps() -> None:
+def test_read_stages_shares_all_steps_by_length() -> None:
     assert read_stages(["a", "b", "a:0.5"], 10) == [("a", 4), ("b", 4), ("a", 2)]
     assert read_stages(["a", "b", "a"], 10) == [("a", 4), ("b", 3), ("a", 3)]
     assert scheduler({"kind": "sequence", "stages": ["b", "a:1.5"]}).stages == (("b", 4), ("a", 6))
@@ -138,7 +138,7 @@ def test_stages_share_all_steps() -> None:
         ({"schedulers": {"x": {"kind": "sequence", "stages": ["c"]}}}, "study.schedulers.x"),
     ],
 )
-def test_bad_schedulers_are_refused_by_key(study: dict[str, Any], key: str) -> None:
+def test_bad_scheduler_settings_are_refused_by_key(study: dict[str, Any], key: str) -> None:
     with pytest.raises(UserError) as refused:
         parse_recipe({"tasks": TASKS, "study": study}, "r.toml")
     assert str(refused.value).startswith(f"r.toml: {key}: ")
@@ -160,7 +160,7 @@ def test_unknown_key_of_a_scheduler_names_the_nearest() -> None:
         parse_recipe({"tasks": TASKS, "study": {**study, "schedulers": {"x": {"kind": "sek"}}}}, "r.toml")
 
 
-def test_kinds_without_settings_are_arms() -> None:
+def test_scheduler_kinds_without_settings_can_be_arms() -> None:
     arms = ["start", "sec", "joint", "mine", "dump"]
     table = {"arms": arms, "schedulers": {"mine": {"kind": "sec", "rate": 0.1}, "unused": {"kind": "tscl"}}}
     found = scheduled_arms(parse_recipe({"tasks": TASKS, "study": table}, "r.toml").study)
@@ -183,7 +183,7 @@ ARMS = (
 
 
 @pytest.mark.timeout(600)
-def test_a_study_of_schedulers_survives_a_kill_in_each(repo: Path, tmp_path: Path) -> None:
+def test_study_killed_in_scheduled_arms_resumes_to_the_same_end(repo: Path, tmp_path: Path) -> None:
     recipe, errors, out = repo / "recipes" / "tiny.toml", tmp_path / "err", tmp_path / "run"
     options = (*QUICK, *ARMS)
     assert begin(errors, recipe, "--out", tmp_path / "calm", *options).wait(280) == 0, errors.read_text("utf-8")[-2000:]
@@ -213,7 +213,7 @@ SEEDS = (
 
 
 @pytest.mark.timeout(600)
-def test_no_verdict_before_the_last_seed_and_a_second_one_is_stricter(repo: Path, tmp_path: Path) -> None:
+def test_verdict_waits_for_the_last_seed_and_is_stricter_after_extension(repo: Path, tmp_path: Path) -> None:
     recipe, errors, out = repo / "recipes" / "tiny.toml", tmp_path / "err", tmp_path / "run"
     process = begin(errors, recipe, "--out", out, *QUICK, *SEEDS)
     wait_for(process, (out / "result.json").exists)
@@ -239,7 +239,7 @@ def test_no_verdict_before_the_last_seed_and_a_second_one_is_stricter(repo: Path
     assert any("gave a verdict once before" in note and "97.5 %" in note for note in longer["notes"])
 
 
-def test_a_plan_that_costs_nothing_or_all_cannot_be_charged() -> None:
+def test_curriculum_net_without_a_probe_or_steps_left_is_refused() -> None:
     study = {"arms": ["curriculum_net", "joint"], "steps": 12, "order": ["a", "b"]}
     with pytest.raises(UserError, match=r"needs a probe and no study\.order"):
         steps_after_probe(parse_recipe({"tasks": TASKS, "study": study}, "r.toml"))

@@ -1,4 +1,4 @@
-"""What a study says of its arms, against learners for which the truth is known."""
+"""Comparisons of arms, on synthetic learners for which the truth is known."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ WORLDS = {
 
 
 @pytest.mark.parametrize("name", WORLDS)
-def test_what_could_be_seen_is_seen_and_rightly(name: str) -> None:
-    """Of pairs whose true difference exceeds what the study says it can see, nine in ten are shown, never turned."""
+def test_detectable_differences_are_shown_with_the_right_sign(name: str) -> None:
+    """At least 90 % of pairs that differ by more than the detectable difference are shown, none with the wrong sign."""
     truth = true_scores(WORLDS[name], ARMS, STEPS)
     rng = np.random.default_rng(2)
     seeable = shown = turned = in_order = 0
@@ -70,7 +70,7 @@ def test_what_could_be_seen_is_seen_and_rightly(name: str) -> None:
 
 
 @pytest.mark.parametrize(("seeds", "luck"), [(1, 0.0), (2, 0.02), (3, 0.0), (3, 0.02), (3, 0.08), (10, 0.02)])
-def test_no_winner_is_declared_where_there_is_none(seeds: int, luck: float) -> None:
+def test_equal_arms_are_declared_different_in_at_most_5_percent(seeds: int, luck: float) -> None:
     """Effects that add up and stay: whatever the mix, every arm ends at the same on average. Of each family of rows at
     most one study in twenty shows any difference."""
     flat = World(TASKS, np.full(4, -0.4), np.full((4, 4), 0.006), luck=luck, saturates=False)
@@ -85,8 +85,8 @@ def test_no_winner_is_declared_where_there_is_none(seeds: int, luck: float) -> N
     assert max(declared.values(), default=0) <= (0.05 + 2 * (0.05 * 0.95 / studies) ** 0.5) * studies
 
 
-def test_what_is_promised_before_is_about_what_is_found_after() -> None:
-    """The smallest difference, as expected from the size of the study alone, and as its own data say."""
+def test_expected_detectable_is_within_a_factor_2_of_the_measured() -> None:
+    """Compares the detectable difference expected from the study's size with the one measured on its data."""
     rng = np.random.default_rng(4)
     own = world(luck=0.03)
     against = len(rivals(list(ARMS)))

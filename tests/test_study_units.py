@@ -19,7 +19,7 @@ def recipe(**study: Any) -> Recipe:
     return builtin_recipe([f"study.{key}={json.dumps(value)}" for key, value in study.items()])
 
 
-def test_default_study_unit_by_unit() -> None:
+def test_default_study_has_the_expected_units_needs_and_work() -> None:
     plan = plan_work(recipe())
     assert [unit.name for unit in plan.units] == [
         *("warmup", "start", "single:math", "single:coding", "single:qa", "single:writing"),
@@ -36,12 +36,12 @@ def test_default_study_unit_by_unit() -> None:
     assert plan.total == {"warmup": 40, "check": 9, "step": 6 * 48, "validation": 1 + 8 + 4 + 1 + 1, "test": 8}
 
 
-def test_fixed_order_waits_for_no_plan() -> None:
+def test_study_with_a_fixed_order_has_no_plan_unit() -> None:
     plan = plan_work(recipe(arms=["start", "curriculum"], order=["qa", "math", "coding", "writing"]))
     assert [unit.name for unit in plan.units] == ["warmup", "start", "curriculum", "test start", "test curriculum"]
 
 
-def test_lora_experts_are_merged_and_gradients_train_nothing() -> None:
+def test_lora_probes_are_merge_experts_and_gradient_probes_evaluate_nothing() -> None:
     plan = plan_work(recipe(arms=["start", "curriculum", "merge"], probes=["lora", "gradient"]))
     units = {unit.name: unit for unit in plan.units}
     assert plan.experts == "lora"
@@ -56,7 +56,9 @@ def test_lora_experts_are_merged_and_gradients_train_nothing() -> None:
     st.integers(4, 60),
     st.integers(1, 3),
 )
-def test_units_come_after_what_they_need(arms: set[str], probes: list[str], steps: int, seeds: int) -> None:
+def test_units_follow_what_they_need_and_their_work_adds_up(
+    arms: set[str], probes: list[str], steps: int, seeds: int
+) -> None:
     study = recipe(arms=sorted(arms, key=ARMS.index), probes=probes, steps=steps, seeds=list(range(seeds)))
     plan = plan_work(study)
     for seed in range(seeds):
@@ -74,6 +76,6 @@ def test_units_come_after_what_they_need(arms: set[str], probes: list[str], step
     assert plan.total == total
 
 
-def test_probe_that_leaves_nothing_is_refused() -> None:
+def test_curriculum_net_with_probes_of_all_steps_is_refused() -> None:
     with pytest.raises(Exception, match="leaves no stage for 'curriculum_net'"):
         plan_work(recipe(arms=["start", "single", "curriculum_net"]))

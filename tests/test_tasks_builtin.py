@@ -54,15 +54,15 @@ def test_splits_are_full_and_share_no_prompt(kind: str, difficulty: float) -> No
 
 
 @pytest.mark.parametrize("kind", BUILTIN)
-def test_no_seed_trains_on_the_test_of_another(kind: str) -> None:
+def test_train_split_of_a_seed_shares_no_prompt_with_the_test_of_another(kind: str) -> None:
     first, second = build(kind, 1.0, seed=1), build(kind, 1.0, seed=2)
     assert {p.prompt for p in first.problems("train")} != {p.prompt for p in second.problems("train")}
     assert not {p.prompt for p in first.problems("train")} & {p.prompt for p in second.problems("test")}
 
 
 @pytest.mark.parametrize("kind", BUILTIN)
-def test_splits_share_no_content(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By key, for several seeds: no content lies in two splits."""
+def test_splits_of_several_seeds_share_no_content(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checks by content key over several seeds."""
     homes: dict[str, str] = {}
     for seed in range(3):
         task = build.__wrapped__(kind, 1.0, seed)
@@ -81,7 +81,7 @@ def test_splits_share_no_content(kind: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("kind", BUILTIN)
-def test_default_sizes_and_short_prompts(kind: str) -> None:
+def test_default_task_has_its_split_sizes_and_short_prompts(kind: str) -> None:
     task = make_task(kind, TaskSpec(source=f"builtin:{kind}"))
     assert [len(task.problems(split)) for split in SPLITS] == [512, 64, 128]
     assert max(len(problem.prompt.split()) for problem in everything(task)) <= 60
@@ -94,7 +94,7 @@ def fingerprint() -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def test_every_process_gives_the_same_problems() -> None:
+def test_another_process_generates_the_same_problems() -> None:
     code = "import test_tasks_builtin as t; print(t.fingerprint())"
     path = os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])
     env = os.environ | {"PYTHONHASHSEED": "12345", "PYTHONPATH": path}
@@ -102,7 +102,7 @@ def test_every_process_gives_the_same_problems() -> None:
     assert other.stdout.strip() == fingerprint()
 
 
-def test_larger_train_pool_leaves_the_test_pool_alone() -> None:
+def test_larger_train_split_does_not_change_the_test_split() -> None:
     small, large = (
         make_task("m", TaskSpec(source="builtin:math", train=n, validation=5, test=20)).problems("test")
         for n in (5, 50)
@@ -112,7 +112,7 @@ def test_larger_train_pool_leaves_the_test_pool_alone() -> None:
 
 @FEW
 @given(st.integers(0, 10**6), st.floats(0, 10))
-def test_math_gold_is_the_value(seed: int, difficulty: float) -> None:
+def test_math_gold_answer_is_the_value_of_the_expression(seed: int, difficulty: float) -> None:
     item = drawn("math", seed, difficulty)
     assert re.fullmatch(r"-?\d+", item.answer or "")
     if bare := re.fullmatch(r"(\d+) ([-+*]) (\d+)", item.key):
@@ -139,14 +139,14 @@ def solve(prompt: str) -> int | None:
     return None
 
 
-def test_math_stories_agree_with_a_second_reading() -> None:
+def test_math_story_answers_agree_with_a_second_solver() -> None:
     read = [(p, solve(p.prompt)) for d in (0.0, 1.0, 2.5) for p in everything(build("math", d))]
     known = [(p, value) for p, value in read if value is not None]
     assert len(known) > 60
     assert [(p.prompt, p.answer) for p, value in known if p.answer != str(value)] == []
 
 
-def test_easy_math_is_easy() -> None:
+def test_math_at_difficulty_0_has_numbers_up_to_21() -> None:
     numbers = [int(n) for p in everything(build("math", 0.0)) for n in re.findall(r"\d+", p.prompt)]
     assert max(numbers) <= 20
     assert max(int(p.answer or "") for p in everything(build("math", 0.0))) <= 21
@@ -154,7 +154,7 @@ def test_easy_math_is_easy() -> None:
 
 @FEW
 @given(st.integers(0, 10**6), st.floats(0, 10))
-def test_coding_gold_passes_and_trivial_answers_fail(seed: int, difficulty: float) -> None:
+def test_coding_gold_passes_its_tests_and_constants_fail(seed: int, difficulty: float) -> None:
     item = drawn("coding", seed, difficulty)
     tests, entry = item.data["tests"], item.data["entry_point"]
     assert len(tests) == 5
@@ -180,7 +180,7 @@ def passes(source: str, tests: list[str]) -> bool:
 
 
 @pytest.mark.parametrize("difficulty", [0.0, 3.0, 10.0])
-def test_qa_options_hold_the_answer_once(difficulty: float) -> None:
+def test_qa_options_contain_the_answer_once(difficulty: float) -> None:
     for problem in everything(build("qa", difficulty)):
         choices = problem.data["choices"]
         assert choices.count(problem.answer) == 1
@@ -190,7 +190,7 @@ def test_qa_options_hold_the_answer_once(difficulty: float) -> None:
             assert len(choices) == 4 + round(0.4 * difficulty)
 
 
-def test_no_distractor_is_right() -> None:
+def test_qa_distractors_are_never_right() -> None:
     lands = {land.the: land for land in countries().values()}
     by_name = {land.name: land for land in countries().values()}
     capitals = {land.capital: land.name for land in countries().values()}
@@ -209,7 +209,7 @@ def test_no_distractor_is_right() -> None:
                 assert capitals[capital] == fact.answer
 
 
-def test_known_facts() -> None:
+def test_qa_has_known_facts_and_no_ambiguous_ones() -> None:
     asked = {fact.question: fact.answer for facts in _relations().values() for fact in facts}
     assert asked["What is the capital of France?"] == "Paris"
     assert asked["What is the capital of the United Kingdom?"] == "London"
@@ -225,7 +225,7 @@ def test_known_facts() -> None:
 
 @FEW
 @given(st.integers(0, 10**6), st.floats(0, 10))
-def test_writing_gold_keeps_its_constraints(seed: int, difficulty: float) -> None:
+def test_writing_gold_meets_its_constraints(seed: int, difficulty: float) -> None:
     item = drawn("writing", seed, difficulty)
     text, limits = item.answer or "", item.data["constraints"]
     words = re.findall(r"[\w']+", text.lower())
@@ -238,7 +238,7 @@ def test_writing_gold_keeps_its_constraints(seed: int, difficulty: float) -> Non
     assert text.endswith(".")
 
 
-def test_writing_gold_is_varied() -> None:
+def test_writing_gold_has_over_40_different_openings() -> None:
     openings = {" ".join((p.answer or "").split()[:2]) for p in everything(build("writing", 1.0))}
     assert len(openings) > 40
 
@@ -250,7 +250,7 @@ class Dry(PooledTask):
         return Item("the only fact", "What is it?", "It")
 
 
-def test_a_split_without_problems_is_an_error_with_its_key() -> None:
+def test_split_without_problems_is_a_user_error_that_names_the_key() -> None:
     task = Dry("dry", TaskSpec(source="python:x:Dry"))
     home = split_of("the only fact")
     assert len(task.problems(home)) == 1
@@ -259,7 +259,7 @@ def test_a_split_without_problems_is_an_error_with_its_key() -> None:
             task.problems(split)
 
 
-def test_built_in_tasks_refuse_keys_they_ignore() -> None:
+def test_builtin_task_refuses_keys_it_would_ignore() -> None:
     with pytest.raises(UserError, match=r"tasks\.m\.template"):
         make_task("m", TaskSpec(source="builtin:math", template="Q: {prompt}"))
     with pytest.raises(UserError, match=r"tasks\.m\.options"):

@@ -1,4 +1,4 @@
-"""Adapters: rows of files and packages as tasks, and what is said of bad ones."""
+"""Adapters: rows of files and packages as tasks, and errors for bad ones."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ REAL: list[tuple[str, dict[str, Any], list[int], str, set[str]]] = [
 
 @needs_data
 @pytest.mark.parametrize(("file", "keys", "expected", "part", "data"), REAL, ids=[row[0] for row in REAL])
-def test_real_data_loads(file: str, keys: dict[str, Any], expected: list[int], part: str, data: set[str]) -> None:
+def test_published_data_loads_with_its_sizes_and_rewards(
+    file: str, keys: dict[str, Any], expected: list[int], part: str, data: set[str]
+) -> None:
     task = load(str(DATA / f"{file}.jsonl.gz"), **keys)
     assert sizes(task) == expected
     assert list(task.reward.sum) == [part]
@@ -69,7 +71,7 @@ def test_real_data_loads(file: str, keys: dict[str, Any], expected: list[int], p
 
 
 @needs_data
-def test_overlap_of_real_data_is_refused_and_can_be_dropped() -> None:
+def test_overlap_of_mbpp_splits_is_refused_and_can_be_dropped() -> None:
     file = str(DATA / "coding/mbpp.jsonl.gz")
     task = load(file)
     assert len(split_overlap(task)) == 3
@@ -80,7 +82,7 @@ def test_overlap_of_real_data_is_refused_and_can_be_dropped() -> None:
     assert sizes(dropped) == [371, 90, 401]
 
 
-def test_rows_become_problems(tmp_path: Path) -> None:
+def test_rows_become_problems_by_fields_and_template(tmp_path: Path) -> None:
     rows = [
         {"q": f"Which {i}?", "a": "b", "opts": ["red", "green"], "meta": {"ctx": "It is {options}."}} for i in range(40)
     ]
@@ -98,7 +100,7 @@ def test_rows_become_problems(tmp_path: Path) -> None:
     assert [p.id for p in again.problems("train")] == [p.id for p in task.problems("train")]
 
 
-def test_splits_named_and_carved(tmp_path: Path) -> None:
+def test_splits_are_read_from_rows_or_carved_and_bad_names_refused(tmp_path: Path) -> None:
     rows = [{"prompt": f"p{i}", "answer": "1", "split": ("tr", "te", "other")[i % 3]} for i in range(90)]
     file = write(tmp_path / "rows.jsonl", rows)
     task = load(file, splits={"train": ("tr",), "test": ("te",)})
@@ -162,7 +164,7 @@ def test_bad_rows_name_file_line_and_field(tmp_path: Path, name: str, row: bytes
     assert "\n" not in str(caught.value)
 
 
-def test_files_that_are_missing_damaged_or_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_damaged_or_too_large_files_are_user_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"none\.jsonl: tasks\.t\.files: no such file"):
         load(str(tmp_path / "none.jsonl"))
     with pytest.raises(UserError, match=r"tasks\.t\.files: can't be read"):
@@ -204,7 +206,7 @@ def test_files_that_are_missing_damaged_or_too_large(tmp_path: Path, monkeypatch
         ({"options": {"distractors": {"from": "rows", "count": 0}}}, r"from 1 to 25"),
     ],
 )
-def test_bad_keys(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
+def test_bad_task_keys_are_refused_by_key(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
     file = write(tmp_path / "rows.jsonl", [{"prompt": f"p{i}", "answer": "1"} for i in range(9)])
     with pytest.raises(UserError, match=message):
         load(file, **keys)
@@ -233,7 +235,7 @@ def test_any_json_loads_or_is_a_user_error(tmp_path_factory: pytest.TempPathFact
         load(str(path))
 
 
-def test_letters_labels_places_and_texts_name_a_choice(tmp_path: Path) -> None:
+def test_answer_by_letter_label_index_or_text_names_a_choice(tmp_path: Path) -> None:
     rows = [
         {"prompt": "1", "answer": "(b)", "choices": ["x", "y"]},
         {"prompt": "2", "answer": "Y", "choices": ["x", "y"]},
@@ -249,7 +251,7 @@ def test_letters_labels_places_and_texts_name_a_choice(tmp_path: Path) -> None:
     assert all(p.answer == "xy"[int(p.prompt) % 2] for split in SPLITS for p in _problems(task, split))
 
 
-def test_options_are_drawn_from_other_answers(tmp_path: Path) -> None:
+def test_distractors_are_drawn_from_answers_of_other_rows(tmp_path: Path) -> None:
     colours = [{"prompt": f"Colour {n}?", "answer": name} for n, name in enumerate(("red", "blue", "pink", "grey"))]
     rows: list[dict[str, Any]] = [*colours * 10, {"prompt": "Which?", "choices": ["cat", "dog"], "answer": "A"}]
     rows = [{**row, "id": str(n), "split": "train"} for n, row in enumerate(rows)]
@@ -278,7 +280,7 @@ def _problems(task: Task, split: Any) -> Any:
         return ()
 
 
-def test_test_rows_that_overlap_train_are_refused(tmp_path: Path) -> None:
+def test_rows_of_the_test_split_that_overlap_train_are_refused(tmp_path: Path) -> None:
     rows = [{"prompt": f"What is {i}?", "answer": "1", "split": "train"} for i in range(30)]
     rows.append({"prompt": "what is  7?", "answer": "1", "split": "test"})
     task = load(write(tmp_path / "rows.jsonl", rows))
@@ -286,7 +288,7 @@ def test_test_rows_that_overlap_train_are_refused(tmp_path: Path) -> None:
         check_splits(task)
 
 
-def test_unknown_sources_name_the_known_ones() -> None:
+def test_unknown_task_source_lists_the_known_ones() -> None:
     with pytest.raises(
         UserError, match=r"tasks\.t\.source: unknown source 'builtin:maths'; did you mean 'builtin:math'"
     ):
@@ -295,7 +297,7 @@ def test_unknown_sources_name_the_known_ones() -> None:
         make_task("t", TaskSpec(source="csv"))
 
 
-def test_extras_that_are_missing_name_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_extra_is_a_user_error_that_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     for package in ("datasets", "reasoning_gym"):
         monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match="pip install datasets"):
@@ -304,7 +306,7 @@ def test_extras_that_are_missing_name_their_package(monkeypatch: pytest.MonkeyPa
         make_task("t", TaskSpec(source="reasoning_gym:chain_sum"))
 
 
-def test_hugging_face_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hugging_face_rows_load_with_options_and_bad_ones_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
 
     def load_dataset(place: str, **options: Any) -> Any:
@@ -323,7 +325,7 @@ def test_hugging_face_rows(monkeypatch: pytest.MonkeyPatch) -> None:
         make_task("t", TaskSpec(source="hf:some/set", options={"nmae": "main"}))
 
 
-def test_gym_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gym_problems_are_drawn_inside_the_sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "packages" / "reasoning_gym"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(
@@ -365,13 +367,13 @@ def _check_gym_entries() -> None:
 
 
 @pytest.mark.parametrize("name", ["chain_sum", "letter_counting", "spell_backward"])
-def test_real_gym(name: str) -> None:
+def test_reasoning_gym_sets_load_with_their_split_sizes(name: str) -> None:
     pytest.importorskip("reasoning_gym", reason="the extra reasoning-gym isn't installed")
     task = make_task("t", TaskSpec(source=f"reasoning_gym:{name}", train=8, validation=3, test=3))
     assert sizes(task) == [8, 3, 3]
 
 
-def test_python_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_task_is_loaded_and_unusable_ones_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_own_tasks.py").write_text(
         "from omni_thinker.tasks.builtin.math import MathTask\n"
         "class Mine(MathTask):\n    default_difficulty = 0.0\n"

@@ -1,4 +1,4 @@
-"""Transfer matrices are checked, kept whole, and pooled over seeds."""
+"""Transfer matrices are checked, round-trip through files, and are pooled over seeds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from omni_thinker.runs.schema.transfer import Column, TransferMatrix
 from omni_thinker.transfer.matrix import load_matrix, parse_matrix, pool
 
 
-def test_effects_by_hand() -> None:
+def test_effects_equal_values_by_hand() -> None:
     assert MATRIX.effect("a", "b") == pytest.approx(0.1)
     assert MATRIX.effect("c", "a") == pytest.approx(-0.2)
     assert MATRIX.effect("a", "a") == pytest.approx(0.4)
@@ -28,7 +28,7 @@ def test_effects_by_hand() -> None:
 GOOD = dump(MATRIX)
 
 
-def test_a_matrix_survives_its_file(tmp_path: Path) -> None:
+def test_matrix_round_trips_through_its_file(tmp_path: Path) -> None:
     path = tmp_path / "transfer.json"
     unknown = matrix(START, AFTER, stderr=math.inf)
     for made in (MATRIX, unknown, LACKING, EVALUATED):
@@ -60,7 +60,7 @@ def test_missing_cells_stay_missing() -> None:
     assert "b" not in pool([MATRIX, LACKING]).after["a"], "a cell of one seed is no cell of both"
 
 
-def test_evaluations_stand_for_their_tasks() -> None:
+def test_columns_of_evaluations_replace_the_column_of_their_task() -> None:
     columns = EVALUATED.columns()
     assert [(column.name, column.task) for column in columns] == [
         ("b", "b"), ("c", "c"), ("a/one", "a"), ("other/two", "other"),
@@ -147,7 +147,7 @@ def test_a_bad_matrix_is_refused_by_file_and_key(path: str, value: Any, key: str
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "3", "null", '"x"', "\ufeff{}", "[" * 100_000], ids=lambda text: repr(text[:8])
 )
-def test_what_is_no_matrix_is_refused_by_file(text: str, tmp_path: Path) -> None:
+def test_file_that_is_not_a_matrix_is_refused_by_its_path(text: str, tmp_path: Path) -> None:
     file = tmp_path / "transfer.json"
     file.write_text(text, "utf-8")
     with pytest.raises(UserError) as caught:
@@ -155,7 +155,7 @@ def test_what_is_no_matrix_is_refused_by_file(text: str, tmp_path: Path) -> None
     assert str(caught.value).startswith(f"{file}: ")
 
 
-def test_a_missing_or_unreadable_file_is_refused_by_name(tmp_path: Path) -> None:
+def test_missing_or_unreadable_matrix_is_refused_by_its_path(tmp_path: Path) -> None:
     (tmp_path / "latin").write_bytes(b'{"tasks": ["\xe9"]}')
     for name in ("none.json", ".", "latin"):
         with pytest.raises(UserError) as caught:
@@ -163,7 +163,7 @@ def test_a_missing_or_unreadable_file_is_refused_by_name(tmp_path: Path) -> None
         assert str(caught.value).startswith(str(tmp_path))
 
 
-def test_what_may_be_left_out() -> None:
+def test_omitted_keys_of_a_matrix_get_their_defaults() -> None:
     bare = parse_matrix(_with("start.a", {"mean": 1}), "here").start["a"]
     assert (bare.mean, bare.n) == (1.0, 0)
     assert bare.stderr == pytest.approx(math.sqrt(0.0025 * 0.9975 / 200), rel=0.01), "as if of 200 answers"
@@ -181,7 +181,7 @@ def _parts(estimate: Estimate) -> tuple[float, int, float]:
     return estimate.mean, estimate.n, estimate.stderr
 
 
-def test_seeds_are_pooled_by_hand() -> None:
+def test_pooled_seeds_equal_values_by_hand() -> None:
     one, two = matrix([0.2, 0.5], [[0.4, 0.5], [0.1, 0.9]], 0.03), matrix([0.4, 0.5], [[0.4, 0.5], [0.3, 0.9]], 0.04)
     pooled = pool([one, two])
     assert pooled.tasks == ("a", "b")
@@ -193,5 +193,5 @@ def test_seeds_are_pooled_by_hand() -> None:
     assert _parts(pool([one]).after["a"]["a"]) == pytest.approx((0.4, 50, 0.03))
 
 
-def test_a_seed_with_unknown_error_makes_the_pool_unknown() -> None:
+def test_seed_with_unknown_stderr_makes_the_pooled_stderr_unknown() -> None:
     assert pool([matrix([0.5] * 2, [[0.5] * 2] * 2, e) for e in (0.1, math.inf)]).start["a"].stderr == math.inf

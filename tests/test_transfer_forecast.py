@@ -43,7 +43,7 @@ from omni_thinker.transfer.metrics import (
     transfer,
 )
 from omni_thinker.transfer.probe import extrapolate
-from omni_thinker.transfer.simulate import WORLDS, World, seen
+from simulated_learners import WORLDS, World, seen
 
 LITERAL = ("naive", "additive", "relative", "logit")
 
@@ -60,7 +60,7 @@ def odds(p: float) -> float:
 # -- the formulas ---------------------------------------------------------------------------------------------------
 
 
-def test_sequences_by_hand() -> None:
+def test_sequence_forecasts_equal_values_by_hand() -> None:
     for name in LITERAL:
         assert at(name, "acb", "b") == pytest.approx(0.8), "the last task ends at its own single-task accuracy"
     assert at("naive", "bac", "b") == pytest.approx(0.8)
@@ -72,7 +72,7 @@ def test_sequences_by_hand() -> None:
     assert at("logit", "bac", "b") == pytest.approx(1 / (1 + math.exp(-total)))
 
 
-def test_joint_and_merge_by_hand() -> None:
+def test_joint_and_merge_forecasts_equal_values_by_hand() -> None:
     additive = make_forecaster("additive", MATRIX, draws=1)
     # b: start .4, itself +.4, a +.1, c -.2.
     assert additive(evenly("abc"))["b"][0] == pytest.approx(0.4 + 0.4 + 0.1 - 0.2)
@@ -83,7 +83,7 @@ def test_joint_and_merge_by_hand() -> None:
     assert additive(Joint({"b": 1.0}, passes=1.0))["a"][0] == pytest.approx(0.1)
 
 
-def test_a_task_that_comes_again_is_refreshed() -> None:
+def test_repeated_or_short_stages_equal_values_by_hand() -> None:
     additive = make_forecaster("additive", MATRIX, draws=1)
     assert additive(in_order("acb"))["a"][0] == pytest.approx(0.6 - 0.2 - 0.1)
     assert additive(in_order("acba"))["a"][0] == pytest.approx(0.6)
@@ -120,7 +120,7 @@ def test_every_forecast_is_an_accuracy(name: str, start: list[float], after: lis
             assert ((draws >= 0) & (draws <= 1)).all()
 
 
-def test_draws_hold_the_measurement_and_its_noise() -> None:
+def test_draws_contain_the_measurement_and_its_noise() -> None:
     draws = Draws.of(matrix([0.5, 0.5], [[0.5, 0.5], [0.5, 0.5]], stderr=0.05))
     cell = draws.after_K_C_N[0, 1]
     assert cell[0] == 0.5
@@ -131,13 +131,13 @@ def test_draws_hold_the_measurement_and_its_noise() -> None:
     assert unknown.max() == 1.0
 
 
-def test_interval_by_hand() -> None:
+def test_interval_equals_values_by_hand() -> None:
     known = interval(np.linspace(0, 1, 1001))
     assert (known.mean, known.low, known.high) == pytest.approx((0.5, 0.1, 0.9))
     assert interval(np.linspace(0, 1, 1001), 0.95).low == pytest.approx(0.025)
 
 
-def test_what_would_be_measured_is_wider() -> None:
+def test_measured_adds_the_evaluation_noise() -> None:
     predict = make_forecaster("additive", matrix([0.5] * 2, [[0.5] * 2] * 2, stderr=0.05))
     truth = predict.by_column(in_order("ab"))
     shown = measured(predict, truth)
@@ -151,7 +151,7 @@ def test_what_would_be_measured_is_wider() -> None:
         ({"a": 1.5, "b": -0.5}, "between 0 and 1"), ({"a": math.nan}, "between 0 and 1"),
     ],
 )  # fmt: skip
-def test_shares_that_are_none_are_refused(weights: dict[str, float], words: str) -> None:
+def test_bad_shares_of_a_joint_run_are_refused(weights: dict[str, float], words: str) -> None:
     with pytest.raises(UserError, match=words):
         make_forecaster("naive", MATRIX, draws=1)(Joint(weights))
 
@@ -159,7 +159,7 @@ def test_shares_that_are_none_are_refused(weights: dict[str, float], words: str)
 # -- the hierarchical model ---------------------------------------------------------------------------------------
 
 
-def test_where_other_runs_say_nothing_it_is_naive() -> None:
+def test_hierarchical_without_cross_task_cells_equals_naive() -> None:
     sharp = matrix(START, AFTER, stderr=0.01, n=2000)
     own = {t: {t: sharp.after[t][t]} for t in "abc"}
     alone = Hierarchical(TransferMatrix(sharp.tasks, sharp.start, own))
@@ -169,8 +169,8 @@ def test_where_other_runs_say_nothing_it_is_naive() -> None:
             assert found[task] == pytest.approx(sharp.after[task][task].mean, abs=0.02)
 
 
-def test_what_all_runs_bring_is_counted_once() -> None:
-    """Three tasks that any run lifts from .3 to .5 and their own no further: no order and no mixture adds it up."""
+def test_hierarchical_counts_the_effect_shared_by_all_tasks_once() -> None:
+    """Any run lifts all three tasks from 0.3 to 0.5, so no order and no mixture may add these gains up."""
     lifted = matrix([0.3] * 3, [[0.5] * 3] * 3, stderr=0.01, n=2000)
     predict = Hierarchical(lifted)
     for plan in (in_order("abc"), evenly("abc")):
@@ -179,7 +179,7 @@ def test_what_all_runs_bring_is_counted_once() -> None:
     assert make_forecaster("logit", lifted)(in_order("abc"))["a"].mean() > 0.65
 
 
-def test_mixing_dilutes_and_later_stages_wear_off() -> None:
+def test_hierarchical_shrinks_gains_that_are_mixed_or_followed_by_stages() -> None:
     sharp = matrix([0.2] * 3, [[0.8, 0.2, 0.2], [0.2, 0.8, 0.2], [0.2, 0.2, 0.8]], stderr=0.01, n=2000)
     predict = Hierarchical(sharp)
     first, middle, last = (float(predict(in_order("abc"))[task].mean()) for task in "abc")
@@ -190,7 +190,7 @@ def test_mixing_dilutes_and_later_stages_wear_off() -> None:
     assert float(predict(Joint({"a": 1.0}, 1.0))["a"].mean()) == pytest.approx(0.8, abs=0.03)
 
 
-def test_evidence_sharpens_what_is_kept() -> None:
+def test_evidence_of_forgetting_lowers_the_retained_share() -> None:
     sharp = matrix([0.2] * 3, [[0.8, 0.2, 0.2], [0.2, 0.8, 0.2], [0.2, 0.2, 0.8]], stderr=0.02, n=400)
     before = Hierarchical(sharp)
     forgot = Evidence(in_order("ab"), {"a": Estimate(0.35, 400, 0.024), "b": Estimate(0.8, 400, 0.02)})
@@ -206,7 +206,7 @@ def test_the_same_seed_gives_the_same_forecast() -> None:
     assert not np.array_equal(first, Hierarchical(own, 200, 4)(in_order("cab"))["a"])
 
 
-def test_what_is_hardly_trained_hardly_changes() -> None:
+def test_forecast_of_a_stage_of_length_near_0_changes_nothing() -> None:
     """Forecasts are continuous in the length of a stage or a joint run."""
     own = matrix([0.5] * 3, [[0.8, 0.3, 0.4], [0.3, 0.8, 0.4], [0.4, 0.2, 0.8]], stderr=0.02, n=400)
     for predict in (Hierarchical(own, 300), *(make_forecaster(name, own, draws=1) for name in ("naive", "additive"))):
@@ -217,7 +217,7 @@ def test_what_is_hardly_trained_hardly_changes() -> None:
         assert predict.expected((*in_order("abc"), Stage("a", 1e-9))) == pytest.approx(before, abs=1e-6)
 
 
-def test_more_of_a_task_takes_nothing_of_it_away() -> None:
+def test_longer_stage_never_lowers_its_own_task() -> None:
     own = matrix([0.3, 0.5], [[0.7, 0.5], [0.3, 0.6]], stderr=0.02, n=400)
     predict = Hierarchical(own, 300)
     once, twice = predict.expected((Stage("a"),)), predict.expected((Stage("a", 2.0),))
@@ -226,7 +226,7 @@ def test_more_of_a_task_takes_nothing_of_it_away() -> None:
         assert predict.expected((Stage("a", 2.0), Stage("a", more)))[0] == pytest.approx(twice[0], abs=1e-9)
 
 
-def test_a_short_refresh_brings_most_of_a_loss_back() -> None:
+def test_short_refresh_recovers_most_of_a_loss() -> None:
     own = matrix([0.5, 0.5], [[0.8, 0.5], [0.3, 0.8]], stderr=0.01, n=4000)
     predict = Hierarchical(own, 500)
     whole, lost, back = (
@@ -237,8 +237,8 @@ def test_a_short_refresh_brings_most_of_a_loss_back() -> None:
     assert back - lost > 0.6 * (whole - lost)
 
 
-def test_noise_is_that_of_the_problems_wherever_the_start_lies() -> None:
-    """A start of 0 has nearly no error of its own; a forecast of one half has, by the same problems."""
+def test_measured_noise_depends_on_the_problems_not_on_the_start() -> None:
+    """A start of 0 has almost no error, but a forecast of one half on the same problems has."""
     for mean in (0.0, 0.02, 0.3):
         for n in (48, 400):
             shrunk = (mean * n + 0.5) / (n + 1)
@@ -248,8 +248,8 @@ def test_noise_is_that_of_the_problems_wherever_the_start_lies() -> None:
             assert shown.std() == pytest.approx(0.5 / n**0.5, rel=0.1), (mean, n)
 
 
-def test_evidence_narrows_without_becoming_too_sure() -> None:
-    """Worlds drawn from the forecaster itself: its 80 % intervals of a new order, after four others were seen."""
+def test_evidence_narrows_intervals_that_stay_calibrated() -> None:
+    """Worlds are drawn from the forecaster: its 80 % intervals of a new order, after four others were observed."""
     own = matrix([0.3, 0.4, 0.5], [[0.6, 0.45, 0.5], [0.35, 0.6, 0.55], [0.3, 0.4, 0.7]], stderr=0.06, n=60)
     inside, widths = [], []
     spread = float(np.hypot(0.15, 0.6 * Hierarchical(own, 10).spread))
@@ -323,7 +323,7 @@ def _claims_too_much(world: World, predict: Hierarchical) -> bool:
     )
 
 
-def test_intervals_are_calibrated_where_the_truth_is_known() -> None:
+def test_intervals_on_synthetic_worlds_are_calibrated() -> None:
     share, errors, false_claims = coverage(500)
     assert 0.75 <= share <= 0.85
     assert false_claims < 0.05
@@ -334,7 +334,7 @@ def test_intervals_are_calibrated_where_the_truth_is_known() -> None:
 
 
 @pytest.mark.parametrize("key", ["last", "best_mean"])
-def test_the_mix_of_a_real_run_is_forecast(key: str, shared_data: Path) -> None:
+def test_forecast_of_a_published_mixed_run_is_within_0_035(key: str, shared_data: Path) -> None:
     own, truth = guru(shared_data / "transfer", key)
     errors = {}
     for name in FORECASTERS:
@@ -354,7 +354,7 @@ def cells(stderr: float = 0.02, **means: float) -> dict[str, Estimate]:
     return {task: Estimate(mean, 100, stderr) for task, mean in means.items()}
 
 
-def test_assumptions_by_hand() -> None:
+def test_assumption_checks_equal_values_by_hand() -> None:
     own = matrix(START, AFTER, stderr=0.02)
     run = [StageSeen("a", cells(a=0.6, b=0.5, c=0.4)), StageSeen("b", cells(a=0.5, b=0.8, c=0.1))]
     first, second = check_assumptions(own, [run])
@@ -376,7 +376,7 @@ def test_assumptions_by_hand() -> None:
     assert "nothing to test" in nothing.words
 
 
-def test_quantities_by_hand() -> None:
+def test_transfer_quantities_equal_values_by_hand() -> None:
     assert transfer(MATRIX)["c"] == pytest.approx({"a": -0.2, "b": -0.2, "c": 0.4})
     assert shared(MATRIX) == pytest.approx({"a": -0.15, "b": -0.05, "c": 0.0})
     assert specific(MATRIX)["c"]["a"] == pytest.approx(-0.05)
@@ -397,14 +397,14 @@ def test_quantities_by_hand() -> None:
 # -- short probes ---------------------------------------------------------------------------------------------------
 
 
-def test_probes_take_their_share_and_no_more() -> None:
+def test_probe_steps_stay_within_their_share_of_one_arm() -> None:
     assert probe_steps(60, 240, 4, 0.15) == 9
     assert 4 * 9 <= 0.15 * 240 < 4 * 10
     assert probe_steps(6, 24, 4, 0.15) == 1
     assert probe_steps(6, 24, 4, 1.0) == 6, "never more than a stage"
 
 
-def test_a_short_probe_is_stretched_along_the_curve() -> None:
+def test_short_probe_is_extrapolated_along_the_curve() -> None:
     own = matrix([0.5, 0.5], [[0.6, 0.5], [0.45, 0.7]], stderr=0.02, n=10**6)
     whole = extrapolate(own, {"a": 0.5, "b": 1.0})
     assert whole.after["b"] == own.after["b"]
@@ -414,7 +414,9 @@ def test_a_short_probe_is_stretched_along_the_curve() -> None:
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0.05, 3), st.sampled_from([0.0, 0.05, math.inf]))
-def test_stretching_keeps_accuracies(start: float, after: float, passes: float, stderr: float) -> None:
+def test_extrapolated_cells_are_accuracies_with_a_stderr(
+    start: float, after: float, passes: float, stderr: float
+) -> None:
     own = matrix([start, 0.5], [[after, 0.5], [0.5, 0.5]], stderr=stderr)
     cell = extrapolate(own, {"a": passes, "b": passes}).after["a"]["a"]
     assert 0 <= cell.mean <= 1

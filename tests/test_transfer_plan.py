@@ -1,4 +1,4 @@
-"""Plans are the best there are, bounds hold, and what the data can't tell is said."""
+"""Plans are optimal, bounds hold, and unsettled decisions are stated."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ matrices = st.integers(2, 6).flatmap(
 @pytest.mark.parametrize("name", LITERAL)
 @given(own=matrices)
 @settings(max_examples=30)
-def test_the_exact_order_is_the_best_of_all(name: str, objective: Objective, own: TransferMatrix) -> None:
+def test_exact_order_has_the_best_score_of_all_orders(name: str, objective: Objective, own: TransferMatrix) -> None:
     found = best_order(form_of(own, name), objective)
     scores = brute(own, name, objective)
     assert found.score == pytest.approx(max(scores.values()), abs=1e-9)
@@ -74,7 +74,7 @@ def test_the_exact_order_is_the_best_of_all(name: str, objective: Objective, own
     assert found.exact
 
 
-def test_additive_plans_equal_brute_force_on_a_thousand_matrices() -> None:
+def test_additive_order_equals_brute_force_on_1000_matrices() -> None:
     rng = np.random.default_rng(5)
     for number in range(1000):
         count = 2 + number % 6 if number % 50 == 5 else 2 + number % 5  # seven tasks now and then: 5,040 orders
@@ -89,14 +89,14 @@ def test_additive_plans_equal_brute_force_on_a_thousand_matrices() -> None:
         assert score_order(form, MEAN, order) == pytest.approx(best, abs=1e-9)
 
 
-def test_the_hierarchical_search_is_exact_for_its_form() -> None:
+def test_hierarchical_order_has_the_best_score_of_its_form() -> None:
     form = make_forecaster("hierarchical", matrix(START, AFTER, stderr=0.02), draws=50).set_form()
     for objective in (MEAN, Objective("worst")):
         scores = {order: score_order(form, objective, order) for order in permutations("abc")}
         assert best_order(form, objective).score == pytest.approx(max(scores.values()), abs=1e-9)
 
 
-def test_fixed_places_are_kept() -> None:
+def test_fixed_places_are_respected_by_the_best_order() -> None:
     rng = np.random.default_rng(2)
     own = from_effects(rng.normal(0, 0.1, (5, 5)))
     objective = Objective(fixed={"t3": 1, "t0": 4})
@@ -109,7 +109,7 @@ def test_fixed_places_are_kept() -> None:
     assert sorted(order) == sorted(large.tasks)
 
 
-def test_eighteen_tasks_are_planned_exactly_in_seconds() -> None:
+def test_exact_order_of_18_tasks_takes_under_10_seconds() -> None:
     own = from_effects(np.random.default_rng(1).normal(-0.01, 0.03, (18, 18)))
     form = form_of(own)
     began = time.monotonic()
@@ -126,14 +126,14 @@ def test_eighteen_tasks_are_planned_exactly_in_seconds() -> None:
 @pytest.mark.parametrize("name", LITERAL)
 @given(own=matrices, seed=st.integers(0, 5))
 @settings(max_examples=40)
-def test_a_bound_is_never_passed(name: str, own: TransferMatrix, seed: int) -> None:
+def test_upper_bound_is_never_exceeded(name: str, own: TransferMatrix, seed: int) -> None:
     form = form_of(own, name)
     order = tuple(np.random.default_rng(seed).permutation(own.tasks).tolist())
     for objective in (MEAN, Objective("worst")):
         assert upper_bound(form, objective, order) >= best_order(form, objective).score - 1e-9
 
 
-def test_local_search_finds_the_best_of_small_ones() -> None:
+def test_local_search_of_7_tasks_finds_the_best_order() -> None:
     rng = np.random.default_rng(3)
     missed = 0.0
     for _ in range(50):
@@ -142,8 +142,8 @@ def test_local_search_finds_the_best_of_small_ones() -> None:
     assert missed < 1e-6
 
 
-def test_two_hundred_tasks_are_planned_with_a_bound() -> None:
-    """Effects as large in all as those of four tasks with N(-.01, .03)."""
+def test_order_of_200_tasks_has_a_bound_within_5_percent() -> None:
+    """The effects add up to the size of those of four tasks from N(-0.01, 0.03)."""
     effects = np.random.default_rng(0).normal(-0.01 / 50, 0.03 / 50, (200, 200))
     form = form_of(from_effects(effects))
     began = time.monotonic()
@@ -157,7 +157,7 @@ def test_two_hundred_tasks_are_planned_with_a_bound() -> None:
 # -- named rules ----------------------------------------------------------------------------------------------------
 
 
-def test_named_strategies_by_hand() -> None:
+def test_strategy_orders_equal_values_by_hand() -> None:
     # Outgoing effects: a: b +.1, c -.1; b: a -.1, c +.1; c: a -.2, b -.2.
     # Incoming: a -.3, b -.1, c 0: the most damaged goes last.
     # Last place: a harms least in all (0, tied with b, first wins); then b (c +.1) against c (b -.2).
@@ -172,7 +172,7 @@ def test_named_strategies_by_hand() -> None:
     assert sorted(orders["random"]) == ["a", "b", "c"]
 
 
-def test_the_mean_regrets_of_the_rules_are_the_known_ones() -> None:
+def test_mean_regrets_of_the_strategies_are_the_known_ones() -> None:
     rng = np.random.default_rng(0)
     rules = {"back": back_greedy, "forgettable": least_to_most_forgettable, "front": front_greedy}
     regrets: dict[str, list[float]] = {name: [] for name in rules}
@@ -188,14 +188,14 @@ def test_the_mean_regrets_of_the_rules_are_the_known_ones() -> None:
     assert means == pytest.approx({"back": 0.10, "forgettable": 0.20, "front": 0.81}, abs=0.02)
 
 
-def test_adjacent_swap_rule() -> None:
+def test_plan_of_two_tasks_puts_the_less_harmed_last() -> None:
     """Two tasks: i before j is better exactly if D[j, i] > D[i, j]."""
     for d_ab, d_ba, best in ((0.1, -0.1, ("b", "a")), (-0.1, 0.1, ("a", "b")), (-0.2, -0.1, ("a", "b"))):
         own = matrix([0.5, 0.5], [[0.6, 0.5 + d_ab], [0.5 + d_ba, 0.6]])
         assert make_plan(own, forecaster="additive").plan.order == best
 
 
-def test_ties_go_to_the_order_of_the_tasks() -> None:
+def test_tied_orders_follow_the_order_of_the_tasks() -> None:
     flat = matrix([0.5] * 4, [[0.5] * 4] * 4)
     strategies = make_plan(flat, forecaster="logit").strategies
     assert strategies["exact"].order == ("a", "b", "c", "d")
@@ -206,7 +206,7 @@ def test_ties_go_to_the_order_of_the_tasks() -> None:
 
 
 @pytest.mark.parametrize("name", LITERAL)
-def test_a_plan_by_hand(name: str) -> None:
+def test_plan_scores_equal_brute_force(name: str) -> None:
     plan = make_plan(MATRIX, forecaster=name)
     scores = brute(MATRIX, name, MEAN)
     assert {f.order: pytest.approx(f.score) for f in plan.orders} == scores
@@ -223,7 +223,7 @@ def test_a_plan_by_hand(name: str) -> None:
 
 @pytest.mark.parametrize("name", FORECASTERS)
 @pytest.mark.parametrize("objective", [MEAN, Objective("worst")], ids=str)
-def test_plans_and_single_forecasts_agree(name: str, objective: Objective) -> None:
+def test_scores_of_a_plan_equal_single_forecasts(name: str, objective: Objective) -> None:
     own = matrix(START, AFTER, stderr=0.03)
     plan = make_plan(own, forecaster=name, objective=objective)
     predict = make_forecaster(name, own)
@@ -236,7 +236,7 @@ def test_plans_and_single_forecasts_agree(name: str, objective: Objective) -> No
         assert plan.decision.gain_over_joint == pytest.approx(plan.sequence.score - plan.joint.score, abs=1e-9)
 
 
-def test_a_given_order_or_strategy_is_chosen() -> None:
+def test_plan_uses_a_given_order_or_strategy() -> None:
     for name in FORECASTERS:
         assert make_plan(MATRIX, forecaster=name, order=("b", "a", "c")).plan.order == ("b", "a", "c")
         assert make_plan(MATRIX, forecaster=name, strategy="front_greedy").plan.order == ("a", "b", "c")
@@ -248,7 +248,7 @@ def test_a_given_order_or_strategy_is_chosen() -> None:
     assert plan.plan.probability_best is None
 
 
-def test_noise_makes_intervals_and_doubt() -> None:
+def test_noise_widens_intervals_and_lowers_probability_best() -> None:
     sure = make_plan(matrix(START, AFTER, stderr=1e-6), forecaster="logit")
     doubtful = make_plan(matrix(START, AFTER, stderr=0.1), forecaster="logit")
     assert sure.plan.probability_best == pytest.approx(1.0)
@@ -266,8 +266,8 @@ def _all_alike(gain: float, stderr: float, n: int) -> TransferMatrix:
     return matrix([0.3] * 4, after, stderr, n)
 
 
-def test_joint_training_is_an_answer() -> None:
-    """Ten tasks of which only their own runs lift each: what is learnt first wears off over nine later stages."""
+def test_plan_is_joint_where_later_stages_forget_the_first() -> None:
+    """Only a task's own run lifts it, and what is learnt first is forgotten over nine later stages."""
     after = [[0.8 if i == j else 0.2 for j in range(10)] for i in range(10)]
     own = matrix([0.2] * 10, after, stderr=0.01, n=2000)
     plan = make_plan(own)
@@ -278,7 +278,7 @@ def test_joint_training_is_an_answer() -> None:
     assert make_plan(own, forecaster="additive").plan.kind == "sequence"
 
 
-def test_what_the_data_can_not_tell_is_said() -> None:
+def test_unsettled_decision_is_stated_in_words() -> None:
     plan = make_plan(_all_alike(0.3, 0.05, 96))
     assert not plan.decision.settled
     assert "the data can't tell: the expected gain of the sequence is" in plan.words
@@ -290,7 +290,7 @@ def test_what_the_data_can_not_tell_is_said() -> None:
     assert "Joint training is forecast to beat the sequence by 0.050" in decision_words(worse)
 
 
-def test_a_refresh_is_put_in_where_it_pays() -> None:
+def test_refresh_is_added_only_where_it_pays_its_cost() -> None:
     own = matrix([0.2] * 3, [[0.9, 0.1, 0.1], [0.1, 0.5, 0.2], [0.1, 0.2, 0.5]], stderr=0.01, n=2000)
     plain = make_plan(own, order=())
     free = make_plan(own, refresh_cost=0.0)
@@ -306,7 +306,7 @@ def test_a_refresh_is_put_in_where_it_pays() -> None:
         assert len(make_plan(flat, refresh_cost=0.01).sequence.order) == 6, "nothing to gain, nothing put in"
 
 
-def test_a_plan_is_plain_json() -> None:
+def test_plan_dumps_to_plain_json() -> None:
     table = json.loads(json.dumps(dump(make_plan(matrix(START, AFTER, stderr=0.02))), allow_nan=False))
     assert {"plan", "orders", "strategies", "exact", "upper_bound", "forecaster"} <= set(table)
     assert sorted(table["sequence"]["order"]) == ["a", "b", "c"]
@@ -332,27 +332,27 @@ def test_a_plan_is_plain_json() -> None:
         ({"objective": Objective(fixed={"a": 1, "b": 1})}, "--fix: two tasks can't have the same place"),
     ],
 )
-def test_what_can_not_be_planned_is_said(wrong: dict[str, Any], words: str) -> None:
+def test_bad_arguments_of_a_plan_are_refused(wrong: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError) as caught:
         make_plan(MATRIX, **wrong)
     assert str(caught.value).startswith(words)
 
 
-def test_a_task_without_its_own_run_can_not_be_planned() -> None:
+def test_task_without_its_own_run_is_refused() -> None:
     after = {i: {j: e for j, e in row.items() if i != "b" or j != "b"} for i, row in MATRIX.after.items()}
     lacking = TransferMatrix(MATRIX.tasks, MATRIX.start, after)
     with pytest.raises(UserError, match="'b' was not measured after training on its own task"):
         make_plan(lacking)
 
 
-def test_an_order_names_every_task() -> None:
+def test_planned_order_names_every_task() -> None:
     check_order(("c", "a", "b"), ("a", "b", "c"))
     names: Sequence[str] = make_plan(MATRIX).sequence.order
     check_order(names, MATRIX.tasks)
 
 
 @pytest.mark.parametrize("kind", ["mean", "worst"])
-def test_with_six_tasks_no_order_beats_the_plan_or_its_bound(kind: str) -> None:
+def test_plan_of_six_tasks_is_the_best_order_within_its_bound(kind: str) -> None:
     rng = np.random.default_rng(4)
     count = 6
     effects = rng.normal(-0.03, 0.08, (count, count))
@@ -371,7 +371,7 @@ def test_with_six_tasks_no_order_beats_the_plan_or_its_bound(kind: str) -> None:
     assert not plan.exact
 
 
-def test_joint_training_is_the_one_that_is_asked_for() -> None:
+def test_joint_forecast_uses_the_given_shares() -> None:
     own = matrix(START, AFTER, stderr=0.03)
     shares = {"a": 0.8, "b": 0.1, "c": 0.1}
     plan = make_plan(own, shares=shares)
@@ -380,7 +380,7 @@ def test_joint_training_is_the_one_that_is_asked_for() -> None:
     assert plan.joint.score != pytest.approx(make_plan(own).joint.score, abs=1e-3)
 
 
-def test_a_refresh_is_told_by_its_length() -> None:
+def test_words_of_a_plan_give_the_length_of_a_refresh() -> None:
     own = matrix([0.2] * 3, [[0.9, 0.1, 0.1], [0.1, 0.5, 0.2], [0.1, 0.2, 0.5]], stderr=0.01, n=2000)
     plan = make_plan(own, refresh_cost=0.0)
     assert ":0.25" in plan.words

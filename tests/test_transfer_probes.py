@@ -1,4 +1,4 @@
-"""Probes that are cheaper than whole stages: sketches, gradients, adapters, and what entropy tells."""
+"""Probes that are cheaper than whole stages: sketches, gradients, adapters and entropies."""
 
 from __future__ import annotations
 
@@ -28,14 +28,7 @@ from omni_thinker.rl.batch import ScoredGroup
 from omni_thinker.rl.gradient import add_policy_gradient
 from omni_thinker.runs.schema.base import Estimate, dump
 from omni_thinker.runs.schema.transfer import Entropies, TransferMatrix
-from omni_thinker.studies.units import (
-    expert_kind,
-    plan_work,
-    probe_kinds,
-    probe_lengths,
-    probed_tasks,
-    single_tasks,
-)
+from omni_thinker.studies.units import expert_kind, plan_work, probe_kinds, probe_lengths, probed_tasks, single_tasks
 from omni_thinker.transfer.forecast import in_order
 from omni_thinker.transfer.gradient import Gradients, first_order
 from omni_thinker.transfer.hierarchical import Evidence, Hierarchical
@@ -47,7 +40,7 @@ from omni_thinker.types import Problem, SampleRequest, SamplingParams, Score
 # -- sketches ---------------------------------------------------------------------------------------------------------
 
 
-def test_sketches_keep_inner_products() -> None:
+def test_sketches_preserve_inner_products() -> None:
     torch.manual_seed(0)
     a = [torch.randn(300, 64), torch.randn(4000)]
     b = [0.5 * x + torch.randn_like(x) for x in a]
@@ -58,14 +51,14 @@ def test_sketches_keep_inner_products() -> None:
     assert abs(float(sketch(a, 5)[0] @ sketch(b, 6)[0])) < abs(told) / 4, "other signs, other sketch"
 
 
-def test_sketches_are_sums_and_repeat() -> None:
+def test_sketches_are_linear_and_repeatable() -> None:
     a, b = [torch.randn(50, 8)], [torch.randn(50, 8)]
     assert torch.allclose(sketch([a[0] + b[0]], 1)[0], sketch(a, 1)[0] + sketch(b, 1)[0], atol=1e-5)
     assert torch.equal(sketch(a, 1), sketch(a, 1))
     assert not sketch([None, torch.zeros(3, 3)], 1).any()
 
 
-def test_a_direction_has_rows_of_one_size() -> None:
+def test_direction_is_scaled_to_rows_of_equal_norm() -> None:
     rows = torch.tensor([[3.0, -4.0], [0.0, 0.0], [3e-20, 4e-20]])
     made = sketch([rows], 1, dimensions=7)[1]
     # Two rows of mean square 1, so four numbers whose squares add up to 4; seven buckets hold six weights apart.
@@ -73,7 +66,7 @@ def test_a_direction_has_rows_of_one_size() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 5000])
-def test_long_tensors_are_sketched_in_pieces(rows: int) -> None:
+def test_long_tensors_are_sketched_without_bias(rows: int) -> None:
     ones = torch.ones(rows, 1100)
     found = sketch([ones], 2, dimensions=5)
     assert float(found[0].abs().max()) < 5 * (rows * 1100 / 5) ** 0.5
@@ -132,7 +125,7 @@ def add_group(policy: TorchPolicy, group: ScoredGroup, sample: Any) -> float:
     return float(policy.logprobs([own]).double().sum())
 
 
-def test_without_signal_there_is_no_gradient(tiny_model: Path) -> None:
+def test_group_without_signal_adds_no_gradient(tiny_model: Path) -> None:
     policy = TorchPolicy(ModelSpec(name=str(tiny_model), dtype="float32"))
     assert add_policy_gradient(policy, _scored(policy, "t", [[1.0, 1.0]]), 1.0) == 0
     assert not policy.sketch_gradient(0).any()
@@ -148,8 +141,8 @@ def test_a_sketch_clears_the_gradient(tiny_model: Path) -> None:
     assert torch.allclose(policy.sketch_gradient(3), first)
 
 
-def test_first_order_by_hand() -> None:
-    """One direction for two tasks: b's gradient is against a's."""
+def test_first_order_effects_equal_values_by_hand() -> None:
+    """Two tasks share one direction, and b's gradient opposes a's."""
     along = np.array([[1.0, 0.0], [1.0, 0.0]])
     gradients = {"a": Gradients(along, along), "b": Gradients(-0.5 * along, -along)}
     start = {"a": Estimate(0.5, 10**9, 0.0), "b": Estimate(0.5, 10**9, 0.0)}
@@ -167,8 +160,8 @@ def test_first_order_by_hand() -> None:
     assert found.after["a"]["a"].stderr == pytest.approx(slope * np.hypot(0.1 / 2**0.5, 0.05), rel=1e-6)
 
 
-def test_a_batch_is_not_multiplied_with_itself() -> None:
-    """Pure noise: its square would look like a gain."""
+def test_first_order_effect_of_pure_noise_is_0_on_average() -> None:
+    """On pure noise, multiplying a batch with itself would look like a gain."""
     rng = np.random.default_rng(0)
     gains = []
     for _ in range(200):
@@ -182,7 +175,7 @@ def test_a_batch_is_not_multiplied_with_itself() -> None:
 
 
 @given(st.floats(0, 1), st.floats(-100, 100), st.floats(0, 0.3))
-def test_a_straight_line_ends_within_zero_and_one(start: float, gradient: float, stderr: float) -> None:
+def test_first_order_accuracies_stay_within_0_and_1(start: float, gradient: float, stderr: float) -> None:
     rows = np.full((2, 3), gradient)
     own = dict.fromkeys("ab", Gradients(rows, rows))
     found = first_order({task: Estimate(start, 20, stderr) for task in "ab"}, own, {"a": 1.0, "b": 0.0})
@@ -197,7 +190,7 @@ def test_a_straight_line_ends_within_zero_and_one(start: float, gradient: float,
 # -- agreement, extrapolation -----------------------------------------------------------------------------------------
 
 
-def test_agreement_by_hand() -> None:
+def test_agreement_of_matrices_equals_values_by_hand() -> None:
     half = matrix(START, [[(a + s) / 2 for a, s in zip(row, START, strict=True)] for row in AFTER])
     found = agreement(half, MATRIX)
     assert found is not None
@@ -215,7 +208,7 @@ def test_agreement_by_hand() -> None:
     assert agreement(TransferMatrix(("x",), {}, {"x": {}}), TransferMatrix(("x",), {}, {"x": {}})) is None
 
 
-def test_nothing_is_added_where_nothing_changed() -> None:
+def test_extrapolating_an_unchanged_accuracy_gives_effect_0() -> None:
     """An accuracy of 0 before and after has no effect, however short the probe."""
     own = extrapolate(matrix([0.0, 1.0], [[0.0, 1.0], [0.0, 1.0]], n=6), {"a": 0.1, "b": 0.1})
     assert [own.effect(i, j) for i in "ab" for j in "ab"] == [0.0] * 4
@@ -226,7 +219,7 @@ def test_nothing_is_added_where_nothing_changed() -> None:
 ENTROPIES = Entropies({"a": 1.0, "b": 2.0, "c": 0.5}, {"a": {"a": 0.5, "b": 1.5}, "b": {"c": 0.75}})
 
 
-def test_entropies_survive_a_file(tmp_path: Path) -> None:
+def test_entropies_round_trip_through_a_file(tmp_path: Path) -> None:
     own = TransferMatrix(MATRIX.tasks, MATRIX.start, MATRIX.after, entropy=ENTROPIES)
     (tmp_path / "t.json").write_text(json.dumps(dump(own)))
     assert load_matrix(tmp_path / "t.json") == own
@@ -234,7 +227,7 @@ def test_entropies_survive_a_file(tmp_path: Path) -> None:
     assert ENTROPIES.change("a", "c") == ENTROPIES.change("c", "a") == 0.0
 
 
-def test_entropies_are_pooled_and_stretched() -> None:
+def test_pooled_and_extrapolated_entropies_equal_values_by_hand() -> None:
     more = Entropies({"a": 2.0, "b": 2.0, "c": 0.5}, {"a": {"a": 0.5, "b": 0.5}, "b": {"c": 0.25}})
     pooled = pool([TransferMatrix(MATRIX.tasks, MATRIX.start, MATRIX.after, entropy=own) for own in (ENTROPIES, more)])
     assert pooled.entropy == Entropies({"a": 1.5, "b": 2.0, "c": 0.5}, {"a": {"a": 0.5, "b": 1.0}, "b": {"c": 0.5}})
@@ -265,7 +258,7 @@ def test_bad_entropies_are_refused_by_key(entropy: Any, key: str) -> None:
     assert "t.json" in str(caught.value)
 
 
-def test_entropies_say_nothing_without_evidence() -> None:
+def test_entropies_without_evidence_do_not_change_the_forecast() -> None:
     own = TransferMatrix(MATRIX.tasks, MATRIX.start, MATRIX.after, entropy=ENTROPIES)
     for order in ("abc", "cba"):
         told, plain = (Hierarchical(each, 4000)(in_order(order)) for each in (own, MATRIX))
@@ -273,7 +266,7 @@ def test_entropies_say_nothing_without_evidence() -> None:
             assert told[task].mean() == pytest.approx(plain[task].mean(), abs=0.01)
 
 
-def test_evidence_teaches_what_entropy_does() -> None:
+def test_entropies_with_evidence_lower_the_forecast_error() -> None:
     """In worlds where earlier stages' entropy decides later gains, knowing entropies sharpens the next forecast."""
     errors = after_a_run(40)
     assert errors["before any run, with entropies"] == pytest.approx(errors["before any run, without"], abs=0.003)
@@ -281,8 +274,8 @@ def test_evidence_teaches_what_entropy_does() -> None:
     assert errors["after two other orders, without"] < 0.9 * errors["before any run, without"]
 
 
-def test_the_search_knows_what_was_learnt_of_entropy() -> None:
-    """b takes a's entropy, and a run showed that a then gains less: a comes first."""
+def test_search_puts_a_task_first_that_entropy_loss_would_harm() -> None:
+    """b lowers a's entropy, and in the evidence a then gains less, so a should come first."""
     own = matrix([0.3, 0.3], [[0.8, 0.3], [0.3, 0.8]], stderr=0.02, n=400)
     own = TransferMatrix(own.tasks, own.start, own.after, entropy=Entropies({"a": 2.0, "b": 2.0}, {"b": {"a": 1.0}}))
     low = Evidence(in_order("ba"), {"a": Estimate(0.55, 400, 0.02), "b": Estimate(0.78, 400, 0.02)})
@@ -309,7 +302,7 @@ def _adapted(folder: Path, out: Path, seed: int, **lora: Any) -> TorchPolicy:
     return policy
 
 
-def test_one_adapter_added_is_the_merged_model(tiny_model: Path, tmp_path: Path) -> None:
+def test_adding_one_adapter_equals_merge_and_unload(tiny_model: Path, tmp_path: Path) -> None:
     whole = TorchPolicy(ModelSpec(name=str(tiny_model), dtype="float32"))
     whole.save_weights(tmp_path / "start")
     adapted = _adapted(tiny_model, tmp_path / "a", 1)
@@ -324,7 +317,7 @@ def test_one_adapter_added_is_the_merged_model(tiny_model: Path, tmp_path: Path)
     assert changed >= 14, "every linear layer of both blocks"
 
 
-def test_adapters_add_up(tiny_model: Path, tmp_path: Path) -> None:
+def test_adding_two_adapters_equals_the_sum_of_their_changes(tiny_model: Path, tmp_path: Path) -> None:
     whole = TorchPolicy(ModelSpec(name=str(tiny_model), dtype="float32"))
     whole.save_weights(tmp_path / "start")
     for seed, name in enumerate("ab"):
@@ -336,7 +329,7 @@ def test_adapters_add_up(tiny_model: Path, tmp_path: Path) -> None:
         assert torch.allclose(weight, start[name] + 0.5 * (one[name] + two[name] - 2 * start[name]), atol=1e-6)
 
 
-def test_what_can_not_be_added_up_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+def test_adapters_that_cannot_be_added_are_refused(tiny_model: Path, tmp_path: Path) -> None:
     _adapted(tiny_model, tmp_path / "a", 0)
     save_file({"w": torch.zeros(2, 2)}, tmp_path / "other")
     with pytest.raises(UserError, match="doesn't have"):
@@ -353,7 +346,7 @@ def test_what_can_not_be_added_up_is_refused(tiny_model: Path, tmp_path: Path) -
     assert not (tmp_path / "out").exists()
 
 
-def test_factors_are_drawn_from_their_seed_alone(tiny_model: Path) -> None:
+def test_lora_factors_depend_on_their_seed_alone(tiny_model: Path) -> None:
     spec = ModelSpec(name=str(tiny_model), dtype="float32", lora=LoraSpec(rank=4, alpha=8))
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
@@ -377,7 +370,7 @@ def _settings(arms: list[str], probes: list[str], **study: Any) -> list[str]:
     return [f"study.{key}={json.dumps(value)}" for key, value in settings.items()]
 
 
-def test_the_kinds_that_arms_need() -> None:
+def test_probe_kinds_follow_from_arms_and_settings() -> None:
     assert _kinds(["start", "joint"], []) == ()
     assert _kinds(["start", "curriculum", "joint"], []) == ("short",)
     assert _kinds(["start", "curriculum"], [], order=["qa", "math", "coding", "writing"]) == ()
@@ -395,7 +388,7 @@ def probe_work(recipe: Recipe) -> tuple[int, int]:
     return sum(unit.steps for unit in units), sum(unit.evaluations for unit in units)
 
 
-def test_probes_are_as_long_as_they_may_be() -> None:
+def test_probe_lengths_equal_values_by_hand() -> None:
     recipe = builtin_recipe(_settings(["start", "curriculum", "reverse", "joint"], ["short", "lora", "full"]))
     assert probe_lengths(recipe, "short") == dict.fromkeys(recipe.tasks, 1)  # 4 of 48 steps: 8 %
     many = builtin_recipe(_settings(["curriculum", "joint", "sec", "tac", "dump", "pac"], ["short"], probe_share=0.25))
@@ -429,18 +422,18 @@ def test_probes_are_as_long_as_they_may_be() -> None:
         (_settings(["start"], ["lora"], **{"probe_lora.rank": 10**9}), "study.probe_lora.rank"),
     ],
 )
-def test_what_can_not_be_probed_or_planned_anew_is_said(settings: list[str], words: str) -> None:
+def test_impossible_probe_settings_are_refused(settings: list[str], words: str) -> None:
     with pytest.raises(UserError) as caught:
         builtin_recipe(settings)
     assert words in str(caught.value)
 
 
-def test_a_kind_is_named_once() -> None:
+def test_duplicate_probe_kind_is_refused() -> None:
     with pytest.raises(UserError, match=r"study\.probes"):
         builtin_recipe(_settings(["start"], ["short", "short"]))
 
 
-def test_a_matrix_as_a_table_of_pandas() -> None:
+def test_to_frame_gives_one_row_per_cell() -> None:
     frame = to_frame(MATRIX)
     assert list(frame.columns) == ["evaluation", "task", "trained", "transfer", "mean", "n", "stderr"]
     assert len(frame) == 3 * 4

@@ -7,10 +7,7 @@ Implements the method of Omni-Thinker (arXiv 2507.14783).
     plan = ot.plan("runs/tiny/transfer.json")                  # what each order is forecast to end at
     print(plan.words, result["verdict"])
 
-Names are imported when they are first used, so that the command line starts fast.
-"""
-
-from __future__ import annotations
+Names are imported when they are first used, so that the command line starts fast."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,9 +1,6 @@
 """What the commands do, for programs: `import omni_thinker as ot; ot.study("recipe.toml")`.
 
-Everything here raises `omni_thinker.UserError` for input that a person can mend; it names the file and the key.
-"""
-
-from __future__ import annotations
+Everything here raises `omni_thinker.UserError` for input that a person can mend; it names the file and the key."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,8 +22,7 @@ def study(recipe: AnyRecipe, out: str | Path | None = None, *, resume: bool = Fa
     """Train every arm at equal budget and compare them on the test split.
 
     out: the run's directory, which must not hold one yet (default: runs/NAME-TIME); with `resume` the one to resume.
-    Returns what `result.json` holds; `report.html` is written beside it.
-    """
+    Returns what `result.json` holds; `report.html` is written beside it."""
     from omni_thinker.report import write_report
     from omni_thinker.studies.study import run_study
 
@@ -47,15 +43,14 @@ def train(
 ) -> dict[str, Any]:
     """Train one arm (`joint`, `curriculum` or `single:TASK`) and evaluate it before and after.
 
-    order: of a curriculum; without it, it is planned. steps: RL steps, in place of the recipe's. Returns as `study`.
-    """
+    order: of a curriculum; without it, it is planned. steps: RL steps, in place of the recipe's. Returns as `study`."""
     kind, _, task = arm.partition(":")
     table = _recipe(recipe).model_dump(mode="json", exclude_unset=True)
-    asked: dict[str, Any] = {"arms": ["start", kind], "single_budget": "full", "order": list(order)}
-    asked["single_tasks"] = [task] if task else []
+    settings: dict[str, Any] = {"arms": ["start", kind], "single_budget": "full", "order": list(order)}
+    settings["single_tasks"] = [task] if task else []
     if steps is not None:
-        asked["steps"] = steps
-    return study({**table, "study": {**table.get("study", {}), **asked}}, out)
+        settings["steps"] = steps
+    return study({**table, "study": {**table.get("study", {}), **settings}}, out)
 
 
 def evaluate(
@@ -64,8 +59,7 @@ def evaluate(
     """Accuracy of a model on each task, in [0, 1], with its standard error and number of problems.
 
     recipe: tasks and settings (default: the four built-in tasks). references: references.jsonl of a run, for tasks
-    that a judge scores.
-    """
+    that a judge scores."""
     from omni_thinker.cli.single_eval import evaluate_model
 
     read = builtin_recipe() if recipe is None else _recipe(recipe)
@@ -81,11 +75,10 @@ def plan(
     objective: str = "mean",
     evidence: Sequence[str | Path] = (),
     level: float = 0.8,
-) -> Plan:
+) -> "Plan":
     """What each order and joint training are forecast to end at, with intervals that cover `level`, and a choice.
 
-    matrix: transfer.json of a study or probe. evidence: run directories whose stages sharpen the forecast.
-    """
+    matrix: transfer.json of a study or probe. evidence: run directories whose stages sharpen the forecast."""
     from omni_thinker.cli.planning import plan_file
 
     return plan_file(
@@ -132,14 +125,13 @@ def score(reward: str, rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]
 
     Returns id, status (value, abstain or error), value in [0, 1], parts and reason of each.
     reward: a part (`math`, `python:MODULE:CLASS`), or RECIPE.toml:TASK. A row holds `id`, `response` and what the
-    reward needs, such as `answer`.
-    """
+    reward needs, such as `answer`."""
     from omni_thinker.cli.score_file import score_lines
 
     return score_lines(reward, (json.dumps(dict(row)) for row in rows), "rows")
 
 
-def load_run(directory: str | Path) -> RunData:
+def load_run(directory: str | Path) -> "RunData":
     """All that a run directory holds, typed: result, metrics, transfer, plan, samples."""
     from omni_thinker.runs.read import load_run as read
 

@@ -1,12 +1,10 @@
 """The arms of a study: one table of what each is, and how names are built and read."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 SINGLE, PROBE, LORA = "single:", "probe:", "lora:"
-"""Begin the names of runs on one task alone: an arm, a probe of its own, a probe with adapters."""
+"""Prefixes of the names of runs on one task alone: an arm, a separate probe, a probe with adapters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,8 +12,7 @@ class Arm:
     """One kind of arm. Kinds are ordered as in `ARMS`.
 
     subject, object: how sentences name it. about: one line on what it is. staged: it trains one task after another.
-    trained: it spends the budget of RL steps; the others cost nothing of their own, or what their parts cost.
-    """
+    trained: it spends the budget of RL steps; the others cost nothing of their own, or what their parts cost."""
 
     name: str
     subject: str
@@ -30,51 +27,21 @@ ARMS = {
     arm.name: arm
     for arm in (
         Arm("start", "The start", "the start", "the model before any RL", "#6e6e6e"),
-        Arm(
-            "curriculum",
-            "The planned curriculum",
-            "the planned curriculum",
-            "RL on one task after another, in the planned order",
-            "#0072B2",
-            staged=True,
-            trained=True,
-        ),
-        Arm(
-            "curriculum_net",
-            "The planned curriculum, after the cost of its probe,",
+        Arm("curriculum", "The planned curriculum", "the planned curriculum",
+            "RL on one task after another, in the planned order", "#0072B2", staged=True, trained=True),
+        Arm("curriculum_net", "The planned curriculum, after the cost of its probe,",
             "the planned curriculum after the cost of its probe",
             "the planned curriculum on the steps that its probe left over: what a plan is worth after its cost",
-            "#6A8FBF",
-            staged=True,
-            trained=True,
-        ),
-        Arm(
-            "reverse",
-            "The reverse of the plan",
-            "its reverse",
-            "RL on one task after another, in the reverse of the planned order",
-            "#56B4E9",
-            staged=True,
-            trained=True,
-        ),
-        Arm(
-            "joint",
-            "Joint training",
-            "joint training",
-            "RL on all tasks mixed in every step",
-            "#D55E00",
-            trained=True,
-        ),
-        Arm(
-            "merge",
-            "The merged experts",
-            "merging the single-task experts",
-            "weights of the single-task arms merged by task arithmetic; no RL of its own",
-            "#009E73",
-        ),
+            "#6A8FBF", staged=True, trained=True),
+        Arm("reverse", "The reverse of the plan", "its reverse",
+            "RL on one task after another, in the reverse of the planned order", "#56B4E9", staged=True, trained=True),
+        Arm("joint", "Joint training", "joint training", "RL on all tasks mixed in every step", "#D55E00",
+            trained=True),
+        Arm("merge", "The merged experts", "merging the single-task experts",
+            "weights of the single-task arms merged by task arithmetic; no RL of its own", "#009E73"),
         Arm("single", "Single-task training", "single-task training", "RL on one task alone", "#B0699A", trained=True),
     )
-}
+}  # fmt: skip
 QUESTIONS = (
     ("curriculum", "start"),
     ("joint", "start"),
@@ -86,9 +53,9 @@ QUESTIONS = (
 )
 """The pairs that a study is run for, in the order in which its verdict answers them."""
 RENAMED = {"charged": "curriculum_net"}
-"""Names that earlier versions gave to arms, which stand in the files of their runs."""
+"""Arm names in the files of earlier versions, and today's names."""
 SCHEDULED_COLOURS = ("#E69F00", "#8C564B", "#7F7F00", "#5E4FA2", "#1B9E9E", "#C51B7D")
-"""Of arms that a scheduler makes, in their order, again from the first where there are more."""
+"""Colours of scheduled arms in their order, from the first again where there are more arms than colours."""
 RANKED = ("start", "curriculum", "curriculum_net", "reverse", "joint", "merge")
 """The order in which tables list arms; single tasks and scheduled arms follow."""
 STAGED = frozenset(name for name, arm in ARMS.items() if arm.staged)

@@ -1,9 +1,6 @@
 """Names of things that a recipe may ask for: ours by name, anybody's as `python:MODULE:CLASS`.
 
-`python:` runs code of the user's own, with the user's rights.
-"""
-
-from __future__ import annotations
+`python:` runs code of the user's own, with the user's rights."""
 
 import difflib
 import importlib
@@ -26,8 +23,7 @@ def did_you_mean(word: str, known: Sequence[str]) -> str:
 def load_class(place: str, key: str) -> type[Any]:
     """The class of `python:MODULE:CLASS`. MODULE may lie in the folder that the command runs in.
 
-    Raises UserError, naming `key`, where there is none.
-    """
+    Raises UserError, naming `key`, where there is none."""
     module_name, _, class_name = place.removeprefix(PREFIX).partition(":")
     if not module_name or not class_name.isidentifier():
         raise UserError("must be python:MODULE:CLASS", key=key)
@@ -35,12 +31,12 @@ def load_class(place: str, key: str) -> type[Any]:
     if here not in sys.path:
         sys.path.append(here)
     try:
-        found = getattr(importlib.import_module(module_name), class_name, None)
+        cls = getattr(importlib.import_module(module_name), class_name, None)
     except (ImportError, TypeError, ValueError, SyntaxError) as exc:
         raise UserError(f"can't import {module_name!r}: {exc}", key=key) from None
-    if not isinstance(found, type):
+    if not isinstance(cls, type):
         raise UserError(f"module {module_name!r} has no class {class_name!r}", key=key)
-    return found
+    return cls
 
 
 class Registry:
@@ -70,7 +66,7 @@ class Registry:
             return load_class(self._known[name], key)
         if not name.startswith(PREFIX):
             raise UserError(f"unknown {self._what} {name!r}{did_you_mean(name, self.names)}", key=key)
-        found = load_class(name, key)
-        if self._base and not issubclass(found, load_class(self._base, key)):
+        cls = load_class(name, key)
+        if self._base and not issubclass(cls, load_class(self._base, key)):
             raise UserError(f"{name} isn't a {self._what}: it must derive from {self._base.replace(':', '.')}", key=key)
-        return found
+        return cls

@@ -1,9 +1,7 @@
 """The Policy protocol: four primitives. Any trainer that has them can be driven."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -14,11 +12,10 @@ from omni_thinker.types import Group, Sample, SampleRequest, SamplingParams, Tas
 
 @dataclass(frozen=True, slots=True)
 class TrainGroup:
-    """What is trained of one group: the samples that have a score, with one advantage and token weight each.
+    """The training data of one group: the samples that have a score, with one advantage and token weight each.
 
     `weights` multiply every token's loss of a sample; they are set over the whole batch, so the loss of a
-    batch is a plain sum and cutting it into micro-batches changes nothing.
-    """
+    batch is a plain sum and cutting it into micro-batches changes nothing."""
 
     task: TaskName
     prompt: tuple[int, ...]
@@ -41,8 +38,7 @@ class TokenBatch:
     """One micro-batch as a loss sees it: N answer tokens, flat, samples one after another.
 
     `logprobs_N` carries the gradient; `old_logprobs_N` are the sampler's; `reference_logprobs_N` the start
-    model's, or None. `sample_N` numbers the sample that a token belongs to, from 0 to S - 1.
-    """
+    model's, or None. `sample_N` numbers the sample that a token belongs to, from 0 to S - 1."""
 
     logprobs_N: torch.Tensor
     old_logprobs_N: torch.Tensor
@@ -74,15 +70,8 @@ class TokenStats:
     kl: float = 0.0
     kl_tokens: int = 0
 
-    def __add__(self, other: TokenStats) -> TokenStats:
-        return TokenStats(
-            self.tokens + other.tokens,
-            self.entropy + other.entropy,
-            self.clipped + other.clipped,
-            self.mismatch + other.mismatch,
-            self.kl + other.kl,
-            self.kl_tokens + other.kl_tokens,
-        )
+    def __add__(self, other: "TokenStats") -> "TokenStats":
+        return TokenStats(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,17 +105,14 @@ class Policy(Protocol):
 
     def encode_prompt(self, user: str) -> tuple[int, ...]:
         """Tokens of a chat whose user says `user`, up to where the answer begins."""
-        ...
 
     def encode_answer(self, text: str) -> tuple[int, ...]:
         """Tokens of an answer and the stop token."""
-        ...
 
     def sample(
         self, requests: Sequence[SampleRequest], params: SamplingParams, on_group: OnGroup | None = None
     ) -> list[Group]:
         """One group per request, in order. `on_group` is told each group as soon as it is finished, in any order."""
-        ...
 
     def forward_backward(
         self, batch: TrainBatch, loss: Loss, *, temperature: float = 1.0, reference: bool = False
@@ -134,41 +120,31 @@ class Policy(Protocol):
         """Add the gradient of `loss` over `batch`.
 
         `temperature`: at which the samples were drawn, so that ratios compare like with like. `reference`: give the
-        loss the start model's log-probs too.
-        """
-        ...
+        loss the start model's log-probs too."""
 
     def optim_step(self, optim: OptimParams) -> OptimReport:
         """Apply and clear the gradient."""
-        ...
 
     def reset_optimizer(self) -> None:
         """Forget what the optimiser remembers, as at a stage's boundary."""
-        ...
 
     def mark_start(self) -> None:
         """The weights of now are what `reference` means from here on."""
-        ...
 
     def save_weights(self, path: Path) -> None:
         """All that `load_weights` needs, without the optimiser's memory; safetensors."""
-        ...
 
     def load_weights(self, path: Path) -> None:
         """Weights that `save_weights` wrote, with a fresh optimiser."""
-        ...
 
     def save_state(self, path: Path) -> None:
         """Weights and the optimiser's memory."""
-        ...
 
     def load_state(self, path: Path) -> None:
-        """What `save_state` wrote: training goes on as if nothing had happened in between."""
-        ...
+        """Load what `save_state` wrote: training resumes as if it had never stopped."""
 
     def export(self, path: Path) -> None:
         """Write a Hugging Face model folder."""
-        ...
 
 
 @runtime_checkable
@@ -178,7 +154,6 @@ class SketchesGradients(Protocol):
     def sketch_gradient(self, seed: int) -> torch.Tensor:
         """The gradient and the optimiser's direction as [2, dimensions] numbers whose inner products are about
         theirs; clears the gradient."""
-        ...
 
 
 @runtime_checkable
@@ -187,4 +162,3 @@ class ExportsAdapters(Protocol):
 
     def export_adapter(self, path: Path) -> None:
         """Write a folder that peft loads."""
-        ...

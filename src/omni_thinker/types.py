@@ -1,9 +1,6 @@
 """The nouns that every room shares. No torch, no I/O.
 
-Shapes are named by suffix where tensors flow: P problems, G samples in a group, T tokens, V vocabulary.
-"""
-
-from __future__ import annotations
+Shapes are named by suffix where tensors flow: P problems, G samples in a group, T tokens, V vocabulary."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -23,8 +20,7 @@ class Problem:
 
     `prompt` is the user's turn, without chat markup. `answer` is a gold answer as the model should write it
     (also the supervised target), or None where there is none. `data` holds what the task's reward needs
-    (`tests`, `choices`, `constraints`, `reference`, ...).
-    """
+    (`tests`, `choices`, `constraints`, `reference`, ...)."""
 
     id: str
     task: TaskName
@@ -69,8 +65,7 @@ class SampleRequest:
 class Sample:
     """One sampled answer. `tokens` includes the stop token where `stop` is "stop".
 
-    `logprobs` has one entry per token, in nats, under the distribution that was sampled from.
-    """
+    `logprobs` has one entry per token, in nats, under the distribution that was sampled from."""
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -90,8 +85,7 @@ class Group:
 class Score:
     """What a reward says of one sample: a value in [0, 1], an abstention, or an error.
 
-    Abstentions and errors are never 0: such samples leave the group's baseline and carry no gradient.
-    """
+    Abstentions and errors are never 0: such samples leave the group's baseline and carry no gradient."""
 
     status: Literal["value", "abstain", "error"]
     value: float | None = None
@@ -99,16 +93,16 @@ class Score:
     reason: str | None = None
 
     @classmethod
-    def of(cls, value: float, **parts: float) -> Score:
+    def of(cls, value: float, **parts: float) -> "Score":
         """A value. Raises ValueError outside [0, 1] (NaN included)."""
         if not 0.0 <= value <= 1.0:
             raise ValueError(f"a score lies in [0, 1], got {value}")
         return cls("value", float(value), parts)
 
     @classmethod
-    def abstain(cls, reason: str) -> Score:
+    def abstain(cls, reason: str) -> "Score":
         return cls("abstain", reason=reason)
 
     @classmethod
-    def error(cls, reason: str) -> Score:
+    def error(cls, reason: str) -> "Score":
         return cls("error", reason=reason)

@@ -1,7 +1,5 @@
 """Single-task LoRA adapters as experts: what they add to the weights."""
 
-from __future__ import annotations
-
 import json
 from math import isfinite
 from pathlib import Path
@@ -15,14 +13,13 @@ from omni_thinker.errors import UserError
 
 _PREFIX = "base_model.model."
 _INITS = (True, False, "gaussian", "eva", "orthogonal")
-"""Those that leave the base as it is: the others move a part of it into the factors."""
+"""Initialisations that leave the base weights as they are: the others move a part of it into the factors."""
 
 
 class Adapter:
     """An expert that changed weights by (alpha / rank) up @ down (arXiv 2106.09685): a folder as peft writes it.
 
-    Raises UserError where it is of a kind that isn't a plain sum.
-    """
+    Raises UserError where it is of a kind that isn't a plain sum."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder
@@ -60,16 +57,16 @@ def _factors(folder: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor, float]
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float) or not isfinite(alpha):
         raise UserError("its r must be a rank and its lora_alpha a number", file=folder / "adapter_config.json")
     share = alpha / rank
-    found = {}
+    updates = {}
     for name, down in factors.items():
         module = name.removesuffix(".lora_A.weight")
         if module != name and module + ".lora_B.weight" in factors:
-            found[module.removeprefix(_PREFIX) + ".weight"] = factors[module + ".lora_B.weight"], down, share
+            updates[module.removeprefix(_PREFIX) + ".weight"] = factors[module + ".lora_B.weight"], down, share
         elif not name.endswith(".lora_B.weight"):
             raise UserError(f"{name!r} isn't a factor of a linear layer, so it can't be added up", file=folder)
-    if 2 * len(found) != len(factors) or not found:
+    if 2 * len(updates) != len(factors) or not updates:
         raise UserError("has no factors, or a factor without its other half", file=folder)
-    return found
+    return updates
 
 
 def unmergeable(adapted: torch.nn.Module) -> str | None:

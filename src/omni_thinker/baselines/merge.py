@@ -1,7 +1,5 @@
 """Merging of single-task experts, tensor by tensor: one file of the result is in memory, and one tensor of a model."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -21,11 +19,9 @@ class Expert(Protocol):
 
     def check(self, start: Path, shapes: Shapes) -> None:
         """Raises UserError where it did not begin as `start`, whose weights have these shapes."""
-        ...
 
     def change(self, name: str, origin: torch.Tensor) -> torch.Tensor | None:
         """What it added to the weight that was `origin`, in fp32; None where it left it alone."""
-        ...
 
 
 class Weights:
@@ -40,10 +36,10 @@ class Weights:
             raise UserError(f"holds other tensors than {start}", file=self.path)
 
     def change(self, name: str, origin: torch.Tensor) -> torch.Tensor | None:
-        own = self._tensors[name]
-        if origin.is_floating_point() and own.is_floating_point():
-            return own.float() - origin.float()
-        if not torch.equal(own, origin):  # such as packed weights, whose differences mean nothing
+        tensor = self._tensors[name]
+        if origin.is_floating_point() and tensor.is_floating_point():
+            return tensor.float() - origin.float()
+        if not torch.equal(tensor, origin):  # such as packed weights, whose differences mean nothing
             raise UserError(f"{name!r} holds whole numbers, which can't be added up", file=self.path)
         return None
 
@@ -52,8 +48,7 @@ def merge(start: Path, experts: Sequence[Expert], rule: MergeRule, out: Path) ->
     """Write `start` with the experts' changes combined by `rule`, computed in fp32, in the types of `start`.
 
     A file makes a file; a folder makes the weights of a folder, in the start's shards. Raises UserError where an expert
-    began as something else.
-    """
+    began as something else."""
     origin = Tensors(start)
     for expert in experts:
         expert.check(start, origin.shapes)

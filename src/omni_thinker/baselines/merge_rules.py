@@ -1,7 +1,5 @@
 """How the changes that several experts made to one weight become one change."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -12,7 +10,7 @@ import torch
 
 MergeMethod = Literal["linear", "ties", "dare", "dare_ties"]
 _LEAST_WEIGHT = 1e-8
-_CHUNK = 2**15
+_CHUNK_WEIGHTS = 2**15
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +20,7 @@ class MergeRule:
     of each change, divided by it, summed (2311.03099). `dare_ties`: the same with signs elected as in `ties`.
 
     `scale` multiplies the result. `weights`: one for each expert; none: 1 each. Tensors are trimmed one by one, as
-    mergekit does; the paper of `ties` trims whole models.
-    """
+    mergekit does; the paper of `ties` trims whole models."""
 
     method: MergeMethod = "linear"
     scale: float = 1.0
@@ -34,14 +31,14 @@ class MergeRule:
     def combine(self, name: str, changes: Sequence[tuple[int, torch.Tensor]]) -> torch.Tensor:
         """The change of the weight `name`, from those of the experts that have one, at least one: (the expert's place,
         its change in fp32). Raises IndexError where an expert has no weight."""
-        kept = [
+        weighted = [
             (self.weights[place] if self.weights else 1.0, self._sparse(name, place, change))
             for place, change in changes
         ]
         if self.method in ("ties", "dare_ties"):
-            return _elected(kept).mul_(self.scale)
-        total = torch.zeros_like(kept[0][1])
-        for weight, change in kept:
+            return _elected(weighted).mul_(self.scale)
+        total = torch.zeros_like(weighted[0][1])
+        for weight, change in weighted:
             total.add_(change, alpha=weight)
         return total.mul_(self.scale)
 
@@ -52,8 +49,8 @@ class MergeRule:
             return _largest(change, self.density)
         digest = sha256(f"{self.seed}\x1f{place}\x1f{name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-        kept = torch.rand(change.shape, generator=generator) < self.density
-        return torch.where(kept, change / self.density, 0.0)
+        mask = torch.rand(change.shape, generator=generator) < self.density
+        return torch.where(mask, change / self.density, 0.0)
 
 
 def _largest(change: torch.Tensor, density: float) -> torch.Tensor:
@@ -64,20 +61,21 @@ def _largest(change: torch.Tensor, density: float) -> torch.Tensor:
     count = max(1, int(density * flat.numel()))
     sizes = flat.abs()
     least = float(np.partition(sizes.numpy(), -count)[-count])  # three times as fast as torch's topk
-    kept = sizes >= least
-    if spare := int(kept.sum()) - count:
-        kept[(sizes == least).nonzero()[-spare:]] = False
-    return torch.where(kept, flat, 0.0).view_as(change)
+    mask = sizes >= least
+    if spare := int(mask.sum()) - count:
+        mask[(sizes == least).nonzero()[-spare:]] = False
+    return torch.where(mask, flat, 0.0).view_as(change)
 
 
 def _elected(changes: Sequence[tuple[float, torch.Tensor]]) -> torch.Tensor:
     """At each place the mean, by weight, of the changes whose sign is that of the weighted sum."""
-    found = torch.empty(changes[0][1].shape)
-    flat = found.view(-1)
-    for begin in range(0, len(flat), _CHUNK):  # in a cache, on one thread: no fresh pages, no waiting for another
-        part = slice(begin, begin + _CHUNK)
-        flat[part] = _elected_part([(weight, change.reshape(-1)[part]) for weight, change in changes])
-    return found
+    elected = torch.empty(changes[0][1].shape)
+    flat = elected.view(-1)
+    # In a cache, on one thread: no fresh pages, no waiting for another.
+    for begin in range(0, len(flat), _CHUNK_WEIGHTS):
+        block = slice(begin, begin + _CHUNK_WEIGHTS)
+        flat[block] = _elected_part([(weight, change.reshape(-1)[block]) for weight, change in changes])
+    return elected
 
 
 def _elected_part(changes: Sequence[tuple[float, torch.Tensor]]) -> torch.Tensor:

@@ -1,10 +1,7 @@
 """Supervised fine-tuning on gold answers: the warm-up that RL starts from, and the SFT baseline.
 
 A small instruct model rambles; RL has nothing to reinforce until some samples are right, and nothing to tell apart
-once all are. The warm-up stops in between.
-"""
-
-from __future__ import annotations
+once all are. The warm-up stops in between."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,8 +47,7 @@ def gold_loss(batch: TokenBatch) -> LossTerms:
 def gold_batch(policy: Policy, problems: Sequence[Problem]) -> list[TrainGroup]:
     """Gold answers as groups of one sample. Every answer weighs the same, however long.
 
-    Problems without a gold answer are left out.
-    """
+    Problems without a gold answer are left out."""
     gold = [(problem, policy.encode_answer(problem.answer)) for problem in problems if problem.answer is not None]
     return [
         TrainGroup(
@@ -79,8 +75,7 @@ def warm_up(
 
     A task rests while it scores at least a quarter into the band, so that an easy one isn't drilled to 1 while
     a hard one still learns its form; it is taken up again should it fall out. `keep` is told after every step where
-    it is; with `begun` and the policy of that moment it goes on from there. Raises UserError where it diverges.
-    """
+    it is; with `begun` and the policy of that moment it goes on from there. Raises UserError where it diverges."""
     low, high = spec.target
     enough = low + (high - low) / 4
     if begun is None:

@@ -1,7 +1,5 @@
 """The tensors of a model, read one at a time, from one safetensors file or from a folder of them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,8 +18,7 @@ class Tensors:
     """Knows names and shapes, and opens a file anew for each tensor: what an open file has shown stays mapped, and
     counts as memory of this process.
 
-    Raises UserError where the path holds no readable safetensors, or an index names files elsewhere.
-    """
+    Raises UserError where the path holds no readable safetensors, or an index names files elsewhere."""
 
     def __init__(self, path: Path) -> None:
         """`path`: a file, or a folder as Hugging Face's libraries write it, in one piece or in shards."""
@@ -42,8 +39,8 @@ class Tensors:
         self.shapes: Shapes = shapes
 
     def names(self, file: Path) -> list[str]:
-        """Of the tensors that lie in one of `files`."""
-        return sorted(name for name, own in self._at.items() if own == file)
+        """The names of the tensors in one of `files`."""
+        return sorted(name for name, home in self._at.items() if home == file)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         with safe_open(self._at[name], framework="pt") as tensors:
@@ -60,10 +57,10 @@ def _files(path: Path) -> list[Path]:
     if not index.exists():
         raise UserError(f"has neither {SINGLE} nor {INDEX}", file=path)
     try:
-        named = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-        safe = all(name == Path(name).name and name.endswith(".safetensors") for name in named)
+        names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        safe = all(name == Path(name).name and name.endswith(".safetensors") for name in names)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise UserError(f"isn't an index of shards: {exc}", file=index) from None
-    if not named or not safe:
+    if not names or not safe:
         raise UserError("names no shards, or names files outside its folder", file=index)
-    return [path / name for name in sorted(named)]
+    return [path / name for name in sorted(names)]

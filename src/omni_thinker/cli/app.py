@@ -1,7 +1,5 @@
 """The command line: every command is one call into the library. Heavy imports are inside functions."""
 
-from __future__ import annotations
-
 import json
 import signal
 import sys
@@ -83,8 +81,7 @@ def study(
     ] = False,
     resume: Resume = False,
     jobs: Annotated[
-        int,
-        typer.Option(min=1, help="Seeds to run at a time, each in its own process (and on its own GPU)."),
+        int, typer.Option(min=1, help="Seeds to run at a time, each in its own process (and on its own GPU).")
     ] = 1,
     weak: Weak = False,
     json_: Json = False,
@@ -126,10 +123,7 @@ def probe(
     recipe: Annotated[Path, typer.Argument(help="A recipe file (TOML).")],
     kinds: Annotated[
         str,
-        typer.Option(
-            "--kinds",
-            help="full, short, lora, gradient. Several (a,b) are compared. Default: the recipe's.",
-        ),
+        typer.Option("--kinds", help="full, short, lora, gradient. Several (a,b) are compared. Default: the recipe's."),
     ] = "",
     out: Out = None,
     overrides: Set = None,
@@ -138,8 +132,8 @@ def probe(
 ) -> None:
     """Measure transfer only: write the matrix (transfer.json), its cost, and a plan made from it."""
     extra = ['study.arms=["start"]']
-    named = names(kinds) or list(load(recipe, overrides).study.probes) or ["full"]
-    _run(recipe, out, [*(overrides or []), *extra, f"study.probes={json.dumps(named)}"], json_)
+    kind_names = names(kinds) or list(load(recipe, overrides).study.probes) or ["full"]
+    _run(recipe, out, [*(overrides or []), *extra, f"study.probes={json.dumps(kind_names)}"], json_)
 
 
 @app.command("eval")
@@ -243,10 +237,7 @@ def _run(
                 result = run_parallel(loaded, target, jobs, resume=resume, options=options)
             else:
                 if jobs > 1:
-                    typer.echo(
-                        "--jobs is ignored, because this run was started without it",
-                        err=True,
-                    )
+                    typer.echo("--jobs is ignored, because this run was started without it", err=True)
                 result = run_study(loaded, target, resume=resume)
                 drop_parts(loaded, target)
     except KeyboardInterrupt:

@@ -1,7 +1,5 @@
 """`omni-thinker judge ...`: choose a judge, and manage its paid replies."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,8 +31,7 @@ def judge_agree(
     ] = "",
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first rows, this many.")] = None,
     settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="A key of judge.endpoint, or judge.margin: key=value. Repeatable."),
+        list[str] | None, typer.Option("--set", help="A key of judge.endpoint, or judge.margin: key=value. Repeatable.")
     ] = None,
     json_: Json = False,
 ) -> None:
@@ -43,12 +40,12 @@ def judge_agree(
     from omni_thinker.runs.progress import working
 
     with working(f"judging {pairs}"):
-        found = agreement(pairs, base_url=base_url, model=model, limit=limit, settings=settings or [])
-    for name, value in found.items():
+        measured = agreement(pairs, base_url=base_url, model=model, limit=limit, settings=settings or [])
+    for name, value in measured.items():
         typer.echo(f"{name}: {value:.3f}" if isinstance(value, float) else f"{name}: {value}")
-    finish(found, json_)
-    if found["errors"] > found["pairs"]:
-        raise UserError(f"most pairs got no verdict; the first: {found['first_error']}", key="judge agree")
+    finish(measured, json_)
+    if measured["errors"] > measured["pairs"]:
+        raise UserError(f"most pairs got no verdict; the first: {measured['first_error']}", key="judge agree")
 
 
 @judge_app.command("info")

@@ -1,7 +1,5 @@
 """`omni-thinker judge agree`: one judge on a file of pairs that people have compared."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,8 +16,7 @@ def agreement(pairs: Path, *, base_url: str, model: str, limit: int | None, sett
     """Agreement with the labels of `pairs`: of the judge at `base_url`, of the likelihood judge on `model`, or where
     neither is given of the built-in judge. No difference is too small to decide, unless `settings` say so.
 
-    `settings`: keys of `judge.endpoint`, or of `judge` without an address. Raises UserError for bad rows and keys.
-    """
+    `settings`: keys of `judge.endpoint`, or of `judge` without an address. Raises UserError for bad rows and keys."""
     if base_url and not model:
         raise UserError("a judge at an address needs the name of its model", key="--model")
     rows = read_pairs(pairs, limit)

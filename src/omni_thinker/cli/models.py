@@ -1,7 +1,5 @@
 """`omni-thinker model ...` and `omni-thinker merge`: what needs a model and no recipe."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -17,8 +15,8 @@ if TYPE_CHECKING:
 model_app = typer.Typer(no_args_is_help=True, help="Fetch the built-in model, or describe any model.")
 
 _METHODS = ("linear", "ties", "dare", "dare_ties")
-_MOST = 1e6
-"""Of weights and scale: larger ones leave nothing of what is merged."""
+_LARGEST_WEIGHT = 1e6
+"""Bound on weights and scale: larger ones leave nothing of what is merged."""
 
 
 @model_app.command("fetch")
@@ -75,8 +73,8 @@ def merge_models(
         raise UserError(f"must be above 0 and at most 1, got {density:g}", key="--density")
     if density < 1 and method == "linear":
         raise UserError("applies to ties, dare and dare_ties only: linear uses the whole change", key="--density")
-    if not abs(scale) <= _MOST:
-        raise UserError(f"must be a finite number of at most {_MOST:g}, got {scale:g}", key="--scale")
+    if not abs(scale) <= _LARGEST_WEIGHT:
+        raise UserError(f"must be a finite number of at most {_LARGEST_WEIGHT:g}, got {scale:g}", key="--scale")
     shares = _expert_weights(weights, len(experts))
     if _is_there(out, "--out"):
         raise UserError("exists already; name another folder", file=out, key="--out")
@@ -122,13 +120,13 @@ def _umask() -> int:
 def _folder(name: str) -> Path:
     from omni_thinker.models.load import resolve
 
-    found = resolve(name, say=lambda line: typer.echo(line, err=True))
-    if not isinstance(found, Path):
+    folder = resolve(name, say=lambda line: typer.echo(line, err=True))
+    if not isinstance(folder, Path):
         raise UserError("must be a folder; download the model first", file=name, key="START")
-    return found
+    return folder
 
 
-def _expert(path: Path) -> Expert:
+def _expert(path: Path) -> "Expert":
     from omni_thinker.baselines.adapters import Adapter
     from omni_thinker.baselines.merge import Weights
 
@@ -148,10 +146,10 @@ def _expert_weights(text: str, count: int) -> tuple[float, ...]:
     if not text:
         return ()
     try:
-        found = tuple(float(part) for part in text.split(","))
+        weights = tuple(float(word) for word in text.split(","))
     except ValueError:
         raise UserError(f"must be numbers separated by commas, got {text!r:.80}", key="--weights") from None
-    if len(found) != count or not all(abs(number) <= _MOST for number in found):
-        wanted = f"{count} finite numbers, one for each expert, of at most {_MOST:g}"
-        raise UserError(f"must be {wanted}, got {text!r:.80}", key="--weights")
-    return found
+    if len(weights) != count or not all(abs(number) <= _LARGEST_WEIGHT for number in weights):
+        expected = f"{count} finite numbers, one for each expert, of at most {_LARGEST_WEIGHT:g}"
+        raise UserError(f"must be {expected}, got {text!r:.80}", key="--weights")
+    return weights

@@ -1,7 +1,5 @@
 """Options and arguments that several commands share, and how they are read."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

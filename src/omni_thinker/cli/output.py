@@ -1,7 +1,5 @@
 """What every command can print: one JSON line, or a dry run."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Annotated, Any
 

@@ -1,7 +1,5 @@
 """Commands on a transfer matrix: look at it, forecast one plan, choose a plan."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
@@ -15,19 +13,16 @@ def plan(
     matrix: Annotated[Path, typer.Option(help="transfer.json of a study or probe.")],
     forecaster: Forecasts = "hierarchical",
     strategy: Annotated[
-        str,
-        typer.Option(help="exact, back_greedy, least_to_most_forgettable, front_greedy, reversed or random."),
+        str, typer.Option(help="exact, back_greedy, least_to_most_forgettable, front_greedy, reversed or random.")
     ] = "exact",
     order: Annotated[str, typer.Option(help="Forecast this order (task,task,...) instead of choosing one.")] = "",
     objective: Goal = "mean",
     fix: Annotated[str, typer.Option(help="Fixed places of tasks, where 1 is first: task=1,task=4.")] = "",
     refresh_cost: Annotated[
-        float | None,
-        typer.Option(help="Add short refresh stages whose gain per pass exceeds this."),
+        float | None, typer.Option(help="Add short refresh stages whose gain per pass exceeds this.")
     ] = None,
     evidence: Annotated[
-        list[Path] | None,
-        typer.Option(help="A run directory whose results sharpen the forecast. Repeatable."),
+        list[Path] | None, typer.Option(help="A run directory whose results sharpen the forecast. Repeatable.")
     ] = None,
     level: Level = 0.8,
     json_: Json = False,
@@ -36,7 +31,7 @@ def plan(
     from omni_thinker.cli.planning import plan_file
     from omni_thinker.runs.schema.base import dump
 
-    made = plan_file(
+    planned = plan_file(
         matrix,
         forecaster=forecaster,
         strategy=strategy,
@@ -47,20 +42,20 @@ def plan(
         evidence=evidence or [],
         level=level,
     )
-    for row in made.orders:
+    for row in planned.orders:
         chance = "" if row.probability_best is None else f"  best with probability {row.probability_best:.2f}"
-        mark = "*" if row.order == made.plan.order else " "
+        mark = "*" if row.order == planned.plan.order else " "
         span = f"[{row.low:.3f}, {row.high:.3f}]"
         typer.echo(f"{mark} {' -> '.join(row.order)}  {row.score:.3f} {span}{chance}")
-    together = made.joint
-    mark = "*" if made.plan.kind == "joint" else " "
+    together = planned.joint
+    mark = "*" if planned.plan.kind == "joint" else " "
     typer.echo(f"{mark} jointly  {together.score:.3f} [{together.low:.3f}, {together.high:.3f}]")
-    for name, rule in made.strategies.items():
+    for name, rule in planned.strategies.items():
         typer.echo(f"{name}: {' -> '.join(rule.order)}  {rule.score:.3f}, regret {rule.regret:.3f}")
-    for task, interval in made.plan.forecast.items():
+    for task, interval in planned.plan.forecast.items():
         typer.echo(f"{task}: {interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]")
-    typer.echo(made.words)
-    finish(dump(made), json_)
+    typer.echo(planned.words)
+    finish(dump(planned), json_)
 
 
 def transfer(
@@ -75,11 +70,11 @@ def transfer(
     from omni_thinker.transfer.matrix import load_matrix
     from omni_thinker.transfer.metrics import to_csv
 
-    found = load_matrix(matrix)
-    table = describe_matrix(found)
-    wanted = {"--csv": (csv, lambda: to_csv(found).encode())}
-    wanted["--plot"] = (plot, lambda: plot_transfer(found, plot.suffix.lower().removeprefix(".") if plot else ""))
-    write_new({key: (path, make) for key, (path, make) in wanted.items() if path is not None})
+    measured = load_matrix(matrix)
+    table = describe_matrix(measured)
+    files = {"--csv": (csv, lambda: to_csv(measured).encode())}
+    files["--plot"] = (plot, lambda: plot_transfer(measured, plot.suffix.lower().removeprefix(".") if plot else ""))
+    write_new({key: (path, make) for key, (path, make) in files.items() if path is not None})
     names = list(table["start"])
     width = max(12, *(len(name) + 1 for name in names))
     typer.echo("after RL on".ljust(width) + "".join(name.rjust(width) for name in names))
@@ -106,7 +101,7 @@ def forecast(
     """Forecast one plan: stages (a task may come again), a joint run, or a merge."""
     from omni_thinker.cli.planning import forecast_file
 
-    found = forecast_file(
+    result = forecast_file(
         matrix,
         joint=joint,
         order=order,
@@ -116,7 +111,8 @@ def forecast(
         objective=objective,
         level=level,
     )
-    for task, row in found["forecast"].items():
+    for task, row in result["forecast"].items():
         typer.echo(f"{task}: {row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]")
-    typer.echo(f"{objective}: {found['score']:.3f} [{found['interval']['low']:.3f}, {found['interval']['high']:.3f}]")
-    finish(found, json_)
+    interval = result["interval"]
+    typer.echo(f"{objective}: {result['score']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]")
+    finish(result, json_)

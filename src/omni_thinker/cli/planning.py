@@ -1,7 +1,5 @@
 """`omni-thinker plan` and `forecast`: from a file and a few words to a plan."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,8 +35,7 @@ def plan_file(
 ) -> Plan:
     """The plan for the matrix at `path`. Raises UserError for a bad file and for words that can't be read.
 
-    `evidence`: run directories whose stages are taken to have begun where the matrix was measured.
-    """
+    `evidence`: run directories whose stages are taken to have begun where the matrix was measured."""
     _check_level(level)
     if refresh_cost is not None and not 0 <= refresh_cost < 1e300:
         raise UserError(f"must be 0 or more, got {refresh_cost:g}", key="--refresh-cost")
@@ -61,7 +58,7 @@ def plan_file(
         objective=Objective(goal.kind, goal.weights, {task: int(place) for task, place in places.items()}),
         level=level,
         refresh_cost=refresh_cost,
-        evidence=[seen for run in evidence for seen in _evidence(run, matrix.tasks)],
+        evidence=[outcome for run in evidence for outcome in _evidence(run, matrix.tasks)],
     )
 
 
@@ -75,7 +72,7 @@ def _evidence(run: Path, tasks: Sequence[TaskName]) -> list[Evidence]:
     except UserError as exc:
         where = f"{exc.key} " if exc.key else ""
         raise UserError(f"can't be read: {where}{exc.message}", file=exc.file, key="--evidence") from None
-    found = []
+    evidence = []
     for arm, stages in ((arm, entry.stages) for arm, entries in arms.items() for entry in entries):
         for count, stage in enumerate(stages, 1):
             for task, cell in stage.validation.items():
@@ -83,12 +80,12 @@ def _evidence(run: Path, tasks: Sequence[TaskName]) -> list[Evidence]:
                     key = f"arms.{arm}.stages.{count}.{task}.mean"
                     raise UserError(f"an accuracy lies in [0, 1], got {cell.mean}", file=path, key=key)
             done = tuple(earlier.task for earlier in stages[:count])
-            found.append(Evidence(in_order(done), stage.validation))
-    if not found:
+            evidence.append(Evidence(in_order(done), stage.validation))
+    if not evidence:
         raise UserError("no arm of this run was trained in stages", file=path, key="--evidence")
-    if unknown := {stage.task for seen in found for stage in seen.stages} - set(tasks):
+    if unknown := {stage.task for outcome in evidence for stage in outcome.stages} - set(tasks):
         raise UserError(f"trained on {min(unknown)!r}, which the matrix doesn't have", file=path, key="--evidence")
-    return found
+    return evidence
 
 
 def describe_matrix(matrix: TransferMatrix) -> dict[str, Any]:
@@ -101,10 +98,10 @@ def describe_matrix(matrix: TransferMatrix) -> dict[str, Any]:
     }
 
 
-def write_new(wanted: Mapping[str, tuple[Path, Callable[[], bytes]]]) -> None:
+def write_new(files: Mapping[str, tuple[Path, Callable[[], bytes]]]) -> None:
     """Write new files by the option that asks for each; none if one can't be. Raises UserError."""
-    paths = [path for path, _ in wanted.values()]
-    for key, (path, _) in wanted.items():
+    paths = [path for path, _ in files.values()]
+    for key, (path, _) in files.items():
         try:
             if path.exists() or paths.count(path) > 1:
                 raise UserError("exists already" if path.exists() else "is given twice", file=path, key=key)
@@ -112,8 +109,8 @@ def write_new(wanted: Mapping[str, tuple[Path, Callable[[], bytes]]]) -> None:
                 raise UserError("its folder doesn't exist", file=path, key=key)
         except OSError as exc:
             raise UserError(f"can't be written: {exc.strerror or exc}", file=f"{path!s:.200}", key=key) from None
-    made = {key: (path, make()) for key, (path, make) in wanted.items()}
-    for key, (path, data) in made.items():
+    contents = {key: (path, make()) for key, (path, make) in files.items()}
+    for key, (path, data) in contents.items():
         try:
             with path.open("xb") as stream:
                 stream.write(data)
@@ -183,7 +180,7 @@ def _stage(word: str) -> Stage:
 
 def _task_numbers(text: str, key: str) -> dict[TaskName, float]:
     """`a=1,b=2` as a table."""
-    found: dict[TaskName, float] = {}
+    numbers: dict[TaskName, float] = {}
     for word in text.split(",") if text.strip() else ():
         name, equals, value = word.partition("=")
         try:
@@ -192,7 +189,7 @@ def _task_numbers(text: str, key: str) -> dict[TaskName, float]:
             number = float("nan")
         if not equals or not name.strip() or not abs(number) < 1e300:
             raise UserError(f"must be task=number,..., got {word.strip()!r}", key=key)
-        if name.strip() in found:
+        if name.strip() in numbers:
             raise UserError(f"names {name.strip()!r} twice", key=key)
-        found[name.strip()] = number
-    return found
+        numbers[name.strip()] = number
+    return numbers

@@ -1,7 +1,5 @@
 """Scores for responses in a file, by one reward part or by a recipe's task."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import time
@@ -24,15 +22,14 @@ from omni_thinker.runs.rundir import to_json
 from omni_thinker.tasks.registry import make_tasks
 from omni_thinker.types import Problem
 
-_AT_ONCE = 64
+_ROWS_AT_ONCE = 64
 _OWN = ("id", "response", "prompt", "answer")
 
 
 def score_file(reward: str, rows_file: Path, out: Path) -> dict[str, Any]:
     """Score every row's `response`, in order, into `out`; returns counts and the mean.
 
-    Raises UserError for bad rows (naming the line), unknown rewards, and an `out` that exists.
-    """
+    Raises UserError for bad rows (naming the line), unknown rewards, and an `out` that exists."""
     try:
         taken = out.exists()
     except (OSError, ValueError) as exc:
@@ -70,7 +67,7 @@ def score_lines(reward: str, lines: Iterable[str], source: object) -> list[dict[
 
 
 async def _score_all(reward: Reward, problems: list[Problem], texts: list[str]) -> list[dict[str, Any]]:
-    limit = asyncio.Semaphore(_AT_ONCE)
+    limit = asyncio.Semaphore(_ROWS_AT_ONCE)
 
     async def one(problem: Problem, text: str) -> dict[str, Any]:
         async with limit:
@@ -116,7 +113,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _read(lines: Iterable[str], path: object) -> Iterator[dict[str, Any]]:
-    seen: set[str] = set()
+    ids: set[str] = set()
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -128,9 +125,9 @@ def _read(lines: Iterable[str], path: object) -> Iterator[dict[str, Any]]:
             raise UserError(f"line {number}: a row is an object with 'id' and 'response' (a string)", file=path)
         if row.get("answer") is not None and not _plain(row["answer"]) and not isinstance(row["answer"], float):
             raise UserError(f"line {number}: 'answer' must be a text or a number", file=path)
-        if str(row["id"]) in seen:
+        if str(row["id"]) in ids:
             raise UserError(f"line {number}: the id {row['id']!r:.60} appears twice", file=path)
-        seen.add(str(row["id"]))
+        ids.add(str(row["id"]))
         yield row
 
 

@@ -1,7 +1,5 @@
 """Evaluation of one model on the tasks of a recipe, outside of a study."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -20,18 +18,14 @@ from omni_thinker.types import Problem, Split
 def evaluate_model(model: str, recipe: Recipe, split: str, references: Path | None) -> dict[str, Any]:
     """Accuracy per task. Judged tasks need the references of a run; without, only their checkable part is scored.
 
-    Raises UserError for bad names and files.
-    """
+    Raises UserError for bad names and files."""
     if split not in ("validation", "test"):
         raise UserError(f"must be validation or test, got {split!r}", key="--split")
-    wanted: Split = "test" if split == "test" else "validation"
+    chosen: Split = "test" if split == "test" else "validation"
     known = _read_references(references) if references else {}
     setup = prepare(recipe, with_judge=bool(known))
     policy = make_policy(recipe.model.model_copy(update={"name": model}))
-    pools = {
-        task: [_with_reference(problem, known) for problem in problems]
-        for task, problems in setup.pools[wanted].items()
-    }
+    pools = {task: [_with_reference(problem, known) for problem in pool] for task, pool in setup.pools[chosen].items()}
     unreferenced = [task for task in setup.compared if any("reference" not in p.data for p in pools[task])]
     unjudged = setup.judged if setup.judge is None else unreferenced
     result = evaluate(
@@ -40,13 +34,13 @@ def evaluate_model(model: str, recipe: Recipe, split: str, references: Path | No
         {task: setup.gate_rewards[task] if task in unjudged else reward for task, reward in setup.eval_rewards.items()},
         setup.max_tokens,
         params=recipe.evaluation.sampling,
-        seed=study_seed(recipe.study.seeds[0], wanted),
+        seed=study_seed(recipe.study.seeds[0], chosen),
         stops=setup.stops,
     )
     notes = [f"{task}: no references, so only the checkable part was scored; see --references." for task in unjudged]
     return {
         "model": model,
-        "split": wanted,
+        "split": chosen,
         "tasks": {task: dump(estimate) for task, estimate in result.estimates().items()},
         "metrics": result.metrics,
         "notes": notes,

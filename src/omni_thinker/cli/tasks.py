@@ -1,7 +1,5 @@
 """Commands on tasks: list them, look at problems, check every row."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
@@ -69,9 +67,9 @@ def tasks_validate(
 
     with working("scoring a gold and a wrong answer of every row"), in_recipe(recipe or Path("--set")):
         failures = validate_tasks(recipe_or_builtin(recipe, overrides))
-    for name, found in failures.items():
-        typer.echo(f"{name}: {'all rows pass' if not found else f'{len(found)} rows fail'}")
-        for failure in found[:5]:
+    for name, failed in failures.items():
+        typer.echo(f"{name}: {'all rows pass' if not failed else f'{len(failed)} rows fail'}")
+        for failure in failed[:5]:
             typer.echo(printable(f"  {failure['problem']}: {failure['reason']}"))
     finish({"failures": failures}, json_)
     if any(failures.values()):

@@ -1,7 +1,5 @@
 """Every row of a recipe's tasks against its own reward."""
 
-from __future__ import annotations
-
 import asyncio
 
 from omni_thinker.recipe import Recipe
@@ -17,6 +15,6 @@ def validate_tasks(recipe: Recipe) -> dict[str, list[dict[str, str]]]:
     failures: dict[str, list[dict[str, str]]] = {}
     for name, task in setup.tasks.items():
         problems = [problem for split in SPLITS for problem in task.problems(split)]
-        found = asyncio.run(validate(problems, setup.gate_rewards[name]))
-        failures[name] = [{"problem": failure.problem, "reason": failure.reason} for failure in found]
+        failed = asyncio.run(validate(problems, setup.gate_rewards[name]))
+        failures[name] = [{"problem": failure.problem, "reason": failure.reason} for failure in failed]
     return failures

@@ -8,8 +8,6 @@ of freedom: half = sqrt(sum of t^2 * variance). Such intervals hold at least as 
 variances are (Banerjee, Sankhya A 22, 1960).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
@@ -24,7 +22,7 @@ Array = NDArray[np.float64]
 MIN_PROBLEMS = 6
 """Fewer problems of a task show nothing, however alike: a sign test on five has p = 1/16."""
 POWER = 0.9
-"""Of a study, at the smallest difference that it is said to see."""
+"""Power of a study at the smallest difference that it is said to see."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +39,7 @@ NOTHING = Bounds(-1.0, 1.0, None)
 
 
 def over_problems(strata: Sequence[Array], resamples: int, confidence: float) -> Bounds:
-    """Of the mean of the strata's means, by percentile bootstrap, each stratum [P] resampled by itself."""
+    """The interval of the mean of the strata's means, by percentile bootstrap, each stratum [P] resampled by itself."""
     if any(len(d) < MIN_PROBLEMS for d in strata):
         return NOTHING
     if all(np.ptp(d) == 0 for d in strata):

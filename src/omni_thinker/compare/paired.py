@@ -2,10 +2,7 @@
 
 The unit is the problem: both arms answer the same problems, so the difference is taken per problem first. With one
 seed the interval speaks of new problems and says nothing of how another training run would have come out; with
-several it speaks of both (`intervals`).
-"""
-
-from __future__ import annotations
+several it speaks of both (`intervals`)."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -84,7 +81,7 @@ class _Difference:
     means: Sequence[Array]
 
     @classmethod
-    def of(cls, by_task: Mapping[TaskName, Array], task: str) -> _Difference:
+    def of(cls, by_task: Mapping[TaskName, Array], task: str) -> "_Difference":
         strata = list(by_task.values()) if task == MACRO else [by_task[task]]
         means = [np.nanmean(d, axis=0) for d in strata]
         whole = [d[:, ~np.isnan(d).any(axis=0)] for d in strata]  # none of a task without a score in some seed
@@ -119,10 +116,10 @@ class _Difference:
 def paired_differences(a: Sequence[Values], b: Sequence[Values]) -> dict[TaskName, Array]:
     """Per task, `a - b` of every problem that both scored in some seed; [S, P], NaN where one lacks a score."""
     rows = list(zip(a, b, strict=True))
-    found = {}
-    for task in dict.fromkeys(task for own, _ in rows for task in own):
+    differences = {}
+    for task in dict.fromkeys(task for of_seed, _ in rows for task in of_seed):
         both = [{p: v - y[task][p] for p, v in x.get(task, {}).items() if p in y.get(task, {})} for x, y in rows]
-        problems = dict.fromkeys(problem for own in both for problem in own)
+        problems = dict.fromkeys(problem for of_seed in both for problem in of_seed)
         if problems:
-            found[task] = np.array([[own.get(problem, np.nan) for problem in problems] for own in both])
-    return found
+            differences[task] = np.array([[of_seed.get(problem, np.nan) for problem in problems] for of_seed in both])
+    return differences

@@ -1,7 +1,5 @@
 """The study's outcome in words: what was shown, what was not."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from omni_thinker.arms import ARMS, QUESTIONS, is_scheduled, rivals
@@ -10,30 +8,30 @@ from omni_thinker.runs.schema.result import Comparison
 
 def verdict(comparisons: Sequence[Comparison], confidence: float, seeds: int) -> str:
     """Sentences on the macro average: first which arms beat joint training, then the questions a study is run for."""
-    found = {(c.a, c.b): c for c in comparisons if c.task == "macro"}
+    by_pair = {(c.a, c.b): c for c in comparisons if c.task == "macro"}
     sentences = []
-    others = [arm for arm in dict.fromkeys(name for pair in found for name in pair) if is_scheduled(arm)]
+    others = [arm for arm in dict.fromkeys(name for pair in by_pair for name in pair) if is_scheduled(arm)]
     for a, b in (*QUESTIONS, *((arm, "joint") for arm in others)):
-        comparison = found.get((a, b)) or _swapped(found.get((b, a)))
+        comparison = by_pair.get((a, b)) or _swapped(by_pair.get((b, a)))
         if comparison is not None:
             subject = ARMS[a].subject if a in ARMS else f"The arm {a}"
             sentences.append(_sentence(comparison, subject, ARMS[b].object, confidence))
     if not sentences:
-        return "Nothing was compared with the start or with joint training." if found else "Nothing was compared."
-    if headline := _headline(found):
+        return "Nothing was compared with the start or with joint training." if by_pair else "Nothing was compared."
+    if headline := _headline(by_pair):
         sentences.insert(0, headline)
     scope = "one seed: another training run may come out differently" if seeds == 1 else f"{seeds} seeds"
-    many = len(rivals(sorted({name for pair in found for name in pair})))
-    if many > 1 and any("joint" in pair for pair in found):
+    many = len(rivals(sorted({name for pair in by_pair for name in pair})))
+    if many > 1 and any("joint" in pair for pair in by_pair):
         scope += f"; intervals against joint training hold for all {many} arms at once"
     return " ".join(sentences) + f" (Macro average over tasks, test split, {scope}.)"
 
 
-def _headline(found: Mapping[tuple[str, str], Comparison]) -> str:
+def _headline(by_pair: Mapping[tuple[str, str], Comparison]) -> str:
     """Which arms beat joint training; where none does, what could have been seen. Empty without joint training."""
     against = []
-    for name in rivals(list(dict.fromkeys(name for pair in found for name in pair))):
-        comparison = found.get((name, "joint")) or _swapped(found.get(("joint", name)))
+    for name in rivals(list(dict.fromkeys(name for pair in by_pair for name in pair))):
+        comparison = by_pair.get((name, "joint")) or _swapped(by_pair.get(("joint", name)))
         if comparison is not None:
             against.append(comparison)
     if not against:
@@ -42,15 +40,15 @@ def _headline(found: Mapping[tuple[str, str], Comparison]) -> str:
     for side, words in ((1, "Shown to beat joint training"), (-1, "Shown to fall short of joint training")):
         shown = [c for c in against if c.shown and c.difference * side > 0]
         if shown:
-            named = ", ".join(f"{c.a} by {100 * abs(c.difference):.1f} points" for c in shown)
-            parts.append(f"{words}: {named}.")
+            differences = ", ".join(f"{c.a} by {100 * abs(c.difference):.1f} points" for c in shown)
+            parts.append(f"{words}: {differences}.")
     if parts:
         return " ".join(parts)
     most = max((c.detectable for c in against if c.detectable is not None), default=None)
-    seen = "" if most is None else f"; it would have seen {100 * most:.1f} points nine times in ten"
+    power = "" if most is None else f"; it would have seen {100 * most:.1f} points nine times in ten"
     subject = "The arm was" if len(against) == 1 else f"None of the {len(against)} arms was"
     negated = " not" if len(against) == 1 else ""
-    return f"{subject}{negated} shown to differ from joint training at this budget{seen}."
+    return f"{subject}{negated} shown to differ from joint training at this budget{power}."
 
 
 def _sentence(c: Comparison, subject: str, object_: str, confidence: float) -> str:
@@ -62,7 +60,7 @@ def _sentence(c: Comparison, subject: str, object_: str, confidence: float) -> s
 
 
 def _points(difference: float) -> str:
-    """With its sign, and without one for what rounds to nothing."""
+    """A difference with its sign; without one where it rounds to zero."""
     points = round(100 * difference, 1)
     return f"{points:+.1f}" if points else "0.0"
 

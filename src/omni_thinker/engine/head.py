@@ -3,10 +3,7 @@
 The logits that matter are around 27 in the built-in model, and bf16 knows only multiples of 1/8 there; near 0 it knows
 multiples of 1/512 and less. Softmax sees differences alone, so that any number may be taken off a whole row, as long as
 it happens while sums are still in fp32: inside the product. Logits rounded as they are were 40 % of what sampler and
-trainer disagreed by.
-"""
-
-from __future__ import annotations
+trainer disagreed by."""
 
 from collections.abc import Callable
 

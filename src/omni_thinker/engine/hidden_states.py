@@ -1,7 +1,5 @@
 """What a model has at the end of rows of tokens, for those who judge by it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate, takewhile
@@ -14,26 +12,25 @@ from omni_thinker.engine.packing import micro_batches, pack
 from omni_thinker.protocol import TrainGroup
 from omni_thinker.types import Sample
 
-_TOKENS = 2048
-"""Of a packed row."""
+_ROW_TOKENS = 2048
+"""Most tokens in a packed row."""
 
 
 @torch.no_grad()
 def last_states(model: PreTrainedModel, families: Sequence[Sequence[Sequence[int]]]) -> torch.Tensor:
     """What `model`, of a kind that `forward.knows`, has at the last token of each row, in order; [N, hidden] in fp32.
 
-    A row has at least two tokens, and rows of a family share at least the first: what they share is computed once.
-    """
+    A row has at least two tokens, and rows of a family share at least the first: what they share is computed once."""
     groups = [_group(rows) for rows in families]
     places = {id(group): begin for group, begin in zip(groups, accumulate(map(len, families), initial=0), strict=False)}
-    found: dict[int, torch.Tensor] = {}
-    for part in micro_batches(groups, _TOKENS):
-        row = pack(part)
-        ends = torch.tensor([len(sample.tokens) for group in part for sample in group.samples]).cumsum(0) - 1
+    state_of: dict[int, torch.Tensor] = {}
+    for batch in micro_batches(groups, _ROW_TOKENS):
+        row = pack(batch)
+        ends = torch.tensor([len(sample.tokens) for group in batch for sample in group.samples]).cumsum(0) - 1
         states = answer_states(model, replace(row, source_N=row.source_N[ends])).float()
-        order = [places[id(group)] + n for group in part for n in range(len(group.samples))]
-        found |= dict(zip(order, states, strict=True))
-    return torch.stack([found[place] for place in range(len(found))])
+        order = [places[id(group)] + n for group in batch for n in range(len(group.samples))]
+        state_of |= dict(zip(order, states, strict=True))
+    return torch.stack([state_of[place] for place in range(len(state_of))])
 
 
 def _group(rows: Sequence[Sequence[int]]) -> TrainGroup:

@@ -1,7 +1,5 @@
 """Which layout a model may be given: whole groups in a row, or a row per sample."""
 
-from __future__ import annotations
-
 from weakref import WeakKeyDictionary
 
 import torch
@@ -21,8 +19,7 @@ def supports_group_rows(model: PreTrainedModel, longest: int) -> bool:
     """Whether several samples of up to `longest` tokens, prompt included, may share a row of `model`.
 
     Needs attention that obeys a free mask in every layer. No flag of transformers says so (convolution and
-    state-space layers ignore the mask, some attention reads it as additive), so it is tried out once.
-    """
+    state-space layers ignore the mask, some attention reads it as additive), so it is tried out once."""
     config = model.config.get_text_config()
     for window in ("sliding_window", "attention_chunk_size"):
         size = getattr(config, window, None)

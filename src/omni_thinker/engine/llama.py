@@ -4,10 +4,7 @@ Weights are used through the model's own modules, so that biases and adapters co
 transformers does for the general case. Tested equal to the model's own pass over padded rows, gradients included.
 
 What layers add up to is kept in fp32, here and in the decoder, and so are queries and keys once they are rotated to
-their positions: what is rounded to bf16 between two products is what sampler and trainer disagree by.
-"""
-
-from __future__ import annotations
+their positions: what is rounded to bf16 between two products is what sampler and trainer disagree by."""
 
 from collections.abc import Callable
 from functools import cache, partial
@@ -46,8 +43,8 @@ def knows_weights(model: PreTrainedModel) -> bool:
     linears = {
         module
         for layer in decoder.layers
-        for part in (layer.self_attn, layer.mlp)
-        for name, module in part.named_children()
+        for block in (layer.self_attn, layer.mlp)
+        for name, module in block.named_children()
         if name.endswith("_proj")
     }
     head = model.get_output_embeddings()
@@ -83,7 +80,7 @@ def answer_states(model: PreTrainedModel, row: PackedRow, *, recompute: bool = F
     attend = _attend_by(model, row)
     x = decoder.embed_tokens(row.tokens_T.to(device)).float()
     positions = row.positions_T[None].to(device)
-    cos, sin = (part[0, :, None] for part in decoder.rotary_emb(x[None], positions))
+    cos, sin = (table[0, :, None] for table in decoder.rotary_emb(x[None], positions))
     for layer in decoder.layers:
         if recompute and torch.is_grad_enabled():
             x = checkpoint(_layer, layer, x, cos, sin, attend, use_reentrant=False, preserve_rng_state=False)
@@ -118,8 +115,8 @@ def _layer(layer: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, at
 
 
 def _attention(attention: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attend: Attend) -> torch.Tensor:
-    parts = (attention.q_proj(x), attention.k_proj(x), attention.v_proj(x))
-    query, key, value = (part.view(len(x), -1, attention.head_dim) for part in parts)
+    projections = (attention.q_proj(x), attention.k_proj(x), attention.v_proj(x))
+    query, key, value = (projection.view(len(x), -1, attention.head_dim) for projection in projections)
     if hasattr(attention, "q_norm"):
         query, key = rms_norm(attention.q_norm, query), rms_norm(attention.k_norm, key)
     out = attend(apply_rope(query, cos, sin), apply_rope(key, cos, sin), value, attention.scaling)

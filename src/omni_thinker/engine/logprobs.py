@@ -1,7 +1,5 @@
 """Log-probs of given answers under a model: the one place where training looks at logits."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,9 +19,9 @@ class AnswerTokens:
     """N answer tokens of some groups, samples one after another, numbered over all groups."""
 
     logprobs_N: torch.Tensor
-    """Nats, with gradient where it is enabled."""
+    """Log-probs in nats, with gradient where it is enabled."""
     entropy_N: torch.Tensor
-    """Nats, without gradient."""
+    """Entropies in nats, without gradient."""
     sample_N: torch.Tensor
     computed: int
     """Tokens that the model was run on."""
@@ -36,8 +34,7 @@ def answer_logprobs(
 
     `packed` lays all groups out in one row (each prompt once); otherwise every sample has its padded row, which
     any causal LM understands and which is the reference that the packed layout is tested against. `recompute` keeps
-    fewer activations where the model's layers are written out here; elsewhere the model's own switch decides.
-    """
+    fewer activations where the model's layers are written out here; elsewhere the model's own switch decides."""
     if packed and knows(model):
         row = pack(groups, MULTIPLE if model.device.type == "cpu" else GPU_MULTIPLE)
         return _from_states(model, answer_states(model, row, recompute=recompute), row, temperature)
@@ -73,7 +70,7 @@ def _answers(logits_N_V: torch.Tensor, row: PackedRow, temperature: float) -> An
 
 
 def _cut(logprobs_N: torch.Tensor, entropy_N: torch.Tensor, row: PackedRow) -> AnswerTokens:
-    """Without what fills up the row."""
+    """Drop the padding of the row."""
     real = slice(row.answers)
     samples_N = row.sample_N[real].to(logprobs_N.device)
     return AnswerTokens(logprobs_N[real], entropy_N[real], samples_N, len(row.tokens_T))

@@ -1,10 +1,7 @@
 """Small functions with hand-written gradients: fewer passes over memory and less kept than autograd makes of them.
 
 The same numbers as transformers' modules for Llama and its like, in any floating-point type; in bf16 on a CPU by the
-kernels in C, where there are any.
-"""
-
-from __future__ import annotations
+kernels in C, where there are any."""
 
 import ctypes
 from typing import Any
@@ -15,9 +12,9 @@ from torch.nn import functional as F
 
 from omni_thinker.engine.native import kernels
 
-_ROWS = 64
+_GATE_ROWS = 64
 """Rows of a feed-forward part whose fp32 copies stay in a core's own cache."""
-_BLOCK = 64
+_NORM_ROWS = 64
 """Rows over which a norm's gradient is summed before the blocks are: in an order that no number of threads changes."""
 
 
@@ -38,9 +35,9 @@ class _RmsNorm(torch.autograd.Function):
             grad, x = grads[0].contiguous(), x.contiguous()
             x_grad = torch.empty_like(x)
             rows, width = x.numel() // x.shape[-1], x.shape[-1]
-            blocks = x.new_empty(-(-rows // _BLOCK), width)
-            parts = (grad, x, weight, inverse, x_grad, blocks)
-            c.norm_backward(*(part.data_ptr() for part in parts), rows, width, _BLOCK)
+            blocks = x.new_empty(-(-rows // _NORM_ROWS), width)
+            tensors = (grad, x, weight, inverse, x_grad, blocks)
+            c.norm_backward(*(tensor.data_ptr() for tensor in tensors), rows, width, _NORM_ROWS)
             return x_grad, blocks.sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None, None
         x_32, grad, scale = x.float(), grads[0].float(), weight.float()
         weight_grad = None
@@ -70,7 +67,7 @@ class _ApplyRope(torch.autograd.Function):
             if grad.stride()[1:] != (width, 1):
                 grad = grad.contiguous()
             out = torch.empty_like(grad, dtype=ctx.dtype, memory_format=torch.contiguous_format)
-            c.turn_back(*(part.data_ptr() for part in (grad, cos, sin, out)), rows, heads, width, grad.stride(0))
+            c.turn_back(*(tensor.data_ptr() for tensor in (grad, cos, sin, out)), rows, heads, width, grad.stride(0))
             return out, None, None
         return apply_rope_no_grad(grads[0], cos, -sin).to(ctx.dtype), None, None
 
@@ -91,7 +88,7 @@ class _Swiglu(torch.autograd.Function):
             grad, gate, up = grads[0].contiguous(), gate.contiguous(), up.contiguous()
             outs = torch.empty_like(gate), torch.empty_like(gate)
             rows, width = gate.numel() // gate.shape[-1], gate.shape[-1]
-            c.gate_backward(*(part.data_ptr() for part in (grad, gate, up, *outs)), rows, width)
+            c.gate_backward(*(tensor.data_ptr() for tensor in (grad, gate, up, *outs)), rows, width)
             return outs
         gate_grad = torch.ops.aten.silu_backward(grads[0] * up, gate)
         return gate_grad, F.silu(gate).mul_(grads[0])
@@ -108,8 +105,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """See _ApplyRope. `x` is [T, heads, width]; `cos` and `sin` [T, 1, width], both halves of the width alike. The
     result has the wider type of `x` and `cos`: with angles in fp32 nothing is rounded before attention, which is in
-    fp32 too.
-    """
+    fp32 too."""
     out: torch.Tensor = _ApplyRope.apply(x, cos, sin)  # type: ignore[no-untyped-call]
     return out
 
@@ -126,7 +122,7 @@ def _native(narrow: torch.Tensor | None, *wide: torch.Tensor) -> ctypes.CDLL | N
     """The kernels in C, where they know these: a tensor in bf16 and others in fp32, on a CPU."""
     if narrow is not None and (narrow.dtype != torch.bfloat16 or narrow.device.type != "cpu"):
         return None
-    if any(part.dtype != torch.float32 or part.device.type != "cpu" for part in wide):
+    if any(tensor.dtype != torch.float32 or tensor.device.type != "cpu" for tensor in wide):
         return None
     return kernels()
 
@@ -140,8 +136,8 @@ def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.
     if x.is_contiguous() and (c := _native(weight, x)) is not None:
         out, inverse = torch.empty_like(x, dtype=weight.dtype), x.new_empty(*x.shape[:-1], 1)
         rows, width = inverse.numel(), x.shape[-1]
-        parts = (weight, out, inverse)
-        c.add_norm(x.data_ptr(), None, *(part.data_ptr() for part in parts), rows, width, eps)
+        tensors = (weight, out, inverse)
+        c.add_norm(x.data_ptr(), None, *(tensor.data_ptr() for tensor in tensors), rows, width, eps)
         return out, inverse
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
     inverse = torch.rsqrt(length.square_().div_(x.shape[-1]).add_(eps))
@@ -152,7 +148,7 @@ def apply_rope_no_grad(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) ->
     """What `apply_rope` computes, without a gradient."""
     if x.is_contiguous() and _fit(x, cos, sin) and (c := _native(x, cos, sin)) is not None:
         rotated = torch.empty_like(x, dtype=cos.dtype)
-        c.turn_heads(*(part.data_ptr() for part in (x, cos, sin, rotated)), *x.shape)
+        c.turn_heads(*(tensor.data_ptr() for tensor in (x, cos, sin, rotated)), *x.shape)
         return rotated
     half = x.shape[-1] // 2
     out = x * cos
@@ -169,10 +165,10 @@ def _swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     alike = gate.dim() == 2 and gate.shape == up.shape and gate.stride() == up.stride() and gate.dtype == up.dtype
     if alike and gate.stride(1) == 1 and (c := _native(gate)) is not None:
         out = torch.empty_like(gate, memory_format=torch.contiguous_format)
-        c.gate(*(part.data_ptr() for part in (gate, up, out)), len(gate), gate.shape[1], gate.stride(0))
+        c.gate(*(tensor.data_ptr() for tensor in (gate, up, out)), len(gate), gate.shape[1], gate.stride(0))
         return out
     out = torch.empty_like(gate, memory_format=torch.contiguous_format)
-    rows = _ROWS if gate.device.type == "cpu" else max(1, len(gate))
-    for own, one, other in zip(out.split(rows), gate.split(rows), up.split(rows), strict=True):
-        own.copy_(F.silu(one.float(), inplace=True).mul_(other))
+    rows = _GATE_ROWS if gate.device.type == "cpu" else max(1, len(gate))
+    for out_rows, gate_rows, up_rows in zip(out.split(rows), gate.split(rows), up.split(rows), strict=True):
+        out_rows.copy_(F.silu(gate_rows.float(), inplace=True).mul_(up_rows))
     return out

@@ -1,10 +1,7 @@
 """fp32 copies of a model's weights, which take the updates: one of 1e-6 is lost to rounding in bf16.
 
 Where weights are in bf16 on a CPU, the kernels in C add up gradients and make a step in one pass over memory each; what
-they know of the optimiser's state is torch's own.
-"""
-
-from __future__ import annotations
+they know of the optimiser's state is torch's own."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +13,7 @@ from omni_thinker.protocol import OptimParams, OptimReport
 
 BETAS = (0.9, 0.95)
 _EPS = 1e-8
-_BLOCK = 1 << 14
+_NORM_BLOCK = 1 << 14
 """Numbers whose squares are added up in fp32; the sums of blocks are added up in fp64."""
 
 
@@ -66,9 +63,9 @@ class Masters:
         grads = [master.grad for master in self.values if master.grad is not None]
         if self._native is None:
             return float(torch.nn.utils.get_total_norm(grads))
-        sums = [grad.new_empty(-(-grad.numel() // _BLOCK)) for grad in grads]
-        for grad, own in zip(grads, sums, strict=True):
-            self._native.squares(grad.data_ptr(), own.data_ptr(), grad.numel(), _BLOCK)
+        sums = [grad.new_empty(-(-grad.numel() // _NORM_BLOCK)) for grad in grads]
+        for grad, block_sums in zip(grads, sums, strict=True):
+            self._native.squares(grad.data_ptr(), block_sums.data_ptr(), grad.numel(), _NORM_BLOCK)
         return float(torch.cat(sums).sum(dtype=torch.float64).sqrt()) if sums else 0.0
 
     def _torch_step(self, optim: OptimParams, norm: float) -> None:
@@ -90,9 +87,9 @@ class Masters:
                 state |= {"exp_avg": torch.zeros_like(master), "exp_avg_sq": torch.zeros_like(master)}
             state["step"] += 1
             first, second = (1 - beta ** float(state["step"]) for beta in BETAS)
-            parts = (master, master.grad, state["exp_avg"], state["exp_avg_sq"], param)
+            tensors = (master, master.grad, state["exp_avg"], state["exp_avg_sq"], param)
             rates = (scale, optim.lr / first, keep, *BETAS, second**0.5, _EPS)
-            c.adamw(*(part.data_ptr() for part in parts), master.numel(), *rates)
+            c.adamw(*(tensor.data_ptr() for tensor in tensors), master.numel(), *rates)
             torch.autograd.graph.increment_version((master, param))  # what is laid out of the weights is old
 
     def _adds_to(self, master: torch.Tensor) -> Any:

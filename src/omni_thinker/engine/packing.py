@@ -1,10 +1,7 @@
 """Groups laid out in one row: each prompt once, its samples side by side behind it.
 
 A block mask lets a sample see its prompt and itself, never its siblings, so one pass over the row gives the
-same log-probs as one row per sample while the prompt is computed once instead of G times.
-"""
-
-from __future__ import annotations
+same log-probs as one row per sample while the prompt is computed once instead of G times."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -29,8 +26,7 @@ class PackedRow:
 
     `source_N` is the index in the row whose output predicts answer token n; a token is of group `group_T` and of
     sample `sample_T` (-1: the prompt). `lengths` are the tokens of each group, then of the filling where there is any;
-    `shapes` those of its prompt and of each of its samples. Only the first `answers` of the N are real.
-    """
+    `shapes` those of its prompt and of each of its samples. Only the first `answers` of the N are real."""
 
     tokens_T: torch.Tensor
     positions_T: torch.Tensor

@@ -1,9 +1,6 @@
 """Log softmax at one index a row, and the entropy, with hand-written gradients: logits are the largest thing there is.
 
-In fp32 from logits of any type, a few rows at a time; in bf16 on a CPU by the kernels in C, where there are any.
-"""
-
-from __future__ import annotations
+In fp32 from logits of any type, a few rows at a time; in bf16 on a CPU by the kernels in C, where there are any."""
 
 import ctypes
 from typing import Any
@@ -13,30 +10,30 @@ import torch
 from omni_thinker.engine.head import relative_logits
 from omni_thinker.engine.native import kernels
 
-ROWS = 8
+ROWS_AT_ONCE = 8
 """Rows of logits handled at once: what fp32 copies of them take stays in a core's own cache."""
 
 
 def logprob_entropy(
     logits_N_V: torch.Tensor, target_N: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of scaled logits, in fp32: the targets' log-probs, the entropies, and what each row's log-probs are less than its
-    scaled logits by; [N] each."""
+    """Compute of scaled logits, in fp32: the targets' log-probs, the entropies, and what each row's log-probs are less
+    than its scaled logits by; [N] each."""
     count, vocabulary = logits_N_V.shape
     chosen_N = logits_N_V.new_empty(count, dtype=torch.float32)
     entropy_N, less_N = torch.empty_like(chosen_N), torch.empty_like(chosen_N)
     if (c := _native(logits_N_V)) is not None:
         target_N = _inside(target_N, vocabulary)
         parts = (logits_N_V, target_N, chosen_N, entropy_N, less_N)
-        c.logprob_entropy(*(part.data_ptr() for part in parts), scale, count, vocabulary)
+        c.logprob_entropy(*(block.data_ptr() for block in parts), scale, count, vocabulary)
         return chosen_N, entropy_N, less_N
     rows = _rows(logits_N_V)
     x_R_V = logits_N_V.new_empty(min(rows, count), vocabulary, dtype=torch.float32)
     p_R_V = torch.empty_like(x_R_V)
     for begin in range(0, count, rows):
-        part = slice(begin, min(begin + rows, count))
-        x, p = x_R_V[: part.stop - begin], p_R_V[: part.stop - begin]
-        x.copy_(logits_N_V[part])
+        block = slice(begin, min(begin + rows, count))
+        x, p = x_R_V[: block.stop - begin], p_R_V[: block.stop - begin]
+        x.copy_(logits_N_V[block])
         if scale != 1:
             x.mul_(scale)
         # A logit of -inf has no probability and counts for nothing; as a number it makes no NaN.
@@ -45,9 +42,9 @@ def logprob_entropy(
         torch.exp(x, out=p)
         total = p.sum(dim=-1, keepdim=True)
         log_total = total.log()
-        chosen_N[part] = (x.gather(-1, target_N[part, None]) - log_total)[:, 0]
-        entropy_N[part] = (log_total - x.mul_(p).sum(dim=-1, keepdim=True) / total)[:, 0]
-        less_N[part] = (most + log_total)[:, 0]
+        chosen_N[block] = (x.gather(-1, target_N[block, None]) - log_total)[:, 0]
+        entropy_N[block] = (log_total - x.mul_(p).sum(dim=-1, keepdim=True) / total)[:, 0]
+        less_N[block] = (most + log_total)[:, 0]
     return chosen_N, entropy_N, less_N
 
 
@@ -64,24 +61,24 @@ def logit_gradient(
     if (c := _native(logits_N_V, out_N_V)) is not None:
         target_N, grad_N = _inside(target_N, vocabulary), grad_N.float().contiguous()
         parts = (logits_N_V, target_N, less_N, grad_N, out_N_V)
-        c.logit_gradient(*(part.data_ptr() for part in parts), scale, count, vocabulary)
+        c.logit_gradient(*(block.data_ptr() for block in parts), scale, count, vocabulary)
         return out_N_V
     factor_N_1 = (grad_N.float() * scale)[:, None]
     rows = _rows(logits_N_V)
     for begin in range(0, count, rows):
-        part = slice(begin, min(begin + rows, count))
-        x = logits_N_V[part].float()
+        block = slice(begin, min(begin + rows, count))
+        x = logits_N_V[block].float()
         x = x.mul_(scale) if scale != 1 else x
-        x.sub_(less_N[part, None]).exp_().mul_(-factor_N_1[part])
+        x.sub_(less_N[block, None]).exp_().mul_(-factor_N_1[block])
         # Not scatter_add_, which copies the whole tensor and back.
-        at_N = target_N[part] + torch.arange(len(x), device=x.device) * vocabulary
-        x.view(-1).index_add_(0, at_N, factor_N_1[part, 0])
-        out_N_V[part] = x
+        at_N = target_N[block] + torch.arange(len(x), device=x.device) * vocabulary
+        x.view(-1).index_add_(0, at_N, factor_N_1[block, 0])
+        out_N_V[block] = x
     return out_N_V
 
 
 def _rows(logits_N_V: torch.Tensor) -> int:
-    return ROWS if logits_N_V.device.type == "cpu" else max(1, len(logits_N_V))
+    return ROWS_AT_ONCE if logits_N_V.device.type == "cpu" else max(1, len(logits_N_V))
 
 
 def _native(*logits: torch.Tensor) -> ctypes.CDLL | None:
@@ -92,7 +89,7 @@ def _native(*logits: torch.Tensor) -> ctypes.CDLL | None:
 
 
 def _inside(target_N: torch.Tensor, vocabulary: int) -> torch.Tensor:
-    """As the kernels read them. Raises IndexError for one outside the vocabulary, where torch would too."""
+    """Targets as the kernels read them. Raises IndexError for one outside the vocabulary, where torch would too."""
     if len(target_N) and not (int(target_N.min()) >= 0 and int(target_N.max()) < vocabulary):
         raise IndexError(f"a target is outside the vocabulary of {vocabulary}")
     return target_N.to(torch.int64).contiguous()
@@ -127,21 +124,20 @@ class HeadLogprobs(torch.autograd.Function):
 
     Logits and their gradient take turns in one tensor. Where all tokens are one chunk, it is kept for the gradient;
     where they are more, the gradient makes the logits of each again: a fourth product of the size of the head for
-    memory that does not grow with the row.
-    """
+    memory that does not grow with the row."""
 
     @staticmethod
     def forward(
         ctx: Any, states_N_C: torch.Tensor, weight_V_C: torch.Tensor, target_N: torch.Tensor, scale: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        ctx.chunk = max(ROWS, _HELD // (len(weight_V_C) * weight_V_C.element_size()))
+        ctx.chunk = max(ROWS_AT_ONCE, _HELD // (len(weight_V_C) * weight_V_C.element_size()))
         keep = any(ctx.needs_input_grad[:2])
         held = keep and len(states_N_C) <= ctx.chunk
-        found = []
+        chunks = []
         for states, target in zip(states_N_C.split(ctx.chunk), target_N.split(ctx.chunk), strict=True):
             logits = relative_logits(states, weight_V_C, target)
-            found.append(logprob_entropy(logits, target, scale))
-        chosen_N, entropy_N, less_N = (torch.cat(parts) for parts in zip(*found, strict=True))
+            chunks.append(logprob_entropy(logits, target, scale))
+        chosen_N, entropy_N, less_N = (torch.cat(parts) for parts in zip(*chunks, strict=True))
         ctx.scale = scale
         if keep:
             ctx.save_for_backward(states_N_C, weight_V_C, target_N, less_N)
@@ -154,16 +150,22 @@ class HeadLogprobs(torch.autograd.Function):
         states_N_C, weight_V_C, target_N, less_N = ctx.saved_tensors
         held, ctx.logits_N_V = ctx.logits_N_V, None  # once
         states_grad, weight_grad = [], None
-        chunks = zip(*(part.split(ctx.chunk) for part in (states_N_C, target_N, less_N, grads[0])), strict=True)
+        chunks = zip(*(tensor.split(ctx.chunk) for tensor in (states_N_C, target_N, less_N, grads[0])), strict=True)
         for states, target, less, grad in chunks:
             logits = held if held is not None else relative_logits(states, weight_V_C, target)
             grad_N_V = logit_gradient(logits, target, less, grad, ctx.scale, logits)
             if ctx.needs_input_grad[0]:
                 states_grad.append(grad_N_V @ weight_V_C)
             if ctx.needs_input_grad[1]:
-                own = grad_N_V.t() @ states
+                gradient = grad_N_V.t() @ states
                 # Two chunks or more are summed in fp32, as micro-batches are.
-                weight_grad = own if held is not None else own.float() if weight_grad is None else weight_grad.add_(own)
+                weight_grad = (
+                    gradient
+                    if held is not None
+                    else gradient.float()
+                    if weight_grad is None
+                    else weight_grad.add_(gradient)
+                )
         if weight_grad is not None:
             weight_grad = weight_grad.to(weight_V_C.dtype)
         return torch.cat(states_grad) if states_grad else None, weight_grad, None, None

@@ -3,10 +3,7 @@
 The gradient of a linear layer's weights is a sum over tokens of (gradient of the output) x (input). Both are brought
 down to a few random directions before the sum, so that what a task's tokens add is `RANK` x `RANK` numbers a layer,
 whose inner products estimate those of the gradients (Johnson and Lindenstrauss). Nothing is run twice; the layers
-watched are a few down-projections spread over the depth.
-"""
-
-from __future__ import annotations
+watched are a few down-projections spread over the depth."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,13 +22,13 @@ RANK = 32
 LAYERS = 4
 
 Sketches = dict[TaskName, torch.Tensor]
-"""Of each task's gradient: [layers x RANK x RANK], flat, fp32, on the CPU."""
+"""A sketch of each task's gradient: [layers x RANK x RANK], flat, fp32, on the CPU."""
 
 
 def watched_layers(model: PreTrainedModel) -> list[Any]:
-    """Those whose gradients are told apart; none where the model has no down-projection by that name."""
-    found = [m for name, m in model.named_modules() if name.endswith("down_proj") and hasattr(m, "in_features")]
-    return found[:: max(1, len(found) // LAYERS)][-LAYERS:]
+    """The layers whose gradients are kept by task; none where the model has no down-projection by that name."""
+    projections = [m for name, m in model.named_modules() if name.endswith("down_proj") and hasattr(m, "in_features")]
+    return projections[:: max(1, len(projections) // LAYERS)][-LAYERS:]
 
 
 class TaskGradients:
@@ -70,7 +67,7 @@ class TaskGradients:
 
     def _hook(self, place: int, groups: Sequence[TrainGroup], tasks: Sequence[TaskName], into: Sketches) -> Any:
         out_C_R, in_C_R = self._projections[place]
-        own = slice(place * RANK * RANK, (place + 1) * RANK * RANK)
+        entries = slice(place * RANK * RANK, (place + 1) * RANK * RANK)
 
         def on_forward(_module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             if not output.requires_grad:
@@ -84,7 +81,7 @@ class TaskGradients:
                     owner_T = _owners(groups, tasks, x.shape).to(x.device)
                     for number, task in enumerate(tasks):
                         mine = owner_T == number
-                        into[task][own] += (delta_T_R[mine].float().t() @ x_T_R[mine].float()).flatten().cpu()
+                        into[task][entries] += (delta_T_R[mine].float().t() @ x_T_R[mine].float()).flatten().cpu()
 
             output.register_hook(on_gradient)
 
@@ -106,17 +103,17 @@ def _owners(groups: Sequence[TrainGroup], tasks: Sequence[TaskName], shape: Sequ
 
 
 def norms(sketches: Mapping[TaskName, torch.Tensor]) -> dict[TaskName, float]:
-    """Of each task's gradient in the layers that are watched, about."""
-    return {task: norm for task, own in sketches.items() if isfinite(norm := float(own.norm()))}
+    """Approximate norm of each task's gradient in the watched layers."""
+    return {task: norm for task, sketch in sketches.items() if isfinite(norm := float(sketch.norm()))}
 
 
 def alignments(sketches: Mapping[TaskName, torch.Tensor]) -> dict[TaskName, float]:
     """The mean cosine of each task's gradient with every other task's, in [-1, 1]; of tasks that have a gradient, where
     there are two or more."""
-    told = {task: sketches[task] / norm for task, norm in norms(sketches).items() if norm > 0}
-    cosines: dict[TaskName, list[float]] = {task: [] for task in told}
-    for a, b in combinations(told, 2):
-        cosine = float(told[a] @ told[b])
+    directions = {task: sketches[task] / norm for task, norm in norms(sketches).items() if norm > 0}
+    cosines: dict[TaskName, list[float]] = {task: [] for task in directions}
+    for a, b in combinations(directions, 2):
+        cosine = float(directions[a] @ directions[b])
         cosines[a].append(cosine)
         cosines[b].append(cosine)
-    return {task: sum(own) / len(own) for task, own in cosines.items() if own}
+    return {task: sum(task_cosines) / len(task_cosines) for task, task_cosines in cosines.items() if task_cosines}

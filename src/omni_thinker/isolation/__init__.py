@@ -1,38 +1,12 @@
 """Killable worker processes; the only place where model output is executed or read by scorers that aren't ours."""
 
-from __future__ import annotations
-
 from omni_thinker.isolation.bubblewrap import Launch, allow_weak_sandbox, launch
-from omni_thinker.isolation.pool import (
-    IsolationError,
-    WorkerDied,
-    WorkerPool,
-    WorkerTimeout,
-    aclose,
-    call_pool,
-    shared_pool,
-    shutdown,
-    use_workers,
-)
-from omni_thinker.isolation.programs import TestReport, run_tests, run_tests_sync
+from omni_thinker.isolation.pool import WorkerPool, call_pool, shared_pool, shutdown, use_workers
+from omni_thinker.isolation.programs import TestReport, run_tests
 from omni_thinker.isolation.scorers import TextEvaluated, WalledScorer
+from omni_thinker.isolation.worker import IsolationError, WorkerDied, WorkerTimeout
 
 __all__ = [
-    "IsolationError",
-    "Launch",
-    "TestReport",
-    "TextEvaluated",
-    "WalledScorer",
-    "WorkerDied",
-    "WorkerPool",
-    "WorkerTimeout",
-    "aclose",
-    "allow_weak_sandbox",
-    "call_pool",
-    "launch",
-    "run_tests",
-    "run_tests_sync",
-    "shared_pool",
-    "shutdown",
-    "use_workers",
-]
+    "IsolationError", "Launch", "TestReport", "TextEvaluated", "WalledScorer", "WorkerDied", "WorkerPool",
+    "WorkerTimeout", "allow_weak_sandbox", "call_pool", "launch", "run_tests", "shared_pool", "shutdown", "use_workers",
+]  # fmt: skip

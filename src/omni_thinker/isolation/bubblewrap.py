@@ -1,7 +1,5 @@
 """The wall around the sandbox: bubblewrap, which has fewer bugs than mounts and namespaces of our own would have."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
@@ -25,7 +23,7 @@ _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"
 _INSTALL = "install it (Debian, Ubuntu: apt-get install bubblewrap) or accept the weak one with --allow-weak-sandbox"
 _PYTHON = ("-I", "-S", "-B", "-X", "utf8")
 _FIXED = ("/usr/bin/env", "PYTHONHASHSEED=0", "OPENBLAS_NUM_THREADS=1", "OMP_NUM_THREADS=1")
-"""Of scorers: nothing may differ from process to process, and none has use for threads of its own."""
+"""Environment of scorers: nothing may differ from process to process, and none has use for threads of its own."""
 _PROBE_S = 30.0
 
 
@@ -62,8 +60,7 @@ def launch_scorer(script: str, handler: Path, packages: Sequence[str], *argument
     """How a script of this folder that calls `handler` is started, behind the same wall as programs.
 
     It gets the path, as seen from inside, of `handler`, then `arguments`, then the folders for sys.path: those of
-    `packages` that aren't installed, and installed packages, read-only. Raises as `launch`.
-    """
+    `packages` that aren't installed, and installed packages, read-only. Raises as `launch`."""
     python = (*_FIXED, _python(), "-s", "-S", "-P", "-B", "-X", "utf8")
     if launch().strength == "weak":
         folders = [*(str(folder.parent) for folder in _outside(packages)), *_site_folders()]
@@ -83,9 +80,9 @@ def launch_scorer(script: str, handler: Path, packages: Sequence[str], *argument
 def _site_folders() -> list[str]:
     """Where packages are installed: for this Python, for the system, for this user."""
     paths = sysconfig.get_paths()
-    found = [paths["purelib"], paths["platlib"]]
-    found += [path for path in sys.path if os.path.basename(path) in ("site-packages", "dist-packages")]
-    return [path for path in dict.fromkeys(map(os.path.realpath, found)) if os.path.isdir(path)]
+    folders = [paths["purelib"], paths["platlib"]]
+    folders += [path for path in sys.path if os.path.basename(path) in ("site-packages", "dist-packages")]
+    return [path for path in dict.fromkeys(map(os.path.realpath, folders)) if os.path.isdir(path)]
 
 
 def _outside(packages: Sequence[str]) -> Iterator[Path]:
@@ -146,8 +143,7 @@ def _fault(command: Sequence[str]) -> str | None:
 def _arguments(binds: Mapping[str, Path]) -> Iterator[str]:
     """The server's root has /proc and the harness; under it lies the root that workers get, with neither.
 
-    binds: where both roots show further folders or files.
-    """
+    binds: where both roots show further folders or files."""
     if os.geteuid() == 0:
         # Root needs no user namespace to set this up, and must be able to become somebody else (confine.leave_root).
         yield from ("--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try")
@@ -178,7 +174,11 @@ def _folders() -> Iterator[str]:
     python = [sys.base_prefix, sys.base_exec_prefix, os.path.dirname(os.__file__), os.path.dirname(_python())]
     done: list[str] = []
     for path in [*_SYSTEM, *python, *map(os.path.realpath, python)]:
-        if path == "/" or not os.path.isdir(path) or any(path == own or path.startswith(own + "/") for own in done):
+        if (
+            path == "/"
+            or not os.path.isdir(path)
+            or any(path == folder or path.startswith(folder + "/") for folder in done)
+        ):
             continue
         done.append(path)
         yield path

@@ -1,10 +1,7 @@
 """Pools of workers, shared by everything in this process that needs the same kind.
 
 Threads do the waiting, so that a pool outlives the event loop that first used it (trainers call
-`asyncio.run` once a step).
-"""
-
-from __future__ import annotations
+`asyncio.run` once a step)."""
 
 import asyncio
 import atexit
@@ -17,20 +14,7 @@ from typing import Any
 
 from omni_thinker.isolation.bubblewrap import launch_scorer
 from omni_thinker.isolation.scratch import sweep
-from omni_thinker.isolation.worker import IsolationError, Worker, WorkerDied, WorkerTimeout
-
-__all__ = [
-    "IsolationError",
-    "WorkerDied",
-    "WorkerPool",
-    "WorkerTimeout",
-    "aclose",
-    "call_pool",
-    "cores",
-    "shared_pool",
-    "shutdown",
-    "use_workers",
-]
+from omni_thinker.isolation.worker import IsolationError, Worker, WorkerDied
 
 
 def cores() -> int:
@@ -63,8 +47,7 @@ class WorkerPool:
     async def call(self, request: Mapping[str, Any], timeout: float) -> dict[str, Any]:  # noqa: ASYNC109
         """The reply to `request`; `timeout` seconds count from when a worker takes it.
 
-        Raises WorkerTimeout, WorkerDied (twice in a row) or IsolationError (can't start a worker).
-        """
+        Raises WorkerTimeout, WorkerDied (twice in a row) or IsolationError (can't start a worker)."""
         return await asyncio.wrap_future(self._submit(request, timeout))
 
     def call_sync(self, request: Mapping[str, Any], timeout: float) -> dict[str, Any]:
@@ -101,7 +84,9 @@ class WorkerPool:
         try:
             reply = worker.call(request, timeout)
         except BaseException:
-            self._drop(worker)
+            worker.kill()
+            with self._lock:
+                self._busy.discard(worker)
             raise
         with self._lock:
             self._busy.discard(worker)
@@ -125,11 +110,6 @@ class WorkerPool:
         with self._lock:
             self._busy.add(worker)
         return worker
-
-    def _drop(self, worker: Worker) -> None:
-        worker.kill()
-        with self._lock:
-            self._busy.discard(worker)
 
 
 _pools: dict[str, WorkerPool] = {}
@@ -165,11 +145,6 @@ def shutdown() -> None:
         _pools.clear()
     for pool in pools:
         pool.close()
-
-
-async def aclose() -> None:
-    """`shutdown` without blocking the event loop."""
-    await asyncio.to_thread(shutdown)
 
 
 def _forget() -> None:

@@ -1,13 +1,12 @@
 """Run a candidate program against tests in a separate, killable process."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from omni_thinker.isolation.bubblewrap import launch
-from omni_thinker.isolation.pool import IsolationError, WorkerDied, WorkerPool, WorkerTimeout, shared_pool
+from omni_thinker.isolation.pool import WorkerPool, shared_pool
+from omni_thinker.isolation.worker import IsolationError, WorkerDied, WorkerTimeout
 
 Outcome = Literal["passed", "failed", "timeout", "crashed"]
 _GRACE_S = 10.0
@@ -19,8 +18,7 @@ class TestReport:
     """What became of a program. `passed` of `total` tests held.
 
     "passed": all. "failed": an exception or a test that doesn't hold. "timeout": killed at the deadline.
-    "crashed": the program's process ended before the tests did (`os._exit`, a signal, a memory fault).
-    """
+    "crashed": the program's process ended before the tests did (`os._exit`, a signal, a memory fault)."""
 
     __test__ = False  # not a pytest class
 
@@ -44,33 +42,12 @@ async def run_tests(
     entry_points: the names that the tests take from the program. Without any they may use all that it defines (but
     for built-in functions), which a program can turn against tests that count on what it imports.
     timeout: wall-clock seconds for all of it (> 0). memory_mb: address space (>= 64).
-    Raises IsolationError where no sandbox can be had, ValueError without tests.
-    """
+    Raises IsolationError where no sandbox can be had, ValueError without tests."""
     request = _request(program, tests, setup, entry_points, timeout, memory_mb)
     try:
         reply = await _pool().call(request, timeout + _GRACE_S)
         if _is_broken(reply):  # killed from outside, say: a fresh sandbox decides
             reply = await _pool().call(request, timeout + _GRACE_S)
-        return _report(reply, len(tests))
-    except (WorkerTimeout, WorkerDied) as exc:
-        return _overrun(exc, len(tests))
-
-
-def run_tests_sync(
-    program: str,
-    tests: Sequence[str],
-    *,
-    setup: str = "",
-    entry_points: Sequence[str] = (),
-    timeout: float = 2.0,
-    memory_mb: int = 256,
-) -> TestReport:
-    """`run_tests` for code outside an event loop."""
-    request = _request(program, tests, setup, entry_points, timeout, memory_mb)
-    try:
-        reply = _pool().call_sync(request, timeout + _GRACE_S)
-        if _is_broken(reply):
-            reply = _pool().call_sync(request, timeout + _GRACE_S)
         return _report(reply, len(tests))
     except (WorkerTimeout, WorkerDied) as exc:
         return _overrun(exc, len(tests))

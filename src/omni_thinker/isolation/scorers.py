@@ -1,13 +1,12 @@
 """Scorers that aren't ours: each request in a fresh process, behind the same wall as programs."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omni_thinker.isolation.bubblewrap import launch_scorer
-from omni_thinker.isolation.pool import IsolationError, WorkerPool, shared_pool
+from omni_thinker.isolation.pool import WorkerPool, shared_pool
+from omni_thinker.isolation.worker import IsolationError
 
 _GRACE_S = 10.0
 """How long the sandbox may take over its own deadline before it is killed itself."""
@@ -25,8 +24,7 @@ class WalledScorer:
     handler: a file. Its `prepare(settings)`, where it has one, is called beforehand in the process that the fresh ones
     are forked from, once for all requests with the same settings; it must see nothing that a model wrote.
     packages: those that the file imports, for ones that aren't among the installed packages.
-    memory_mb: address space of each process (MiB, >= 64).
-    """
+    memory_mb: address space of each process (MiB, >= 64)."""
 
     def __init__(self, handler: Path, packages: Sequence[str] = (), memory_mb: int = 4096) -> None:
         self._handler, self._packages, self._memory_mb = handler, tuple(packages), memory_mb
@@ -42,8 +40,7 @@ class WalledScorer:
         """The reply to `request`, within `timeout` seconds.
 
         evaluates: let code made of texts run. Raises TextEvaluated where that was tried without, and IsolationError
-        where no sandbox can be had, the worker is lost or late, or the handler raises.
-        """
+        where no sandbox can be had, the worker is lost or late, or the handler raises."""
         line = self._line(request, timeout, settings, evaluates)
         return _read(await self._pool().call(line, timeout + _PREPARE_S + _GRACE_S))
 

@@ -1,7 +1,5 @@
 """Working folders of workers, which are removed even where their process was killed."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
@@ -15,7 +13,7 @@ from filelock import FileLock, Timeout
 
 _PREFIX = "omni-thinker-worker-"
 _NAME = re.compile(rf"{_PREFIX}[a-z0-9_]{{8}}")
-"""As mkdtemp makes them: nobody else's folder is ever taken for one."""
+"""Names as mkdtemp makes them, so that nobody else's folder is taken for one."""
 _YOUNG_S = 60.0
 """A folder is locked within this of being made."""
 
@@ -32,7 +30,7 @@ class Scratch:
         self.path.mkdir(mode=0o700)
 
     def remove(self) -> None:
-        """With all that is in it. May be called twice."""
+        """Remove the folder with its contents. May be called twice."""
         _remove(self._root)
         self._lock.release()
 

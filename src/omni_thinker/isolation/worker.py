@@ -1,7 +1,5 @@
 """One worker process that answers JSON lines and can be killed at any moment."""
 
-from __future__ import annotations
-
 import json
 import os
 import select
@@ -14,7 +12,7 @@ from typing import IO, Any
 from omni_thinker.isolation.scratch import Scratch
 
 START_DEADLINE_S = 60.0
-_CHUNK = 1 << 16
+_READ_BYTES = 1 << 16
 _MAX_REPLY = 1 << 22
 
 
@@ -34,8 +32,7 @@ class Worker:
     """A child process in a session of its own, with an empty environment and a temporary working folder.
 
     Spawned, never forked: the caller may hold torch and its threads. The child must answer each JSON line with
-    one JSON line, the first of them unasked, when it is ready. Raises IsolationError where it doesn't get there.
-    """
+    one JSON line, the first of them unasked, when it is ready. Raises IsolationError where it doesn't get there."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self._scratch = Scratch()
@@ -84,7 +81,7 @@ class Worker:
             left = deadline - time.monotonic()
             if left <= 0 or not poll.poll(left * 1000):
                 raise WorkerTimeout(f"no reply within {timeout:g} s")
-            chunk = os.read(descriptor, _CHUNK)
+            chunk = os.read(descriptor, _READ_BYTES)
             if not chunk or len(self._buffer) > _MAX_REPLY:
                 raise WorkerDied("the worker process went away")
             self._buffer += chunk

@@ -1,7 +1,5 @@
 """How often a judge agrees with people: how a user picks one."""
 
-from __future__ import annotations
-
 import asyncio
 import gzip
 import json
@@ -19,7 +17,7 @@ from omni_thinker.judging.base import Judge, Verdict
 from omni_thinker.judging.tally import POINTS as _POINTS
 
 _TEXTS = ("prompt", "response_1", "response_2")
-_AT_ONCE = 64
+_ROWS_AT_ONCE = 64
 _MOST_BYTES = 1 << 30
 Row = Mapping[str, Any]
 
@@ -28,8 +26,7 @@ def read_pairs(path: Path, limit: int | None = None) -> list[Row]:
     """Rows of `id`, `prompt`, `response_1`, `response_2`, `label` (1 or 2 for the better one, 0 for a tie), and if
     wanted `votes` (the same, one for each annotator). Gzipped where the name ends in .gz.
 
-    Raises UserError for a row that is none, naming its line.
-    """
+    Raises UserError for a row that is none, naming its line."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
             data = stream.read(_MOST_BYTES + 1)
@@ -67,15 +64,15 @@ def _row(line: str, number: int, path: Path) -> Row:
 async def measure(judge: Judge, rows: Sequence[Row]) -> dict[str, Any]:
     """Agreement, seconds, how often verdicts keep when the answers swap seats, and what the judge counts of itself."""
     began = time.perf_counter()
-    limit = asyncio.Semaphore(_AT_ONCE)
+    limit = asyncio.Semaphore(_ROWS_AT_ONCE)
 
     async def one(row: Row) -> Verdict:
         async with limit:
             return (await judge.compare(row["prompt"], [row["response_1"]], row["response_2"]))[0]
 
     verdicts = await asyncio.gather(*map(one, rows))
-    found = {"judge": judge.name, **summarise(rows, verdicts)}
-    own = {name.removeprefix("judge/"): value for name, value in judge.metrics().items()}
+    measured = {"judge": judge.name, **summarise(rows, verdicts)}
+    metrics = {name.removeprefix("judge/"): value for name, value in judge.metrics().items()}
     if judge.local:  # a judge behind an API has been asked in both seats already
         swapped = [{**row, "response_1": row["response_2"], "response_2": row["response_1"]} for row in rows]
         mirrored = await asyncio.gather(*map(one, swapped))
@@ -84,17 +81,16 @@ async def measure(judge: Judge, rows: Sequence[Row]) -> dict[str, Any]:
             for a, b in zip(verdicts, mirrored, strict=True)
             if a.outcome in _POINTS and b.outcome in _POINTS
         ]
-        own["consistent"] = sum(same) / max(1, len(same))
+        metrics["consistent"] = sum(same) / max(1, len(same))
     seconds = round(time.perf_counter() - began, 1)
-    return {**found, **{name: value for name, value in own.items() if name not in found}, "seconds": seconds}
+    return {**measured, **{name: value for name, value in metrics.items() if name not in measured}, "seconds": seconds}
 
 
 def summarise(rows: Sequence[Row], verdicts: Sequence[Verdict]) -> dict[str, Any]:
     """`agreement` is over pairs that people decided; a judge's tie counts as half, an error not at all.
 
     `balanced` is the mean of the agreement where people preferred the longer text and where they preferred the shorter
-    one: a judge that only counts words gets 0.5 there. `ceiling`: how often two annotators agree, given their votes.
-    """
+    one: a judge that only counts words gets 0.5 there. `ceiling`: how often two annotators agree, given their votes."""
     decided = [(row, verdict) for row, verdict in zip(rows, verdicts, strict=True) if row["label"] in (1, 2)]
     scored = []
     for row, verdict in decided:

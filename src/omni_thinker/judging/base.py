@@ -1,7 +1,5 @@
 """The Judge protocol: which of two texts answers a prompt better."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -15,8 +13,7 @@ class Verdict:
 
     `margin` is by how much, in the judge's own unit, positive where the response is better; None where the judge
     has no such number. An "error" is no verdict: it must never be counted as "lose". "abstain": there may be no
-    verdict, because a budget is spent.
-    """
+    verdict, because a budget is spent."""
 
     outcome: Literal["win", "tie", "lose", "error", "abstain"]
     margin: float | None = None
@@ -53,21 +50,17 @@ class Judge(Protocol):
     @property
     def caveat(self) -> str:
         """One plain sentence for the report: what this judge's verdicts are worth."""
-        ...
 
     @property
     def local(self) -> bool:
         """Whether it computes on this machine, and so can't work while the policy samples."""
-        ...
 
     async def compare(self, prompt: str, responses: Sequence[str], reference: str) -> list[Verdict]:
         """One verdict per response, in order. Swapping a response with the reference must swap win and lose."""
-        ...
 
     def metrics(self) -> Mapping[str, float]:
         """What verdicts were like since the start (ties, consistency, correlation with length), and what they cost;
         under names that begin with `judge/`."""
-        ...
 
 
 @runtime_checkable
@@ -77,7 +70,6 @@ class Costly(Judge, Protocol):
     @property
     def exhausted(self) -> bool:
         """Whether its budget is spent and the run is to end."""
-        ...
 
 
 @runtime_checkable
@@ -85,12 +77,10 @@ class Counting(Judge, Protocol):
     """A judge whose counts can be kept, for a run that goes on in another process."""
 
     def state(self) -> dict[str, Any]:
-        """What `restore` takes; of JSON."""
-        ...
+        """The counts as plain JSON, for `restore`."""
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Count on from there."""
-        ...
 
 
 @runtime_checkable
@@ -99,7 +89,6 @@ class Ranker(Judge, Protocol):
 
     async def rank(self, prompt: str, responses: Sequence[str]) -> list[Score]:
         """For each response the share of the others that it beats, a tie counting half."""
-        ...
 
 
 @runtime_checkable
@@ -108,11 +97,10 @@ class Rater(Judge, Protocol):
 
     async def rate(self, prompt: str, responses: Sequence[str], rubric: Sequence[Criterion]) -> list[Score]:
         """For each response its mean points, scaled to [0, 1]."""
-        ...
 
 
 class NoJudge:
-    """Stands where no judge is wanted: only gates are asked then, so it is never called."""
+    """A placeholder where only gates are scored. It is never called."""
 
     name = "none"
     caveat = "No judge."

@@ -1,9 +1,6 @@
 """Replies that were paid for once: a SQLite file that several processes may share.
 
-The standard library's sqlite3 in WAL mode: readers never wait, writers take turns.
-"""
-
-from __future__ import annotations
+The standard library's sqlite3 in WAL mode: readers never wait, writers take turns."""
 
 import hashlib
 import json

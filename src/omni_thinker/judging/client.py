@@ -1,10 +1,7 @@
 """One question to an OpenAI-compatible endpoint: cached, limited, retried, paid for at most once.
 
 The SDK's client lives in an event loop of its own thread: trainers call `asyncio.run` once a step, and connections
-don't outlive a loop. Work is handed over by asyncio: anyio's own hand-over would block the caller's loop for each.
-"""
-
-from __future__ import annotations
+don't outlive a loop. Work is handed over by asyncio: anyio's own hand-over would block the caller's loop for each."""
 
 import asyncio
 import contextlib
@@ -33,7 +30,7 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _RETRIED = (408, 409, 425, 429)
 _AWAY = (502, 503, 504)
 _LONGEST_WAIT_S = 60.0
-_TOP = 20
+_TOP_LOGPROBS = 20
 """Likeliest tokens asked for; the most that hosted servers tell."""
 _DIGIT_TOKENS = 4
 _MOST_TOKENS = 1 << 40
@@ -50,8 +47,7 @@ class NoReply(Exception):
 class ChatClient:
     """Asks; `ask` may be awaited from any event loop.
 
-    Raises UserError for an endpoint without https that isn't on this machine, and for a key that isn't there.
-    """
+    Raises UserError for an endpoint without https that isn't on this machine, and for a key that isn't there."""
 
     def __init__(self, spec: EndpointSpec, cache: JudgeCache | None, meter: Meter) -> None:
         self.spec, self.cache, self.meter = spec, cache, meter
@@ -68,8 +64,7 @@ class ChatClient:
     async def ask(self, text: str, schema: Mapping[str, Any], *, prompt_version: str, digit: bool = False) -> Reply:
         """The reply to one user message. `digit`: one digit is wanted, with its log-probs where the server tells them.
 
-        Raises NoReply or BudgetReached.
-        """
+        Raises NoReply or BudgetReached."""
         work = self._ask(text.encode("utf-8", "replace").decode(), schema, prompt_version, digit)
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
@@ -79,9 +74,7 @@ class ChatClient:
             self._portal.call(self._shut)
             self._end_thread()
 
-    # -- in the client's own loop -----------------------------------------------------------------------------
-
-    async def _open(self) -> AsyncOpenAI:
+    async def _open(self) -> "AsyncOpenAI":
         try:
             from aiolimiter import AsyncLimiter
             from openai import AsyncOpenAI
@@ -221,14 +214,14 @@ class ChatClient:
         return (_chances(completion) if digit else None) or _text(completion)
 
     def _short(self, exc: Exception) -> str:
-        """What the server said, without the key, should it have repeated it."""
+        """The server's message, with the API key masked."""
         return " ".join(str(exc).replace(self._key, "***").split())[:160]
 
-    async def _send(self, text: str, schema: Mapping[str, Any] | None, digit: bool) -> ChatCompletion:
+    async def _send(self, text: str, schema: Mapping[str, Any] | None, digit: bool) -> "ChatCompletion":
         spec = self.spec
         extra: dict[str, Any] = {}
         if digit:
-            extra |= {"logprobs": True, "top_logprobs": _TOP}
+            extra |= {"logprobs": True, "top_logprobs": _TOP_LOGPROBS}
         elif schema is not None:
             extra["response_format"] = {"type": "json_schema", "json_schema": schema}
         completion: ChatCompletion = await self._client.chat.completions.create(
@@ -263,11 +256,11 @@ def _unconnected(exc: Exception) -> bool:
 
 
 def _wait(state: Any) -> float:
-    """What the server asked for, else exponential with full jitter."""
+    """Seconds to wait: what the server asked for, else exponential backoff with full jitter."""
     from tenacity import wait_random_exponential
 
-    asked = getattr(state.outcome.exception(), "wait", None)
-    return float(wait_random_exponential(multiplier=0.25, max=20.0)(state)) if asked is None else asked
+    requested = getattr(state.outcome.exception(), "wait", None)
+    return float(wait_random_exponential(multiplier=0.25, max=20.0)(state)) if requested is None else requested
 
 
 def _retry_after(exc: Any) -> float | None:
@@ -283,8 +276,7 @@ def _retry_after(exc: Any) -> float | None:
 def _chances(completion: Any) -> str | None:
     """CHANCES and {token: probability} of the first token, as JSON; None where the server tells no log-probs.
 
-    Written as text, so that a cache holds it like any reply. Spellings that differ in white space are one token.
-    """
+    Written as text, so that a cache holds it like any reply. Spellings that differ in white space are one token."""
     content = getattr(getattr(completion.choices[0], "logprobs", None), "content", None)
     if not content:
         return None
@@ -292,8 +284,8 @@ def _chances(completion: Any) -> str | None:
     for option in content[0].top_logprobs or []:
         token = option.token.strip()
         chances[token] = chances.get(token, 0.0) + math.exp(min(0.0, float(option.logprob)))
-    told = {token: chance for token, chance in chances.items() if math.isfinite(chance)}
-    return CHANCES + json.dumps(told) if told else None
+    finite = {token: chance for token, chance in chances.items() if math.isfinite(chance)}
+    return CHANCES + json.dumps(finite) if finite else None
 
 
 def _text(completion: Any) -> str:

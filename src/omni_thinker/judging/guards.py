@@ -1,7 +1,5 @@
 """Guards of style, around any judge."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,8 +10,7 @@ class LengthGuard:
     """Length-controlled preference: a win by a text more than `ratio` times as long as the other is a tie.
 
     Judges, people too, like longer texts; a policy that is paid for it grows without end. It holds for both sides, so
-    swapping them still swaps win and lose. A loss of the longer text stays.
-    """
+    swapping them still swaps win and lose. A loss of the longer text stays."""
 
     def __init__(self, judge: Judge, ratio: float) -> None:
         """Raises ValueError unless `ratio` >= 1."""
@@ -37,8 +34,8 @@ class LengthGuard:
         return {**self._judge.metrics(), "judge/guarded": self._guarded / max(1, self._asked)}
 
     def state(self) -> dict[str, Any]:
-        own = {"guarded": self._guarded, "asked": self._asked}
-        return own | ({"judge": self._judge.state()} if isinstance(self._judge, Counting) else {})
+        counts = {"guarded": self._guarded, "asked": self._asked}
+        return counts | ({"judge": self._judge.state()} if isinstance(self._judge, Counting) else {})
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._guarded, self._asked = state["guarded"], state["asked"]

@@ -1,7 +1,5 @@
 """A judge that needs no instructions: the text that a frozen model finds more likely wins."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 from collections.abc import Sequence
@@ -20,8 +18,7 @@ class LikelihoodJudge(TalliedJudge):
     """Compares mean log-likelihoods per token, given the chat prompt, under a frozen causal LM.
 
     There are no seats, so the verdict is symmetric by construction. A difference of at most `margin` nats per token
-    is a tie; an empty response loses against any other text.
-    """
+    is a tie; an empty response loses against any other text."""
 
     def __init__(
         self, model: Any, tokenizer: Any, margin: float = 0.1, *, system: str | None = None, name: str = "likelihood"

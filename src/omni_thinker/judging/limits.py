@@ -1,7 +1,5 @@
 """What judging may cost: requests, tokens and money, counted as they are spent."""
 
-from __future__ import annotations
-
 import threading
 from dataclasses import dataclass, replace
 
@@ -27,8 +25,7 @@ class Meter:
 
     A request in flight is counted as its estimate, so that concurrent ones can't pass the limit together. One whose
     reply never arrived keeps its estimate against the budget (the server may have worked on it), but isn't counted as
-    spent.
-    """
+    spent."""
 
     def __init__(self, budget: BudgetSpec, price: PriceSpec) -> None:
         self.budget, self.price = budget, price
@@ -42,8 +39,8 @@ class Meter:
     def reserve(self, input_tokens: int, output_tokens: int) -> int:
         """A number for `settle` or `release`. Tokens are upper estimates. Raises BudgetReached."""
         with self._lock:
-            pending_in = sum(own[0] for own in self._reserved.values()) + self._lost[0] + input_tokens
-            pending_out = sum(own[1] for own in self._reserved.values()) + self._lost[1] + output_tokens
+            pending_in = sum(reserved[0] for reserved in self._reserved.values()) + self._lost[0] + input_tokens
+            pending_out = sum(reserved[1] for reserved in self._reserved.values()) + self._lost[1] + output_tokens
             spent, budget = self._spent, self.budget
             tokens = spent.input_tokens + spent.output_tokens + pending_in + pending_out
             money = spent.money + self._money(pending_in, pending_out)
@@ -57,29 +54,25 @@ class Meter:
                 raise BudgetReached("the judge's budget is spent")
             self._next += 1
             self._reserved[self._next] = (input_tokens, output_tokens)
-            self._spent = Usage(spent.requests + 1, spent.input_tokens, spent.output_tokens, spent.money)
+            self._spent = replace(spent, requests=spent.requests + 1)
             return self._next
 
     def settle(self, number: int, input_tokens: int, output_tokens: int) -> None:
         """The request's reply has arrived and says what it used."""
         with self._lock:
             del self._reserved[number]
-            spent = self._spent
-            self._spent = Usage(
-                spent.requests,
-                spent.input_tokens + input_tokens,
-                spent.output_tokens + output_tokens,
-                spent.money + self._money(input_tokens, output_tokens),
-            )
+            money = self._spent.money + self._money(input_tokens, output_tokens)
+            tokens = self._spent.input_tokens + input_tokens, self._spent.output_tokens + output_tokens
+            self._spent = Usage(self._spent.requests, *tokens, money)
 
     def release(self, number: int, *, lost: bool, sent: bool = True) -> None:
         """The request has failed. `lost`: nobody knows whether it was worked on. Not `sent`: it never got there."""
         with self._lock:
-            own = self._reserved.pop(number)
+            tokens = self._reserved.pop(number)
             if not sent:
                 self._spent = replace(self._spent, requests=self._spent.requests - 1)
             elif lost:
-                self._lost = (self._lost[0] + own[0], self._lost[1] + own[1])
+                self._lost = (self._lost[0] + tokens[0], self._lost[1] + tokens[1])
 
     @property
     def usage(self) -> Usage:

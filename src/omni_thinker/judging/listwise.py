@@ -1,7 +1,5 @@
 """Ranking a group: which orders it is shown in, what two rankings agree on, and tournaments of pairs."""
 
-from __future__ import annotations
-
 import asyncio
 import random
 from collections.abc import Sequence
@@ -26,12 +24,11 @@ def agreed_points(
     """Shares in [0, 1] of the others that each place beats, and (i, j, lead of i over j) of each pair.
 
     `rankings`: places, best first. A pair on which rankings differ is a tie (0). `weight`: how many responses have
-    this text; they tie with each other.
-    """
+    this text; they tie with each other."""
     ranks = [{place: rank for rank, place in enumerate(ranking)} for ranking in rankings]
     count, total = len(weight), sum(weight)
     pairs: list[tuple[int, int, int]] = []
-    won = [0.5 * (own - 1) for own in weight]
+    won = [0.5 * (copies - 1) for copies in weight]
     for i, j in combinations(range(count), 2):
         leads = {1 if rank[i] < rank[j] else -1 for rank in ranks}
         lead = leads.pop() if len(leads) == 1 else 0
@@ -46,8 +43,7 @@ async def tournament(judge: Judge, prompt: str, responses: Sequence[str], rounds
 
     Opponents are neighbours on both sides in a ring that follows from the texts, so each distinct text plays equally
     often (an even number of times, rounded up), and as many rounds as there are others make every pair meet. A text
-    that occurs more than once ties with itself, and counts as often where it is an opponent.
-    """
+    that occurs more than once ties with itself, and counts as often where it is an opponent."""
     distinct = list(dict.fromkeys(responses))
     count = len(distinct)
     if count == 1:
@@ -70,8 +66,10 @@ async def tournament(judge: Judge, prompt: str, responses: Sequence[str], rounds
             failures[a] = failures[b] = failed(verdict.reason or "no verdict")
     # One failed pair doesn't make a text unknown that others were compared with.
     scores = {
-        text: _mean_result([*own, (0.5, copies[place] - 1)]) if own else failures[place] or Score.error("no verdict")
-        for place, (text, own) in enumerate(zip(distinct, results, strict=True))
+        text: _mean_result([*points, (0.5, copies[place] - 1)])
+        if points
+        else failures[place] or Score.error("no verdict")
+        for place, (text, points) in enumerate(zip(distinct, results, strict=True))
     }
     return [scores[text] for text in responses]
 

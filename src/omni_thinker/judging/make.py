@@ -1,7 +1,5 @@
 """The judge that a recipe asks for, with its guards, cache and meter."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from omni_thinker.judging.base import Judge

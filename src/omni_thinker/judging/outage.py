@@ -1,14 +1,12 @@
 """Waiting for a server that is away."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import time
 
 _log = logging.getLogger(__name__)
-_FIRST_S, _LONGEST_S = 1.0, 20.0
-"""Between two looks whether it is back."""
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 20.0
+"""First and longest wait between two checks whether the server is back."""
 
 
 class Away(Exception):
@@ -25,7 +23,7 @@ class Outage:
         self._server, self._patience_s = server, patience_s
         self._since: float | None = None
         self._looked = 0.0
-        self._wait = _FIRST_S
+        self._wait = _FIRST_WAIT_S
         self._met = False
         self.scout = asyncio.Lock()
 
@@ -41,19 +39,19 @@ class Outage:
     @property
     def hopeless(self) -> bool:
         """Patience is at its end, and somebody has looked just now."""
-        return self._left() <= 0 and time.monotonic() - self._looked < _LONGEST_S
+        return self._left() <= 0 and time.monotonic() - self._looked < _LONGEST_WAIT_S
 
     def began(self, why: str) -> None:
         """A question has found the server away."""
         self._looked = time.monotonic()
         if self._since is None:
-            self._since, self._wait = self._looked, _FIRST_S
+            self._since, self._wait = self._looked, _FIRST_WAIT_S
             _log.warning("%s can't be reached (%s); waiting up to %.0f s for it", self._server, why, self._patience_s)
 
     async def wait(self) -> None:
-        """Until it is worth another look. For the question that looks."""
+        """Wait until the next check is due. Called by the question that checks."""
         await asyncio.sleep(max(0.0, min(self._wait, self._left())))
-        self._wait = min(_LONGEST_S, 2 * self._wait)
+        self._wait = min(_LONGEST_WAIT_S, 2 * self._wait)
 
     def over(self) -> None:
         """The server has answered."""

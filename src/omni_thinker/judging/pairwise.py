@@ -1,7 +1,5 @@
 """A judge behind an API: a response against the reference, a group against itself, or an answer by a rubric."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import re
@@ -43,8 +41,7 @@ class EndpointJudge:
     """Never takes a missing or unreadable verdict for one: it is an error, or an abstention where a budget is spent.
 
     Where both seats are asked a response wins only if it does in both; verdicts that differ are a tie (margin None,
-    reason "depends on the seat").
-    """
+    reason "depends on the seat")."""
 
     local = False
 
@@ -60,13 +57,11 @@ class EndpointJudge:
         self._ranking, self._rubric = load_prompt(spec.ranking_prompt), load_prompt(spec.rubric_prompt)
         self._tally = Tally()
 
-    # -- a response against the reference ---------------------------------------------------------------------
-
     async def compare(self, prompt: str, responses: Sequence[str], reference: str) -> list[Verdict]:
         """One verdict per response, all asked for at once. Distinct texts are asked about once."""
         distinct = [text for text in dict.fromkeys(responses) if text != reference]
-        found = await asyncio.gather(*(self._verdict(prompt, text, reference) for text in distinct))
-        known = dict(zip(distinct, found, strict=True))
+        verdicts = await asyncio.gather(*(self._verdict(prompt, text, reference) for text in distinct))
+        known = dict(zip(distinct, verdicts, strict=True))
         return [known.get(text, Verdict("tie", None, "the reference's own words")) for text in responses]
 
     async def _verdict(self, prompt: str, response: str, reference: str) -> Verdict:
@@ -98,8 +93,6 @@ class EndpointJudge:
         if better is None:
             raise NoReply("a reply without a verdict")
         return better if isinstance(better, float) else {0: 0.0, 1: 1.0, 2: -1.0}[better]
-
-    # -- a group against itself -------------------------------------------------------------------------------
 
     async def rank(self, prompt: str, responses: Sequence[str]) -> list[Score]:
         """For each response the share of the others that it beats, asked in two orders; where these differ over a
@@ -136,14 +129,12 @@ class EndpointJudge:
             raise NoReply("a reply without a ranking")
         return [order[number - 1] for number in ranking]
 
-    # -- an answer by a rubric --------------------------------------------------------------------------------
-
     async def rate(self, prompt: str, responses: Sequence[str], rubric: Sequence[Criterion]) -> list[Score]:
         """For each response its mean points, scaled to [0, 1], with a part for each criterion. Asked with the criteria
         in two orders; points are the mean of the two."""
         distinct = list(dict.fromkeys(responses))
-        found = await asyncio.gather(*(self._rated(prompt, text, rubric) for text in distinct))
-        known = dict(zip(distinct, found, strict=True))
+        scores = await asyncio.gather(*(self._rated(prompt, text, rubric) for text in distinct))
+        known = dict(zip(distinct, scores, strict=True))
         return [known[text] for text in responses]
 
     async def _rated(self, prompt: str, response: str, rubric: Sequence[Criterion]) -> Score:
@@ -151,8 +142,8 @@ class EndpointJudge:
             return Score.of(0.0)
         orders = [list(range(len(rubric))), list(reversed(range(len(rubric))))]
         orders = orders[: 2 if self.client.spec.both_seats and len(rubric) > 1 else 1]
-        asked = (self._points(prompt, response, [rubric[place] for place in order]) for order in orders)
-        replies = await _settled(asyncio.gather(*asked))
+        requests = (self._points(prompt, response, [rubric[place] for place in order]) for order in orders)
+        replies = await _settled(asyncio.gather(*requests))
         if isinstance(replies, Score):
             self._tally.failure()
             return replies
@@ -171,8 +162,6 @@ class EndpointJudge:
             raise NoReply("a reply without points for all criteria")
         return points
 
-    # -- common -----------------------------------------------------------------------------------------------
-
     @property
     def exhausted(self) -> bool:
         """Whether the budget is spent and the run is to end."""
@@ -181,14 +170,14 @@ class EndpointJudge:
     def metrics(self) -> Mapping[str, float]:
         """Since the start: what verdicts were like, cost, and the share of replies that came from the cache."""
         usage, cache = self.client.meter.usage, self.client.cache
-        found = self._tally.metrics() | {
+        metrics = self._tally.metrics() | {
             "judge/requests": float(usage.requests),
             "judge/tokens": float(usage.input_tokens + usage.output_tokens),
             "judge/money": usage.money,
         }
         if cache is not None:
-            found["judge/cache_hits"] = cache.hits / max(1, cache.hits + cache.misses)
-        return found
+            metrics["judge/cache_hits"] = cache.hits / max(1, cache.hits + cache.misses)
+        return metrics
 
     def state(self) -> dict[str, Any]:
         cache = self.client.cache
@@ -228,8 +217,8 @@ def _digit(reply: str) -> float | int | None:
         first, second = (float(table.get(digit, 0.0)) for digit in ("1", "2"))
         return (first - second) / (first + second) if first + second > 0 else None
     # Small models go on after the digit that was asked for.
-    found = _ONE_DIGIT.fullmatch(reply.strip().partition("\n")[0].strip())
-    return int(found[1]) if found else read_verdict(reply)
+    match = _ONE_DIGIT.fullmatch(reply.strip().partition("\n")[0].strip())
+    return int(match[1]) if match else read_verdict(reply)
 
 
 def strip_markdown(text: str) -> str:

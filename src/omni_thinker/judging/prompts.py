@@ -1,7 +1,5 @@
 """Prompts of judges: files with a version, filled in one pass, and what is read out of a reply."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -19,7 +17,8 @@ _MOST_POINTS = 10
 
 
 def _schema(name: str, key: str, value: Mapping[str, Any]) -> Mapping[str, Any]:
-    """For servers that hold a reply to a JSON schema; the reason comes first, so that the verdict follows from it."""
+    """A schema for servers that hold a reply to a JSON schema; the reason comes first, so that the verdict follows from
+    it."""
     properties = {"reason": {"type": "string"}, key: dict(value)}
     table = {"type": "object", "properties": properties, "required": ["reason", key], "additionalProperties": False}
     return {"name": name, "strict": True, "schema": table}
@@ -41,8 +40,7 @@ class Prompt:
     def fill(self, prompt: str, answers: Sequence[str], criteria: str = "") -> str:
         """The text for the judge. Slots are filled in one pass: what an answer writes in braces stays as it is.
 
-        The marks around the answers hold a number that follows from all texts, so none of them can contain it.
-        """
+        The marks around the answers hold a number that follows from all texts, so none of them can contain it."""
         mark = hashlib.sha256("\0".join([prompt, *answers]).encode("utf-8", "surrogatepass")).hexdigest()[:12]
         blocks = [f"[{mark} answer {n}]\n{answer}\n[{mark} end of answer {n}]" for n, answer in enumerate(answers, 1)]
         slots = {"mark": mark, "prompt": prompt, "answers": "\n\n".join(blocks), "criteria": criteria}
@@ -71,8 +69,7 @@ def read_verdict(reply: str) -> int | None:
     """1 or 2 for the better answer, 0 for neither, None where the reply holds no verdict.
 
     Only the end of the reply counts: its last line, or the whole of it where it is one JSON object. A judge may quote
-    what an answer says of itself; it decides on the last line.
-    """
+    what an answer says of itself; it decides on the last line."""
     value = _read(reply, "better")
     if isinstance(value, str) and value.strip() in ("0", "1", "2"):
         return int(value)
@@ -113,5 +110,5 @@ def _is_integer(value: Any) -> bool:
 
 def _last_object(text: str) -> str:
     line = text.rpartition("\n")[2].strip().strip("`*").strip()
-    found = _OBJECT.findall(line)
-    return found[-1] if found and line.endswith(found[-1]) else ""
+    objects = _OBJECT.findall(line)
+    return objects[-1] if objects and line.endswith(objects[-1]) else ""

@@ -1,7 +1,5 @@
 """Rubrics: criteria with bands of points, as rows bring them along."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,8 +14,7 @@ _CLOSE = 2
 def read_rubric(value: Any) -> list[Criterion]:
     """Criteria from a row: tables with a `name`, a `description` (or `criteria_description`) and bands ("1-2": "...").
 
-    A plain text is a criterion without bands. Raises ValueError saying what is wrong.
-    """
+    A plain text is a criterion without bands. Raises ValueError saying what is wrong."""
     if not isinstance(value, list) or not value:
         raise ValueError("a rubric is a list of criteria, at least one")
     rubric = [_criterion(item, number) for number, item in enumerate(value, 1)]
@@ -34,10 +31,10 @@ def _criterion(item: Any, number: int) -> Criterion:
         raise ValueError(f"criterion {number} needs a name")
     description = item.get("description", item.get("criteria_description", ""))
     bands = item["bands"] if isinstance(item.get("bands"), Mapping) else item
-    found = {key: text for key, text in bands.items() if isinstance(key, str) and _BAND.fullmatch(key)}
-    if not isinstance(description, str) or not all(isinstance(text, str) for text in found.values()):
+    points = {key: text for key, text in bands.items() if isinstance(key, str) and _BAND.fullmatch(key)}
+    if not isinstance(description, str) or not all(isinstance(text, str) for text in points.values()):
         raise ValueError(f"criterion {number} ({item['name']}) has something else than text in it")
-    return Criterion(item["name"], description, found)
+    return Criterion(item["name"], description, points)
 
 
 def describe(rubric: Sequence[Criterion]) -> str:
@@ -55,8 +52,7 @@ def agreed_rating(
 ) -> tuple[float, dict[str, float], bool]:
     """(value in [0, 1], the same for each criterion, whether all askings agree to within a band).
 
-    `askings`: points from 1 to 10 in the rubric's order, one list for each time it was asked.
-    """
+    `askings`: points from 1 to 10 in the rubric's order, one list for each time it was asked."""
     columns = list(zip(*askings, strict=True))
     parts = {
         f"rubric/{criterion.name}": (sum(points) / len(points) - 1) / 9

@@ -1,7 +1,5 @@
 """What a run's verdicts are like: ties, failures, steadiness, and how far they follow length."""
 
-from __future__ import annotations
-
 import math
 import threading
 from collections.abc import Mapping, Sequence
@@ -36,8 +34,8 @@ class Tally:
             self._ties += points == 0.5
             self._steady += steady
             if length is not None:
-                own = (1.0, length, points, length * length, points * points, length * points)
-                self._sums = [a + Fraction(b) for a, b in zip(self._sums, own, strict=True)]
+                moments = (1.0, length, points, length * length, points * points, length * points)
+                self._sums = [a + Fraction(b) for a, b in zip(self._sums, moments, strict=True)]
 
     def failure(self) -> None:
         """Count a question without an answer."""
@@ -45,32 +43,32 @@ class Tally:
             self._failures += 1
 
     def state(self) -> dict[str, Any]:
-        """What `restore` takes; of JSON."""
+        """The counts as plain JSON, for `restore`."""
         with self._lock:
             counts = [self._verdicts, self._ties, self._steady, self._failures]
-            return {"counts": counts, "sums": [str(part) for part in self._sums]}
+            return {"counts": counts, "sums": [str(moment) for moment in self._sums]}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         with self._lock:
             self._verdicts, self._ties, self._steady, self._failures = state["counts"]
-            self._sums = [Fraction(part) for part in state["sums"]]
+            self._sums = [Fraction(moment) for moment in state["sums"]]
 
     def metrics(self) -> dict[str, float]:
         """Under names that begin with `judge/`. The correlation (Pearson's, of points and log-length ratio) is absent
         until both have varied."""
         with self._lock:
             decided = max(1, self._verdicts)
-            found = {
+            metrics = {
                 "judge/verdicts": float(self._verdicts),
                 "judge/tie_rate": self._ties / decided,
                 "judge/consistent": self._steady / decided,
                 "judge/error_rate": self._failures / max(1, self._verdicts + self._failures),
             }
-            n, x, y, xx, yy, xy = (float(part) for part in self._sums)
+            n, x, y, xx, yy, xy = (float(moment) for moment in self._sums)
         spread = (n * xx - x * x) * (n * yy - y * y)
         if n > 1 and spread > 1e-9 * max(1.0, n * n * xx * yy):
-            found["judge/length_correlation"] = (n * xy - x * y) / math.sqrt(spread)
-        return found
+            metrics["judge/length_correlation"] = (n * xy - x * y) / math.sqrt(spread)
+        return metrics
 
 
 class TalliedJudge:

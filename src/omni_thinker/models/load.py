@@ -1,10 +1,7 @@
 """From a model's name to a checked folder, its tokenizer and its weights.
 
 A name is `builtin`, `tiny`, a folder in Hugging Face format, or a hub name. Folders never touch the network; the hub is
-asked only for hub names (and not even then with HF_HUB_OFFLINE=1). Code from a hub is never run, pickles never read.
-"""
-
-from __future__ import annotations
+asked only for hub names (and not even then with HF_HUB_OFFLINE=1). Code from a hub is never run, pickles never read."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -32,8 +29,7 @@ _WORD = "omnithinker"  # a stand-in for the user's or the model's words when a c
 def resolve(name: str, *, say: Say = print) -> Path | str:
     """The folder of `name`, or `name` itself where only a hub can know it. Fetches `builtin` when it is missing.
 
-    Raises UserError for a folder that lacks its config, its weights, its tokenizer or its chat template.
-    """
+    Raises UserError for a folder that lacks its config, its weights, its tokenizer or its chat template."""
     if name == "builtin":
         return builtin_folder() if builtin_ready() else fetch_builtin(say=say)
     if name == "tiny":
@@ -92,10 +88,10 @@ def empty_model(name: str) -> PreTrainedModel:
 
 def compute_device(spec: Literal["auto", "cpu", "cuda"] = "auto") -> torch.device:
     """Raises UserError where a GPU is asked for and torch finds none."""
-    found = torch.cuda.is_available()
-    if spec == "cuda" and not found:
+    has_gpu = torch.cuda.is_available()
+    if spec == "cuda" and not has_gpu:
         raise UserError('torch finds no GPU; install a CUDA build of torch, or use "cpu"', key="model.device")
-    return torch.device("cuda" if found and spec != "cpu" else "cpu")
+    return torch.device("cuda" if has_gpu and spec != "cpu" else "cpu")
 
 
 def compute_dtype(spec: DtypeName, device: torch.device | None = None) -> torch.dtype:
@@ -110,8 +106,8 @@ def compute_dtype(spec: DtypeName, device: torch.device | None = None) -> torch.
 def stop_token_ids(tokenizer: Tokenizer, model: PreTrainedModel | None = None) -> tuple[int, ...]:
     """Every token that ends an answer: the tokenizer's, the model's, and the one that closes a turn in the template."""
     ids: set[int] = set()
-    for found in (tokenizer.eos_token_id, getattr(getattr(model, "generation_config", None), "eos_token_id", None)):
-        ids.update([found] if isinstance(found, int) else found or ())
+    for end in (tokenizer.eos_token_id, getattr(getattr(model, "generation_config", None), "eos_token_id", None)):
+        ids.update([end] if isinstance(end, int) else end or ())
     ids.update(_turn_end_ids(tokenizer))
     return tuple(sorted(ids))
 
@@ -120,8 +116,7 @@ def chat_prompt_ids(tokenizer: Tokenizer, system: str, user: str) -> list[int]:
     """The tokens up to where the assistant speaks.
 
     An empty `system` gives no system turn, or an empty one where the template would put in words of its own. A template
-    that knows no system turn gets those words at the head of the user's.
-    """
+    that knows no system turn gets those words at the head of the user's."""
     text = _render(tokenizer, _prompt_messages(tokenizer, system, user), add_generation_prompt=True)
     return _encode(tokenizer, text)
 
@@ -189,10 +184,10 @@ def _load_config(where: Path | str) -> PretrainedConfig:
 
 def _without_dropout(config: PretrainedConfig) -> PretrainedConfig:
     # RL compares log-probs of two passes over the same tokens: noise between them would look like a policy change.
-    for part in {id(part): part for part in (config, config.get_text_config())}.values():
-        for key, value in part.to_dict().items():
+    for section in {id(section): section for section in (config, config.get_text_config())}.values():
+        for key, value in section.to_dict().items():
             if isinstance(value, float) and (("drop" in key) or key.endswith("pdrop")):
-                setattr(part, key, 0.0)
+                setattr(section, key, 0.0)
     return config
 
 
@@ -255,8 +250,8 @@ def _prompt_messages(tokenizer: Tokenizer, system: str, user: str) -> list[dict[
         # Longer without a system turn than with an empty one: the template fills in its own.
         injects = bare is not None and empty is not None and len(bare) > len(empty)
         return [{"role": "system", "content": ""}, turn] if injects else [turn]
-    seen = _try_render(tokenizer, [{"role": "system", "content": system}])
-    if seen is not None and system.strip() in seen:
+    rendered = _try_render(tokenizer, [{"role": "system", "content": system}])
+    if rendered is not None and system.strip() in rendered:
         return [{"role": "system", "content": system}, turn]
     return [{"role": "user", "content": f"{system}\n\n{user}"}]
 
@@ -283,10 +278,10 @@ def _turn_end_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
 
 def _manifest(where: Path | str) -> dict[str, Any]:
     try:
-        found = json.loads((Path(where) / MANIFEST).read_text("utf-8"))
+        manifest = json.loads((Path(where) / MANIFEST).read_text("utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return manifest if isinstance(manifest, dict) else {}
 
 
 def _card_licence(where: Path | str) -> str | None:

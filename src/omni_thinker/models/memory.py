@@ -1,7 +1,5 @@
 """Memory that libraries keep although nobody needs it."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 from functools import cache
@@ -19,8 +17,7 @@ def bound_kernel_caches() -> None:
     """Keep no more than `KERNELS` compiled kernels; call before the first matrix product.
 
     oneDNN, and torch's layer above it, compile one for every shape they meet and keep 1,024: more than a gigabyte
-    in a run where no two batches are of one size. A setting of the user's own stands.
-    """
+    in a run where no two batches are of one size. A setting of the user's own stands."""
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(name, str(KERNELS))
 
@@ -30,8 +27,7 @@ def keep_freed_memory() -> None:
     """Let the heap keep the pages of freed tensors, where the C library is glibc.
 
     By itself it hands large blocks back at once, and a training pass then spends a third of its time on getting the
-    same gigabytes again, page by page. `return_free_memory` gives them back where a stage ends.
-    """
+    same gigabytes again, page by page. `return_free_memory` gives them back where a stage ends."""
     if (mallopt := _glibc("mallopt")) is not None:
         mallopt(_M_MMAP_MAX, 0)  # large blocks come from the heap too
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
@@ -42,8 +38,7 @@ def return_free_memory() -> None:
     """Give the pages of freed tensors back to the system, where the C library is glibc.
 
     Every step allocates tensors of other shapes; glibc keeps what was freed, and the heap of a study on the 135M
-    model grew by 2 GB of holes.
-    """
+    model grew by 2 GB of holes."""
     if (trim := _glibc("malloc_trim")) is not None:
         trim(0)
 
@@ -65,7 +60,7 @@ def is_out_of_memory(exc: BaseException) -> bool:
         or isinstance(exc, MemoryError)
         or (
             isinstance(exc, RuntimeError)
-            and any(part in words for part in ("can't allocate memory", "not enough memory", "bad_alloc"))
+            and any(phrase in words for phrase in ("can't allocate memory", "not enough memory", "bad_alloc"))
         )
     )
 
@@ -75,19 +70,9 @@ class _HeapSizes(ctypes.Structure):
 
     _fields_ = [
         (name, ctypes.c_size_t)
-        for name in (
-            "arena",
-            "ordblks",
-            "smblks",
-            "hblks",
-            "hblkhd",
-            "usmblks",
-            "fsmblks",
-            "uordblks",
-            "fordblks",
-            "keepcost",
-        )
-    ]
+        for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks",
+                     "keepcost")
+    ]  # fmt: skip
 
 
 @cache

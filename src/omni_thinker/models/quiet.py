@@ -1,7 +1,5 @@
 """Keep libraries that print on every load from printing."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import warnings
@@ -16,8 +14,7 @@ from transformers.utils import logging as transformers_logging
 def quiet() -> Iterator[None]:
     """No progress bars and no warnings from transformers inside; what was set before comes back.
 
-    Standard error is caught as well, because some bars know no switch. Exceptions pass untouched.
-    """
+    Standard error is caught as well, because some bars know no switch. Exceptions pass untouched."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

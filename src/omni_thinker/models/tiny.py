@@ -1,7 +1,5 @@
 """The model `tiny`: random weights and a real tokenizer, made offline in a second. For tests and dry runs."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """LoRA (arXiv 2106.09685) by the peft library, an extra."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -15,8 +13,7 @@ from omni_thinker.recipe import LoraSpec
 def add_lora(model: PreTrainedModel, spec: LoraSpec, *, seed: int = 0, key: str = "model.lora") -> Any:
     """Wrap `model` so that only low-rank factors train, in fp32; `seed` draws them, and leaves torch's own be.
 
-    Raises UserError where peft is missing or the model has no such targets, naming `key`.
-    """
+    Raises UserError where peft is missing or the model has no such targets, naming `key`."""
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:

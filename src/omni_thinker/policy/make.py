@@ -1,7 +1,5 @@
 """From a recipe's model to the policy that trains it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from omni_thinker.errors import UserError
@@ -17,11 +15,10 @@ def make_policy(spec: ModelSpec, *, folder: str | Path | None = None, seed: int 
     """CLASS(spec, folder=, seed=). folder: weights to begin with in place of the recipe's model. seed: for what the
     policy draws itself, such as LoRA's factors.
 
-    Raises UserError where there is no such class, or it can't be made.
-    """
-    found = POLICIES.find(spec.policy, "model.policy")
+    Raises UserError where there is no such class, or it can't be made."""
+    policy_class = POLICIES.find(spec.policy, "model.policy")
     try:
-        policy: Policy = found(spec, folder=folder, seed=seed)
+        policy: Policy = policy_class(spec, folder=folder, seed=seed)
     except TypeError as exc:
         raise UserError(f"{spec.policy} can't be made from (spec, folder=, seed=): {exc}", key="model.policy") from exc
     return policy

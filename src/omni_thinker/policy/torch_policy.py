@@ -1,9 +1,6 @@
 """The torch policy: one causal LM of transformers, trained in place.
 
-Weights of the model are held in the compute dtype; fp32 master copies take the updates (`masters`).
-"""
-
-from __future__ import annotations
+Weights of the model are held in the compute dtype; fp32 master copies take the updates (`masters`)."""
 
 import copy
 import logging
@@ -57,7 +54,7 @@ from omni_thinker.types import Group, SampleRequest, SamplingParams
 # Shorter rows spend more on adding up gradients, longer ones hold more: 0.5 MB a token of the built-in model.
 TOKEN_BUDGET = 2048
 GPU_TOKEN_BUDGET = 16_384
-_LEAST_BUDGET = 64
+_LEAST_TOKEN_BUDGET = 64
 _BUDGET = "token_budget"
 _log = logging.getLogger(__name__)
 
@@ -74,11 +71,11 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def _like(master: torch.Tensor, name: str, tensors: Any, path: Path, *, scalar: bool = False) -> torch.Tensor:
     """A tensor of the master's kind, where the master is. Raises UserError where it is of another."""
-    found: torch.Tensor = tensors.get_tensor(name)
+    tensor: torch.Tensor = tensors.get_tensor(name)
     shape = torch.Size([]) if scalar else master.shape
-    if found.shape != shape or found.dtype != master.dtype:
-        raise UserError(f"{name!r} is {found.dtype} of shape {tuple(found.shape)}, not {tuple(shape)}", file=path)
-    return found.to(master.device)
+    if tensor.shape != shape or tensor.dtype != master.dtype:
+        raise UserError(f"{name!r} is {tensor.dtype} of shape {tuple(tensor.shape)}, not {tuple(shape)}", file=path)
+    return tensor.to(master.device)
 
 
 class TorchPolicy:
@@ -114,8 +111,6 @@ class TorchPolicy:
         self._updates.reset()
         return_free_memory()  # the moments: twice the weights
 
-    # -- text -----------------------------------------------------------------------------------------------
-
     def encode_prompt(self, user: str) -> tuple[int, ...]:
         return tuple(chat_prompt_ids(self.tokenizer, self.spec.system, user))
 
@@ -125,19 +120,17 @@ class TorchPolicy:
     def decode(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
 
-    # -- the four primitives --------------------------------------------------------------------------------
-
     def sample(
         self, requests: Sequence[SampleRequest], params: SamplingParams, on_group: OnGroup | None = None
     ) -> list[Group]:
         if not requests:
             return []
         # Each by itself: how a request is answered must not depend on its company.
-        share = [supports_group_rows(self.model, len(own.prompt) + own.max_tokens) for own in requests]
-        found: dict[int, Group] = {}
+        can_share = [supports_group_rows(self.model, len(request.prompt) + request.max_tokens) for request in requests]
+        groups: dict[int, Group] = {}
         with self._evaluating():
-            for draw, wanted in ((sample_groups, True), (sample_rows, False)):
-                places = [place for place, own in enumerate(share) if own is wanted]
+            for draw, shared in ((sample_groups, True), (sample_rows, False)):
+                places = [place for place, can in enumerate(can_share) if can is shared]
                 if not places:
                     continue
 
@@ -145,10 +138,12 @@ class TorchPolicy:
                     if on_group is not None:
                         on_group(places[place], group)
 
-                own = draw(self.model, [requests[place] for place in places], params, self.stop_ids, self.decode, tell)
-                found |= dict(zip(places, own, strict=True))
+                sampled = draw(
+                    self.model, [requests[place] for place in places], params, self.stop_ids, self.decode, tell
+                )
+                groups |= dict(zip(places, sampled, strict=True))
         bound_free_memory()
-        return [found[place] for place in range(len(requests))]
+        return [groups[place] for place in range(len(requests))]
 
     def forward_backward(
         self, batch: TrainBatch, loss: Loss, *, temperature: float = 1.0, reference: bool = False
@@ -159,7 +154,7 @@ class TorchPolicy:
             try:
                 return self._add_gradient(batch, loss, temperature, reference)
             except (MemoryError, RuntimeError) as exc:
-                if begun or not is_out_of_memory(exc) or self.token_budget < 2 * _LEAST_BUDGET:
+                if begun or not is_out_of_memory(exc) or self.token_budget < 2 * _LEAST_TOKEN_BUDGET:
                     raise
             # What was added up before memory ran out is of no use: a row's gradient may be there in part.
             self._updates.clear()
@@ -193,9 +188,9 @@ class TorchPolicy:
     @torch.no_grad()
     def sketch_gradient(self, seed: int) -> torch.Tensor:
         """Clear the gradient, and return its `sketch` and that of the update it would make; [2, dimensions]."""
-        found = sketch([master.grad for master in self._masters], seed)
+        sketches = sketch([master.grad for master in self._masters], seed)
         self._updates.clear()
-        return found
+        return sketches
 
     @torch.no_grad()
     def logprobs(
@@ -206,8 +201,6 @@ class TorchPolicy:
             return self._score(self.model, groups, temperature).logprobs_N
         with self._start_model() as model:
             return self._score(model, groups, temperature).logprobs_N
-
-    # -- state ----------------------------------------------------------------------------------------------
 
     def mark_start(self) -> None:
         """Take the present weights as the start that `reference` means."""
@@ -245,14 +238,14 @@ class TorchPolicy:
         with _opened(path) as tensors:
             moments = {key for key in tensors.keys() if "@" in key}  # noqa: SIM118 - no mapping
             for name, master in zip(self._names, self._masters, strict=True):
-                own = {key.partition("@")[2]: key for key in moments if key.partition("@")[0] == name}
-                if own:
+                names = {key.partition("@")[2]: key for key in moments if key.partition("@")[0] == name}
+                if names:
                     self._updates.optimizer.state[master] = {
-                        key: _like(master, full, tensors, path, scalar=key == "step") for key, full in own.items()
+                        key: _like(master, full, tensors, path, scalar=key == "step") for key, full in names.items()
                     }
             budget = (tensors.metadata() or {}).get(_BUDGET, "")
             if budget.isdecimal():
-                self.token_budget = max(_LEAST_BUDGET, min(self.token_budget, int(budget)))
+                self.token_budget = max(_LEAST_TOKEN_BUDGET, min(self.token_budget, int(budget)))
 
     def export_adapter(self, path: Path) -> None:
         """Write the LoRA factors alone, as a folder that peft reads."""
@@ -268,8 +261,6 @@ class TorchPolicy:
         with quiet():
             model.save_pretrained(path)
             self.tokenizer.save_pretrained(path)
-
-    # -- inner ----------------------------------------------------------------------------------------------
 
     def _score(self, model: PreTrainedModel, groups: Sequence[TrainGroup], temperature: float) -> AnswerTokens:
         longest = max(len(g.prompt) + max(len(s.tokens) for s in g.samples) for g in groups)
@@ -293,7 +284,7 @@ class TorchPolicy:
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """Without checkpoints, with which transformers' layers keep no keys and values."""
+        """Turn activation checkpointing off: with it, transformers' layers keep no keys and values."""
         if not self.model.training:
             yield
             return
@@ -319,10 +310,7 @@ def use_checkpointing(model: PreTrainedModel) -> None:
 
 
 def _token_batch(
-    groups: Sequence[TrainGroup],
-    logprobs_N: torch.Tensor,
-    sample_N: torch.Tensor,
-    reference_N: torch.Tensor | None,
+    groups: Sequence[TrainGroup], logprobs_N: torch.Tensor, sample_N: torch.Tensor, reference_N: torch.Tensor | None
 ) -> TokenBatch:
     device = logprobs_N.device
     old = [x for group in groups for sample in group.samples for x in sample.logprobs]
@@ -353,13 +341,13 @@ def _add_stats(
         kl_N = ratio_N.exp() - 1 - ratio_N  # k3: unbiased, never negative
     begin = 0
     for group in groups:
-        own = slice(begin, begin + group.tokens)
+        tokens = slice(begin, begin + group.tokens)
         begin += group.tokens
         stats[group.task] = stats.get(group.task, TokenStats()) + TokenStats(
             tokens=group.tokens,
-            entropy=float(entropy_N[own].sum()),
-            clipped=float(clipped_N[own].sum()),
-            mismatch=float(difference_N[own].abs().sum()),
-            kl=0.0 if kl_N is None else float(kl_N[own].sum()),
+            entropy=float(entropy_N[tokens].sum()),
+            clipped=float(clipped_N[tokens].sum()),
+            mismatch=float(difference_N[tokens].abs().sum()),
+            kl=0.0 if kl_N is None else float(kl_N[tokens].sum()),
             kl_tokens=0 if kl_N is None else group.tokens,
         )

@@ -1,9 +1,6 @@
 """A recipe: everything a study needs, in one TOML file. Imports no torch.
 
-Unknown keys are refused. Relative paths are taken from the folder that the command runs in, or from `data_root`.
-"""
-
-from __future__ import annotations
+Unknown keys are refused. Relative paths are taken from the folder that the command runs in, or from `data_root`."""
 
 from omni_thinker.recipe.judge import BudgetSpec, EndpointSpec, JudgeSpec, PriceSpec
 from omni_thinker.recipe.load import builtin_recipe, load_recipe, parse_recipe

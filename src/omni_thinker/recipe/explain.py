@@ -1,7 +1,5 @@
 """What pydantic found wrong with a table, in one line that names the key."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 from pydantic import ValidationError
@@ -15,7 +13,7 @@ Loc = tuple[int | str, ...]
 def refusal(exc: ValidationError, known: Callable[[Loc], Sequence[str]], prefix: str = "") -> UserError:
     """The first fault. known: the keys of the table that a fault lies in. prefix: where the whole table lies."""
     first = exc.errors()[0]
-    key = ".".join([*([prefix] if prefix else []), *(str(part) for part in first["loc"])])
+    key = ".".join([*([prefix] if prefix else []), *(str(word) for word in first["loc"])])
     message = f"{first['msg']} (got {_shown(first['input'])})"
     if first["type"] == "extra_forbidden":
         names = known(first["loc"])

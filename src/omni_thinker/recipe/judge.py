@@ -1,7 +1,5 @@
 """The table `[judge]` of a recipe. Imports no torch."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -73,8 +71,7 @@ class JudgeSpec(Table):
     """Who compares a response with the reference.
 
     `builtin`: the built-in model, trained to judge. `likelihood`: the more likely text under a frozen `model` wins.
-    `endpoint`: a model behind an API is asked.
-    """
+    `endpoint`: a model behind an API is asked."""
 
     kind: Literal["builtin", "likelihood", "endpoint"] = "builtin"
     endpoint: EndpointSpec | None = None
@@ -88,7 +85,7 @@ class JudgeSpec(Table):
     start is as likely to win as to lose, so a preference above one half means better than the start."""
 
     @model_validator(mode="after")
-    def _has_what_its_kind_needs(self) -> JudgeSpec:
+    def _has_what_its_kind_needs(self) -> "JudgeSpec":
         if self.kind == "endpoint" and self.endpoint is None:
             raise ValueError("a judge of kind 'endpoint' needs [judge.endpoint] with base_url and model")
         return self

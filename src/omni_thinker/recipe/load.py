@@ -1,7 +1,5 @@
 """From a TOML file to a recipe; every complaint names the file and the key. Imports no torch."""
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,8 +16,7 @@ from omni_thinker.recipe.whole import Recipe
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read and check a recipe file; `overrides` are `dotted.key=value` with a TOML value.
 
-    Raises UserError naming the file and the key.
-    """
+    Raises UserError naming the file and the key."""
     try:
         table: dict[str, Any] = tomllib.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError:
@@ -63,13 +60,13 @@ def parse_recipe(table: Mapping[str, Any], source: object) -> Recipe:
 def _known(loc: Loc) -> Sequence[str]:
     """The keys of the table that an unknown key was put in."""
     model: Any = Recipe
-    for part in loc[:-1]:
+    for word in loc[:-1]:
         fields = getattr(model, "model_fields", None)
-        if fields is None or part not in fields:
-            model = TaskSpec if model is Recipe or part in ("tasks",) or loc[0] == "tasks" else None
+        if fields is None or word not in fields:
+            model = TaskSpec if model is Recipe or word in ("tasks",) or loc[0] == "tasks" else None
             continue
-        annotation = fields[part].annotation
-        model = annotation if isinstance(annotation, type) else (TaskSpec if part == "tasks" else None)
+        annotation = fields[word].annotation
+        model = annotation if isinstance(annotation, type) else (TaskSpec if word == "tasks" else None)
     return list(getattr(model, "model_fields", ()))
 
 
@@ -86,8 +83,8 @@ def _set(table: dict[str, Any], override: str) -> None:
     except ValueError as exc:  # a whole number of too many digits
         raise UserError(f"can't be read: {exc}", key=key) from None
     *path, last = key.strip().split(".")
-    for part in path:
-        table = table.setdefault(part, {})
+    for word in path:
+        table = table.setdefault(word, {})
         if not isinstance(table, dict):
-            raise UserError(f"{part!r} is not a table", key=key)
+            raise UserError(f"{word!r} is not a table", key=key)
     table[last] = value

@@ -1,7 +1,5 @@
 """The tables `[model]` and `[model.lora]` of a recipe. Imports no torch."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field

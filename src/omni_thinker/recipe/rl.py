@@ -1,7 +1,5 @@
 """The tables `[warmup]`, `[rl]` and `[evaluation]` of a recipe. Imports no torch."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal

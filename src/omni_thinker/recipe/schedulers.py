@@ -1,9 +1,6 @@
 """Schedulers as a recipe names them: which task next, in an arm of a study. Imports no torch.
 
-The keys of each kind, and their defaults, stand beside its class in `omni_thinker.schedulers`.
-"""
-
-from __future__ import annotations
+The keys of each kind, and their defaults, stand beside its class in `omni_thinker.schedulers`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -77,7 +74,7 @@ def plain(kind: str) -> SchedulerSpec:
     return read_scheduler(table, f"study.arms.{kind}")
 
 
-def refuse_unknown(named: Sequence[str], tasks: Sequence[str], key: str) -> None:
+def refuse_unknown(names: Sequence[str], tasks: Sequence[str], key: str) -> None:
     """Raises UserError for the first of the tasks named that the recipe lacks."""
-    if unknown := [task for task in named if task not in tasks]:
+    if unknown := [task for task in names if task not in tasks]:
         raise UserError(f"no task {unknown[0]!r:.80}; there are {', '.join(tasks)}", key=key)

@@ -1,7 +1,5 @@
 """The table `[study]` of a recipe. Imports no torch."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 

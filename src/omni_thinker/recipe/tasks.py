@@ -1,7 +1,5 @@
 """The tables `[tasks.NAME]` of a recipe. Imports no torch."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,8 +24,7 @@ class RewardSpec(Table):
 class TaskSpec(Table):
     """One task.
 
-    `source`: `builtin:NAME`, `jsonl`, `hf:NAME_OR_FOLDER`, `reasoning_gym:NAME` or `python:MODULE:CLASS`.
-    """
+    `source`: `builtin:NAME`, `jsonl`, `hf:NAME_OR_FOLDER`, `reasoning_gym:NAME` or `python:MODULE:CLASS`."""
 
     source: str
     weight: PositiveFloat = 1.0
@@ -59,6 +56,6 @@ class TaskSpec(Table):
     """reasoning-gym: take sets whose scorer runs answers as Python beside the expected answer. That stays inside the
     sandbox and touches no other score, but an answer can award itself one."""
 
-    def under(self, root: Path) -> TaskSpec:
+    def under(self, root: Path) -> "TaskSpec":
         """The same task with its files under `root`; an absolute path stays as it is."""
         return self.model_copy(update={"files": tuple(str(root / file) for file in self.files)})

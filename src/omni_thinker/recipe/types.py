@@ -1,7 +1,5 @@
 """What the tables of a recipe are made of."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field

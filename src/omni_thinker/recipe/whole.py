@@ -1,7 +1,5 @@
 """A recipe: everything a study needs. Imports no torch."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -30,7 +28,7 @@ class Recipe(Table):
     study: StudySpec = StudySpec()
 
     @model_validator(mode="after")
-    def _consistent(self) -> Recipe:
+    def _consistent(self) -> "Recipe":
         """Raises UserError, which names the key; pydantic would name only the whole recipe."""
         for name in self.tasks:
             if not TASK_NAME.fullmatch(name) or name in RESERVED:
@@ -45,8 +43,8 @@ class Recipe(Table):
         if low >= high:
             raise UserError(f"must be a lower and a higher share, got {low:g} and {high:g}", key="warmup.target")
         study = self.study
-        for key, named in (("order", study.order), ("single_tasks", study.single_tasks)):
-            if unknown := [name for name in named if name not in self.tasks]:
+        for key, names in (("order", study.order), ("single_tasks", study.single_tasks)):
+            if unknown := [name for name in names if name not in self.tasks]:
                 raise UserError(f"no task {unknown[0]!r}; there are {', '.join(self.tasks)}", key=f"study.{key}")
         if study.order and sorted(study.order) != sorted(self.tasks):
             raise UserError("must name every task once", key="study.order")

@@ -1,7 +1,5 @@
 """A run directory as one self-contained HTML file."""
 
-from __future__ import annotations
-
 from omni_thinker.report.figure_file import plot_transfer
 from omni_thinker.report.html import write_report
 

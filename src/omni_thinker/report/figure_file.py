@@ -1,7 +1,5 @@
 """A figure of its own, for a paper or a page."""
 
-from __future__ import annotations
-
 import io
 
 from omni_thinker.errors import UserError

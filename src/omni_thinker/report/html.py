@@ -1,7 +1,5 @@
 """The report: data, tables and figures poured into one template."""
 
-from __future__ import annotations
-
 import math
 import os
 from importlib.resources import files
@@ -22,8 +20,7 @@ _CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t
 def write_report(run_dir: Path) -> Path:
     """Write `report.html` into a run directory and return its path.
 
-    Raises UserError naming the file when result.json or metrics.jsonl is missing or can't be read.
-    """
+    Raises UserError naming the file when result.json or metrics.jsonl is missing or can't be read."""
     text = render(load_run(run_dir))
     path = run_dir / "report.html"
     partial = run_dir / f".report.html.{os.getpid()}.tmp"
@@ -41,16 +38,8 @@ def render(run: RunData) -> str:
     environment = Environment(
         loader=BaseLoader(), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(
-        number=number,
-        signed=signed,
-        count=tables.count,
-        duration=tables.duration,
-        shown=shown_text,
-        visible=visible,
-        share=share,
-        at=position,
-    )
+    environment.filters.update(number=number, signed=signed, count=tables.count, duration=tables.duration)
+    environment.filters.update(shown=shown_text, visible=visible, share=share, at=position)
     return environment.from_string(_package_text("template.html.j2")).render(_context(run))
 
 
@@ -122,9 +111,9 @@ def share(value: float | None) -> str:
 
 def shown_text(text: str) -> str:
     """A model's text as it can be shown: controls made visible, cut where very long."""
-    kept = text[: tables.LONGEST_TEXT]
-    left = len(text) - len(kept)
-    return visible(kept) + (f" … [{left} more characters]" if left else "")
+    shown = text[: tables.LONGEST_TEXT]
+    left = len(text) - len(shown)
+    return visible(shown) + (f" … [{left} more characters]" if left else "")
 
 
 def visible(text: str) -> str:

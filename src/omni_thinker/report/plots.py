@@ -1,7 +1,5 @@
 """The figures of a report. Each takes a run and returns SVG, or None where there is nothing to draw."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -13,17 +11,7 @@ from matplotlib.patches import Rectangle
 
 from omni_thinker.arms import ARMS, SHARED, SINGLE, colour_of, is_scheduled, is_single, rivals
 from omni_thinker.report import series
-from omni_thinker.report.svg import (
-    FAINT,
-    GRID,
-    INK,
-    plain,
-    signed,
-    style,
-    task_colour,
-    task_marker,
-    to_svg,
-)
+from omni_thinker.report.svg import FAINT, GRID, INK, plain, signed, style, task_colour, task_marker, to_svg
 from omni_thinker.runs.read import RunData
 from omni_thinker.runs.schema.result import Comparison
 from omni_thinker.runs.schema.transfer import TransferMatrix
@@ -35,12 +23,12 @@ def differences(run: RunData) -> Markup | None:
     """Macro differences with intervals: each arm to joint training, which the verdict goes by, then to the start."""
     rows: list[tuple[str, str, Comparison | None]] = []
     for control, heading in (("joint", "each arm against joint training"), ("start", "each arm against the start")):
-        asked = rivals(run.arms) if control == "joint" else [arm for arm in run.arms if arm != "start"]
-        found = [(arm, run.comparison(arm, control)) for arm in asked]
-        kept = [(arm, item) for arm, item in found if item is not None and math.isfinite(item.difference)]
-        if kept:
+        arms = rivals(run.arms) if control == "joint" else [arm for arm in run.arms if arm != "start"]
+        compared = [(arm, run.comparison(arm, control)) for arm in arms]
+        finite = [(arm, item) for arm, item in compared if item is not None and math.isfinite(item.difference)]
+        if finite:
             rows.append((heading, "", None))
-            rows += [(f"{arm} − {control}", arm, item) for arm, item in kept]
+            rows += [(f"{arm} − {control}", arm, item) for arm, item in finite]
     if not rows:
         return None
     with style():
@@ -82,8 +70,7 @@ def _difference_row(axes: Axes, at: int, colour: str, item: Comparison) -> None:
 def learning(run: RunData) -> Markup | None:
     """Train reward over steps: one panel a task, one colour an arm, validation of the curriculum as diamonds.
 
-    Where there is no single-task arm its probe is drawn.
-    """
+    Where there is no single-task arm its probe is drawn."""
     shared = [arm for arm in run.arms if arm in SHARED or is_scheduled(arm)]
     arms = {task: [*shared, SINGLE + task] for task in run.tasks}
     if not any(

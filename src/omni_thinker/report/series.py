@@ -1,7 +1,5 @@
 """Curves over steps, from the lines of metrics.jsonl."""
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -26,12 +24,12 @@ class Span:
 
 def by_seed(run: RunData, arm: str, metric: str, kind: str = "train") -> dict[int, Points]:
     """The finite values of a metric for each seed, in order of steps."""
-    found: dict[int, Points] = defaultdict(list)
+    points: dict[int, Points] = defaultdict(list)
     for row in run.records:
         value = row.metrics.get(metric, math.nan)
         if row.arm == arm and row.kind == kind and math.isfinite(value):
-            found[row.seed].append((row.step, value))
-    return {seed: found[seed] for seed in sorted(found)}
+            points[row.seed].append((row.step, value))
+    return {seed: points[seed] for seed in sorted(points)}
 
 
 def trained_as(run: RunData, arm: str) -> str:
@@ -54,11 +52,11 @@ def over_steps(run: RunData, arm: str, metric: str) -> float:
 
 def average(curves: Mapping[int, Points]) -> Points:
     """The mean over seeds at each step that any seed has."""
-    found: dict[float, list[float]] = defaultdict(list)
+    values: dict[float, list[float]] = defaultdict(list)
     for points in curves.values():
         for step, value in points:
-            found[step].append(value)
-    return [(step, mean(found[step])) for step in sorted(found)]
+            values[step].append(value)
+    return [(step, mean(values[step])) for step in sorted(values)]
 
 
 def thin(points: Points) -> Points:
@@ -66,15 +64,14 @@ def thin(points: Points) -> Points:
     size = math.ceil(len(points) / MAX_POINTS)
     if size <= 1:
         return points
-    bins = [points[at : at + size] for at in range(0, len(points), size)]
-    return [(mean(step for step, _ in part), mean(value for _, value in part)) for part in bins]
+    chunks = [points[at : at + size] for at in range(0, len(points), size)]
+    return [(mean(step for step, _ in chunk), mean(value for _, value in chunk)) for chunk in chunks]
 
 
 def smooth(points: Points, half: int = 2) -> Points:
     """A centred moving mean over 2 * half + 1 points. At the ends it takes what there is on the inner side:
 
-    a single last step must not look like a trend.
-    """
+    a single last step must not look like a trend."""
     smoothed = []
     for at, (step, _) in enumerate(points):
         smoothed.append((step, mean(value for _, value in points[max(0, at - half) : at + half + 1])))
@@ -83,27 +80,26 @@ def smooth(points: Points, half: int = 2) -> Points:
 
 def stage_spans(run: RunData) -> dict[int, tuple[Span, ...]]:
     """The stages of each seed's curriculum as they were trained."""
-    found: dict[int, list[Span]] = defaultdict(list)
+    spans_of_seed: dict[int, list[Span]] = defaultdict(list)
     for row in run.records:
         if row.arm != "curriculum" or row.kind != "train" or row.stage is None:
             continue
-        spans = found[row.seed]
+        spans = spans_of_seed[row.seed]
         if spans and spans[-1].task == row.stage:
             spans[-1] = Span(row.stage, spans[-1].first, row.step)
         else:
             spans.append(Span(row.stage, row.step, row.step))
-    return {seed: tuple(found[seed]) for seed in sorted(found)}
+    return {seed: tuple(spans_of_seed[seed]) for seed in sorted(spans_of_seed)}
 
 
 def stage_ends(run: RunData, metric: str, task: str) -> dict[int, Points]:
     """Accuracy or entropy of a task on validation at the end of each curriculum stage.
 
-    From metrics.jsonl, else from the stages of result.json.
-    """
+    From metrics.jsonl, else from the stages of result.json."""
     logged = by_seed(run, "curriculum", f"{metric}/{task}", "validation")
     if logged:
         return logged
-    found: dict[int, Points] = {}
+    ends_of_seed: dict[int, Points] = {}
     spans = stage_spans(run)
     for arm in run.result.arms.get("curriculum", []):
         values = [
@@ -113,8 +109,10 @@ def stage_ends(run: RunData, metric: str, task: str) -> dict[int, Points]:
         ]
         ends = [span.last for span in spans.get(arm.seed, ())]
         if len(ends) == len(values):
-            found[arm.seed] = [(end, value) for end, value in zip(ends, values, strict=True) if math.isfinite(value)]
-    return {seed: points for seed, points in found.items() if points}
+            ends_of_seed[arm.seed] = [
+                (end, value) for end, value in zip(ends, values, strict=True) if math.isfinite(value)
+            ]
+    return {seed: points for seed, points in ends_of_seed.items() if points}
 
 
 def before_training(run: RunData, metric: str) -> float:

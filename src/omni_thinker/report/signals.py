@@ -1,7 +1,5 @@
 """Why an arm did as it did: what each task gave it to learn from, arm beside arm."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

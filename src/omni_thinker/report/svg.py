@@ -1,7 +1,5 @@
 """Figures as inline SVG, and the colours that mean the same thing in every plot."""
 
-from __future__ import annotations
-
 import io
 import re
 from typing import Any, cast
@@ -18,27 +16,14 @@ INK, FAINT, GRID = "#222222", "#717171", "#dddddd"
 
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",  # text stays text: small, searchable, and drawn in the reader's own font
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.titlesize": 9.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelsize": 8.5,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": "#999999",
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.unicode_minus": True,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "xtick.color": "#555555",
-    "ytick.color": "#555555",
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "text.parse_math": False,  # names of tasks and arms are no formulas
-    "text.usetex": False,
-}
+    "font.family": "DejaVu Sans", "font.size": 9,
+    "axes.titlesize": 9.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.labelsize": 8.5,
+    "axes.labelcolor": INK, "axes.edgecolor": "#999999", "axes.linewidth": 0.8, "axes.spines.top": False,
+    "axes.spines.right": False, "axes.unicode_minus": True,
+    "xtick.labelsize": 8, "ytick.labelsize": 8, "xtick.color": "#555555", "ytick.color": "#555555",
+    "legend.frameon": False, "legend.fontsize": 8.5,
+    "text.parse_math": False, "text.usetex": False,  # names of tasks and arms are no formulas
+}  # fmt: skip
 
 
 def task_colour(tasks: list[str], task: str) -> str:
@@ -70,8 +55,7 @@ def plain(axes: Axes, *, grid: str = "y") -> None:
 def to_svg(figure: Figure, name: str, label: str) -> Markup:
     """The figure as an <svg> element that can stand beside others in one page.
 
-    Every id gets `name` as a prefix: matplotlib numbers its ids from 1 in each figure.
-    """
+    Every id gets `name` as a prefix: matplotlib numbers its ids from 1 in each figure."""
     stream = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(
@@ -85,7 +69,7 @@ def to_svg(figure: Figure, name: str, label: str) -> Markup:
     text = re.sub(r"url\(#", f"url(#{name}-", text)
     text = re.sub(r'xlink:href="#', f'href="#{name}-', text)
     # Hundredths of a point are enough and make a lighter page. Coordinates only, never a text.
-    text = re.sub(r'\b[dxy]="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found.group(0)), text)
+    text = re.sub(r'\b[dxy]="[^"]*"', lambda match: re.sub(r"(\.\d\d)\d+", r"\1", match.group(0)), text)
     text = re.sub(r"\n\s*", "\n", text)
     size = re.search(r'viewBox="[^"]+"', text)
     # One point of type is the same size in every figure, and a wide one may be scrolled rather than shrunk.

@@ -1,7 +1,5 @@
 """The rows of a report's tables."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -86,10 +84,10 @@ def duration(seconds: float) -> str:
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
-    hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
+    hours, minutes, left = whole // 3600, whole % 3600 // 60, whole % 60
     if hours:
         return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    return f"{minutes} min {left:02d} s" if minutes else f"{left} s"
 
 
 def count(value: float) -> str:
@@ -98,16 +96,15 @@ def count(value: float) -> str:
 
 def facts(run: RunData) -> list[tuple[str, str]]:
     """The facts row under the verdict; what is not known is not named."""
-    machine, steps = (
-        run.result.machine,
-        sorted({item.steps for runs in run.result.arms.values() for item in runs if item.steps}),
-    )
+    machine = run.result.machine
+    steps = sorted({item.steps for runs in run.result.arms.values() for item in runs if item.steps})
     per_problem = run.setting("evaluation", "samples")
     sizes = sorted(
         {item.n for runs in run.result.arms.values() for arm in runs for item in arm.test.values() if item.n}
     )
     tested = "–".join(map(str, dict.fromkeys((sizes[0], sizes[-1])))) if sizes else ""
-    hardware = ", ".join(part for part in (machine.cpu, f"{machine.cores} cores" if machine.cores else "") if part)
+    hardware = ", ".join(word for word in (machine.cpu, f"{machine.cores} cores" if machine.cores else "") if word)
+    software = [("Python", machine.python), ("torch", machine.torch), ("transformers", machine.transformers)]
     rows = [
         ("Model", str(run.setting("model", "name") or "")),
         ("Seeds", ", ".join(map(str, run.seeds))),
@@ -117,14 +114,9 @@ def facts(run: RunData) -> list[tuple[str, str]]:
         ("Wall time", duration(run.result.seconds)),
         ("Machine", hardware),
         ("Peak memory", f"{machine.peak_rss_gb:.1f} GB"),
-        ("Software", ", ".join(f"{name} {text}" for name, text in _software(run) if text)),
+        ("Software", ", ".join(f"{name} {text}" for name, text in software if text)),
     ]
     return [(name, value) for name, value in rows if value]
-
-
-def _software(run: RunData) -> list[tuple[str, str]]:
-    machine = run.result.machine
-    return [("Python", machine.python), ("torch", machine.torch), ("transformers", machine.transformers)]
 
 
 def _answers_sampled(run: RunData) -> str:
@@ -146,11 +138,13 @@ def over_seeds(estimates: list[Estimate]) -> Cell:
 
 def macro(test: Mapping[str, Estimate], tasks: list[str]) -> Estimate:
     """The unweighted mean of tasks; their errors are independent. NaN while a task is missing."""
-    found = [test.get(task, _NOTHING) for task in tasks]
-    if not found:
+    estimates = [test.get(task, _NOTHING) for task in tasks]
+    if not estimates:
         return _NOTHING
-    stderr = math.sqrt(math.fsum(item.stderr**2 for item in found)) / len(found)
-    return Estimate(math.fsum(item.mean for item in found) / len(found), sum(item.n for item in found), stderr)
+    stderr = math.sqrt(math.fsum(item.stderr**2 for item in estimates)) / len(estimates)
+    return Estimate(
+        math.fsum(item.mean for item in estimates) / len(estimates), sum(item.n for item in estimates), stderr
+    )
 
 
 def arm_rows(run: RunData) -> list[ArmRow]:
@@ -217,12 +211,12 @@ def _probe_budgets(run: RunData) -> list[Budget]:
     """The curriculum's plan is not free: all probes of a kind together, per seed."""
     rows = []
     for kind in dict.fromkeys(row.kind for row in run.result.probes):
-        own = [row for row in run.result.probes if row.kind == kind]
-        share = series.mean(row.share_of_training for row in own if row.share_of_training is not None)
-        purpose = "for the plan" if own[0].planned_with else "beside it"
+        probes = [row for row in run.result.probes if row.kind == kind]
+        share = series.mean(row.share_of_training for row in probes if row.share_of_training is not None)
+        purpose = "for the plan" if probes[0].planned_with else "beside it"
         label = f"{kind} probes, {purpose}" + (f" ({share:.0%} of the tokens trained)" if math.isfinite(share) else "")
         steps, sampled, trained, seconds = (
-            series.mean(getattr(row, name) for row in own)
+            series.mean(getattr(row, name) for row in probes)
             for name in ("steps", "tokens_sampled", "tokens_trained", "seconds")
         )
         rows.append(Budget(label, steps, sampled, trained, seconds, aside=True))
@@ -270,7 +264,7 @@ def examples(run: RunData) -> list[TaskExamples]:
         answers = [item for item in answers if item.split == "test"]
     seed = min((item.seed for item in answers), default=0)
     known = [*run.tasks, *sorted({item.task for item in answers} - set(run.tasks))]
-    found = []
+    rows = []
     for task in known:
         problems: dict[str, list[Answer]] = {}
         for item in answers:
@@ -279,8 +273,8 @@ def examples(run: RunData) -> list[TaskExamples]:
         shown = [_example(items, arms) for items in problems.values()]
         shown.sort(key=lambda example: sum(item is None for item in example.answers.values()))
         if shown:
-            found.append(TaskExamples(task, shown[:EXAMPLES_PER_TASK]))
-    return found
+            rows.append(TaskExamples(task, shown[:EXAMPLES_PER_TASK]))
+    return rows
 
 
 def _example(items: list[Answer], arms: list[str]) -> Example:

@@ -1,7 +1,5 @@
 """Figures of what went on inside training: entropy and health over steps."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from itertools import pairwise
@@ -26,8 +24,7 @@ HEALTH = (
     ("grad_norm", "gradient norm"),
 )
 
-
-FEW = 16
+FEW_POINTS = 16
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,8 @@ class _Panel:
 
 def entropy(run: RunData) -> Markup | None:
     """Entropy by task over steps: the curriculum with its stages shaded, and joint training."""
-    panels = [panel for panel in _entropy_panels(run) if _has_entropy(run, panel)]
+    metrics = [f"entropy/{task}" for task in run.tasks]
+    panels = [p for p in _entropy_panels(run) if any(series.by_seed(run, p.arm, metric) for metric in metrics)]
     if not panels:
         return None
     with style():
@@ -73,10 +71,6 @@ def _entropy_panels(run: RunData) -> list[_Panel]:
     return [*panels, _Panel("joint", "joint", frozenset(run.seeds), ())]
 
 
-def _has_entropy(run: RunData, panel: _Panel) -> bool:
-    return any(series.by_seed(run, panel.arm, f"entropy/{task}") for task in run.tasks)
-
-
 def _entropy_panel(axes: Axes, run: RunData, panel: _Panel) -> None:
     for span in panel.spans:
         axes.axvspan(
@@ -98,8 +92,8 @@ def _entropy_panel(axes: Axes, run: RunData, panel: _Panel) -> None:
                 axes.plot(
                     *zip(*series.smooth(series.thin(points)), strict=True), color=colour, linewidth=0.6, alpha=0.5
                 )
-        for part in _unbroken(series.smooth(series.thin(series.average(curves)))):
-            axes.plot(*zip(*part, strict=True), color=colour, linewidth=2)
+        for line in _unbroken(series.smooth(series.thin(series.average(curves)))):
+            axes.plot(*zip(*line, strict=True), color=colour, linewidth=2)
         if panel.arm == "curriculum":
             _entropy_ends(axes, run, panel, task)
     axes.set_title(panel.title)
@@ -141,16 +135,16 @@ def _entropy_ends(axes: Axes, run: RunData, panel: _Panel, task: str) -> None:
 
 def health(run: RunData) -> Markup | None:
     """Small multiples of what tells a sound run from a sick one."""
-    found = [(metric, title) for metric, title in HEALTH if _health_curves(run, metric)]
-    if not found:
+    panels = [(metric, title) for metric, title in HEALTH if _health_curves(run, metric)]
+    if not panels:
         return None
     with style():
-        lines = math.ceil(len(found) / 3)
+        lines = math.ceil(len(panels) / 3)
         figure = Figure(figsize=(WIDTH, 1.95 * lines + 0.5), layout="constrained")
-        grid = figure.subplots(lines, min(3, len(found)), sharex=True, squeeze=False).ravel()
-        for axes, (metric, title) in zip(grid, found, strict=False):
+        grid = figure.subplots(lines, min(3, len(panels)), sharex=True, squeeze=False).ravel()
+        for axes, (metric, title) in zip(grid, panels, strict=False):
             for name, points in _health_curves(run, metric).items():
-                few = len(points) < FEW
+                few = len(points) < FEW_POINTS
                 axes.plot(
                     *zip(*points, strict=True),
                     "o-" if few else "-",
@@ -162,10 +156,10 @@ def health(run: RunData) -> Markup | None:
             axes.set_ylim(bottom=0)
             axes.margins(y=0.12)
             plain(axes)
-        for axes in grid[len(found) :]:
+        for axes in grid[len(panels) :]:
             axes.set_visible(False)
         figure.supxlabel("RL steps of the arm", fontsize=8.5)
-        names = list(dict.fromkeys(name for metric, _ in found for name in _health_curves(run, metric)))
+        names = list(dict.fromkeys(name for metric, _ in panels for name in _health_curves(run, metric)))
         figure.legend(
             handles=[Line2D([], [], color=_health_colour(name), linewidth=2, label=name) for name in names],
             loc="outside upper left",
@@ -187,7 +181,7 @@ def _health_curves(run: RunData, metric: str) -> dict[str, series.Points]:
     curves["single (mean of tasks)"] = series.average(dict(enumerate(singles)))
     # A sparse metric (the KL, every few steps) is drawn as measured.
     return {
-        name: points if len(points) < FEW else series.smooth(series.thin(points), 1)
+        name: points if len(points) < FEW_POINTS else series.smooth(series.thin(points), 1)
         for name, points in curves.items()
         if points
     }

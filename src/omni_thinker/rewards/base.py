@@ -1,7 +1,5 @@
 """The Reward protocol: how the samples of one group are scored."""
 
-from __future__ import annotations
-
 from typing import Protocol, runtime_checkable
 
 from omni_thinker.types import Group, Problem, Score
@@ -13,12 +11,9 @@ class Reward(Protocol):
 
     async def score(self, group: Group, problem: Problem) -> list[Score]:
         """One Score per sample, in order. Never raises for what a model wrote."""
-        ...
 
     def check(self, problem: Problem) -> str | None:
         """Why this reward can't score answers to `problem`, or None. Called for every row before step 0."""
-        ...
 
     def wrong_answer(self, problem: Problem) -> str:
         """A response of the asked form that must not score 1 (for `validate`)."""
-        ...

@@ -1,7 +1,5 @@
 """Programs: scored by running them against tests in the sandbox."""
 
-from __future__ import annotations
-
 import ast
 import re
 from functools import lru_cache
@@ -12,7 +10,7 @@ from omni_thinker.isolation import IsolationError, launch, run_tests
 from omni_thinker.rewards.parts import SamplePart, data_text, valued
 from omni_thinker.types import Problem, Sample, Score
 
-_LONGEST = 100_000
+_LONGEST_TEXT = 100_000
 _MAX_TIMEOUT_S = 60.0
 _CODE = re.compile(r"(?:async\s+def|def|class|import|from|@\w|[A-Za-z_]\w*\s*=[^=]|if\s+__name__)")
 _PROSE = re.compile(r"(?:[A-Z][a-z']*,? [a-z]|```)")
@@ -22,9 +20,8 @@ def extract_code(text: str) -> str:
     """The program in a response. Works on the text alone: only the sandbox compiles what a model wrote.
 
     With fenced blocks: the last one that defines something, else the last one (a block that isn't closed runs to the
-    end). Without: from the first line that looks like code up to the first line after it that looks like prose.
-    """
-    text = text[:_LONGEST]
+    end). Without: from the first line that looks like code up to the first line after it that looks like prose."""
+    text = text[:_LONGEST_TEXT]
     blocks = _fenced(text)
     if blocks:
         return next((block for block in reversed(blocks) if re.search(r"^\s*(?:def|class) ", block, re.M)), blocks[-1])
@@ -59,8 +56,7 @@ class UnitTests(SamplePart):
     data["timeout"] (seconds, default 2, at most 60) bounds all of it.
     A time-out or a crash of the candidate is 0; only a sandbox that can't be had is an error.
 
-    Raises UserError where there is no sandbox.
-    """
+    Raises UserError where there is no sandbox."""
 
     partial = False
 

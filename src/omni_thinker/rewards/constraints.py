@@ -1,7 +1,5 @@
 """Constraints on a text that can be counted: the verifiable half of a writing task."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from itertools import pairwise
@@ -17,7 +15,7 @@ _END = re.compile(r"(?<![.!?…])[.!?…]++[\"'”’)]*+(?=\s|$)")
 _MOST_LETTERS = 0.8
 _LONGEST_RUN = 4
 _INCLUDED_SHARE = 2 / 3
-_LONGEST = 20_000
+_LONGEST_TEXT = 20_000
 
 
 class Constraints(SamplePart):
@@ -28,41 +26,43 @@ class Constraints(SamplePart):
 
     Honest prose: at least 0.8 of its characters are letters or spaces; sentences begin with a capital or a figure and
     end with punctuation; no word or run of up to four words stands twice in a row; no three words in a row occur
-    three times; at most two thirds of the words are those to be included.
-    """
+    three times; at most two thirds of the words are those to be included."""
 
     async def score_sample(self, sample: Sample, problem: Problem) -> Score:
-        asked: Mapping[str, Any] = problem.data.get("constraints") or {}
-        text = sample.text.strip()[:_LONGEST]
-        shares = {f"constraints.{name}": share for name, share in _shares(text, asked).items()}
-        fault = prose_fault(text, [str(word) for word in asked.get("include", ())])
+        constraints: Mapping[str, Any] = problem.data.get("constraints") or {}
+        text = sample.text.strip()[:_LONGEST_TEXT]
+        shares = {f"constraints.{name}": share for name, share in _shares(text, constraints).items()}
+        fault = prose_fault(text, [str(word) for word in constraints.get("include", ())])
         shares["constraints.prose"] = float(fault is None)
         value = 0.0 if fault else sum(shares.values()) / len(shares)
         missed = [name for name, share in shares.items() if share < 1.0]
         return Score("value", value, shares, fault or (f"missed: {', '.join(missed)}" if missed else None))
 
     def check(self, problem: Problem) -> str | None:
-        asked = problem.data.get("constraints")
-        if not isinstance(asked, Mapping) or not asked:
+        constraints = problem.data.get("constraints")
+        if not isinstance(constraints, Mapping) or not constraints:
             return "constraints needs data['constraints'], a table"
-        unknown = [key for key in asked if key not in _KEYS]
+        unknown = [key for key in constraints if key not in _KEYS]
         if unknown:
             return f"unknown constraint {unknown[0]!r}; known: {', '.join(_KEYS)}"
         for key in ("include", "avoid"):
-            words = asked.get(key, [])
+            words = constraints.get(key, [])
             if not isinstance(words, (list, tuple)) or not all(isinstance(w, str) and w.strip() for w in words):
                 return f"constraint {key!r} must be a list of words"
         for key in ("sentences", "max_words", "min_words"):
-            if key in asked and (not isinstance(asked[key], int) or isinstance(asked[key], bool) or asked[key] < 1):
+            if key in constraints and (
+                not isinstance(constraints[key], int) or isinstance(constraints[key], bool) or constraints[key] < 1
+            ):
                 return f"constraint {key!r} must be a whole number above 0"
-        if asked.get("min_words", 1) > asked.get("max_words", asked.get("min_words", 1)):
+        if constraints.get("min_words", 1) > constraints.get("max_words", constraints.get("min_words", 1)):
             return "min_words is above max_words"
-        both = {w.casefold() for w in asked.get("include", [])} & {w.casefold() for w in asked.get("avoid", [])}
+        include, avoid = ({w.casefold() for w in constraints.get(key, [])} for key in ("include", "avoid"))
+        both = include & avoid
         return f"{sorted(both)[0]!r} is to be included and avoided" if both else None
 
     def wrong_answer(self, problem: Problem) -> str | None:
-        asked: Mapping[str, Any] = problem.data.get("constraints") or {}
-        words = [str(word) for word in asked.get("include", ())] or ["word"]
+        constraints: Mapping[str, Any] = problem.data.get("constraints") or {}
+        words = [str(word) for word in constraints.get("include", ())] or ["word"]
         return " ".join([words[0], words[0], *words])  # all of the words, none of the writing
 
 
@@ -89,8 +89,8 @@ def prose_fault(text: str, included: list[str]) -> str | None:
     # A sentence may begin with the word that the one before ended on; within a sentence that is a stammer.
     if _repeats(words, 2) or any(_repeats(_folded(sentence), 1) for sentence in sentences(text)):
         return "repeats itself"
-    asked = {word.casefold() for word in included}
-    if asked and sum(word in asked for word in words) > _INCLUDED_SHARE * len(words):
+    required = {word.casefold() for word in included}
+    if required and sum(word in required for word in words) > _INCLUDED_SHARE * len(words):
         return "little more than the words to include"
     return None
 
@@ -104,25 +104,25 @@ def _repeats(words: list[str], shortest: int) -> bool:
     for length in range(shortest, _LONGEST_RUN + 1):
         if any(words[i : i + length] == words[i + length : i + 2 * length] for i in range(len(words) - 2 * length + 1)):
             return True
-    seen: dict[tuple[str, ...], int] = {}
+    counts: dict[tuple[str, ...], int] = {}
     for triple in zip(words, words[1:], words[2:], strict=False):
-        seen[triple] = seen.get(triple, 0) + 1
-    return max(seen.values(), default=0) >= 3
+        counts[triple] = counts.get(triple, 0) + 1
+    return max(counts.values(), default=0) >= 3
 
 
-def _shares(text: str, asked: Mapping[str, Any]) -> dict[str, float]:
+def _shares(text: str, constraints: Mapping[str, Any]) -> dict[str, float]:
     count = len(_WORD.findall(text))
     shares: dict[str, float] = {}
-    if asked.get("include"):
-        shares["include"] = sum(_holds(text, word) for word in asked["include"]) / len(asked["include"])
-    if asked.get("avoid"):
-        shares["avoid"] = float(not any(_holds(text, word) for word in asked["avoid"]))
-    if "sentences" in asked:
-        shares["sentences"] = float(len(sentences(text)) == asked["sentences"])
-    if "max_words" in asked:
-        shares["max_words"] = float(count <= asked["max_words"])
-    if "min_words" in asked:
-        shares["min_words"] = float(count >= asked["min_words"])
+    if constraints.get("include"):
+        shares["include"] = sum(_holds(text, word) for word in constraints["include"]) / len(constraints["include"])
+    if constraints.get("avoid"):
+        shares["avoid"] = float(not any(_holds(text, word) for word in constraints["avoid"]))
+    if "sentences" in constraints:
+        shares["sentences"] = float(len(sentences(text)) == constraints["sentences"])
+    if "max_words" in constraints:
+        shares["max_words"] = float(count <= constraints["max_words"])
+    if "min_words" in constraints:
+        shares["min_words"] = float(count >= constraints["min_words"])
     return shares
 
 

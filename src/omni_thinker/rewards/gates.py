@@ -1,7 +1,5 @@
 """Gates on form: finished, format."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
@@ -11,7 +9,7 @@ from omni_thinker.types import Problem, Sample, Score
 
 _HANDLER = Path(__file__).parent / "handlers" / "regex_handler.py"
 _DEADLINE_S = 2.0
-_LONGEST = 20_000
+_LONGEST_TEXT = 20_000
 
 
 class Finished(SamplePart):
@@ -24,8 +22,7 @@ class Finished(SamplePart):
 class Format(SamplePart):
     """1 where the text isn't blank and, with data["format"], the whole stripped text matches that regex.
 
-    `.` matches newlines. The match runs in a killable process; one that takes over 2 s is an error.
-    """
+    `.` matches newlines. The match runs in a killable process; one that takes over 2 s is an error."""
 
     async def score_sample(self, sample: Sample, problem: Problem) -> Score:
         text = sample.text.strip()
@@ -34,7 +31,7 @@ class Format(SamplePart):
         pattern = data_text(problem, "format")
         if pattern is None:
             return valued(1.0)
-        if len(text) > _LONGEST:
+        if len(text) > _LONGEST_TEXT:
             return valued(0.0, "longer than a format is matched against")
         try:
             reply = await call_pool(_HANDLER).call({"pattern": pattern, "text": text}, _DEADLINE_S)

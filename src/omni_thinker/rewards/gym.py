@@ -1,7 +1,5 @@
 """Answers to reasoning_gym problems, scored by the data set's own scorer (optional dependency), inside the sandbox."""
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,8 +21,7 @@ class ReasoningGym(WalledPart):
     """score_answer of the set data["gym"] with data["gym_config"] on data["entry"], in [0, 1].
 
     Where data["evaluates"] is true, which a task sets whose recipe says allow_evaluating_scorers, the scorer may run
-    the answer as code.
-    """
+    the answer as code."""
 
     scorer = GYM
 
@@ -51,5 +48,5 @@ class ReasoningGym(WalledPart):
 
 
 def gym_set(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What requests call a set: its name and its configuration."""
+    """A set's name and configuration, as requests hold them."""
     return {"gym": name, "config": dict(config)}

@@ -1,7 +1,5 @@
 """The hybrid reward: gates times a weighted mean."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Mapping, Sequence
 
@@ -14,13 +12,10 @@ class HybridReward:
 
     Score.parts has the value of every part that was scored: all gates, and the summed parts of samples that passed
     them (a part that can't change the value isn't run). An error in any of these makes the score an error, else an
-    abstention makes it an abstention.
-    """
+    abstention makes it an abstention."""
 
     def __init__(self, gates: Mapping[str, Part], parts: Mapping[str, Part], weights: Mapping[str, float]) -> None:
-        self._gates = dict(gates)
-        self._parts = dict(parts)
-        self._weights = dict(weights)
+        self._gates, self._parts, self._weights = dict(gates), dict(parts), dict(weights)
 
     @property
     def judged(self) -> bool:
@@ -46,8 +41,8 @@ class HybridReward:
         columns = await _columns(self._parts, subgroup, problem)
         scores = list(gated)
         for row, place in enumerate(passed):
-            named = {name: column[row] for name, column in columns.items()}
-            scores[place] = self._sum(gated[place], named)
+            by_part = {name: column[row] for name, column in columns.items()}
+            scores[place] = self._sum(gated[place], by_part)
         return scores
 
     async def score_gates(self, group: Group, problem: Problem) -> list[Score]:
@@ -57,32 +52,26 @@ class HybridReward:
         return [_gate(row) for row in rows]
 
     def check(self, problem: Problem) -> str | None:
-        for part in (*self._gates.values(), *self._parts.values()):
-            fault = part.check(problem)
-            if fault:
-                return fault
-        return None
+        faults = (part.check(problem) for part in (*self._gates.values(), *self._parts.values()))
+        return next((fault for fault in faults if fault), None)
 
     def wrong_answer(self, problem: Problem) -> str:
         """Made by the first part that knows one, verifying parts first, then gates; "" where none does."""
-        for part in (*self._parts.values(), *reversed(self._gates.values())):
-            text = part.wrong_answer(problem)
-            if text is not None:
-                return text
-        return ""
+        texts = (part.wrong_answer(problem) for part in (*self._parts.values(), *reversed(self._gates.values())))
+        return next((text for text in texts if text is not None), "")
 
-    def _sum(self, gate: Score, named: Mapping[str, Score]) -> Score:
-        failure = _failure(named)
+    def _sum(self, gate: Score, by_part: Mapping[str, Score]) -> Score:
+        failure = _failure(by_part)
         if failure:
             return failure
         total = sum(self._weights.values())
-        value = sum(self._weights[name] * (score.value or 0.0) for name, score in named.items()) / total
+        value = sum(self._weights[name] * (score.value or 0.0) for name, score in by_part.items()) / total
         # Weights such as 0.1 + 0.2 don't add up exactly.
-        return Score("value", min(1.0, max(0.0, value)), {**gate.parts, **_values(named)}, _reason(named))
+        return Score("value", min(1.0, max(0.0, value)), {**gate.parts, **_values(by_part)}, _reason(by_part))
 
 
 class GatesOnly:
-    """What of a hybrid reward needs no judge: 1 where all gates are, else 0."""
+    """The part of a hybrid reward that needs no judge: 1 where all gates are 1, else 0."""
 
     def __init__(self, whole: HybridReward) -> None:
         self._whole = whole
@@ -112,28 +101,25 @@ async def _column(name: str, part: Part, group: Group, problem: Problem) -> list
     return scores
 
 
-def _gate(named: Mapping[str, Score]) -> Score:
-    failure = _failure(named)
+def _gate(by_gate: Mapping[str, Score]) -> Score:
+    failure = _failure(by_gate)
     if failure:
         return failure
-    return Score("value", float(all(s.value == 1.0 for s in named.values())), _values(named), _reason(named))
+    return Score("value", float(all(s.value == 1.0 for s in by_gate.values())), _values(by_gate), _reason(by_gate))
 
 
-def _failure(named: Mapping[str, Score]) -> Score | None:
-    for status in ("error", "abstain"):
-        for score in named.values():
-            if score.status == status:
-                return score
-    return None
+def _failure(by_part: Mapping[str, Score]) -> Score | None:
+    failures = (score for status in ("error", "abstain") for score in by_part.values() if score.status == status)
+    return next(failures, None)
 
 
-def _values(named: Mapping[str, Score]) -> dict[str, float]:
+def _values(by_part: Mapping[str, Score]) -> dict[str, float]:
     values: dict[str, float] = {}
-    for name, score in named.items():
+    for name, score in by_part.items():
         values |= {name: float(score.value or 0.0), **score.parts}
     return values
 
 
-def _reason(named: Mapping[str, Score]) -> str | None:
-    reasons: Sequence[str] = [f"{name}: {score.reason}" for name, score in named.items() if score.reason]
+def _reason(by_part: Mapping[str, Score]) -> str | None:
+    reasons: Sequence[str] = [f"{name}: {score.reason}" for name, score in by_part.items() if score.reason]
     return "; ".join(reasons) or None

@@ -1,7 +1,5 @@
 """Parts that ask a judge: against a reference, within the group, or by a rubric."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Sequence
 
@@ -37,8 +35,7 @@ class Preference(JudgedPart):
     """Against data["reference"]: win 1, tie 0.5, lose 0. The same text is a tie and costs no judgement.
 
     A missing reference is an error. `check` doesn't ask for one: references may be written later, by the starting
-    model.
-    """
+    model."""
 
     compares = True
 
@@ -49,9 +46,9 @@ class Preference(JudgedPart):
         reference = data_text(problem, "reference")
         if reference is None:
             return [Score.error("preference: the problem has no reference")] * len(texts)
-        asked = list(dict.fromkeys(text for text in texts if not _alike(text, reference)))
-        verdicts = await self._judge.compare(problem.prompt, asked, reference) if asked else []
-        known = dict(zip(asked, verdicts, strict=True))
+        to_compare = list(dict.fromkeys(text for text in texts if text.split() != reference.split()))
+        verdicts = await self._judge.compare(problem.prompt, to_compare, reference) if to_compare else []
+        known = dict(zip(to_compare, verdicts, strict=True))
         return [_score(known.get(text)) for text in texts]
 
 
@@ -60,8 +57,7 @@ class Ranking(JudgedPart):
 
     A judge that ranks is asked for the whole group at once; any other plays a tournament of pairs, `rounds` for each
     sample. It says which samples are better than their siblings, not how good they are: evaluations ask for the
-    preference over the reference instead.
-    """
+    preference over the reference instead."""
 
     compares = True
 
@@ -86,7 +82,7 @@ class Tournament(Ranking):
 
 
 class Rubric(JudgedPart):
-    """By the criteria in data["rubric"], for judges that can rate: mean points, scaled to [0, 1]."""
+    """Mean points by the criteria in data["rubric"], scaled to [0, 1], from judges that can rate."""
 
     rates = True
 
@@ -104,10 +100,6 @@ class Rubric(JudgedPart):
         except ValueError as exc:
             return f"data.rubric: {exc}"
         return None
-
-
-def _alike(text: str, reference: str) -> bool:
-    return text.split() == reference.split()
 
 
 def _score(verdict: Verdict | None) -> Score:

@@ -1,9 +1,6 @@
 """Math answers: an exact reader of numbers, and Math-Verify for everything else."""
 
-from __future__ import annotations
-
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,7 @@ from omni_thinker.types import Problem, Sample, Score
 
 _HANDLER = Path(__file__).parent / "handlers" / "math_handler.py"
 _DEADLINE_S = 5.0
-_LONGEST = 20_000
+_LONGEST_TEXT = 20_000
 _BOXES = 20
 """How many unclosed boxes are passed over before giving up."""
 _ANSWER_IS = re.compile(r"answer\s+is\b|answer\s*[:=]|^[ \t]*A:", re.IGNORECASE | re.MULTILINE)
@@ -35,7 +32,7 @@ _HOPELESS = re.compile(
     """,
     re.VERBOSE,
 )
-"""What costs minutes to work out and is nobody's answer."""
+"""Expressions that take minutes to evaluate and are nobody's answer."""
 
 
 def boxed(text: str) -> str | None:
@@ -51,15 +48,15 @@ def boxed(text: str) -> str | None:
 
 
 def announced(text: str) -> str | None:
-    """What the text itself calls its answer: the last \\boxed{}, else after the last ####, else after "answer is"."""
+    """The part that the text calls its answer: the last \\boxed{}, else after the last ####, else after "answer is"."""
     return _announced(text)[0]
 
 
 def _announced(text: str) -> tuple[str | None, bool]:
     """(the answer, whether it stands where nothing else should: in a box, or on a line of its own after ####)."""
-    found = boxed(text)
-    if found is not None:
-        return found, True
+    answer = boxed(text)
+    if answer is not None:
+        return answer, True
     if "####" in text:
         return _line(text.rpartition("####")[2]), True
     matches = list(_ANSWER_IS.finditer(text))
@@ -88,19 +85,18 @@ class Math(SamplePart):
     after the last "####" where there is one, else with the whole text, by Math-Verify's own extraction (boxed first).
     Answers that offer a choice ("$a$ or $b$") are wrong unless the gold offers one, and so are answers that
     nobody could work out (9^9^9^9, 99999!, hundreds of nested roots), or that are over 300 characters long, where the
-    gold is of another kind. No reply in time is an error.
-    """
+    gold is of another kind. No reply in time is an error."""
 
     async def score_sample(self, sample: Sample, problem: Problem) -> Score:
         if problem.answer is None:
             return Score.error("no gold answer")
-        text = sample.text[-_LONGEST:]
+        text = sample.text[-_LONGEST_TEXT:]
         gold = _plain_gold(problem.answer)
         if gold is not None:
             segment, whole = _announced(text)
             fractions = gold.denominator != 1
-            found = last_number(text, fractions) if segment is None else leading_number(segment, fractions, whole=whole)
-            return valued(1.0) if found == gold else valued(0.0, "no final number" if found is None else "wrong number")
+            read = last_number(text, fractions) if segment is None else leading_number(segment, fractions, whole=whole)
+            return valued(1.0) if read == gold else valued(0.0, "no final number" if read is None else "wrong number")
         return await self._verified(text, problem.answer)
 
     async def _verified(self, text: str, gold: str) -> Score:
@@ -112,13 +108,13 @@ class Math(SamplePart):
         if _OFFERS.search(last_line) and "or" not in gold:
             return valued(0.0, "offers several answers")
         if _plausible(gold):
-            found = boxed(text) or (text if marked else None)
-            if found is not None and len(found) > max(_LONGEST_ANSWER, 2 * len(gold)):
+            answer = boxed(text) or (text if marked else None)
+            if answer is not None and len(answer) > max(_LONGEST_ANSWER, 2 * len(gold)):
                 return valued(0.0, "not a plausible answer form")
             if not _plausible(text):
-                if found is None or not _plausible(found):
+                if answer is None or not _plausible(answer):
                     return valued(0.0, "not a plausible answer form")
-                text = f"\\boxed{{{found}}}"  # the working may be what it likes, but isn't worked out
+                text = f"\\boxed{{{answer}}}"  # the working may be what it likes, but isn't worked out
         try:
             # Bare LaTeX has no marks that Math-Verify could find; a bare expression reads the same within them.
             reply = await _pool().call({"gold": gold, "text": text}, _DEADLINE_S)
@@ -126,7 +122,9 @@ class Math(SamplePart):
                 reply = await _pool().call({"gold": gold, "text": f"${text.strip()}$"}, _DEADLINE_S)
         except IsolationError as exc:
             return Score.error(f"math: {exc}")
-        return _read(reply)
+        if not isinstance(reply.get("equal"), bool):
+            return Score.error(f"math: {reply.get('error', 'no verdict')}")
+        return valued(1.0) if reply["equal"] else valued(0.0, "not equal to the gold")
 
     def check(self, problem: Problem) -> str | None:
         if problem.answer is None or not problem.answer.strip():
@@ -163,12 +161,6 @@ def _plain_gold(answer: str) -> Any:
     if "/" in text or "\\" in text or text.endswith(("$", "%")):
         return None
     return to_number(plain(text))
-
-
-def _read(reply: Mapping[str, Any]) -> Score:
-    if isinstance(reply.get("equal"), bool):
-        return valued(1.0) if reply["equal"] else valued(0.0, "not equal to the gold")
-    return Score.error(f"math: {reply.get('error', 'no verdict')}")
 
 
 def _pool() -> WorkerPool:

@@ -1,7 +1,5 @@
 """Reading a final number out of text: exact, in-process, never raising."""
 
-from __future__ import annotations
-
 import re
 from fractions import Fraction
 
@@ -96,20 +94,20 @@ def leading_number(segment: str, fractions: bool = False, *, whole: bool = False
     alone = to_number(segment.replace("$", " ").strip(" .*\n"), fractions)
     if alone is not None:
         return alone
-    found = _found(segment)
-    if not found:
+    matches = _found(segment)
+    if not matches:
         return None
-    first, before, rest = _value(found[0].group()), segment[: found[0].start()], segment[found[0].end() :]
-    if first is None or _DENIED.search(before) or _PART.match(rest) or (fractions and _QUOTIENT.match(rest)):
+    first, before, after = _value(matches[0].group()), segment[: matches[0].start()], segment[matches[0].end() :]
+    if first is None or _DENIED.search(before) or _PART.match(after) or (fractions and _QUOTIENT.match(after)):
         return None
-    if len(found) > 1:
-        between = segment[found[0].end() : found[1].start()]
-        other = _value(found[1].group()) != first
+    if len(matches) > 1:
+        between = segment[matches[0].end() : matches[1].start()]
+        other = _value(matches[1].group()) != first
         if other and (between.strip().casefold() in _JOINS | _OPERATORS or whole):
             return None
-    if whole and _HEDGED.search(rest):
+    if whole and _HEDGED.search(after):
         return None
-    scale = _SCALE.match(rest)
+    scale = _SCALE.match(after)
     return first * _SCALES[scale[1].casefold()] if scale else first
 
 
@@ -117,17 +115,16 @@ def last_number(text: str, fractions: bool = False) -> Fraction | None:
     """The last number of a text, as is usual for GSM8K.
 
     Without prose the text must be [expression =] number. A list of different numbers at the end ("1 2 3 4 5",
-    "3 or 4") has no last one.
-    """
+    "3 or 4") has no last one."""
     text = plain(text).strip()
     if not has_words(text):
         return to_number(text.rpartition("=")[2].replace("$", " ").strip(), fractions)
-    found = _found(text)
-    if not found:
+    matches = _found(text)
+    if not matches:
         return None
-    last = _value(found[-1].group())
-    if len(found) > 1:
-        between = text[found[-2].end() : found[-1].start()]
-        if between.strip().casefold() in _JOINS and _value(found[-2].group()) != last:
+    last = _value(matches[-1].group())
+    if len(matches) > 1:
+        between = text[matches[-2].end() : matches[-1].start()]
+        if between.strip().casefold() in _JOINS and _value(matches[-2].group()) != last:
             return None
     return last

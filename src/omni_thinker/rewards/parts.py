@@ -1,7 +1,5 @@
 """Parts: what a reward is composed of."""
 
-from __future__ import annotations
-
 import asyncio
 from abc import ABC, abstractmethod
 

@@ -1,7 +1,5 @@
 """From a RewardSpec to a Reward."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -48,15 +46,15 @@ def is_verifiable(spec: RewardSpec) -> bool:
 
 
 def _make_part(name: str, judge: Judge | None) -> Part:
-    found: type[Any] = PARTS.find(name, "reward")
-    if found.judged and judge is None:
+    part_class: type[Any] = PARTS.find(name, "reward")
+    if part_class.judged and judge is None:
         raise UserError(f"the part {name!r} needs a judge", key="judge")
-    if found.judged and judge is not None and found.rates and not isinstance(judge, Rater):
+    if part_class.judged and judge is not None and part_class.rates and not isinstance(judge, Rater):
         raise UserError(f"the part {name!r} needs a judge behind an API, not {judge.name}", key="judge.kind")
     try:
-        part: Part = found(judge) if found.judged else found()
+        part: Part = part_class(judge) if part_class.judged else part_class()
     except TypeError as exc:
-        takes = "the judge" if found.judged else "nothing"
+        takes = "the judge" if part_class.judged else "nothing"
         raise UserError(f"{name} can't be made, it is given {takes}: {exc}", key="reward") from None
     return part
 
@@ -73,8 +71,7 @@ def measuring(spec: RewardSpec) -> RewardSpec:
 def make_reward(spec: RewardSpec, *, judge: Judge | None) -> HybridReward:
     """The reward of a recipe.
 
-    Raises UserError for an unknown part, for one that is named twice, and for `preference` without a judge.
-    """
+    Raises UserError for an unknown part, for one that is named twice, and for `preference` without a judge."""
     if len({*spec.gate, *spec.sum}) < len(spec.gate) + len(spec.sum):
         raise UserError("a reward part is named twice", key="reward")
     if "preference" in spec.sum and {"ranking", "tournament"} & set(spec.sum):
@@ -92,8 +89,7 @@ class Rewards:
     """The rewards of every task.
 
     train: what RL maximises. evaluation: against a reference where training ranks within a group. gates: what needs no
-    judge, which is the whole reward of tasks without one.
-    """
+    judge, which is the whole reward of tasks without one."""
 
     train: Mapping[TaskName, Reward]
     evaluation: Mapping[TaskName, Reward]

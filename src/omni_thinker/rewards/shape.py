@@ -1,7 +1,5 @@
 """Parts that shape how an answer is given, not what it says. In a sum they want a small weight."""
 
-from __future__ import annotations
-
 import re
 
 from omni_thinker.rewards.parts import Part, SamplePart, valued
@@ -19,8 +17,7 @@ def _length(sample: Sample) -> int:
 class Brevity(Part):
     """1 for the shortest sample of a group, 0 for the longest, linear between (length reward of arXiv 2501.12599).
 
-    All 1 where all are of one length.
-    """
+    All 1 where all are of one length."""
 
     async def score(self, group: Group, problem: Problem) -> list[Score]:
         lengths = [_length(sample) for sample in group.samples]
@@ -32,8 +29,7 @@ class NotOverlong(SamplePart):
     """1 up to data["length_limit"] minus data["length_buffer"], then linear down to 0 at the limit, and 0 above it.
 
     The soft overlong punishment of DAPO (arXiv 2503.14476), as a value in [0, 1]. Both in tokens; the buffer is a fifth
-    of the limit where it isn't given.
-    """
+    of the limit where it isn't given."""
 
     async def score_sample(self, sample: Sample, problem: Problem) -> Score:
         limit = int(problem.data["length_limit"])
@@ -50,14 +46,13 @@ class NotOverlong(SamplePart):
 class NotRepetitive(SamplePart):
     """The share of runs of three words that are there for the first time; 1 for texts of fewer than three words.
 
-    A "word" of more than thirty signs counts as its signs, so that scripts without spaces have runs, too.
-    """
+    A "word" of more than thirty signs counts as its signs, so that scripts without spaces have runs, too."""
 
     async def score_sample(self, sample: Sample, problem: Problem) -> Score:
-        words = [
-            part for word in _WORD.findall(sample.text.casefold()) for part in (word if len(word) > 30 else [word])
+        units = [
+            unit for word in _WORD.findall(sample.text.casefold()) for unit in (word if len(word) > 30 else [word])
         ]
-        runs = [tuple(words[i : i + _RUN]) for i in range(len(words) - _RUN + 1)]
+        runs = [tuple(units[i : i + _RUN]) for i in range(len(units) - _RUN + 1)]
         return valued(len(set(runs)) / len(runs) if runs else 1.0)
 
 

@@ -1,7 +1,5 @@
 """Short answers and literals: equality after normalisation."""
 
-from __future__ import annotations
-
 import ast
 import re
 import unicodedata
@@ -34,12 +32,11 @@ def normalise(text: str) -> str:
     """NFKC, no case, no articles, no punctuation at the edges of words, numbers in figures, single spaces.
 
     Signs inside and before words stay: "C++", "-5", "1.5" and "it's" keep their meaning. "Twenty-one" is 21 and "two
-    hundred and five" 205; "1,000" is 1000.
-    """
+    hundred and five" 205; "1,000" is 1000."""
     raw = unicodedata.normalize("NFKC", text).translate(_QUOTES).casefold().split()
     # An "A)" is the letter of an option, not an article.
-    kept = [bare for word in raw if (bare := word.strip(_EDGES)) and word not in _ARTICLES]
-    return " ".join(_in_figures(kept)) or " ".join(bare for word in raw if (bare := word.strip(_EDGES)))
+    words = [bare for word in raw if (bare := word.strip(_EDGES)) and word not in _ARTICLES]
+    return " ".join(_in_figures(words)) or " ".join(bare for word in raw if (bare := word.strip(_EDGES)))
 
 
 def _in_figures(words: Sequence[str]) -> list[str]:
@@ -47,17 +44,17 @@ def _in_figures(words: Sequence[str]) -> list[str]:
     done: list[str] = []
     run: list[str] = []
     for word in [*words, ""]:
-        parts = word.split("-")
-        number = all(part in _UNITS or part in _TENS or part in _SCALES for part in parts)
-        if number and (not run or _continues(run[-1], parts[0])):
-            run += parts
+        pieces = word.split("-")
+        number = all(piece in _UNITS or piece in _TENS or piece in _SCALES for piece in pieces)
+        if number and (not run or _continues(run[-1], pieces[0])):
+            run += pieces
             continue
         joined = bool(run) and word == "and" and run[-1] in _SCALES
         if joined:
             run.append("and")
             continue
         done += _figures(run)
-        run = parts if number else []
+        run = pieces if number else []
         if not number and word:
             done.append(word.replace(",", "") if re.fullmatch(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?", word) else word)
     return done
@@ -136,8 +133,7 @@ class Exact(SamplePart):
     """1 where the response equals problem.answer.
 
     A gold that is a Python literal is compared as a value, types included (1 is neither True nor 1.0; 'a' is "a").
-    Any other gold is compared as text: NFKC, white space collapsed, case kept. Back-ticks around it don't count.
-    """
+    Any other gold is compared as text: NFKC, white space collapsed, case kept. Back-ticks around it don't count."""
 
     async def score_sample(self, sample: Sample, problem: Problem) -> Score:
         if problem.answer is None:
@@ -146,7 +142,7 @@ class Exact(SamplePart):
         parsed, value = _literal(gold)
         if parsed:
             also, other = _literal(given)
-            return valued(float(also and _same(value, other)), None if also else "no literal")
+            return valued(float(also and bool(_typed(value) == _typed(other))), None if also else "no literal")
         return valued(float(_spaced(gold) == _spaced(given)))
 
     def check(self, problem: Problem) -> str | None:
@@ -180,10 +176,6 @@ def _literal(text: str) -> tuple[bool, Any]:
         return True, ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return False, None
-
-
-def _same(left: Any, right: Any) -> bool:
-    return bool(_typed(left) == _typed(right))
 
 
 def _typed(value: Any) -> Any:

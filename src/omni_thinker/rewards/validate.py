@@ -1,7 +1,5 @@
 """Before step 0: does a reward tell right from wrong on these problems?"""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,7 +8,7 @@ from omni_thinker.rewards.base import Reward
 from omni_thinker.rewards.hybrid import HybridReward
 from omni_thinker.types import Group, Problem, Sample, Score
 
-_AT_ONCE = 64
+_PROBLEMS_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +33,16 @@ async def validate(problems: Iterable[Problem], reward: Reward) -> list[Failure]
     """Every problem that can't be scored, whose gold answer doesn't score 1, or whose wrong answer does.
 
     Where a judge has a say the gates are asked instead: 1 for the gold and 0 for the wrong answer. Problems without a
-    gold answer are checked with the wrong one alone. At most one failure per problem, in the problems' order.
-    """
-    limit = asyncio.Semaphore(_AT_ONCE)
+    gold answer are checked with the wrong one alone. At most one failure per problem, in the problems' order."""
+    limit = asyncio.Semaphore(_PROBLEMS_AT_ONCE)
 
     async def one(problem: Problem) -> Failure | None:
         async with limit:
             reason = reward.check(problem) or await _fault(problem, reward)
         return Failure(problem.id, reason) if reason else None
 
-    found = await asyncio.gather(*(one(problem) for problem in problems))
-    return [failure for failure in found if failure is not None]
+    failures = await asyncio.gather(*(one(problem) for problem in problems))
+    return [failure for failure in failures if failure is not None]
 
 
 async def _fault(problem: Problem, reward: Reward) -> str | None:

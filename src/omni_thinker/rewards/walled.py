@@ -1,7 +1,5 @@
 """Parts whose scorer isn't trusted: it runs inside the sandbox, in a fresh process for each answer."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -16,8 +14,7 @@ class WalledPart(SamplePart):
     """Asks `scorer`, whose file answers {"score": a number in [0, 1]} to what `request` gives it.
 
     An exception of the scorer, a value outside [0, 1], a missed deadline, and an attempt to run a text as code are
-    errors, never a 0. Raises UserError where there is no sandbox.
-    """
+    errors, never a 0. Raises UserError where there is no sandbox."""
 
     scorer: ClassVar[WalledScorer]
     deadline_s: ClassVar[float] = 10.0

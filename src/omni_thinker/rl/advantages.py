@@ -1,7 +1,5 @@
 """Advantages from the rewards of groups: who did better than the siblings, and by how much."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """From scored groups to a training batch: who is trained, with which advantage and token weight."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,24 +37,24 @@ def build_batches(
     order: Sequence[TaskName] = (),
     drawn: int | None = None,
 ) -> list[list[TrainGroup]]:
-    """What has signal, dealt out in `spec.minibatches` batches that each hold every task in like shares; or, where an
-    `order` of tasks is given, a batch for each task.
+    """Deal the groups with signal out to `spec.minibatches` batches that hold every task in like shares, or, given an
+    `order` of tasks, to a batch for each task.
 
     Advantages are taken over everything, token weights within each batch. `max_tokens` is the longest answer
     allowed (for the constant normaliser). `drawn`: samples that the step drew for all batches, those of groups without
     signal and of refills too (for the normaliser "drawn"; by default those of `groups`).
     """
-    kept = [group for group in groups if group.has_signal]
-    advantages = _advantages(kept, spec)
-    paired = list(zip(kept, advantages, strict=True))
+    trainable = [group for group in groups if group.has_signal]
+    paired = list(zip(trainable, _advantages(trainable, spec), strict=True))
     batches = []
     if drawn is None:
         drawn = sum(len(group.scores) for group in groups)
     per_batch = drawn / max(1, len(order) or spec.minibatches)
-    parts = [[pair for pair in paired if pair[0].problem.task == task] for task in order]
-    for part in parts or [paired[i :: spec.minibatches] for i in range(spec.minibatches)]:
-        weigh = _Weigher(_normaliser(spec), [group for group, _ in part], max_tokens, per_batch)
-        batches.append([train_group(group, list(map(float, own)), weigh) for group, own in part])
+    normaliser = spec.preset.normaliser if spec.normaliser == "auto" else spec.normaliser
+    by_task = [[pair for pair in paired if pair[0].problem.task == task] for task in order]
+    for pairs in by_task or [paired[i :: spec.minibatches] for i in range(spec.minibatches)]:
+        weigh = _Weigher(normaliser, [group for group, _ in pairs], max_tokens, per_batch)
+        batches.append([train_group(group, list(map(float, values)), weigh) for group, values in pairs])
     return [batch for batch in batches if batch]
 
 
@@ -72,10 +70,10 @@ def learnability(
     0: what a task's problems have to teach this policy (arXiv 2505.14970)."""
     scored = [group for group in groups if group.values]
     advantages = _advantages(scored, spec)
-    found: dict[str, list[float]] = {}
-    for group, own in zip(scored, advantages, strict=True):
-        found.setdefault(by(group.problem), []).extend(map(float, np.abs(own) if group.has_signal else 0 * own))
-    return {task: float(np.mean(own)) for task, own in found.items()}
+    sizes: dict[str, list[float]] = {}
+    for group, values in zip(scored, advantages, strict=True):
+        sizes.setdefault(by(group.problem), []).extend(map(float, np.abs(values) if group.has_signal else 0 * values))
+    return {task: float(np.mean(values)) for task, values in sizes.items()}
 
 
 class _Weigher:
@@ -100,10 +98,6 @@ class _Weigher:
         if self.kind == "task_token":
             return 1.0 / (len(self.task_tokens) * self.task_tokens[task])
         return 1.0 / (self.samples * self.max_tokens)
-
-
-def _normaliser(spec: RlSpec) -> str:
-    return spec.preset.normaliser if spec.normaliser == "auto" else spec.normaliser
 
 
 def _valued(scored: ScoredGroup) -> list[Sample]:

@@ -2,10 +2,7 @@
 
 The bandit of SEC (arXiv 2505.14970) inside a task, its pools in place of tasks: Q <- rate x learnability +
 (1 - rate) x Q of each pool that was sampled, shares softmax(Q / T), learnability the mean absolute advantage.
-Schedulers above see one task.
-"""
-
-from __future__ import annotations
+Schedulers above see one task."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,7 +24,8 @@ class PooledStream(ProblemStream):
         for problem in pool:
             by_pool.setdefault(pool_of(problem), []).append(problem)
         self.parts = {
-            name: ProblemStream(task, own, stable_seed(seed, POOL, name)) for name, own in sorted(by_pool.items())
+            name: ProblemStream(task, problems, stable_seed(seed, POOL, name))
+            for name, problems in sorted(by_pool.items())
         }
         self.values = dict.fromkeys(self.parts, 0.0)
         self._owed = dict.fromkeys(self.parts, 0.0)
@@ -53,15 +51,15 @@ class PooledStream(ProblemStream):
     def state(self) -> Any:
         return {
             "taken": self.taken,
-            "parts": {name: part.state() for name, part in self.parts.items()},
+            "parts": {name: stream.state() for name, stream in self.parts.items()},
             "values": dict(self.values),
             "owed": dict(self._owed),
         }
 
     def restore(self, state: Any) -> None:
         self.taken = state["taken"]
-        for name, own in state["parts"].items():
-            self.parts[name].restore(own)
+        for name, stream_state in state["parts"].items():
+            self.parts[name].restore(stream_state)
         self.values, self._owed = dict(state["values"]), dict(state["owed"])
 
 
@@ -73,6 +71,8 @@ def pool_of(problem: Problem) -> str:
 def training_streams(pools: Mapping[TaskName, Sequence[Problem]], seed: int) -> dict[TaskName, ProblemStream]:
     """One stream per task, from its beginning; of tasks with difficulty pools, one that chooses among them."""
     return {
-        task: (PooledStream if len({pool_of(problem) for problem in own}) > 1 else ProblemStream)(task, own, seed)
-        for task, own in pools.items()
+        task: (PooledStream if len({pool_of(problem) for problem in problems}) > 1 else ProblemStream)(
+            task, problems, seed
+        )
+        for task, problems in pools.items()
     }

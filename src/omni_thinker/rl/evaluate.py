@@ -1,7 +1,5 @@
 """Accuracy on held-out problems: the mean score of a few answers to each."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -67,7 +65,7 @@ def evaluate(
 
     Raises UserError where a task has no scored answer at all, or more than `max_error_rate` of its scores are errors.
     """
-    flat = [problem for own in problems.values() for problem in own]
+    flat = [problem for entropy in problems.values() for problem in entropy]
     requests = [
         SampleRequest(
             policy.encode_prompt(problem.prompt),
@@ -78,8 +76,8 @@ def evaluate(
         for problem in flat
     ]
     with Scoring(rewards) as scoring:
-        found = policy.sample(requests, params, lambda place, group: scoring.submit(place, flat[place], group))
-        stop_on_nonsense(found)
+        groups = policy.sample(requests, params, lambda place, group: scoring.submit(place, flat[place], group))
+        stop_on_nonsense(groups)
         scored = scoring.results()
     stop_on_errors(scored, max_error_rate)
     values: dict[TaskName, dict[str, float]] = {task: {} for task in problems}
@@ -91,9 +89,9 @@ def evaluate(
             raise UserError(f"no answer could be scored; the first: {_first_reason(scored, task)}", key=f"tasks.{task}")
     metrics = group_metrics(scored)
     for task in problems:
-        own = sampled_entropy(group for group in scored if group.problem.task == task)
-        if own is not None and params.temperature > 0:  # what is always drawn has no surprise
-            metrics[f"entropy/{task}"] = own
+        entropy = sampled_entropy(group for group in scored if group.problem.task == task)
+        if entropy is not None and params.temperature > 0:  # what is always drawn has no surprise
+            metrics[f"entropy/{task}"] = entropy
     tokens = sum(len(sample.tokens) for group in scored for sample in group.group.samples)
     return Evaluation(values, metrics, tokens, tuple(scored))
 

@@ -1,8 +1,6 @@
 """The plain policy gradient of a task's accuracy, without clip, length weights or a group's spread: what a first-order
 estimate of its change is made of."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,16 +15,15 @@ def add_policy_gradient(policy: Policy, groups: Sequence[ScoredGroup], temperatu
     """Add to the policy's gradient that of minus the mean score of `groups`: an unbiased estimate (RLOO's baseline,
     arXiv 2402.14740; whole samples, all groups in the mean). Groups without signal add nothing but count.
 
-    Returns the number of answer tokens that were trained on.
-    """
+    Returns the number of answer tokens that were trained on."""
     scored = sum(len(group.values) for group in groups)
-    told = [group for group in groups if group.has_signal]
-    if not told:
+    trainable = [group for group in groups if group.has_signal]
+    if not trainable:
         return 0
-    advantages = rloo([np.array(group.values) for group in told])
+    advantages = rloo([np.array(group.values) for group in trainable])
     batch = [
-        train_group(group, list(map(float, own)), lambda _task, _length: 1 / scored)
-        for group, own in zip(told, advantages, strict=True)
+        train_group(group, list(map(float, values)), lambda _task, _length: 1 / scored)
+        for group, values in zip(trainable, advantages, strict=True)
     ]
     policy.forward_backward(batch, _reinforce, temperature=temperature)
     return sum(group.tokens for group in batch)

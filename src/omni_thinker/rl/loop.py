@@ -1,12 +1,10 @@
 """Multi-task GRPO: one step, read from top to bottom.
 
-quotas -> problems -> groups -> scores -> advantages -> gradient -> update -> metrics
-"""
-
-from __future__ import annotations
+quotas -> problems -> groups -> scores -> advantages -> gradient -> update -> metrics"""
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
@@ -31,7 +29,6 @@ from omni_thinker.types import SampleRequest, SamplingParams, TaskName
 
 MOST_SKIPPED = 3
 """Updates in a row that may be skipped for a loss or gradient that isn't finite."""
-
 
 _log = logging.getLogger(__name__)
 
@@ -78,8 +75,7 @@ class Learner:
         """One step of `quotas` problems. `number` counts the arm's steps from 0: its learning rate warms up once,
         however many stages it has, so that all arms have the same schedule.
 
-        Raises UserError where too many scores are errors: a broken reward must not train anything.
-        """
+        Raises UserError where too many scores are errors: a broken reward must not train anything."""
         clock = _Clock()
         groups, first = self._sample_quotas(quotas, clock)
         stop_on_errors(groups, self.spec.max_error_rate)
@@ -88,14 +84,14 @@ class Learner:
         order = self._order(quotas) if self.spec.update == "task" else ()
         drawn = sum(len(group.scores) for group in groups)
         batches = build_batches(trained, self.spec, longest, order, drawn)
-        batch = [group for part in batches for group in part]
+        batch = [group for minibatch in batches for group in minibatch]
         metrics = self._update(batches, number, clock)
         metrics |= group_metrics(groups)
         # Of the first draws alone: refills go on until there is signal, and would make every task look learnable.
         metrics |= {f"advantage/{task}": value for task, value in learnability(first, self.spec).items()}
         for task in quotas:
-            own = [group for group in first if group.problem.task == task]
-            self.streams[task].observe(learnability(own, self.spec, pool_of))
+            drawn_first = [group for group in first if group.problem.task == task]
+            self.streams[task].observe(learnability(drawn_first, self.spec, pool_of))
         counts = {task: sum(group.task == task for group in batch) for task in quotas}
         metrics |= {f"groups_trained/{task}": float(count) for task, count in counts.items()}
         metrics |= {f"groups_asked/{task}": float(count) for task, count in quotas.items()}
@@ -106,7 +102,7 @@ class Learner:
         return StepResult(metrics, tuple(groups), sampled, sum(group.tokens for group in batch))
 
     def state(self) -> dict[str, Any]:
-        """Where it is beside the policy: what `restore` takes; of JSON."""
+        """The state outside the policy as plain JSON, for `restore`."""
         return {
             "streams": {task: stream.state() for task, stream in self.streams.items()},
             "skipped": self._skipped,
@@ -114,8 +110,8 @@ class Learner:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        for task, own in state["streams"].items():
-            self.streams[task].restore(own)
+        for task, stream_state in state["streams"].items():
+            self.streams[task].restore(stream_state)
         self._skipped = state["skipped"]
         self._refill.restore(state["refill"])
 
@@ -126,7 +122,7 @@ class Learner:
         return groups
 
     def _sample_quotas(
-        self, quotas: Mapping[TaskName, int], clock: _Clock
+        self, quotas: Mapping[TaskName, int], clock: "_Clock"
     ) -> tuple[list[ScoredGroup], list[ScoredGroup]]:
         """Sample each task's quota, then replace groups without signal by fresh problems, a few times. Returns all
         groups, and those of the quota."""
@@ -135,8 +131,8 @@ class Learner:
         self._refill.begin_step()
         self._refill.observe(groups)
         for _ in range(self.spec.refill_rounds):
-            found = {task: _with_signal(groups, task) for task in quotas}
-            missing = {task: quota - found[task] for task, quota in quotas.items() if quota > found[task]}
+            usable = Counter(group.problem.task for group in groups if group.has_signal)
+            missing = {task: quota - usable[task] for task, quota in quotas.items() if quota > usable[task]}
             if not missing:
                 break
             fresh = self._sample(self._refill.draws(missing), clock)
@@ -144,7 +140,7 @@ class Learner:
             groups += fresh
         return groups, first
 
-    def _sample(self, quotas: Mapping[TaskName, int], clock: _Clock) -> list[ScoredGroup]:
+    def _sample(self, quotas: Mapping[TaskName, int], clock: "_Clock") -> list[ScoredGroup]:
         drawn = [item for task, count in quotas.items() for item in self.streams[task].take(count)]
         requests = [
             SampleRequest(
@@ -158,20 +154,20 @@ class Learner:
         params = SamplingParams(self.spec.group_size, self.spec.temperature)
         with Scoring(self.rewards) as scoring:
             with clock("sample"):
-                found = self.policy.sample(
+                groups = self.policy.sample(
                     requests, params, lambda place, group: scoring.submit(place, drawn[place][0], group)
                 )
-            stop_on_nonsense(found)
+            stop_on_nonsense(groups)
             with clock("score"):  # what is left of it
                 return scoring.results(self.spec.score_deadline_s)
 
     def _order(self, quotas: Mapping[TaskName, int]) -> list[TaskName]:
-        """Of this step's tasks, drawn anew for each step; the same whenever the step is made again."""
+        """A random order of this step's tasks. It is the same whenever the step is repeated."""
         taken = [f"{task} {stream.seed} {stream.taken}" for task, stream in sorted(self.streams.items())]
         order = np.random.default_rng(stable_seed("serial", *taken)).permutation(len(quotas))
         return [list(quotas)[int(place)] for place in order]
 
-    def _update(self, batches: list[list[TrainGroup]], number: int, clock: _Clock) -> Metrics:
+    def _update(self, batches: list[list[TrainGroup]], number: int, clock: "_Clock") -> Metrics:
         spec = self.spec
         learning_rate = spec.lr * min(1.0, (number + 1) / max(1, spec.lr_warmup_steps))
         measure = spec.kl_every > 0 and number % spec.kl_every == 0
@@ -179,18 +175,18 @@ class Learner:
         stats: dict[TaskName, TokenStats] = {}
         sketches: Sketches = {}
         losses, norms_, applied = list[float](), list[float](), list[bool]()
-        for part in batches:  # none where every group was unanimous: such a step has nothing to teach
+        for batch in batches:  # none where every group was unanimous: such a step has nothing to teach
             with clock("train"):
                 reference = spec.kl_beta > 0 or measure
                 report = self.policy.forward_backward(
-                    part, self.loss, temperature=spec.temperature, reference=reference
+                    batch, self.loss, temperature=spec.temperature, reference=reference
                 )
                 optim = self.policy.optim_step(OptimParams(learning_rate, spec.weight_decay, spec.max_grad_norm))
-            for task, own in report.stats.items():
-                stats[task] = stats.get(task, TokenStats()) + own
+            for task, task_stats in report.stats.items():
+                stats[task] = stats.get(task, TokenStats()) + task_stats
             for task, sketch in report.sketches.items():
                 sketches[task] = sketches[task] + sketch if task in sketches else sketch
-            self._stop_on_divergence(part, report.loss, optim, learning_rate)
+            self._stop_on_divergence(batch, report.loss, optim, learning_rate)
             losses.append(report.loss)
             norms_.append(optim.grad_norm)
             applied.append(optim.applied)
@@ -238,10 +234,6 @@ def _evidence(group: TrainGroup) -> dict[str, Any]:
     }
 
 
-def _with_signal(groups: list[ScoredGroup], task: TaskName) -> int:
-    return sum(group.has_signal for group in groups if group.problem.task == task)
-
-
 def _fill(groups: list[ScoredGroup], quotas: Mapping[TaskName, int]) -> list[ScoredGroup]:
     """The first groups with signal of each task, up to its quota, so that the trained mix is the asked one."""
     return [
@@ -259,7 +251,7 @@ class _Clock:
         self._phase = ""
         self._begin = 0.0
 
-    def __call__(self, phase: str) -> _Clock:
+    def __call__(self, phase: str) -> "_Clock":
         self._phase = phase
         return self
 

@@ -2,10 +2,7 @@
 
 Every loss is a weighted sum over tokens; the weights (see `batch.py`) hold the normaliser, so micro-batches
 add up to the whole batch by construction. Notation: rho is the ratio of the policy's probability of a token to
-the sampler's, A the advantage.
-"""
-
-from __future__ import annotations
+the sampler's, A the advantage."""
 
 from collections.abc import Callable, Mapping
 

@@ -1,7 +1,5 @@
 """What a step or an evaluation saw, as `name/all` and `name/<task>`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
@@ -15,8 +13,8 @@ Metrics = dict[str, float]
 def group_metrics(groups: Sequence[ScoredGroup]) -> Metrics:
     """Rewards, parts, lengths and rates of sampled groups, for all and per task."""
     metrics: Metrics = {}
-    for name, own in _by_task(groups):
-        for key, value in _describe(own).items():
+    for name, task_groups in _by_task(groups):
+        for key, value in _describe(task_groups).items():
             metrics[f"{key}/{name}"] = value
     return metrics
 
@@ -25,16 +23,16 @@ def token_metrics(stats: Mapping[TaskName, TokenStats]) -> Metrics:
     """Means per trained token, for all and per task."""
     metrics: Metrics = {}
     total = TokenStats()
-    for own in stats.values():
-        total = total + own
-    for name, own in {"all": total, **stats}.items():
-        if own.tokens:
-            metrics[f"entropy/{name}"] = own.entropy / own.tokens
-            metrics[f"clip_frac/{name}"] = own.clipped / own.tokens
-            metrics[f"mismatch_abs/{name}"] = own.mismatch / own.tokens
-        if own.kl_tokens:
-            metrics[f"kl_ref/{name}"] = own.kl / own.kl_tokens
-        metrics[f"tokens_trained/{name}"] = float(own.tokens)
+    for sums in stats.values():
+        total = total + sums
+    for name, sums in {"all": total, **stats}.items():
+        if sums.tokens:
+            metrics[f"entropy/{name}"] = sums.entropy / sums.tokens
+            metrics[f"clip_frac/{name}"] = sums.clipped / sums.tokens
+            metrics[f"mismatch_abs/{name}"] = sums.mismatch / sums.tokens
+        if sums.kl_tokens:
+            metrics[f"kl_ref/{name}"] = sums.kl / sums.kl_tokens
+        metrics[f"tokens_trained/{name}"] = float(sums.tokens)
     return metrics
 
 

@@ -2,10 +2,7 @@
 
 Groups whose samples all score alike carry no gradient. Were they only dropped, a task where most are would be trained
 less than a scheduler asked for. They are replaced by fresh problems of their task, 1 / (1 - f) for each that is
-missing, where f is the share of the task's groups that lately said nothing.
-"""
-
-from __future__ import annotations
+missing, where f is the share of the task's groups that lately said nothing."""
 
 from collections.abc import Mapping, Sequence
 from math import ceil
@@ -14,8 +11,8 @@ from typing import Any
 from omni_thinker.rl.batch import ScoredGroup
 from omni_thinker.types import TaskName
 
-MEMORY = 0.8
-"""What counts of a step, one step later: the policy changes, and with it what tells its samples apart."""
+STEP_DISCOUNT = 0.8
+"""Weight of a step's counts one step later: the policy changes, and with it what tells its samples apart."""
 
 
 class Resampler:
@@ -30,7 +27,7 @@ class Resampler:
     def begin_step(self) -> None:
         for counts in (self._seen, self._silent):
             for task in counts:
-                counts[task] *= MEMORY
+                counts[task] *= STEP_DISCOUNT
 
     def observe(self, groups: Sequence[ScoredGroup]) -> None:
         for group in groups:
@@ -40,8 +37,8 @@ class Resampler:
 
     def unanimous_rate(self, task: TaskName) -> float:
         """The share of the task's recent groups without signal, in [0, 1]; 0 where none has been seen."""
-        seen = self._seen.get(task, 0.0)
-        return self._silent[task] / seen if seen > 0 else 0.0
+        observed = self._seen.get(task, 0.0)
+        return self._silent[task] / observed if observed > 0 else 0.0
 
     def draws(self, missing: Mapping[TaskName, int]) -> dict[TaskName, int]:
         """How many problems of each task to sample so that about as many as are missing carry signal, within `most`."""
@@ -51,7 +48,7 @@ class Resampler:
         }
 
     def state(self) -> dict[str, Any]:
-        """What `restore` takes; of JSON."""
+        """The counts as plain JSON, for `restore`."""
         return {"seen": dict(self._seen), "silent": dict(self._silent)}
 
     def restore(self, state: Mapping[str, Any]) -> None:

@@ -1,7 +1,5 @@
 """Scoring groups, each by its own task's reward, while others are still being sampled."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 import time
@@ -18,15 +16,14 @@ from omni_thinker.rl.batch import ScoredGroup
 from omni_thinker.types import Group, Problem, Score, TaskName
 
 _PATIENCE_S = 5.0
-"""For a reward that won't be cancelled, when the others are done."""
+"""Wait for a reward that can't be cancelled, after the others have ended."""
 
 
 class Scoring:
     """Takes groups as they are finished and scores them in a thread of its own; a context manager.
 
     A reward that computes with the policy's cores or device (`local`) waits for `results`. One slow call delays its
-    own group alone, as long as it awaits: a reward that blocks its thread blocks all.
-    """
+    own group alone, as long as it awaits: a reward that blocks its thread blocks all."""
 
     def __init__(self, rewards: Mapping[TaskName, Reward]) -> None:
         self._rewards = rewards
@@ -35,7 +32,7 @@ class Scoring:
         self._places: dict[int, int] = {}
         self._thread = start_blocking_portal(name="omni-scoring")
 
-    def __enter__(self) -> Scoring:
+    def __enter__(self) -> "Scoring":
         self._loop = self._thread.__enter__().call(asyncio.get_running_loop)
         return self
 
@@ -59,8 +56,7 @@ class Scoring:
     def results(self, deadline_s: float | None = None) -> list[ScoredGroup]:
         """All groups in the order of their places. Scores that take longer than `deadline_s` from now are errors.
 
-        Raises what a reward raises (none may, for what a model wrote).
-        """
+        Raises what a reward raises (none may, for what a model wrote)."""
         left = [place for place in self._places if place not in self._futures]
         together = asyncio.Event()
         for place in left:
@@ -106,11 +102,11 @@ def stop_on_errors(groups: Iterable[ScoredGroup], most: float) -> None:
     scores: dict[TaskName, list[Score]] = {}
     for group in groups:
         scores.setdefault(group.problem.task, []).extend(group.scores)
-    for task, own in scores.items():
-        errors = [score for score in own if score.status == "error"]
-        if len(errors) > most * len(own):
+    for task, task_scores in scores.items():
+        errors = [score for score in task_scores if score.status == "error"]
+        if len(errors) > most * len(task_scores):
             raise UserError(
-                f"{len(errors)} of {len(own)} scores are errors (rl.max_error_rate = {most:g}); "
+                f"{len(errors)} of {len(task_scores)} scores are errors (rl.max_error_rate = {most:g}); "
                 f"the first: {errors[0].reason}",
                 key=f"tasks.{task}.reward",
             )

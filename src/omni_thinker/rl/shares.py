@@ -1,7 +1,5 @@
 """How bandits turn what they think of tasks, or of pools within one, into shares of what comes next."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from math import exp
 

@@ -1,10 +1,7 @@
 """The order in which a task's training problems come: a pure function of seed, task and number.
 
 Two arms with one seed see the same problems of a task in the same order and draw with the same random numbers,
-so that their difference owes nothing to luck of the draw, and resuming is arithmetic.
-"""
-
-from __future__ import annotations
+so that their difference owes nothing to luck of the draw, and resuming is arithmetic."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -40,7 +37,7 @@ class ProblemStream:
         return self.pool[int(order[place])], stable_seed(self.seed, self.task, "draw", number)
 
     def state(self) -> Any:
-        """What `restore` takes; of JSON."""
+        """The position as plain JSON, for `restore`."""
         return self.taken
 
     def restore(self, state: Any) -> None:

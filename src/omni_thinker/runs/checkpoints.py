@@ -1,7 +1,5 @@
 """When a training is kept so that it can be gone on with, and where."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +12,8 @@ COST = 0.02
 """Share of a training's time that checkpoints may take."""
 _GUESS_S = 5.0
 """Seconds of one, before one was made."""
-_KEPT = 2
-"""Of one training: the newest, and the one before it should the newest be torn."""
+_SAVED_CHECKPOINTS = 2
+"""The newest one, and the one before it in case the newest is torn."""
 
 
 class Checkpoints:
@@ -28,7 +26,7 @@ class Checkpoints:
         self._cost, self._last, self._steps = _GUESS_S, time.monotonic(), 0
 
     def due(self) -> bool:
-        """To be asked once after every step."""
+        """Whether a checkpoint is due. Call it once after every step."""
         self._steps += 1
         if self._every:
             return self._steps % self._every == 0
@@ -39,10 +37,10 @@ class Checkpoints:
         began = time.monotonic()
         path = self._folder / f"{self._name}.{step}.safetensors"
         write_whole(path, policy.save_state)
-        found = {"file": str(path.relative_to(self._root)), "sum": checksum(path)}
+        written = {"file": str(path.relative_to(self._root)), "sum": checksum(path)}
         self._last = time.monotonic()
         self._cost = self._last - began
-        return found
+        return written
 
     def read(self, policy: Policy, value: Mapping[str, Any]) -> None:
         """Go back to it: what is later was passed over, and must not count among the newest."""
@@ -52,14 +50,14 @@ class Checkpoints:
             if self._step(other) > self._step(path):
                 other.unlink()
 
-    def drop(self, kept: int = _KEPT) -> None:
+    def drop(self, count: int = _SAVED_CHECKPOINTS) -> None:
         """All but the newest, once the journal knows of those."""
         files = sorted(self._folder.glob(f"{self._name}.*.safetensors*"), key=self._step)
-        for path in files[: len(files) - kept]:
+        for path in files[: len(files) - count]:
             path.unlink()
 
     def _step(self, path: Path) -> int:
-        """Of its name: a file's time is worth nothing where the clock was set."""
+        """The step in a file's name: a file's time is worth nothing where the clock was set."""
         return int(path.name.removeprefix(f"{self._name}.").partition(".")[0])
 
 

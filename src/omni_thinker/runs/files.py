@@ -1,13 +1,11 @@
 """Files that are whole or not there, whatever happens to the process that writes them."""
 
-from __future__ import annotations
-
 import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-_BLOCK = 2**24
+_READ_BYTES = 2**24
 
 
 def write_whole(target: Path, write: Callable[[Path], object]) -> None:
@@ -31,11 +29,11 @@ def write_whole(target: Path, write: Callable[[Path], object]) -> None:
 
 def checksum(path: Path) -> str:
     """Size and CRC-32 of a file: enough to tell one that is torn, at the speed of the disk."""
-    found = 0
+    crc = 0
     with path.open("rb") as stream:
-        while block := stream.read(_BLOCK):
-            found = zlib.crc32(block, found)
-    return f"{path.stat().st_size}-{found:08x}"
+        while block := stream.read(_READ_BYTES):
+            crc = zlib.crc32(block, crc)
+    return f"{path.stat().st_size}-{crc:08x}"
 
 
 def is_whole(path: Path, expected: str) -> bool:

@@ -1,7 +1,5 @@
 """Run directories of single seeds become one, as if one process had run all seeds in turn."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,13 +11,13 @@ SHARED = ("begun", "recipe", "model", "judge", "problems")
 """Moves that every run begins with."""
 
 
-def join_runs(parts: Sequence[Path], out: Path, logs: Sequence[str], shared: Mapping[str, object]) -> None:
-    """Put the logs, models and journals of `parts`, which have all ended, into `out`; the journal last, so that one
+def join_runs(folders: Sequence[Path], out: Path, logs: Sequence[str], shared: Mapping[str, object]) -> None:
+    """Put the logs, models and journals of `folders`, which have all ended, into `out`; the journal last, so that one
     that was cut short is done again. `shared`: values that take the place of those the parts began with."""
     sizes = dict.fromkeys(logs, 0)
     lines: list[bytes] = []
-    for place, part in enumerate(parts):
-        for line in read_lines(part / NAME):
+    for place, folder in enumerate(folders):
+        for line in read_lines(folder / NAME):
             if (line.key in SHARED and place) or line.key.startswith("result of "):
                 continue
             moved = Line(
@@ -31,12 +29,12 @@ def join_runs(parts: Sequence[Path], out: Path, logs: Sequence[str], shared: Map
             )
             lines.append(encode(moved))
         for name in logs:
-            sizes[name] += _size(part / name)
-        for models in sorted((part / "models").glob("*")):
+            sizes[name] += (folder / name).stat().st_size if (folder / name).exists() else 0
+        for models in sorted((folder / "models").glob("*")):
             (out / "models").mkdir(exist_ok=True)
             os.rename(models, out / "models" / models.name)
     for name in logs:
-        if present := [part / name for part in parts if (part / name).exists()]:
+        if present := [folder / name for folder in folders if (folder / name).exists()]:
             write_whole(out / name, _joined(present))
     write_whole(out / NAME, lambda path: path.write_bytes(b"".join(lines)))
 
@@ -48,7 +46,3 @@ def _joined(files: Sequence[Path]) -> Callable[[Path], None]:
                 stream.write(file.read_bytes())
 
     return write
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0

@@ -4,10 +4,7 @@ A run is a sequence of moves (a warm-up, an evaluation, an arm's training). Each
 `journal.jsonl`, with its checksum and the length that every log had by then. A resumed run takes the same path through
 the code; a move that has its line isn't made again, its result is read. Training is a move of many steps: it has
 lines of its own at its beginning and at each checkpoint. What came after the last line that can be gone on from is
-cut off, of the journal and of the logs, so that no step and no line exists twice.
-"""
-
-from __future__ import annotations
+cut off, of the journal and of the logs, so that no step and no line exists twice."""
 
 import json
 import os
@@ -23,7 +20,7 @@ from omni_thinker.errors import UserError
 NAME = "journal.jsonl"
 _KINDS = ("move", "begin", "checkpoint", "note")
 Value = Any
-"""Of JSON, NaN and infinities included."""
+"""Plain JSON, with NaN and infinities."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +33,7 @@ class Line:
     value: Value
     logs: Mapping[str, int]
     counts: Value
-    """Of those who count over the whole run."""
+    """Counts over the whole run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +83,7 @@ class Journal:
         for name, size in self._sizes.items():
             if (present := self._size(name)) < size:
                 raise UserError(
-                    f"has {present} bytes, the journal recorded {size}: the file was changed",
-                    file=self._folder / name,
+                    f"has {present} bytes, the journal recorded {size}: the file was changed", file=self._folder / name
                 )
         if counts is not None and self._known:
             try:
@@ -96,14 +92,15 @@ class Journal:
                 raise UserError("has counts of another kind", file=self._path) from None
 
     def cut(self) -> None:
-        """Cut off what came after the last line that can be gone on from, of the journal and of the logs. Until then
-        nothing is changed."""
+        """Cut off what came after the last line that a run can be resumed from, of the journal and of the logs. Until
+        then nothing is changed."""
         if self._is_cut:
             return
         self._is_cut = True
         if self._damaged:
             shutil.copyfile(self._path, self._path.with_suffix(".damaged"))
-        for path, size in ((self._path, self._end), *((self._folder / own, size) for own, size in self._sizes.items())):
+        sizes = {self._folder / name: size for name, size in self._sizes.items()}
+        for path, size in {self._path: self._end, **sizes}.items():
             if path.exists() and path.stat().st_size > size:
                 os.truncate(path, size)
         if not self._end:  # before any log has a line, so that logs without a journal are known for damage
@@ -117,7 +114,7 @@ class Journal:
         return self._at < len(self._known)
 
     def once(self, key: str, make: Callable[[], Value]) -> Value:
-        """What `make` returns: made now and written down, or read."""
+        """The result of `make`: computed now and recorded, or read from the journal."""
         if self.replaying:
             line = self._known[self._at]
             if line.key != key or line.kind != "move":
@@ -139,25 +136,25 @@ class Journal:
         if line.key != key or line.kind != "begin":
             raise UserError(f"has {line.key!r} instead of {key!r}: another version wrote it", file=self._path)
         self._at += 1
-        own = [line for line in self._known[self._at :] if line.key == key]
-        return Trained(tuple(line.value for line in own), bool(own) and own[-1].kind == "move")
+        of_training = [line for line in self._known[self._at :] if line.key == key]
+        return Trained(tuple(line.value for line in of_training), bool(of_training) and of_training[-1].kind == "move")
 
     def checkpoint(self, key: str, value: Value) -> None:
-        """The training `key` can be gone on with from here, by what `value` says and the files it names."""
+        """The training `key` can be resumed from here, with `value` and the files it names."""
         self._write(key, "checkpoint", value)
 
     def note(self, key: str, value: Value) -> None:
-        """Write down what is no move."""
+        """Record something that is no move."""
         self._write(key, "note", value)
 
     def notes(self, prefix: str) -> list[str]:
         """Keys of the notes that begin so, each once, as the journal was opened with."""
-        found = (line.key for line in self._known if line.kind == "note" and line.key.startswith(prefix))
-        return list(dict.fromkeys(found))
+        keys = (line.key for line in self._known if line.kind == "note" and line.key.startswith(prefix))
+        return list(dict.fromkeys(keys))
 
     @property
     def seeds(self) -> list[int]:
-        """In the order in which they were begun, as the journal was opened with: moves of a seed begin with it."""
+        """Seeds in the order in which they began, when the journal was opened. Keys of a move begin with its seed."""
         first = (line.key.partition(" ")[0] for line in self._known if line.kind in ("move", "begin"))
         return list(dict.fromkeys(int(word) for word in first if word.isdecimal()))
 
@@ -185,14 +182,14 @@ class Journal:
 
 
 def encode(line: Line) -> bytes:
-    """As it stands in the file."""
+    """A line as the bytes in the file."""
     table = {"key": line.key, "kind": line.kind, "logs": line.logs, "counts": line.counts, "value": line.value}
     body = json.dumps(table)
     return f"{zlib.crc32(body.encode()):08x} {body}\n".encode()
 
 
 def read_lines(path: Path) -> list[Line]:
-    """Those of a journal up to the first that is damaged. Raises UserError for what is no journal."""
+    """The lines of a journal up to the first damaged one. Raises UserError for what is no journal."""
     return [line for line, _ in _read(path)[0]]
 
 
@@ -225,7 +222,7 @@ def _parsed(path: Path, body: bytes) -> Line:
 
 
 def _cut(lines: Sequence[tuple[Line, int]], usable: Callable[[Value], bool]) -> int:
-    """How many lines can be gone on from. Where training is under way, no line counts that is later than its last
+    """How many lines a run can be resumed from. Where training is under way, no line counts that is later than its last
     usable checkpoint, or than its beginning."""
     opened = -1
     for number, (line, _) in enumerate(lines):

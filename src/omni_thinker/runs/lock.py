@@ -1,7 +1,5 @@
 """One process to a run directory."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket
@@ -17,8 +15,7 @@ NAME = "lock"
 
 class Lock:
     """Held as long as it lives. The system releases it when its process ends, however it ends, so a killed process
-    leaves no obstacle. The file names the holder, for people; what counts is the system's lock on it.
-    """
+    leaves no obstacle. The file names the holder, for people; what counts is the system's lock on it."""
 
     def __init__(self, folder: Path) -> None:
         """Raises UserError where another process holds it."""

@@ -1,7 +1,5 @@
 """What a run ran on, so that its seconds mean something."""
 
-from __future__ import annotations
-
 import os
 import platform
 import resource
@@ -18,7 +16,7 @@ def machine() -> Machine:
     return Machine(
         cpu=_cpu(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        memory_gb=round(_memory() / GIB, 1),
+        memory_gb=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB, 1),
         peak_rss_gb=round(peak_rss() / GIB, 2),
         python=platform.python_version(),
         torch=_version("torch"),
@@ -31,10 +29,6 @@ def peak_rss() -> int:
     """Bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if platform.system() == "Darwin" else peak * 1024
-
-
-def _memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _cpu() -> str:

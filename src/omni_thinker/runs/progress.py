@@ -1,9 +1,6 @@
 """Live progress on stderr: phase, step, reward by task, tokens a second, time left.
 
-A terminal gets one line that changes in place; a log gets a line every so often.
-"""
-
-from __future__ import annotations
+A terminal gets one line that changes in place; a log gets a line every so often."""
 
 import logging
 import time
@@ -19,7 +16,6 @@ from omni_thinker.errors import printable
 
 LOG_EVERY_SECONDS = 15.0
 
-
 _logger = logging.getLogger("omni_thinker")
 
 
@@ -27,8 +23,7 @@ class Progress:
     """Counts work in units (steps and evaluations of each kind) so that the time left can be told.
 
     `expected[kind]` is how many units of a kind the run will do in all; `prior[kind]` a guess of its seconds,
-    used until the first one is measured. As a context manager it also says what any room warns of.
-    """
+    used until the first one is measured. As a context manager it also says what any room warns of."""
 
     def __init__(
         self, expected: Mapping[str, int], prior: Mapping[str, float], *, console: Console | None = None
@@ -44,7 +39,7 @@ class Progress:
         self._logged = self.begin
         self._handler = _Sayer(self)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> "Progress":
         _logger.addHandler(self._handler)
         if self.console.is_terminal:
             self._live.start()
@@ -121,6 +116,6 @@ def working(text: str) -> Iterator[None]:
 
 
 def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
+    minutes, seconds_left = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes:02}:{rest:02}"
+    return f"{hours}:{minutes:02}:{seconds_left:02}" if hours else f"{minutes:02}:{seconds_left:02}"

@@ -1,7 +1,5 @@
 """Read a run directory, each file checked against the schema. What may be missing is noted, not refused."""
 
-from __future__ import annotations
-
 import json
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -51,12 +49,9 @@ class RunData:
 
     def comparison(self, a: str, b: str, task: str = MACRO) -> Comparison | None:
         """a - b, whichever way round the run wrote it."""
-        for row in self.result.comparisons:
-            if row.task == task and (row.a, row.b) == (a, b):
-                return row
-            if row.task == task and (row.a, row.b) == (b, a):
-                return row.swapped()
-        return None
+        rows = (row for row in self.result.comparisons if row.task == task and (row.a, row.b) in ((a, b), (b, a)))
+        row = next(rows, None)
+        return row if row is None or row.a == a else row.swapped()
 
     def setting(self, *keys: str) -> Any:
         """A value of the resolved recipe, or None."""
@@ -70,8 +65,7 @@ def load_run(run_dir: Path) -> RunData:
     """Read a run directory.
 
     Raises UserError naming the file when result.json or metrics.jsonl can't be read, and naming the key where one is
-    missing or has another type. A document of a version that isn't known is refused.
-    """
+    missing or has another type. A document of a version that isn't known is refused."""
     gaps: list[str] = []
     result = read_result(run_dir / "result.json")
     records = _records(run_dir / "metrics.jsonl", gaps)
@@ -152,8 +146,8 @@ def _records(path: Path, gaps: list[str]) -> list[Metrics]:
 
 def _renamed(metrics: Mapping[str, float]) -> dict[str, float]:
     """Metrics of earlier versions under today's names."""
-    named = ((name.partition("/"), value) for name, value in metrics.items())
-    return {RENAMED.get(name, name) + slash + task: value for (name, slash, task), value in named}
+    split_names = ((name.partition("/"), value) for name, value in metrics.items())
+    return {RENAMED.get(name, name) + slash + task: value for (name, slash, task), value in split_names}
 
 
 def _answers(path: Path, gaps: list[str]) -> list[Answer]:

@@ -1,7 +1,5 @@
 """Resuming a run: what of its recipe, model and problems may have changed since."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
@@ -16,33 +14,14 @@ from omni_thinker.runs.journal import NAME as JOURNAL
 from omni_thinker.runs.rundir import RunDir
 from omni_thinker.types import Problem, Split, TaskName
 
+_FREE_OF_ENDPOINT = (
+    "base_url", "api_key_env", "api_key_file", "allow_http", "concurrency", "requests_per_minute", "tokens_per_minute",
+    "timeout_s", "deadline_s", "attempts", "patience_s", "budget", "price", "cache",
+)  # fmt: skip
 FREE = (
-    *(
-        f"judge.endpoint.{key}"
-        for key in (
-            "base_url",
-            "api_key_env",
-            "api_key_file",
-            "allow_http",
-            "concurrency",
-            "requests_per_minute",
-            "tokens_per_minute",
-            "timeout_s",
-            "deadline_s",
-            "attempts",
-            "patience_s",
-            "budget",
-            "price",
-            "cache",
-        )
-    ),
-    "rl.score_deadline_s",
-    "rl.max_error_rate",
-    "evaluation.keep_samples",
-    "study.checkpoint_steps",
-    "study.bootstrap",
-    "study.confidence",
-)
+    *(f"judge.endpoint.{key}" for key in _FREE_OF_ENDPOINT), "rl.score_deadline_s", "rl.max_error_rate",
+    "evaluation.keep_samples", "study.checkpoint_steps", "study.bootstrap", "study.confidence",
+)  # fmt: skip
 """Keys, and tables of keys, that change nothing of what has been computed."""
 Pools = Mapping[Split, Mapping[TaskName, Sequence[Problem]]]
 _READ_BYTES = 1 << 30
@@ -53,10 +32,10 @@ def check_run(run: RunDir, recipe: Recipe, pools: Pools, *, judged: bool) -> Non
     """Note what a run begins with; `judged`: there is a judge. Raises UserError, naming each key, where a run that is
     resumed has something else."""
     now = recipe.model_dump(mode="json")
-    kept = run.journal.once("recipe", lambda: now)
-    if not isinstance(kept, dict):
+    recorded = run.journal.once("recipe", lambda: now)
+    if not isinstance(recorded, dict):
         raise UserError("has no recipe", file=run.path / JOURNAL)
-    refuse_changes(run.path, kept, now)
+    refuse_changes(run.path, recorded, now)
     done = run.journal.seeds
     if list(recipe.study.seeds)[: len(done)] != done:
         raise UserError(f"the run has {done}; new seeds must follow these", file=run.path, key="study.seeds")
@@ -67,9 +46,9 @@ def check_run(run: RunDir, recipe: Recipe, pools: Pools, *, judged: bool) -> Non
     run.write_recipe(recipe)
 
 
-def refuse_changes(path: Path, kept: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raises UserError, naming each key, where a run in `path` that began with `kept` can't go on with `now`."""
-    changed = [line for key, old, new in _differences(kept, now) if (line := _line(key, old, new))]
+def refuse_changes(path: Path, recorded: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises UserError, naming each key, where a run in `path` that began as `recorded` can't be resumed with `now`."""
+    changed = [line for key, old, new in _differences(recorded, now) if (line := _line(key, old, new))]
     if changed:
         raise UserError(
             f"the run began with other settings: {'; '.join(changed)}; restore them, or begin another run", file=path
@@ -78,37 +57,39 @@ def refuse_changes(path: Path, kept: Mapping[str, Any], now: Mapping[str, Any]) 
 
 def _check_problems(run: RunDir, pools: Pools) -> None:
     """Note what every task's problems are. Raises UserError where they have changed under a run."""
-    now = {f"{task} ({split})": _digest(own) for split, of_task in pools.items() for task, own in of_task.items()}
-    kept = run.journal.once("problems", lambda: now)
-    if kept != now and isinstance(kept, dict):
-        changed = [part for part in {**kept, **now} if kept.get(part) != now.get(part)]
+    now = {
+        f"{task} ({split})": _digest(problems) for split, of_task in pools.items() for task, problems in of_task.items()
+    }
+    recorded = run.journal.once("problems", lambda: now)
+    if recorded != now and isinstance(recorded, dict):
+        changed = [name for name in {**recorded, **now} if recorded.get(name) != now.get(name)]
         raise UserError(f"problems have changed since the run began: {', '.join(changed)}", file=run.path)
 
 
 def _digest(problems: Sequence[Problem]) -> str:
-    found = sha256()
+    digest = sha256()
     for problem in problems:
-        found.update(json.dumps([problem.id, problem.prompt, problem.answer, problem.data], default=repr).encode())
-    return found.hexdigest()
+        digest.update(json.dumps([problem.id, problem.prompt, problem.answer, problem.data], default=repr).encode())
+    return digest.hexdigest()
 
 
-def _check_model(run: RunDir, name: str, part: Literal["model", "judge"] = "model") -> None:
+def _check_model(run: RunDir, name: str, role: Literal["model", "judge"] = "model") -> None:
     """Note what the model's folder holds. Raises UserError where it has changed under a run."""
     folder = model_info(name)["folder"]
     if folder is None:
         return  # of a hub, which names what it gives by its content, or made here
     now = {path.name: _print(path) for path in sorted(Path(folder).iterdir()) if path.is_file()}
-    kept = run.journal.once(part, lambda: now)
-    if kept != now and isinstance(kept, dict):
-        changed = [file for file in {**kept, **now} if kept.get(file) != now.get(file)]
-        key = "model.name" if part == "model" else "judge.model"
+    recorded = run.journal.once(role, lambda: now)
+    if recorded != now and isinstance(recorded, dict):
+        changed = [file for file in {**recorded, **now} if recorded.get(file) != now.get(file)]
+        key = "model.name" if role == "model" else "judge.model"
         raise UserError(f"has changed since the run began: {', '.join(changed)}", file=folder, key=key)
 
 
 def _print(path: Path) -> str:
-    """By content, since a cache may have been made again; of files that take long to read, by when they were made."""
-    found = path.stat()
-    return checksum(path) if found.st_size <= _READ_BYTES else f"{found.st_size} of {found.st_mtime_ns}"
+    """A file's fingerprint: its checksum, or size and time where it takes long to read."""
+    stat = path.stat()
+    return checksum(path) if stat.st_size <= _READ_BYTES else f"{stat.st_size} of {stat.st_mtime_ns}"
 
 
 def _line(key: str, old: Any, new: Any) -> str | None:

@@ -1,7 +1,5 @@
 """The run directory: one study on disk. See docs/run-directory.md for its files."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence

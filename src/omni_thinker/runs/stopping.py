@@ -1,7 +1,5 @@
 """Stopping where nothing is lost: a first signal lets the step under way end and be kept, a second ends it at once."""
 
-from __future__ import annotations
-
 import signal
 import threading
 from collections.abc import Callable, Iterator

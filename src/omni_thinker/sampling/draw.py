@@ -1,19 +1,16 @@
 """Drawing tokens from logits: exact inverse-CDF draws, with the filters that users know.
 
 Filters in transformers' order: temperature, top-k, top-p, min-p, each on what the one before left over. Log-probs are
-under the distribution that was drawn from, filters included.
-"""
-
-from __future__ import annotations
+under the distribution that was drawn from, filters included."""
 
 import torch
 
 from omni_thinker.engine.native import kernels
 from omni_thinker.types import SamplingParams
 
-_ROWS = 16
+_ROWS_AT_ONCE = 16
 """Rows handled at once: their fp32 copies stay in the processor's cache, which is half the time on two cores."""
-_BLOCK = 256
+_SUM_BLOCK = 256
 """Tokens whose probabilities are summed first: a running sum over the whole vocabulary costs more than the rest."""
 _BELOW_ONE = 1 - 2.0**-24
 _NUCLEUS = 512
@@ -25,18 +22,18 @@ def draw(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One token a row and its log-prob, from one uniform number in [0, 1) a row. Temperature 0 takes the most probable.
 
-    N rows of V logits, any dtype; computed in fp32.
-    """
+    N rows of V logits, any dtype; computed in fp32."""
     if (drawn := _drawn_in_c(logits_N_V, uniform_N, params)) is not None:
         return drawn
     count = len(logits_N_V)
     token_N = torch.empty(count, dtype=torch.long, device=logits_N_V.device)
     logprob_N = torch.empty(count, dtype=torch.float32, device=logits_N_V.device)
-    rows = _ROWS if logits_N_V.device.type == "cpu" else max(1, count)
+    rows = _ROWS_AT_ONCE if logits_N_V.device.type == "cpu" else max(1, count)
     for begin in range(0, count, rows):
-        part = slice(begin, begin + rows)
-        one = _greedy(logits_N_V[part]) if params.temperature == 0 else _draw(logits_N_V[part], uniform_N[part], params)
-        token_N[part], logprob_N[part] = one
+        block = slice(begin, begin + rows)
+        logits, uniform = logits_N_V[block], uniform_N[block]
+        one = _greedy(logits) if params.temperature == 0 else _draw(logits, uniform, params)
+        token_N[block], logprob_N[block] = one
     return token_N, logprob_N
 
 
@@ -53,9 +50,9 @@ def _drawn_in_c(
     count, vocabulary = logits_N_V.shape
     token_N = torch.empty(count, dtype=torch.long)
     logprob_N = torch.empty(count, dtype=torch.float32)
-    sums = torch.empty(count, -(-vocabulary // _BLOCK), dtype=torch.float32)
-    parts = (logits_N_V, uniform_N, sums, token_N, logprob_N)
-    c.draw(*(part.data_ptr() for part in parts), 1 / params.temperature, count, vocabulary)
+    sums = torch.empty(count, -(-vocabulary // _SUM_BLOCK), dtype=torch.float32)
+    tensors = (logits_N_V, uniform_N, sums, token_N, logprob_N)
+    c.draw(*(tensor.data_ptr() for tensor in tensors), 1 / params.temperature, count, vocabulary)
     return token_N, logprob_N
 
 
@@ -69,8 +66,8 @@ def _draw(
     logits_N_V: torch.Tensor, uniform_N: torch.Tensor, params: SamplingParams
 ) -> tuple[torch.Tensor, torch.Tensor]:
     count, vocabulary = logits_N_V.shape
-    blocks = -(-vocabulary // _BLOCK)
-    weight_N_V = torch.zeros(count, blocks * _BLOCK, device=logits_N_V.device)
+    blocks = -(-vocabulary // _SUM_BLOCK)
+    weight_N_V = torch.zeros(count, blocks * _SUM_BLOCK, device=logits_N_V.device)
     real_N_V = weight_N_V[:, :vocabulary]
     real_N_V.copy_(logits_N_V)
     if params.temperature != 1:
@@ -79,17 +76,17 @@ def _draw(
     _filter(real_N_V, params)
     # First the block, then the token in it. Both sums end above the target, so that a token without weight, where
     # neither rises, is never drawn.
-    block_N_B_K = weight_N_V.view(count, blocks, _BLOCK)
+    block_N_B_K = weight_N_V.view(count, blocks, _SUM_BLOCK)
     sums_N_B = block_N_B_K.sum(-1).cumsum(-1)
     total_N = sums_N_B[:, -1:]
     target_N = uniform_N[:, None].to(sums_N_B.dtype).clamp(max=_BELOW_ONE) * total_N
     # Of logits that aren't finite no sum rises above anything: kept inside, the token's log-prob tells.
     chosen_N = torch.searchsorted(sums_N_B, target_N, right=True).clamp_(max=blocks - 1)
     before_N = torch.where(chosen_N > 0, sums_N_B.gather(-1, (chosen_N - 1).clamp(min=0)), 0.0)
-    inner_N_K = block_N_B_K.gather(1, chosen_N[..., None].expand(-1, 1, _BLOCK))[:, 0].cumsum(-1)
+    inner_N_K = block_N_B_K.gather(1, chosen_N[..., None].expand(-1, 1, _SUM_BLOCK))[:, 0].cumsum(-1)
     rest_N = torch.minimum((target_N - before_N).clamp(min=0), inner_N_K[:, -1:] * _BELOW_ONE)
     place_N = torch.searchsorted(inner_N_K, rest_N, right=True)
-    token_N = (chosen_N * _BLOCK + place_N).clamp_(max=vocabulary - 1)
+    token_N = (chosen_N * _SUM_BLOCK + place_N).clamp_(max=vocabulary - 1)
     logprob_N = (weight_N_V.gather(-1, token_N) / total_N).log()
     return token_N[:, 0], logprob_N[:, 0]
 

@@ -1,9 +1,6 @@
 """Sampling for models whose layers take no free mask (state-space layers, short windows): one row per sample.
 
-By transformers' own `generate`, which knows every architecture; slower, and seeded per call instead of per sample.
-"""
-
-from __future__ import annotations
+By transformers' own `generate`, which knows every architecture; slower, and seeded per call instead of per sample."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -46,7 +43,7 @@ def _one(
     # log-probs would be those of another distribution. peft hands it on to the model inside.
     inside: Any = getattr(model, "get_base_model", lambda: model)
     models: list[Any] = [model, inside()]
-    kept = [one.generation_config for one in models]
+    configs = [one.generation_config for one in models]
     for one in models:
         one.generation_config = GenerationConfig()
     try:
@@ -67,14 +64,14 @@ def _one(
             output_scores=not greedy,  # after temperature and filters: what was drawn from
         )
     finally:
-        for one, own in zip(models, kept, strict=True):
-            one.generation_config = own
+        for one, config in zip(models, configs, strict=True):
+            one.generation_config = config
     answers_G_T = out.sequences[:, prompt.shape[1] :]
     steps = out.logits if greedy else out.scores
     logprobs_G_T = torch.stack(
         [
-            own.float().log_softmax(-1).gather(-1, ids[:, None])[:, 0]
-            for own, ids in zip(steps, answers_G_T.t(), strict=True)
+            logits.float().log_softmax(-1).gather(-1, ids[:, None])[:, 0]
+            for logits, ids in zip(steps, answers_G_T.t(), strict=True)
         ],
         dim=1,
     )

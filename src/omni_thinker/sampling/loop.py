@@ -2,10 +2,7 @@
 
 Each step draws one token for every sample; a decoder computes what comes next. Finished samples and groups leave the
 batch. A sample depends on its seed and its number alone, not on its company: the random numbers are its own, and what
-company changes is the rounding of matrix products of other shapes (about 1e-2 nats in bf16, 1e-5 in fp32).
-"""
-
-from __future__ import annotations
+company changes is the rounding of matrix products of other shapes (about 1e-2 nats in bf16, 1e-5 in fp32)."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,7 +23,7 @@ from omni_thinker.types import Group, Sample, SampleRequest, SamplingParams, Sto
 
 Decode = Callable[[Sequence[int]], str]
 MAX_SEQUENCES = {"cpu": 256}
-"""In flight at once, by kind of device; elsewhere as many as a GPU's matrix units like."""
+"""Samples in flight at once, by kind of device; elsewhere as many as a GPU's matrix units like."""
 _MAX_ELSEWHERE = 1024
 _TAIL = 8
 """Tokens beyond the length of a stop text that are looked at for it: a token may be less than a character."""
@@ -46,8 +43,7 @@ def sample_groups(
 ) -> list[Group]:
     """Draw one group per request, in order; `on_group` is told each as soon as its last sample ends.
 
-    At most `max_sequences` sequences are in flight at once. `decoder`: by default the fastest that knows the model.
-    """
+    At most `max_sequences` sequences are in flight at once. `decoder`: by default the fastest that knows the model."""
     if not requests:
         return []
     make = decoder or fastest_decoder(model)
@@ -64,9 +60,9 @@ def sample_groups(
             if on_group is not None:
                 on_group(chunk[place], group)
 
-        own = [requests[i] for i in chunk]
-        pass_ = make(model, params.group_size, max(request.max_tokens for request in own))
-        _Chunk(pass_, own, params, stop_ids, decode, finished).run()
+        chunk_requests = [requests[i] for i in chunk]
+        pass_ = make(model, params.group_size, max(request.max_tokens for request in chunk_requests))
+        _Chunk(pass_, chunk_requests, params, stop_ids, decode, finished).run()
     return [drawn[i] for i in range(len(requests))]
 
 
@@ -154,8 +150,7 @@ class _Chunk:
     def _compact(self, token_P_G: torch.Tensor) -> torch.Tensor:
         """Drop finished groups, and columns that no group needs, where that saves at least a fifth of the rows.
 
-        Columns stay a power of two and sequences a multiple of `MULTIPLE` (finished groups fill up): few shapes.
-        """
+        Columns stay a power of two and sequences a multiple of `MULTIPLE` (finished groups fill up): few shapes."""
         live = self.sample_P_G >= 0
         going = live.any(1)
         columns = min(live.shape[1], 1 << (int(live.sum(1).max()) - 1).bit_length())
@@ -168,7 +163,7 @@ class _Chunk:
         order = np.argsort(~live[keep], axis=1, kind="stable")[:, :columns]
         self.group_P = self.group_P[keep]
         self.sample_P_G = np.take_along_axis(self.sample_P_G[keep], order, axis=1)
-        groups, places = (torch.from_numpy(part).to(token_P_G.device) for part in (keep, order))
+        groups, places = (torch.from_numpy(indices).to(token_P_G.device) for indices in (keep, order))
         self.decoder.keep(groups, places)
         return token_P_G[groups].gather(1, places)
 

@@ -1,7 +1,5 @@
 """What schedulers that learn have in common: shares of tasks become exact counts, and remember what is owed."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,15 +7,14 @@ from typing import Any
 from omni_thinker.types import TaskName
 
 Shares = Mapping[TaskName, float]
-"""Of tasks, adding up to 1."""
+"""Shares of tasks, which add up to 1."""
 
 
 class Adaptive(ABC):
     """Gives each task its share of every step's problems, exactly in the long run: what rounding owes a task is carried
     over. A subclass says what the shares are and what it learns.
 
-    `quotas` is a pure function of the state; the state changes in `observe` alone.
-    """
+    `quotas` is a pure function of the state; the state changes in `observe` alone."""
 
     def __init__(self, tasks: Sequence[TaskName], problems_per_step: int) -> None:
         self.tasks = tuple(tasks)
@@ -26,11 +23,11 @@ class Adaptive(ABC):
 
     @abstractmethod
     def shares(self) -> Shares:
-        """Of the next step."""
+        """The shares of the next step."""
 
     @abstractmethod
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        """From what a step gave."""
+        """Learn from a step's metrics."""
 
     def quotas(self, step: int) -> dict[TaskName, int]:
         """Each problem in turn goes to the task that is owed most (ties to the first)."""
@@ -60,7 +57,7 @@ class Adaptive(ABC):
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
-        """What `restore` takes, as plain JSON."""
+        """The state as plain JSON, for `restore`."""
 
     @abstractmethod
     def restore(self, state: Mapping[str, Any]) -> None: ...

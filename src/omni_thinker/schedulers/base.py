@@ -1,7 +1,5 @@
 """The Scheduler protocol: which task next; and how a recipe's table becomes one."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -16,15 +14,12 @@ class Scheduler(Protocol):
 
     def quotas(self, step: int) -> Mapping[TaskName, int]:
         """How many problems of each task step `step` trains; exact counts, tasks with 0 left out."""
-        ...
 
     def stage(self, step: int) -> TaskName | None:
         """The task whose stage this step belongs to, or None where tasks are mixed."""
-        ...
 
     def observe(self, step: int, metrics: Mapping[str, float]) -> None:
         """Learn from what a step gave (`name/<task>` metrics)."""
-        ...
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -32,7 +27,7 @@ class Scheduler(Protocol):
 
 
 class Stateless:
-    """For schedulers that follow a fixed plan."""
+    """Base of schedulers that follow a fixed plan."""
 
     def observe(self, step: int, metrics: Mapping[str, float]) -> None:
         """Nothing to learn."""
@@ -49,8 +44,7 @@ class Setting:
     """What a scheduler may know of the arm that it steers.
 
     weights: joint training's, of every task in the recipe's order. sizes: training problems of each task. judged: tasks
-    that a judge scores. steps: RL steps of the arm. seed: for what it draws. key: where a recipe asks for it.
-    """
+    that a judge scores. steps: RL steps of the arm. seed: for what it draws. key: where a recipe asks for it."""
 
     weights: Mapping[TaskName, float]
     sizes: Mapping[TaskName, int]

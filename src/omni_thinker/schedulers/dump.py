@@ -1,7 +1,5 @@
 """DUMP: an upper confidence bound on learnability (arXiv 2504.09710)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from math import log, sqrt
 from typing import Any, Literal
@@ -17,17 +15,10 @@ class Dump(Adaptive):
     """Mean absolute advantage over the last `window` problems of a task, plus bonus * sqrt(2 ln(N + 1) / (n + 1)) for
     the n problems of it among all N; shares softmax(bound / T). A task without problems yet counts as 0.
 
-    The bonus is in units of advantage; the paper's is 1.
-    """
+    The bonus is in units of advantage; the paper's is 1."""
 
     def __init__(
-        self,
-        tasks: Sequence[TaskName],
-        problems_per_step: int,
-        *,
-        window: int,
-        bonus: float,
-        temperature: float,
+        self, tasks: Sequence[TaskName], problems_per_step: int, *, window: int, bonus: float, temperature: float
     ) -> None:
         super().__init__(tasks, problems_per_step)
         self.window, self.bonus, self.temperature = window, bonus, temperature
@@ -47,35 +38,36 @@ class Dump(Adaptive):
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         for task in self.tasks:
-            if (seen := metrics.get(f"advantage/{task}")) is None:
+            if (mean := metrics.get(f"advantage/{task}")) is None:
                 continue
             count = int(metrics[f"problems/{task}"])
             self._count[task] += count
-            self._seen[task] = _newest([*self._seen[task], (seen, count)], self.window)
+            self._seen[task] = _newest([*self._seen[task], (mean, count)], self.window)
 
     def state(self) -> dict[str, Any]:
-        return {"seen": {task: list(map(list, own)) for task, own in self._seen.items()}, "count": dict(self._count)}
+        seen = {task: list(map(list, steps)) for task, steps in self._seen.items()}
+        return {"seen": seen, "count": dict(self._count)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self._seen = {task: [(mean, count) for mean, count in own] for task, own in state["seen"].items()}
+        self._seen = {task: [(mean, count) for mean, count in steps] for task, steps in state["seen"].items()}
         self._count = dict(state["count"])
 
 
-def _mean(seen: Sequence[tuple[float, int]]) -> float:
-    count = sum(own for _, own in seen)
-    return sum(mean * own for mean, own in seen) / count if count else 0.0
+def _mean(steps: Sequence[tuple[float, int]]) -> float:
+    total = sum(count for _, count in steps)
+    return sum(mean * count for mean, count in steps) / total if total else 0.0
 
 
-def _newest(seen: Sequence[tuple[float, int]], most: int) -> list[tuple[float, int]]:
+def _newest(steps: Sequence[tuple[float, int]], most: int) -> list[tuple[float, int]]:
     """The last `most` problems; of the oldest step only as many as still fit."""
-    kept: list[tuple[float, int]] = []
-    for mean, count in reversed(seen):
+    newest: list[tuple[float, int]] = []
+    for mean, count in reversed(steps):
         fits = min(count, most)
         if not fits:
             break
-        kept.append((mean, fits))
+        newest.append((mean, fits))
         most -= fits
-    return kept[::-1]
+    return newest[::-1]
 
 
 class DumpConfig(Config):
@@ -88,9 +80,5 @@ class DumpConfig(Config):
 
     def build(self, setting: Setting) -> Dump:
         return Dump(
-            setting.tasks,
-            setting.problems_per_step,
-            window=self.window,
-            bonus=self.bonus,
-            temperature=self.temperature,
+            setting.tasks, setting.problems_per_step, window=self.window, bonus=self.bonus, temperature=self.temperature
         )

@@ -1,7 +1,5 @@
 """Joint training: fixed shares of every task in every step."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping
 from math import exp, log

@@ -1,7 +1,5 @@
 """PAC: Thompson sampling of learnability that grows with progress."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -23,8 +21,7 @@ class Pac:
     (variance `noise`). Each problem of a step goes to the task whose draw is highest; the first `cold_start` steps are
     dealt out evenly.
 
-    By its description in a paper that cites arXiv 2507.14783; how it normalises slopes is our reading.
-    """
+    By its description in a paper that cites arXiv 2507.14783; how it normalises slopes is our reading."""
 
     def __init__(
         self,
@@ -64,20 +61,20 @@ class Pac:
             self.variance[task] += self.drift
             if (reward := metrics.get(f"reward/{task}")) is not None:
                 self._rewards[task] = [*self._rewards[task], (step, reward)][-self.window :]
-        slopes = {task: slope(own) for task, own in self._rewards.items()}
+        slopes = {task: slope(rewards) for task, rewards in self._rewards.items()}
         steepest = max(map(abs, slopes.values()))
-        for task, seen in learnability(metrics, self.tasks).items():
-            utility = (1 + (slopes[task] / steepest if steepest else 0.0)) * seen
+        for task, measured in learnability(metrics, self.tasks).items():
+            utility = (1 + (slopes[task] / steepest if steepest else 0.0)) * measured
             trust = self.variance[task] / (self.variance[task] + self.noise)
             self.mean[task] += trust * (utility - self.mean[task])
             self.variance[task] *= 1 - trust
 
     def state_dict(self) -> dict[str, Any]:
-        rewards = {task: list(map(list, own)) for task, own in self._rewards.items()}
+        rewards = {task: list(map(list, points)) for task, points in self._rewards.items()}
         return {"rewards": rewards, "mean": dict(self.mean), "variance": dict(self.variance)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._rewards = {task: [(step, seen) for step, seen in own] for task, own in state["rewards"].items()}
+        self._rewards = {task: [(step, reward) for step, reward in points] for task, points in state["rewards"].items()}
         self.mean, self.variance = dict(state["mean"]), dict(state["variance"])
 
 

@@ -1,7 +1,5 @@
 """One scheduler after another."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -21,23 +19,23 @@ class Phases:
         self.phases = tuple(phases)
 
     def quotas(self, step: int) -> Mapping[TaskName, int]:
-        scheduler, own = self._at(step)
-        return scheduler.quotas(own)
+        scheduler, phase_step = self._at(step)
+        return scheduler.quotas(phase_step)
 
     def stage(self, step: int) -> TaskName | None:
-        scheduler, own = self._at(step)
-        return scheduler.stage(own)
+        scheduler, phase_step = self._at(step)
+        return scheduler.stage(phase_step)
 
     def observe(self, step: int, metrics: Mapping[str, float]) -> None:
-        scheduler, own = self._at(step)
-        scheduler.observe(own, metrics)
+        scheduler, phase_step = self._at(step)
+        scheduler.observe(phase_step, metrics)
 
     def state_dict(self) -> dict[str, Any]:
         return {"phases": [scheduler.state_dict() for scheduler, _ in self.phases]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        for (scheduler, _), own in zip(self.phases, state["phases"], strict=True):
-            scheduler.load_state_dict(own)
+        for (scheduler, _), phase_state in zip(self.phases, state["phases"], strict=True):
+            scheduler.load_state_dict(phase_state)
 
     def _at(self, step: int) -> tuple[Scheduler, int]:
         """Raises IndexError past the end."""
@@ -55,7 +53,7 @@ class FirstConfig(Config):
     tasks: tuple[str, ...] = ()
     """Empty: those that a judge scores."""
     share: Annotated[float, Field(gt=0.0, lt=1.0, strict=True)] = 0.25
-    """Of all steps."""
+    """Share of all steps."""
 
     def check(self, tasks: Sequence[str], key: str) -> None:
         refuse_unknown(self.tasks, tasks, key)

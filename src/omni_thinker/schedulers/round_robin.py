@@ -1,7 +1,5 @@
 """One task a step, in turn."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal
 

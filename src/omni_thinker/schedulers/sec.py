@@ -1,7 +1,5 @@
 """SEC: the self-evolving curriculum, a bandit on learnability (arXiv 2505.14970)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -17,8 +15,7 @@ from omni_thinker.types import TaskName
 class Sec(Adaptive):
     """Q_k <- rate * (mean absolute advantage of k) + (1 - rate) * Q_k, where k was sampled; shares softmax(Q / T).
 
-    Every Q begins at 0. The paper draws each problem's category; here shares become exact counts.
-    """
+    Every Q begins at 0. The paper draws each problem's category; here shares become exact counts."""
 
     def __init__(self, tasks: Sequence[TaskName], problems_per_step: int, *, rate: float, temperature: float) -> None:
         super().__init__(tasks, problems_per_step)
@@ -29,8 +26,8 @@ class Sec(Adaptive):
         return softmax(self.values, self.temperature)
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        for task, seen in learnability(metrics, self.tasks).items():
-            self.values[task] = self.rate * seen + (1 - self.rate) * self.values[task]
+        for task, measured in learnability(metrics, self.tasks).items():
+            self.values[task] = self.rate * measured + (1 - self.rate) * self.values[task]
 
     def state(self) -> dict[str, Any]:
         return {"values": dict(self.values)}

@@ -1,7 +1,5 @@
 """A curriculum: one task after another."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -31,8 +29,7 @@ class Stages(Stateless):
     def reorder(self, done: int, tasks: Sequence[TaskName]) -> None:
         """Put the stages after the first `done` in the order of `tasks`; each keeps its steps.
 
-        Raises ValueError unless `tasks` are just these.
-        """
+        Raises ValueError unless `tasks` are just these."""
         if sorted(tasks) != sorted(self.left(done)) or len(set(tasks)) < len(tasks):
             raise ValueError(f"{list(tasks)} is no order of the stages left, {list(self.left(done))}")
         steps = dict(self.stages[done:])
@@ -72,13 +69,13 @@ class SequenceConfig(Config):
 
 def read_stages(stages: Sequence[str], steps: int) -> list[tuple[TaskName, int]]:
     """`task` or `task:length` as (task, steps): lengths in proportion, exactly `steps` in all (largest remainders)."""
-    named = [(task, float(length or 1)) for task, _, length in (stage.partition(":") for stage in stages)]
-    whole = sum(length for _, length in named)
-    exact = [steps * length / whole for _, length in named]
+    lengths = [(task, float(length or 1)) for task, _, length in (stage.partition(":") for stage in stages)]
+    whole = sum(length for _, length in lengths)
+    exact = [steps * length / whole for _, length in lengths]
     counts = [int(length) for length in exact]
-    for place in sorted(range(len(named)), key=lambda i: counts[i] - exact[i])[: steps - sum(counts)]:
+    for place in sorted(range(len(lengths)), key=lambda i: counts[i] - exact[i])[: steps - sum(counts)]:
         counts[place] += 1
-    return [(task, count) for (task, _), count in zip(named, counts, strict=True)]
+    return [(task, count) for (task, _), count in zip(lengths, counts, strict=True)]
 
 
 def _is_length(stage: str) -> bool:

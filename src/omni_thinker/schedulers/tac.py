@@ -1,7 +1,5 @@
 """TAC: learnability times what a task's gradient does for the others (arXiv 2606.25178)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -15,12 +13,11 @@ from omni_thinker.types import TaskName
 
 
 class Tac(Adaptive):
-    """Of each task a moving average of its mean absolute advantage L and one of its alignment a, the mean cosine of its
-    projected gradient with the other tasks' in the same step. Utility L x (1 + a) / 2; shares softmax(utility / T).
+    """For each task, a moving average of its mean absolute advantage L and one of its alignment a, the mean cosine of
+    its projected gradient with the other tasks' in the same step. Utility L x (1 + a) / 2; shares softmax(utility / T).
 
     The paper's abstract names both signals and their product; that a gradient which is no help and no harm (a = 0)
-    counts half, and one that opposes all others nothing, is our reading. Both averages begin at 0.
-    """
+    counts half, and one that opposes all others nothing, is our reading. Both averages begin at 0."""
 
     def __init__(self, tasks: Sequence[TaskName], problems_per_step: int, *, rate: float, temperature: float) -> None:
         super().__init__(tasks, problems_per_step)
@@ -35,8 +32,8 @@ class Tac(Adaptive):
         return softmax(self.utilities(), self.temperature)
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        for task, seen in learnability(metrics, self.tasks).items():
-            self.learnability[task] += self.rate * (seen - self.learnability[task])
+        for task, measured in learnability(metrics, self.tasks).items():
+            self.learnability[task] += self.rate * (measured - self.learnability[task])
         for task in self.tasks:
             if (cosine := metrics.get(f"alignment/{task}")) is not None:
                 self.alignment[task] += self.rate * (cosine - self.alignment[task])

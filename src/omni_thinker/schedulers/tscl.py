@@ -1,7 +1,5 @@
 """TSCL: the task that is learned, or forgotten, fastest (teacher-student curriculum learning, arXiv 1707.00183)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -16,8 +14,7 @@ from omni_thinker.types import TaskName
 class Tscl(Adaptive):
     """The paper's window algorithm: each task's slope is that of a straight line through its last `window` rewards over
     the steps they came from; the task with the steepest slope, up or down, gets 1 - explore of a step, and `explore` is
-    shared evenly. Until each task has two rewards, and where nothing changes, all shares are even.
-    """
+    shared evenly. Until each task has two rewards, and where nothing changes, all shares are even."""
 
     def __init__(self, tasks: Sequence[TaskName], problems_per_step: int, *, window: int, explore: float) -> None:
         super().__init__(tasks, problems_per_step)
@@ -25,11 +22,11 @@ class Tscl(Adaptive):
         self._seen: dict[TaskName, list[tuple[int, float]]] = {task: [] for task in self.tasks}
 
     def slopes(self) -> dict[TaskName, float]:
-        return {task: slope(own) for task, own in self._seen.items()}
+        return {task: slope(rewards) for task, rewards in self._seen.items()}
 
     def shares(self) -> Shares:
         even = 1 / len(self.tasks)
-        if any(len(own) < 2 for own in self._seen.values()):
+        if any(len(rewards) < 2 for rewards in self._seen.values()):
             return dict.fromkeys(self.tasks, even)
         slopes = self.slopes()
         if not any(slopes.values()):
@@ -39,18 +36,18 @@ class Tscl(Adaptive):
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         for task in self.tasks:
-            if (seen := metrics.get(f"reward/{task}")) is not None:
-                self._seen[task] = [*self._seen[task], (step, seen)][-self.window :]
+            if (reward := metrics.get(f"reward/{task}")) is not None:
+                self._seen[task] = [*self._seen[task], (step, reward)][-self.window :]
 
     def state(self) -> dict[str, Any]:
-        return {"seen": {task: list(map(list, own)) for task, own in self._seen.items()}}
+        return {"seen": {task: list(map(list, points)) for task, points in self._seen.items()}}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self._seen = {task: [(step, seen) for step, seen in own] for task, own in state["seen"].items()}
+        self._seen = {task: [(step, reward) for step, reward in points] for task, points in state["seen"].items()}
 
 
 def slope(points: Sequence[tuple[int, float]]) -> float:
-    """Of the straight line nearest to the points, by least squares; 0 for fewer than two."""
+    """Slope of the least-squares line through the points; 0 for fewer than two."""
     if len(points) < 2:
         return 0.0
     middle_x = sum(x for x, _ in points) / len(points)

@@ -1,7 +1,5 @@
 """MT-GRPO's weights: more for the tasks that are worst and gain least (arXiv 2602.05547)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from math import exp
 from typing import Annotated, Any, Literal

@@ -1,7 +1,5 @@
 """What is checked of a recipe before step 0, besides what its parts check themselves."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from importlib.util import find_spec
 
@@ -23,8 +21,8 @@ def check_model(recipe: Recipe) -> int | None:
     Raises UserError where the model, its tokenizer or its chat template is missing, and where adapters can't be used.
     """
     context: int | None = model_info(recipe.model.name)["context"]
-    for key, wanted in (("model.lora", recipe.model.lora is not None), ("study.probes", "lora" in recipe.study.probes)):
-        if wanted and find_spec("peft") is None:
+    for key, needed in (("model.lora", recipe.model.lora is not None), ("study.probes", "lora" in recipe.study.probes)):
+        if needed and find_spec("peft") is None:
             raise UserError("LoRA needs peft: pip install 'omni-thinker[lora]'", key=key)
     if "lora" in recipe.study.probes:
         adapted = add_lora(empty_model(recipe.model.name), recipe.study.probe_lora, key="study.probe_lora")

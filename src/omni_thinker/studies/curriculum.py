@@ -1,7 +1,5 @@
 """The curriculum of a study: its plan from a transfer matrix, and the plan of the rest after each stage."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from omni_thinker.recipe import Recipe
@@ -41,8 +39,8 @@ class Replanner:
     def __call__(self, ended: Sequence[Stage]) -> None:
         done = tuple(stage.task for stage in ended)
         self._evidence.append(Evidence(in_order(done), ended[-1].evaluation.estimates()))
-        rest = self._scheduler.left(len(done))
-        if len(rest) < 2:
+        remaining = self._scheduler.left(len(done))
+        if len(remaining) < 2:
             return
         study = self._session.recipe.study
         plan = make_plan(
@@ -53,6 +51,6 @@ class Replanner:
             shares=joint_shares(self._session.recipe),
         )
         new = plan.sequence.order[len(done) :]
-        if new != rest:
+        if new != remaining:
             self._session.progress.say(f"planned again after {done[-1]}: {' -> '.join(new)}")
             self._scheduler.reorder(len(done), new)

@@ -1,7 +1,5 @@
 """What to expect of a study: rough times, and how small a difference it will be able to see."""
 
-from __future__ import annotations
-
 from omni_thinker.arms import SHARED, rivals
 from omni_thinker.compare.intervals import MIN_PROBLEMS, expected_detectable
 from omni_thinker.recipe import scheduled_arms
@@ -12,12 +10,12 @@ SECONDS = {"warmup": 4.0, "check": 8.0, "step": 5.0, "validation": 15.0, "test":
 
 
 def smallest_difference(setup: Setup) -> float | None:
-    """Between the macro averages of an arm and joint training, on the test split, that the study is likely to see
+    """The smallest difference of macro accuracy between an arm and joint training that the study is likely to see
     (`expected_detectable`); None where it compares nothing with joint training."""
     study = setup.recipe.study
     names = [*(SHARED & set(study.arms)), *({"merge"} & set(study.arms)), *scheduled_arms(study)]
     against = rivals(names)
-    problems = [len(own) for own in setup.pools["test"].values()]
+    problems = [len(pool) for pool in setup.pools["test"].values()]
     if "joint" not in names or not against or min(problems) < MIN_PROBLEMS:
         return None
     samples = setup.recipe.evaluation.samples

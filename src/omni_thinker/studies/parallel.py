@@ -1,10 +1,7 @@
 """A study whose seeds run side by side, each in a process of its own, and then are one study.
 
 Each seed is a study with its own directory under `seeds/`, journal and all, so that a kill costs what it costs one.
-Once all have ended their directories are joined, and the whole is read from them like a study that is gone on with.
-"""
-
-from __future__ import annotations
+Once all have ended their directories are joined, and the whole is read from them like a study that is gone on with."""
 
 import os
 import shutil
@@ -32,9 +29,9 @@ from omni_thinker.studies.study import LOGS, run_study
 from omni_thinker.studies.units import plan_work
 
 SEEDS = "seeds"
-_WAIT_S = 40.0
-"""For a process that was asked to stop: a step and a checkpoint."""
-_LOOK_S = 0.2
+_STOP_WAIT_S = 40.0
+"""Time for a process to stop: a step and a checkpoint."""
+_POLL_S = 0.2
 _FOLLOWS = "OMNI_THINKER_FOLLOWS"
 
 
@@ -49,8 +46,7 @@ def run_parallel(
     """Run a study with at most `jobs` seeds at a time. `options` of the command line are handed on.
 
     Raises UserError before anything is written for whatever can be checked beforehand, and where a seed ends with an
-    error; the others are then stopped, and kept.
-    """
+    error; the others are then stopped, and kept."""
     _check_limits(recipe)
     now = recipe.model_dump(mode="json")
     if resume:
@@ -79,7 +75,7 @@ def run_parallel(
 
 
 def drop_parts(recipe: Recipe, out: Path) -> None:
-    """What is left of the seeds' own directories, where they have become one."""
+    """Remove the seeds' own directories once they are joined."""
     if not (out / SEEDS).is_dir() or is_parallel(out):
         return
     for seed in recipe.study.seeds:
@@ -143,7 +139,7 @@ class _Processes:
                 if self.running and time.monotonic() - shown > 1:
                     shown = time.monotonic()
                     progress.show(" | ".join(f"seed {seed}: {_last_line(self.out, seed)}" for seed in self.running))
-                time.sleep(_LOOK_S)
+                time.sleep(_POLL_S)
         finally:
             self._stop()
 
@@ -178,15 +174,15 @@ class _Processes:
             process.terminate()
         for process, _ in self.running.values():
             try:
-                process.wait(_WAIT_S)
+                process.wait(_STOP_WAIT_S)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
 
 
 def _await_free(folder: Path) -> None:
-    """Until a process that outlived its parent has let go. Raises UserError where it doesn't."""
-    until = time.monotonic() + _WAIT_S
+    """Wait until a process that outlived its parent has ended. Raises UserError where it doesn't."""
+    until = time.monotonic() + _STOP_WAIT_S
     while folder.is_dir():
         try:
             Lock(folder).release()
@@ -194,7 +190,7 @@ def _await_free(folder: Path) -> None:
         except UserError:
             if time.monotonic() > until:
                 raise
-        time.sleep(_LOOK_S)
+        time.sleep(_POLL_S)
 
 
 def _signal(number: int) -> str:
@@ -223,5 +219,5 @@ def _devices() -> list[str]:
     count = torch.cuda.device_count()
     if count < 2:
         return []
-    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return [name.strip() for name in named.split(",")][:count] if named else [str(place) for place in range(count)]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return [name.strip() for name in visible.split(",")][:count] if visible else [str(place) for place in range(count)]

@@ -1,10 +1,7 @@
 """Probes: what RL on each task alone does to every task. Four ways to find out, from dear to cheap.
 
 full: a whole stage on each task (arXiv 2507.14783). short: its first steps, extrapolated. lora: low-rank adapters in
-place of the weights. gradient: no run, a straight line along each task's policy gradient at the start.
-"""
-
-from __future__ import annotations
+place of the weights. gradient: no run, a straight line along each task's policy gradient at the start."""
 
 import gc
 import time
@@ -32,7 +29,7 @@ from omni_thinker.transfer.gradient import Gradients, first_order
 from omni_thinker.transfer.probe import extrapolate
 from omni_thinker.types import TaskName
 
-_BATCHES = 2
+_BATCHES_PER_STEP = 2
 """Batches that a gradient probe draws for each step: products of different batches are free of their own noise."""
 
 
@@ -40,8 +37,7 @@ _BATCHES = 2
 class Probed:
     """One kind of probe, by task: its cost, what it was seen to do, and the experts that came of it.
 
-    matrix: what whole stages would show; None until all tasks of a study of several were probed.
-    """
+    matrix: what whole stages would show; None until all tasks of a study of several were probed."""
 
     kind: ProbeKind
     matrix: TransferMatrix | None = None
@@ -67,14 +63,13 @@ class Probes:
         self._adapters: tuple[Session, Path] | None = None
 
     def experts(self, kind: ProbeKind) -> list[ArmResult]:
-        """What training on each task alone ended with."""
+        """The results of training on each task alone."""
         return list(self._by_kind[kind].experts.values())
 
     def train_alone(self, unit: Unit) -> ArmResult | None:
         """Train one task. The first steps are the short probe, the first stage is the full one and merging's expert.
 
-        Returns the single-task arm, where the unit is one.
-        """
+        Returns the single-task arm, where the unit is one."""
         session, task = self._session, unit.task
         session.weights.load(self._start)
 
@@ -165,9 +160,9 @@ def _sketches(session: Session, task: TaskName, steps: int) -> dict[str, Any]:
     rl, seed, policy = session.recipe.rl, study_seed(session.seed, "sketch"), session.policy
     if not isinstance(policy, SketchesGradients):
         raise UserError(f"the policy {session.recipe.model.policy} can't sketch gradients", key="study.probes")
-    problems = max(1, rl.problems_per_step // _BATCHES)
+    problems = max(1, rl.problems_per_step // _BATCHES_PER_STEP)
     learner, spent, sketches = session.learner(session.setup.eval_rewards), Cost(), []
-    for batch in range(steps * _BATCHES):
+    for batch in range(steps * _BATCHES_PER_STEP):
         began = time.monotonic()
         groups = learner.draw({task: problems})
         trained = add_policy_gradient(policy, groups, rl.temperature)
@@ -182,9 +177,9 @@ def _sketches(session: Session, task: TaskName, steps: int) -> dict[str, Any]:
         session.log(
             f"gradient:{task}", "train", batch + 1, seconds, {"grad_norm": norm, "tokens_sampled/all": float(sampled)}
         )
-        session.progress.show(f"gradient of {task} {batch + 1}/{steps * _BATCHES}")
-        if batch % _BATCHES == _BATCHES - 1:
-            session.progress.unit("step", seconds * _BATCHES)
+        session.progress.show(f"gradient of {task} {batch + 1}/{steps * _BATCHES_PER_STEP}")
+        if batch % _BATCHES_PER_STEP == _BATCHES_PER_STEP - 1:
+            session.progress.unit("step", seconds * _BATCHES_PER_STEP)
     return {"spent": asdict(replace(spent, steps=steps)), "sketches": np.stack(sketches).tolist()}
 
 
@@ -196,15 +191,15 @@ def _rates(recipe: Recipe, tasks: Mapping[TaskName, Gradients]) -> dict[TaskName
 
 
 def _matrix(
-    setup: Setup, begun: Evaluation, seen: Mapping[TaskName, Evaluation], lengths: Mapping[TaskName, int]
+    setup: Setup, begun: Evaluation, probed: Mapping[TaskName, Evaluation], lengths: Mapping[TaskName, int]
 ) -> TransferMatrix:
-    """What whole stages would show."""
+    """The matrix that whole stages would show."""
     tasks: Sequence[TaskName] = list(setup.tasks)
     stages = dict(even_stages(tasks, setup.recipe.study.steps))
     raw = TransferMatrix(
         tuple(tasks),
         begun.estimates(),
-        {task: seen[task].estimates() for task in tasks},
-        entropy=Entropies(begun.entropy(), {task: seen[task].entropy() for task in tasks}),
+        {task: probed[task].estimates() for task in tasks},
+        entropy=Entropies(begun.entropy(), {task: probed[task].entropy() for task in tasks}),
     )
     return extrapolate(raw, {task: lengths[task] / stages[task] for task in tasks})

@@ -1,7 +1,5 @@
 """The result of a study: `runs.schema.result.Result` from what its seeds ended with."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -104,8 +102,8 @@ def _tokens(outcomes: Sequence[SeedOutcome]) -> list[str]:
     joint = spent.pop("joint", 0)
     if not joint or not spent:
         return []
-    named = ", ".join(f"{name} {tokens / joint:.2f}" for name, tokens in spent.items())
-    return [f"Tokens sampled and trained, in multiples of joint training's: {named}."]
+    ratios = ", ".join(f"{name} {tokens / joint:.2f}" for name, tokens in spent.items())
+    return [f"Tokens sampled and trained, in multiples of joint training's: {ratios}."]
 
 
 def _looks(before: int, confidence: float) -> list[str]:
@@ -281,7 +279,7 @@ def _notes(setup: Setup, outcomes: Sequence[SeedOutcome]) -> list[str]:
     ]
     if setup.judge is not None:
         notes.append(f"Judged tasks ({', '.join(setup.judged)}): {setup.judge.caveat}")
-    if any("unit_tests" in part for task in setup.tasks.values() for part in task.reward.sum) and (
+    if any("unit_tests" in name for task in setup.tasks.values() for name in task.reward.sum) and (
         launch().strength == "weak"
     ):
         notes.append("Programs ran in the weak sandbox: a process with limits, which sees this user's files.")

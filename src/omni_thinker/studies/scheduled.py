@@ -1,7 +1,5 @@
 """Arms that a scheduler makes: from the recipe's table to the scheduler itself."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from typing import cast
 
@@ -18,8 +16,7 @@ def make_scheduler(
 ) -> Scheduler:
     """The scheduler of the arm `name`. `sizes`: training problems of each task; `judged`: tasks that a judge scores.
 
-    Raises UserError where the recipe's tasks leave it nothing to do.
-    """
+    Raises UserError where the recipe's tasks leave it nothing to do."""
     study = recipe.study
     key = f"study.{'schedulers' if name in study.schedulers else 'arms'}.{name}"
     weights, per_step = joint_weights(recipe), recipe.rl.problems_per_step

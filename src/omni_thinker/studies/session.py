@@ -1,10 +1,7 @@
 """One seed of a study: a policy, its log, and the moves that arms are made of.
 
 Every move goes through the run's journal, so that a study which was killed takes the same path again, and computes only
-what it had not. Weights are therefore brought to the policy when something is computed with them, not before.
-"""
-
-from __future__ import annotations
+what it had not. Weights are therefore brought to the policy when something is computed with them, not before."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -56,13 +53,10 @@ class Session:
         self.pools: dict[Split, Pools] = dict(setup.pools)
         self.weights = Weights(self.policy, run, seed)
 
-    # -- the start ------------------------------------------------------------------------------------------
-
     def warm_up(self) -> tuple[WarmupReport, float]:
         """Bring the policy from the bare model to where RL has something to tell apart; that is the start.
 
-        Also the seconds that it took, over all processes that worked at it.
-        """
+        Also the seconds that it took, over all processes that worked at it."""
         key, path = f"{self.seed} warm-up", self.weights.file("start")
         known = self.run.journal.begin(key)
 
@@ -85,11 +79,13 @@ class Session:
     def _warm_up(self, key: str, known: Sequence[Mapping[str, Any]], began: float) -> WarmupReport:
         """`known`: what its checkpoints say. `began`: when it would have begun, had nothing come in between."""
         spec = self.recipe.warmup
-        gold = {task: [p for p in own if p.answer is not None] for task, own in self.pools["train"].items()}
-        streams = make_streams({task: own for task, own in gold.items() if own}, study_seed(self.seed, "warmup"))
-        kept, begun = self.checkpoints("warmup"), None
+        gold = {task: [p for p in problems if p.answer is not None] for task, problems in self.pools["train"].items()}
+        streams = make_streams(
+            {task: problems for task, problems in gold.items() if problems}, study_seed(self.seed, "warmup")
+        )
+        checkpoints, begun = self.checkpoints("warmup"), None
         if known:
-            kept.read(self.policy, known[-1])
+            checkpoints.read(self.policy, known[-1])
             state = known[-1]["state"]
             begun = WarmupState(**{**state, "reached": _estimates(state["reached"])})
             self.progress.skip("warmup", begun.step)
@@ -110,10 +106,10 @@ class Session:
             return result
 
         def keep(state: WarmupState) -> None:
-            if kept.due():
+            if checkpoints.due():
                 value = {"state": asdict(state), "seconds": time.monotonic() - began}
-                self.run.journal.checkpoint(key, kept.write(self.policy, state.step) | value)
-                kept.drop()
+                self.run.journal.checkpoint(key, checkpoints.write(self.policy, state.step) | value)
+                checkpoints.drop()
 
         report = warm_up(self.policy, streams, spec, check, on_step, begun=begun, keep=keep)
         self.progress.skip("warmup", spec.steps - report.steps)
@@ -156,8 +152,6 @@ class Session:
             replace(problem, data={**problem.data, "reference": texts[problem.id]}) if problem.id in texts else problem
             for problem in problems
         ]
-
-    # -- arms -----------------------------------------------------------------------------------------------
 
     def train(
         self,
@@ -217,12 +211,10 @@ class Session:
         return {"values": result.values, "metrics": result.metrics, "tokens": result.tokens}
 
     def checkpoints(self, name: str) -> Checkpoints:
-        """Of one training."""
+        """The checkpoints of one training."""
         return Checkpoints(
             self.weights.folder, self.run.path, f"{slug(name)}.checkpoint", self.recipe.study.checkpoint_steps
         )
-
-    # -- logs -----------------------------------------------------------------------------------------------
 
     def _check_form(self, step: int) -> Mapping[TaskName, Estimate]:
         pools = {
@@ -259,12 +251,12 @@ class Session:
         self.run.append("metrics.jsonl", row)
 
     def _keep_samples(self, arm: str, split: Split, step: int, stage: TaskName | None, result: Evaluation) -> None:
-        kept: dict[TaskName, int] = {}
+        counts: dict[TaskName, int] = {}
         for group in result.groups:
             task = group.problem.task
-            if kept.get(task, 0) >= self.recipe.evaluation.keep_samples:
+            if counts.get(task, 0) >= self.recipe.evaluation.keep_samples:
                 continue
-            kept[task] = kept.get(task, 0) + 1
+            counts[task] = counts.get(task, 0) + 1
             sample, score = group.group.samples[0], group.scores[0]
             self.run.append(
                 "samples.jsonl",
@@ -290,7 +282,7 @@ class Session:
 
 
 def _estimates(rows: Mapping[TaskName, Mapping[str, Any]]) -> dict[TaskName, Estimate]:
-    return {task: Estimate(**own) for task, own in rows.items()}
+    return {task: Estimate(**row) for task, row in rows.items()}
 
 
 def _scores(estimates: Mapping[TaskName, Estimate]) -> str:

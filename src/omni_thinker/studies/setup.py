@@ -1,7 +1,5 @@
 """What a study works with: its tasks, their rewards and problems, and the judge; all checked before step 0."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

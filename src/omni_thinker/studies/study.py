@@ -3,10 +3,7 @@
     warm-up -> start -> single-task arms (their first stage is the probe) -> transfer matrix -> plan
             -> curriculum, joint, merge -> test split -> comparisons, verdict, report
 
-`units.py` makes the list of what is to be done, `walk.py` does it for one seed.
-"""
-
-from __future__ import annotations
+`units.py` makes the list of what is to be done, `walk.py` does it for one seed."""
 
 import gc
 import json
@@ -39,8 +36,7 @@ LOGS = ("metrics.jsonl", "samples.jsonl", "references.jsonl")
 def run_study(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, Any]:
     """Run a whole study into the fresh directory `out`, or resume the one there; returns what `result.json` holds.
 
-    Raises UserError before anything is written for whatever can be checked beforehand.
-    """
+    Raises UserError before anything is written for whatever can be checked beforehand."""
     began = time.monotonic()
     if not resume:
         check_free(out)
@@ -57,8 +53,8 @@ def run_study(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, A
             progress.say(f"{run.journal.dropped} journal entries after the last whole checkpoint are repeated")
         if not resume and (words := power_words(setup)):
             progress.say(f"power: {words}")
-        asked = f"result of {list(recipe.study.seeds)}, {recipe.study.bootstrap}, {recipe.study.confidence}"
-        if (known := run.journal.noted(asked)) is not None:
+        result_key = f"result of {list(recipe.study.seeds)}, {recipe.study.bootstrap}, {recipe.study.confidence}"
+        if (known := run.journal.noted(result_key)) is not None:
             progress.say("this study has ended; nothing is left to do")
             run.write_json("result.json", known)  # the file may be gone, or hold a verdict over more seeds
             return dict(known)
@@ -69,10 +65,10 @@ def run_study(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, A
             gc.collect()  # the last seed's policy, before the next one is loaded
             if left := len(recipe.study.seeds) - len(outcomes):
                 run.write_json("result.json", to_result(setup, outcomes, _seconds(run, began), left=left))
-        before = sum(note != asked for note in run.journal.notes("result of "))
+        before = sum(note != result_key for note in run.journal.notes("result of "))
         result = to_result(setup, outcomes, _seconds(run, began), before=before)
         run.write_json("result.json", result)
-        run.journal.note(asked, result)
+        run.journal.note(result_key, result)
         progress.say("the study has ended")
     return result
 
@@ -83,7 +79,9 @@ def describe(recipe: Recipe) -> dict[str, Any]:
     return {
         "name": recipe.name,
         "model": recipe.model.name,
-        "problems": {split: {task: len(own) for task, own in pools.items()} for split, pools in setup.pools.items()},
+        "problems": {
+            split: {task: len(problems) for task, problems in pools.items()} for split, pools in setup.pools.items()
+        },
         "arms": list(recipe.study.arms),
         "seeds": list(recipe.study.seeds),
         "work": work.total,
@@ -111,8 +109,8 @@ def _write_transfer(run: RunDir, recipe: Recipe, outcomes: Sequence[SeedOutcome]
     run.write_json("transfer.json", with_seeds(StudyTransfer, pooled, matrices))
     run.write_text("transfer.csv", to_csv(pooled))
     for kind in {probed.kind for o in outcomes for probed in o.probes[1:] if probed.matrix is not None}:
-        beside = [p.matrix for o in outcomes for p in o.probes if p.kind == kind and p.matrix is not None]
-        run.write_json(f"transfer-{kind}.json", pool(beside))
+        matrices_of_kind = [p.matrix for o in outcomes for p in o.probes if p.kind == kind and p.matrix is not None]
+        run.write_json(f"transfer-{kind}.json", pool(matrices_of_kind))
     first = next(iter(plans.values()))
     plan = plan_curriculum(recipe, pooled) if len(plans) > 1 else first
     run.write_json("plan.json", with_seeds(StudyPlan, plan, plans))

@@ -1,7 +1,5 @@
 """One arm's training: its steps, its stages, and what is kept of it on the way."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -36,7 +34,7 @@ class Cost:
         self.samples += sum(len(group.group.samples) for group in result.groups)
         self.seconds += seconds
 
-    def __add__(self, other: Cost) -> Cost:
+    def __add__(self, other: "Cost") -> "Cost":
         return Cost(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
 
 
@@ -53,16 +51,15 @@ class Training:
     """Trains the wanted weights for `steps` steps, from where the journal ends.
 
     Steps that the journal knows are replayed: only what they cost is read. The first one after them takes weights,
-    moments, learner and scheduler from the last checkpoint.
-    """
+    moments, learner and scheduler from the last checkpoint."""
 
-    def __init__(self, session: Session, arm: str, scheduler: Scheduler, steps: int) -> None:
+    def __init__(self, session: "Session", arm: str, scheduler: Scheduler, steps: int) -> None:
         self._session, self._arm, self._scheduler, self._steps = session, arm, scheduler, steps
         self._key = f"{session.seed} train {arm}"
         self._known = session.run.journal.begin(self._key)
         self._checkpoints = session.checkpoints(arm)
         self._learner = session.learner(session.setup.rewards, arm)
-        self._past = [Cost(**own) for value in self._known.values for own in value["spent"]]
+        self._past = [Cost(**row) for value in self._known.values for row in value["spent"]]
         self._unwritten = list[Cost]()
         self._cost = Cost()
         self._since_reset = 0
@@ -158,7 +155,7 @@ class Training:
         exhausted = computed and costly is not None and costly.exhausted
         if computed and step + 1 < self._steps and (self._checkpoints.due() or stop.wanted or exhausted):
             value = {
-                "spent": [asdict(own) for own in self._unwritten],
+                "spent": [asdict(cost) for cost in self._unwritten],
                 "learner": self._learner.state(),
                 "scheduler": self._scheduler.state_dict(),
             }
@@ -177,7 +174,7 @@ class Training:
 
         def make() -> dict[str, Any]:
             write_whole(path, session.policy.save_weights)
-            return {"spent": [asdict(own) for own in self._unwritten], "sum": checksum(path)}
+            return {"spent": [asdict(cost) for cost in self._unwritten], "sum": checksum(path)}
 
         row = session.run.journal.once(self._key, make)
         self._checkpoints.drop(0)

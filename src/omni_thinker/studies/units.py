@@ -1,10 +1,7 @@
 """The units of work of a study: what is trained and evaluated, for how long, and what has to come first.
 
 A recipe becomes a `WorkPlan` once. Progress, the dry run, `curriculum_net` and the walk through a study all read it.
-Imports no torch.
-"""
-
-from __future__ import annotations
+Imports no torch."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -35,8 +32,7 @@ class Unit:
 
     needs: units of the same seed that have to end first. arm: whose weights it makes or evaluates. task: the one that
     is trained alone. steps: RL steps, or supervised ones in the warm-up. evaluations: passes over the validation split.
-    reads: after how many steps each kind of probe reads a task that is trained alone.
-    """
+    reads: after how many steps each kind of probe reads a task that is trained alone."""
 
     seed: int
     name: str
@@ -61,8 +57,7 @@ class WorkPlan:
     """What a study does.
 
     units: of every seed; each comes after those that it needs. probes: kinds of probe, the one that is planned with
-    first. experts: the kind whose weights are merged.
-    """
+    first. experts: the kind whose weights are merged."""
 
     units: tuple[Unit, ...]
     probes: tuple[ProbeKind, ...]
@@ -153,9 +148,6 @@ def _arm_units(recipe: Recipe, seed: int) -> list[Unit]:
     return units
 
 
-# -- which probes a recipe asks for -----------------------------------------------------------------------------------
-
-
 def is_planned(recipe: Recipe) -> bool:
     """Whether an arm's order comes from a plan."""
     return bool(STAGED & set(recipe.study.arms)) and not recipe.study.order
@@ -206,8 +198,7 @@ def probe_lengths(recipe: Recipe, kind: ProbeKind) -> dict[TaskName, int]:
 def steps_after_probe(recipe: Recipe) -> int:
     """RL steps of an arm less those of the probe that is planned with.
 
-    Raises UserError where no probe is paid for, or where it takes so many that a stage would have none.
-    """
+    Raises UserError where no probe is paid for, or where it takes so many that a stage would have none."""
     study, kinds = recipe.study, probe_kinds(recipe)
     paid = sum(probe_lengths(recipe, kinds[0]).values()) if kinds and is_planned(recipe) else 0
     if not paid:
@@ -219,9 +210,6 @@ def steps_after_probe(recipe: Recipe) -> int:
             key="study.arms",
         )
     return study.steps - paid
-
-
-# -- how long they are ------------------------------------------------------------------------------------------------
 
 
 def even_stages(order: Sequence[TaskName], steps: int) -> list[tuple[TaskName, int]]:

@@ -1,8 +1,6 @@
 """One seed of a study: its units, walked one after another in this process, with one policy that all arms take turns
 in."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import assert_never
@@ -10,7 +8,6 @@ from typing import assert_never
 from omni_thinker.baselines.adapters import Adapter
 from omni_thinker.baselines.merge import Weights, merge
 from omni_thinker.baselines.merge_rules import MergeRule
-from omni_thinker.baselines.sft import WarmupReport
 from omni_thinker.recipe import scheduled_arms
 from omni_thinker.rl.evaluate import Evaluation
 from omni_thinker.runs.progress import Progress
@@ -65,7 +62,7 @@ class SeedWalk:
     def _run(self, unit: Unit) -> None:
         match unit.kind:
             case "warmup":
-                self._warm_up()
+                self._warmup, self._warmup_seconds = self._session.warm_up()
             case "start":
                 self._evaluate_start(unit)
             case "alone":
@@ -87,10 +84,6 @@ class SeedWalk:
                 self._evaluate_test(unit)
             case _:
                 assert_never(unit.kind)
-
-    def _warm_up(self) -> None:
-        self._warmup: WarmupReport
-        self._warmup, self._warmup_seconds = self._session.warm_up()
 
     def _evaluate_start(self, unit: Unit) -> None:
         session = self._session

@@ -1,7 +1,5 @@
 """The weights of the one policy that all arms of a seed take turns in: which are wanted, and which lie in files."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +12,7 @@ from omni_thinker.runs.rundir import RunDir
 class Weights:
     """Loaded lazily: a resumed study reads most results from the journal, and only what is computed needs weights.
 
-    Files that an earlier process wrote are compared with their checksums before they are first read.
-    """
+    Files that an earlier process wrote are compared with their checksums before they are first read."""
 
     def __init__(self, policy: Policy, run: RunDir, seed: int) -> None:
         self._policy, self._run, self._seed = policy, run, seed
@@ -85,8 +82,8 @@ class Weights:
             write_whole(path, write)
             return checksum(path)
 
-        found = self._run.journal.once(f"{self._seed} weights {arm}", make)
-        self.saved(path, None if fresh else found)
+        recorded = self._run.journal.once(f"{self._seed} weights {arm}", make)
+        self.saved(path, None if fresh else recorded)
         return path
 
     def export(self, name: str, *, adapter: bool = False) -> Path:

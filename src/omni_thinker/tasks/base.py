@@ -1,7 +1,5 @@
 """The Task protocol: what is learned."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
@@ -13,8 +11,7 @@ from omni_thinker.types import Problem, Split, TaskName
 class Task(Protocol):
     """Problems in three disjoint splits, and how answers to them are scored.
 
-    A task is deterministic: the same task gives the same problems in the same order, in every process.
-    """
+    A task is deterministic: the same task gives the same problems in the same order, in every process."""
 
     name: TaskName
     max_tokens: int
@@ -25,4 +22,3 @@ class Task(Protocol):
 
     def problems(self, split: Split) -> Sequence[Problem]:
         """All problems of a split, shuffled once. Raises UserError where the split can't be filled."""
-        ...

@@ -1,10 +1,7 @@
 """Wrong options for short-form questions, drawn from the answers to other rows.
 
 Short answers with distractors in the prompt are easier to verify than free ones and harder to guess than letters
-(arXiv 2507.14783).
-"""
-
-from __future__ import annotations
+(arXiv 2507.14783)."""
 
 import random
 import re
@@ -15,7 +12,7 @@ from omni_thinker.rewards.numbers import to_number
 from omni_thinker.rewards.text import normalise
 
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?![\d.]*[eE]\d)")
-_POOL = 1000
+_POOL_SIZE = 1000
 """Answers that options are drawn from. More would only take longer."""
 
 
@@ -24,7 +21,7 @@ class OtherAnswers:
 
     def __init__(self, answers: Iterable[str], seed: int) -> None:
         known = {meaning: text for text in answers if (meaning := _meaning(text)) != ""}
-        drawn = random.Random(f"pool/{seed}").sample(sorted(known.items(), key=str), min(_POOL, len(known)))
+        drawn = random.Random(f"pool/{seed}").sample(sorted(known.items(), key=str), min(_POOL_SIZE, len(known)))
         self._pool = [(meaning, text, _is_number(text)) for meaning, text in drawn]
         self._seed = seed
 
@@ -32,11 +29,12 @@ class OtherAnswers:
         """`answer` among up to `count` others, in an order that says nothing about which it is.
 
         The others are a random choice of those most alike in kind (number or not) and length. All differ in meaning,
-        and the same seed draws the same.
-        """
+        and the same seed draws the same."""
         meaning, number = _meaning(answer), _is_number(answer)
         others = (
-            (kind != number, abs(len(text) - len(answer)), text) for own, text, kind in self._pool if own != meaning
+            (kind != number, abs(len(text) - len(answer)), text)
+            for normalised, text, kind in self._pool
+            if normalised != meaning
         )
         near = [text for _, _, text in nsmallest(4 * count, others)]
         rng = random.Random(f"rows/{self._seed}/{answer}")

@@ -1,10 +1,7 @@
 """`source = "reasoning_gym:NAME"`: a generator of the package reasoning-gym, scored by the package itself.
 
 Both run inside the sandbox: one set makes its problems with programs that a model wrote, and several scorers read
-answers as code.
-"""
-
-from __future__ import annotations
+answers as code."""
 
 import json
 import random
@@ -21,7 +18,7 @@ from omni_thinker.types import TaskName, content_hash
 
 MAX_DRAWS = 1_000_000
 """Size that a generator is asked for; it makes its items one by one, when they are read."""
-_AT_ONCE = 16
+_ENTRIES_AT_ONCE = 16
 _DRAW_DEADLINE_S = 600.0
 _INSPECT_DEADLINE_S = 60.0
 
@@ -31,8 +28,7 @@ class GymTask(PooledTask):
 
     data: `gym` (its name), `entry` (question, answer, metadata, as JSON), `gym_config` and `gym_index`, from which
     the exact entry can be made again, and `evaluates` where the recipe allows its scorer to run answers as code.
-    Disjoint across splits: the question's text.
-    """
+    Disjoint across splits: the question's text."""
 
     kind = "reasoning_gym"
     summary = "a generator of reasoning-gym"
@@ -60,7 +56,7 @@ class GymTask(PooledTask):
         ahead.setstate(rng.getstate())
         index = rng.randrange(MAX_DRAWS)
         if index not in self._drawn:
-            self._draw_entries([ahead.randrange(MAX_DRAWS) for _ in range(_AT_ONCE)])
+            self._draw_entries([ahead.randrange(MAX_DRAWS) for _ in range(_ENTRIES_AT_ONCE)])
         entry = self._drawn[index]
         question, answer = str(entry["question"]), entry.get("answer")
         data = {"gym": self.gym, "entry": entry, "gym_config": dict(self.config), "gym_index": index}

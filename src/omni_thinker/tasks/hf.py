@@ -1,7 +1,5 @@
 """`source = "hf:NAME_OR_FOLDER"`: a Hugging Face data set from the hub or from a folder."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,8 +19,7 @@ LOAD_OPTIONS = ("name", "revision", "data_dir", "data_files")
 def hf_task(name: TaskName, spec: TaskSpec) -> RowTask:
     """The task of a data set; its own splits are the values that `TaskSpec.splits` speaks of.
 
-    Raises UserError where the package or the data set is missing, and for the first bad row.
-    """
+    Raises UserError where the package or the data set is missing, and for the first bad row."""
     refuse_keys(name, spec, ("files",))
     for key in spec.options:
         if key not in (*LOAD_OPTIONS, *ROW_OPTIONS):
@@ -42,10 +39,10 @@ def _load(name: TaskName, place: str, options: Mapping[str, Any]) -> Mapping[str
         raise UserError(
             "source hf: needs the package datasets; run: pip install datasets", key=f"tasks.{name}.source"
         ) from None
-    wanted = {key: value for key, value in options.items() if key in LOAD_OPTIONS}
+    load_options = {key: value for key, value in options.items() if key in LOAD_OPTIONS}
     saved = [file for file in ("dataset_dict.json", "state.json") if (Path(place) / file).is_file()]
     try:
-        loaded = datasets.load_from_disk(place) if saved else datasets.load_dataset(place, **wanted)
+        loaded = datasets.load_from_disk(place) if saved else datasets.load_dataset(place, **load_options)
     except Exception as exc:  # whatever the hub, the disk or a builder raises, the remedy is in its message
         raise UserError(f"can't load {place!r}: {type(exc).__name__}: {exc}", key=f"tasks.{name}.source") from None
     return loaded if isinstance(loaded, Mapping) else {"train": loaded}

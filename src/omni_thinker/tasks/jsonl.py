@@ -1,7 +1,5 @@
 """`source = "jsonl"`: rows of files, one JSON object a line, plain or gzipped."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import zlib

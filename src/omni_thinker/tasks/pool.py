@@ -1,7 +1,5 @@
 """Tasks whose problems our own code makes: three disjoint pools by content hash."""
 
-from __future__ import annotations
-
 import functools
 import math
 import random
@@ -29,14 +27,13 @@ class Item:
     data: Mapping[str, Any] = field(default_factory=dict)
 
 
-def split_of(key: str, wanted: Sequence[Split] = SPLITS) -> Split:
+def split_of(key: str, splits: Sequence[Split] = SPLITS) -> Split:
     """The split that content belongs to: test 15 %, validation 15 %, train the rest.
 
-    A split that is not `wanted` falls to train. The seed has no say, so no seed trains on another's test.
-    """
+    A split that is not in `splits` falls to train. The seed has no say, so no seed trains on another's test."""
     bucket = int(content_hash(key), 16) % 100
     split: Split = "train" if bucket < 70 else "validation" if bucket < 85 else "test"
-    return split if split in wanted else "train"
+    return split if split in splits else "train"
 
 
 def level(rng: random.Random, difficulty: float) -> int:
@@ -63,8 +60,7 @@ def sample_pool(
     """Up to `size` items of `split` with distinct prompts; fewer where no more exist.
 
     A key comes again, `per_key` times at most, only once no new keys turn up. `prompts`: hashes of those that are taken
-    already, to which its own are added.
-    """
+    already, to which its own are added."""
     items: list[Item] = []
     prompts = set() if prompts is None else prompts
     keys: Counter[str] = Counter()
@@ -90,8 +86,7 @@ class PooledTask(ABC):
     """Base of the built-in tasks: a subclass sets the class variables and writes `generate`.
 
     The pools depend on the task's seed, difficulty and sizes alone, and each split is drawn from a stream of
-    its own, so that a larger train pool leaves the test pool as it was.
-    """
+    its own, so that a larger train pool leaves the test pool as it was."""
 
     kind: ClassVar[str]
     summary: ClassVar[str]
@@ -117,8 +112,8 @@ class PooledTask(ABC):
             raise UserError("already sets the difficulty; remove the key difficulty", key=f"tasks.{name}.pools")
         self.difficulty: float = self.default_difficulty if spec.difficulty is None else spec.difficulty
         self.pools: tuple[float, ...] = spec.pools
-        asked = {"train": spec.train, "validation": spec.validation, "test": spec.test}
-        self.sizes: dict[Split, int] = {split: asked[split] or self.default_sizes[split] for split in SPLITS}
+        sizes = {"train": spec.train, "validation": spec.validation, "test": spec.test}
+        self.sizes: dict[Split, int] = {split: sizes[split] or self.default_sizes[split] for split in SPLITS}
         self._pools: dict[Split, tuple[Problem, ...]] = {}
 
     @abstractmethod
@@ -133,7 +128,7 @@ class PooledTask(ABC):
 
     def _draw(self, split: Split) -> tuple[Problem, ...]:
         pools, prompts = self.pools or (self.difficulty,), set[str]()
-        found: list[tuple[Item, float]] = []
+        drawn: list[tuple[Item, float]] = []
         for place, difficulty in enumerate(pools):
             # A string seed is hashed with SHA-512, so it's the same in every process.
             rng = random.Random(f"{self.kind}/{self.seed}/{difficulty:g}/{split}")
@@ -145,9 +140,9 @@ class PooledTask(ABC):
                     f"no problem of difficulty {difficulty:g} falls into the {split} split; change difficulty",
                     key=f"tasks.{self.name}.{'pools' if self.pools else 'difficulty'}",
                 )
-            found += [(item, difficulty) for item in items]
+            drawn += [(item, difficulty) for item in items]
         if self.pools:  # evaluations take the first so many, which must hold every pool
-            found.sort(key=lambda pair: content_hash(f"{self.seed} {pair[0].prompt}"))
+            drawn.sort(key=lambda pair: content_hash(f"{self.seed} {pair[0].prompt}"))
         return tuple(
             Problem(
                 f"{self.name}-{split}-{i}",
@@ -156,5 +151,5 @@ class PooledTask(ABC):
                 item.answer,
                 {**item.data, POOL: f"{difficulty:g}"} if self.pools else item.data,
             )
-            for i, (item, difficulty) in enumerate(found)
+            for i, (item, difficulty) in enumerate(drawn)
         )

@@ -1,7 +1,5 @@
 """One row of a data set as a problem; every complaint names the place and the field."""
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -71,8 +69,8 @@ class Reader:
         if path in self.row.values:  # a name may itself have a dot
             value = self.row.values[path]
         else:
-            for part in path.split("."):
-                value = value.get(part, MISSING) if isinstance(value, Mapping) else MISSING
+            for name in path.split("."):
+                value = value.get(name, MISSING) if isinstance(value, Mapping) else MISSING
         if value is MISSING or value is None:
             return MISSING
         self.found.add(field)
@@ -152,9 +150,9 @@ class Reader:
         if same:
             return same[0]
         letter = LETTER.fullmatch(answer.strip())
-        wanted = letter[1].upper() if letter else answer.strip()
-        if wanted in labels:
-            return texts[labels.index(wanted)]
+        label = letter[1].upper() if letter else answer.strip()
+        if label in labels:
+            return texts[labels.index(label)]
         raise self.bad("answer", f"{answer!r:.60} is none of the choices and no letter of one")
 
     def problem(self, name: TaskName) -> tuple[Problem, str]:
@@ -180,8 +178,8 @@ class Reader:
         slots["options"] = options_line(data["choices"]) if data["choices"] else ""
         rendered = fill(self.spec.template, slots)
         ident = self.text("id") or f"{name}-{content_hash(self.row.where + json.dumps(slots))}"
-        kept = {key: value for key, value in data.items() if value not in (None, "")}
-        return Problem(ident, name, rendered, answer, kept), prompt
+        filled = {key: value for key, value in data.items() if value not in (None, "")}
+        return Problem(ident, name, rendered, answer, filled), prompt
 
     def _table(self, field: str) -> Mapping[str, Any] | None:
         value = self.get(field)

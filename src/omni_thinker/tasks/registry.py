@@ -1,7 +1,5 @@
 """From a recipe's task table to a task, and the check that splits share no prompt."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -33,7 +31,6 @@ SOURCES = (
 Overlap = tuple[Split, Split, str]
 """The two splits and a prompt that both hold."""
 
-
 Pools = Mapping[TaskName, Sequence[Problem]]
 """The problems of one split, by task."""
 
@@ -55,9 +52,9 @@ def make_pools(tasks: Mapping[TaskName, Task], limits: Mapping[Split, int]) -> d
 
 def make_task(name: TaskName, spec: TaskSpec) -> Task:
     """The task that `spec` describes. Raises UserError naming the key where it can't be made."""
-    kind, _, rest = spec.source.partition(":")
-    if kind == "builtin" and rest in TASKS:
-        return TASKS[rest](name, spec)
+    kind, _, name_of_builtin = spec.source.partition(":")
+    if kind == "builtin" and name_of_builtin in TASKS:
+        return TASKS[name_of_builtin](name, spec)
     if spec.source == "jsonl":
         return jsonl_task(name, spec)
     if kind == "hf":
@@ -72,15 +69,15 @@ def make_task(name: TaskName, spec: TaskSpec) -> Task:
 def _python_task(name: TaskName, spec: TaskSpec) -> Task:
     """CLASS(name, spec) of the user's own module."""
     key = f"tasks.{name}.source"
-    found = load_class(spec.source, key)
-    class_name = found.__name__
+    task_class = load_class(spec.source, key)
+    class_name = task_class.__name__
     try:
-        task = found(name, spec)
+        task = task_class(name, spec)
     except TypeError as exc:
         raise UserError(f"{class_name}(name, spec) can't be made: {exc}", key=key) from None
     if not isinstance(task, Task):
         lacking = [
-            part for part in ("name", "max_tokens", "reward", "verifiable", "problems") if not hasattr(task, part)
+            member for member in ("name", "max_tokens", "reward", "verifiable", "problems") if not hasattr(task, member)
         ]
         raise UserError(f"{class_name} isn't a Task: it lacks {', '.join(lacking)}", key=key)
     return task
@@ -89,22 +86,22 @@ def _python_task(name: TaskName, spec: TaskSpec) -> Task:
 def split_overlap(task: Task) -> list[Overlap]:
     """Prompts that lie in two splits, compared as words (case and white space apart)."""
     homes: dict[str, Split] = {}
-    found: list[Overlap] = []
+    overlaps: list[Overlap] = []
     for split in SPLITS:
         for problem in task.problems(split):
             home = homes.setdefault(content_hash(problem.prompt), split)
             if home != split:
-                found.append((home, split, problem.prompt))
-    return found
+                overlaps.append((home, split, problem.prompt))
+    return overlaps
 
 
 def check_splits(task: Task) -> None:
     """UserError where validation or test holds a prompt of train (or test one of validation)."""
-    if not (found := split_overlap(task)):
+    if not (overlaps := split_overlap(task)):
         return
-    first, second, prompt = found[0]
+    first, second, prompt = overlaps[0]
     raise UserError(
-        f"{len(found)} prompt(s) of {second} also in {first}, such as {prompt[:100]!r}; remove them, or for rows "
+        f"{len(overlaps)} prompt(s) of {second} also in {first}, such as {prompt[:100]!r}; remove them, or for rows "
         "set options.drop_overlap = true",
         key=f"tasks.{task.name}",
     )

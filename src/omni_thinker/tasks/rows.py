@@ -1,7 +1,5 @@
 """Rows of data sets as a task: what every adapter shares, whatever the rows were read from."""
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Iterable, Sequence
@@ -34,9 +32,9 @@ class RowTask:
         groups = _read(name, spec, rows)
         if spec.options.get("drop_overlap"):
             _drop_overlap(groups)
-        asked = {"train": spec.train, "validation": spec.validation, "test": spec.test}
+        sizes = {"train": spec.train, "validation": spec.validation, "test": spec.test}
         self._pools: dict[Split, tuple[Problem, ...]] = {
-            split: tuple(_shuffled(groups[split], spec.seed)[: asked[split]]) for split in SPLITS
+            split: tuple(_shuffled(groups[split], spec.seed)[: sizes[split]]) for split in SPLITS
         }
         self.reward: RewardSpec = spec.reward or _default_reward([p for group in groups.values() for p in group])
         self.verifiable: bool = is_verifiable(self.reward)
@@ -82,7 +80,7 @@ def check_spec(name: TaskName, spec: TaskSpec) -> None:
 def _read(name: TaskName, spec: TaskSpec, rows: Iterable[Row]) -> dict[Split, list[Problem]]:
     """Problems by split; a split that no row names is carved out of train by content hash of the bare prompt."""
     parsed: list[tuple[str | None, str, Problem]] = []
-    found: set[str] = set()
+    used_fields: set[str] = set()
     ids: dict[str, str] = {}
     others = None
     if "distractors" in spec.options:
@@ -97,12 +95,12 @@ def _read(name: TaskName, spec: TaskSpec, rows: Iterable[Row]) -> dict[Split, li
                 f"id {problem.id!r} is already used by {ids[problem.id]}", file=row.where, key=reader.path("id")
             )
         ids[problem.id] = row.where
-        found |= reader.found
+        used_fields |= reader.found
         parsed.append((reader.split(), content, problem))
     if not parsed:
         raise UserError("no rows", key=f"tasks.{name}.{'files' if spec.files else 'source'}")
     for field in spec.fields:
-        if field not in found:
+        if field not in used_fields:
             raise UserError(f"no row has {spec.fields[field]!r}", key=f"tasks.{name}.fields.{field}")
     return _by_split(name, spec, parsed)
 
@@ -115,18 +113,18 @@ def _by_split(
         raise UserError(
             f"no row of split 'train' (the rows have {_some(values)}); map them here", key=f"tasks.{name}.splits"
         )
-    named = spec.splits or {split: (split,) for split in SPLITS if split in values}
-    for split, wanted in spec.splits.items():
-        if absent := set(wanted) - values:
+    values_of_split = spec.splits or {split: (split,) for split in SPLITS if split in values}
+    for split, expected in spec.splits.items():
+        if absent := set(expected) - values:
             said = f"the rows have {_some(values)}" if values else "the rows name no split"
             raise UserError(f"no row of split {_some(absent)} ({said})", key=f"tasks.{name}.splits.{split}")
-    owner: dict[str, Split] = {value: split for split in SPLITS for value in named.get(split, ())}
-    carved: list[Split] = [split for split in SPLITS if split not in named or split == "train"]
+    owner: dict[str, Split] = {value: split for split in SPLITS for value in values_of_split.get(split, ())}
+    carved: list[Split] = [split for split in SPLITS if split not in values_of_split or split == "train"]
     groups: dict[Split, list[Problem]] = {split: [] for split in SPLITS}
     for value, content, problem in parsed:
         # With splits named but not train, the rows that no split claims are train.
         home = owner.get(value) if value is not None else "train"
-        if home is None and "train" not in named:
+        if home is None and "train" not in values_of_split:
             home = "train"
         if home is not None:
             groups[split_of(content, carved) if home == "train" else home].append(problem)
@@ -152,13 +150,13 @@ def _default_reward(problems: Sequence[Problem]) -> RewardSpec:
     """The verifier that the rows speak for; a recipe's `reward` overrules it."""
     answers = [problem.answer for problem in problems]
     if any("tests" in problem.data for problem in problems):
-        part = "unit_tests"
+        verifier = "unit_tests"
     elif any("choices" in problem.data for problem in problems):
-        part = "short_answer"
+        verifier = "short_answer"
     elif all(answer is not None and NUMBER.fullmatch(answer) for answer in answers):
-        part = "math"
+        verifier = "math"
     elif any("reference" in problem.data for problem in problems) or None in answers:
-        part = "preference"
+        verifier = "preference"
     else:
-        part = "short_answer"
-    return RewardSpec(gate=("finished",), sum={part: 1.0})
+        verifier = "short_answer"
+    return RewardSpec(gate=("finished",), sum={verifier: 1.0})

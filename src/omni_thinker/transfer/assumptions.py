@@ -1,10 +1,7 @@
 """A1 and A2 put to the test: what stages of a real run did, against what the matrix said they would.
 
 A1, constant transfer: training on i changes j by as much as it did from the start. A2, saturation: a stage brings its
-own task to its single-task level. Both of arXiv 2507.14783.
-"""
-
-from __future__ import annotations
+own task to its single-task level. Both of arXiv 2507.14783."""
 
 from collections.abc import Sequence
 from math import isfinite
@@ -18,7 +15,7 @@ from omni_thinker.runs.schema.transfer import TransferMatrix
 from omni_thinker.transfer.metrics import StageSeen, rank_correlation
 from omni_thinker.types import TaskName
 
-_SURE = 0.05
+_SIGNIFICANCE = 0.05
 
 
 def check_assumptions(
@@ -85,6 +82,6 @@ def _words(name: Literal["A1", "A2"], cells: int, mean_difference: float, p: flo
         return f"There is nothing to test {what} on."
     away = f"stages missed what it says by {mean_difference:.3f} on average over {cells} cells"
     ranks = f", rank correlation {rank:.2f}" if rank is not None else ""
-    if p < _SURE:
+    if p < _SIGNIFICANCE:
         return f"This run speaks against {what}: {away}, more than evaluation noise makes (p = {p:.1g}){ranks}."
     return f"This run doesn't contradict {what}: {away}, which noise could make (p = {p:.2f}){ranks}."

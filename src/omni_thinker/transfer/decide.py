@@ -1,7 +1,5 @@
 """Is a planned sequence better than training jointly, can the data tell, and what would?"""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil
@@ -16,7 +14,7 @@ from omni_thinker.transfer.forecast import Forecaster, Joint, Stage
 from omni_thinker.transfer.hierarchical import Hierarchical
 from omni_thinker.transfer.search import Objective
 
-SURE = 0.95
+SETTLED_PROBABILITY = 0.95
 
 
 def decision_words(decision: Decision) -> str:
@@ -45,10 +43,10 @@ def decide(
 ) -> Decision:
     """Compare a sequence with joint training, draw by draw."""
     gain_N = objective.of(predict(stages)) - objective.of(predict(joint))
-    means = [float(objective.of(predict.by_task(predict.expected(own))).mean()) for own in (stages, joint)]
+    means = [float(objective.of(predict.by_task(predict.expected(candidate))).mean()) for candidate in (stages, joint)]
     gain, stderr = means[0] - means[1], float(gain_N.std())
     probability = float((gain_N > 0).mean() + 0.5 * (gain_N == 0).mean())
-    settled = max(probability, 1 - probability) >= SURE
+    settled = max(probability, 1 - probability) >= SETTLED_PROBABILITY
     more: int | None = 0 if settled else None
     if not settled and isinstance(predict, Hierarchical):
         more = _more_problems(matrix, objective, stages, joint, gain, stderr, seed)
@@ -65,7 +63,7 @@ def _more_problems(
     seed: int,
 ) -> int | None:
     """How many more problems bring the doubt down to where `gain` would be sure, or None."""
-    sure = NormalDist().inv_cdf(SURE)
+    sure = NormalDist().inv_cdf(SETTLED_PROBABILITY)
     allowed = (gain / sure) ** 2
     exact = Hierarchical(_sharper(matrix, 1e6), 1000, seed)
     floor = float((objective.of(exact(stages)) - objective.of(exact(joint))).var())

@@ -1,7 +1,5 @@
 """Did stages of structured tasks lower the policy's entropy, and open-ended ones raise it, as arXiv 2507.14783 says?"""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -23,12 +21,12 @@ class EntropyChange:
         return self.after - self.before
 
 
-_LEAST = 0.005
-"""Nats per token; less is no change."""
+_LEAST_CHANGE = 0.005
+"""Smallest change that counts as one, in nats per token."""
 
 
 def _moved(change: float) -> str:
-    if abs(change) < _LEAST:
+    if abs(change) < _LEAST_CHANGE:
         return "left the entropy of their own answers where it was: less than 0.01 nats"
     return f"{'lowered' if change < 0 else 'raised'} the entropy of their own answers by {abs(change):.2f} nats"
 
@@ -48,12 +46,12 @@ def stage_changes(
 def entropy_finding(changes: Sequence[EntropyChange], judged: Sequence[TaskName]) -> EntropyFinding:
     """Mean changes of structured (verified) and open-ended (judged) tasks, and whether the claim holds here."""
     groups = {
-        "structured": [own.change for own in changes if own.task not in judged],
-        "open_ended": [own.change for own in changes if own.task in judged],
+        "structured": [change.change for change in changes if change.task not in judged],
+        "open_ended": [change.change for change in changes if change.task in judged],
     }
     means = {name: fmean(values) if values else None for name, values in groups.items()}
-    lowered = None if means["structured"] is None else means["structured"] < -_LEAST
-    raised = None if means["open_ended"] is None else means["open_ended"] > _LEAST
+    lowered = None if means["structured"] is None else means["structured"] < -_LEAST_CHANGE
+    raised = None if means["open_ended"] is None else means["open_ended"] > _LEAST_CHANGE
     said = [
         f"{what} stages {_moved(means[name] or 0.0)} per token on average ({len(groups[name])} stages)"
         for name, what in (("structured", "Structured"), ("open_ended", "open-ended"))
@@ -65,6 +63,6 @@ def entropy_finding(changes: Sequence[EntropyChange], judged: Sequence[TaskName]
         holds = "as the paper has it" if lowered and raised else "not as the paper has it"
         words += f" That is {holds}: structured tasks lower, open-ended ones raise it."
     by_task: dict[TaskName, float] = {}
-    for task in dict.fromkeys(own.task for own in changes):
-        by_task[task] = fmean(own.change for own in changes if own.task == task)
+    for task in dict.fromkeys(change.task for change in changes):
+        by_task[task] = fmean(change.change for change in changes if change.task == task)
     return EntropyFinding(**means, by_task=by_task, words=words)

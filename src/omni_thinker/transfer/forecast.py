@@ -3,10 +3,7 @@
 Two assumptions of arXiv 2507.14783: the effect of training on i upon j does not depend on the checkpoint it starts
 from (A1), and one pass over a task brings it to the level of single-task training (A2). The forecasters here take them
 literally, each on its own scale; `hierarchical` doubts both. A forecast is a set of draws, so every number has an
-interval and any two plans can be compared draw by draw.
-"""
-
-from __future__ import annotations
+interval and any two plans can be compared draw by draw."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -24,11 +21,11 @@ from omni_thinker.types import TaskName
 
 Array = NDArray[np.float64]
 DRAWS = 2000
-EDGE = 5e-3
+ACCURACY_MARGIN = 5e-3
 """Accuracies are kept this far from 0 and 1 where log-odds or ratios are taken."""
 LEVEL = 0.8
-"""Of intervals, unless another is asked for."""
-_BEND = 1.5
+"""Default level of intervals."""
+_CURVE_RATE = 1.5
 """How soon a learning curve flattens: half a pass brings 68 % of a whole one's gain, two passes 122 %."""
 
 
@@ -36,9 +33,6 @@ def interval(draws: Array, level: float = LEVEL) -> Interval:
     """The mean of the draws with its interval of `level`."""
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(draws.mean()), float(low), float(high))
-
-
-# -- plans ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +68,7 @@ def in_order(tasks: Sequence[TaskName]) -> Stages:
 
 def gain_share(passes: float) -> float:
     """The share of one pass's gain that so many passes bring; 0 at 0, 1 at 1."""
-    return float((1 - np.exp(-_BEND * passes)) / (1 - np.exp(-_BEND)))
-
-
-# -- draws of the matrix ----------------------------------------------------------------------------------------------
+    return float((1 - np.exp(-_CURVE_RATE * passes)) / (1 - np.exp(-_CURVE_RATE)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +76,7 @@ class Draws:
     """The matrix as measured (draw 0) and as it might have been.
 
     `start_C_N`; `after_K_C_N`, NaN where it wasn't measured; `own_C`: place of the column's task among the tasks, -1
-    where nothing was trained on it. C columns, K tasks, N draws.
-    """
+    where nothing was trained on it. C columns, K tasks, N draws."""
 
     tasks: tuple[TaskName, ...]
     columns: tuple[Column, ...]
@@ -95,7 +85,7 @@ class Draws:
     after_K_C_N: Array
 
     @classmethod
-    def of(cls, matrix: TransferMatrix, draws: int = DRAWS, seed: int = 0) -> Draws:
+    def of(cls, matrix: TransferMatrix, draws: int = DRAWS, seed: int = 0) -> "Draws":
         rng = np.random.default_rng(seed)
         columns = matrix.columns()
 
@@ -107,13 +97,10 @@ class Draws:
             noisy[0] = estimate.mean
             return noisy
 
-        own = [matrix.tasks.index(c.task) if c.task in matrix.tasks else -1 for c in columns]
+        owners = [matrix.tasks.index(c.task) if c.task in matrix.tasks else -1 for c in columns]
         start = np.stack([cell(c.start) for c in columns])
         after = np.stack([np.stack([cell(c.after.get(i)) for c in columns]) for i in matrix.tasks])
-        return cls(matrix.tasks, columns, np.array(own), start, after)
-
-
-# -- forecasters ------------------------------------------------------------------------------------------------------
+        return cls(matrix.tasks, columns, np.array(owners), start, after)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +108,7 @@ class SetForm:
     """A forecaster whose sequences depend only on which tasks come after a task.
 
     final[c] = back(base[c] + own[c] x retained[c] ** (number of later tasks) + sum over later i of effect[i, c]).
-    As measured (one draw); what orders are searched with.
-    """
+    As measured (one draw); what orders are searched with."""
 
     tasks: tuple[TaskName, ...]
     own_C: NDArray[np.int64]
@@ -130,7 +116,7 @@ class SetForm:
     effect_K_C: Array
     gain_C: Array
     retained_C: Array
-    scale: Scale
+    scale: "Scale"
 
 
 class Scale(ABC):
@@ -157,7 +143,7 @@ class Log(Scale):
     """Factors add up as logarithms; at most 1."""
 
     def to(self, accuracy: Array) -> Array:
-        return np.log(np.maximum(accuracy, EDGE))
+        return np.log(np.maximum(accuracy, ACCURACY_MARGIN))
 
     def back(self, value: Array) -> Array:
         return np.exp(np.minimum(value, 0.0))
@@ -167,7 +153,7 @@ class LogOdds(Scale):
     """No clipping, and effects near 0 and 1 shrink."""
 
     def to(self, accuracy: Array) -> Array:
-        p = np.clip(accuracy, EDGE, 1 - EDGE)
+        p = np.clip(accuracy, ACCURACY_MARGIN, 1 - ACCURACY_MARGIN)
         return np.asarray(np.log(p / (1 - p)))
 
     def back(self, value: Array) -> Array:
@@ -203,8 +189,7 @@ class Forecaster(ABC):
     def __call__(self, plan: Sequence[Stage] | Joint | Merge) -> dict[TaskName, Array]:
         """Final accuracy of every task (the mean of its evaluations), [N] each.
 
-        Raises UserError for tasks that the matrix doesn't know and for shares that are none.
-        """
+        Raises UserError for tasks that the matrix doesn't know and for shares that are none."""
         return self.by_task(self.by_column(plan))
 
     def by_column(self, plan: Sequence[Stage] | Joint | Merge) -> Array:
@@ -249,11 +234,11 @@ class Literal(Forecaster):
             share = gain_share(stage.passes)
             before = value
             value = value + share * self.effect_K_C_N[k]
-            own = self.draws.own_C == k
+            of_task_C = self.draws.own_C == k
             # A2: a whole stage brings a task to its level, whatever went before; a short one goes part of the way.
-            level = self.start_C_N[own] + max(1.0, share) * self.gain_C_N[own]
-            before[own] += min(1.0, share) * (level - before[own])
-            value[own] = before[own]
+            level = self.start_C_N[of_task_C] + max(1.0, share) * self.gain_C_N[of_task_C]
+            before[of_task_C] += min(1.0, share) * (level - before[of_task_C])
+            value[of_task_C] = before[of_task_C]
         return self.scale.back(value)
 
     def joint(self, plan: Joint) -> Array:
@@ -305,9 +290,6 @@ class Naive(Literal):
         self.effect_K_C_N = np.zeros_like(self.effect_K_C_N)
 
 
-# -- checks and summaries ---------------------------------------------------------------------------------------------
-
-
 def check_order(order: Sequence[TaskName], tasks: Sequence[TaskName]) -> None:
     """Raises UserError unless `order` names every task once."""
     if unknown := [task for task in order if task not in tasks]:
@@ -348,5 +330,5 @@ def measured(forecaster: Forecaster, accuracy_C_N: Array, seed: int = 0) -> Arra
 
 
 def to_intervals(forecast: Mapping[TaskName, Array], level: float = LEVEL) -> dict[str, Any]:
-    """As JSON."""
+    """The intervals as JSON."""
     return {task: dump(interval(draws, level)) for task, draws in forecast.items()}

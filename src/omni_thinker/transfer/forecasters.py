@@ -1,7 +1,5 @@
 """Forecasters by name."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from omni_thinker.errors import UserError
@@ -19,8 +17,7 @@ def make_forecaster(
 ) -> Forecaster:
     """The forecaster called `name` for `matrix`. `evidence` is used by `hierarchical` alone; the others are formulas.
 
-    Raises UserError for an unknown name.
-    """
+    Raises UserError for an unknown name."""
     if name not in FORECASTERS:
         raise UserError(f"unknown forecaster {name!r}; known: {', '.join(FORECASTERS)}", key="--forecaster")
     if name == Hierarchical.name:

@@ -2,10 +2,7 @@
 
 To first order a run on i that moves the weights along `direction_i` changes j by `step` x <gradient_j, direction_i>.
 Sketches keep that product. Influence by inner products of gradients is that of TracIn (arXiv 2002.08484), and of TAC
-(2606.25178) within a run.
-"""
-
-from __future__ import annotations
+(2606.25178) within a run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,16 +16,16 @@ from omni_thinker.transfer.forecast import Array
 from omni_thinker.transfer.matrix import smoothed
 from omni_thinker.types import TaskName
 
-_DOUBT = 0.5
+_RELATIVE_ERROR = 0.5
 """Standard error of a straight line over a whole stage, as a share of what it says."""
-_FARTHEST = 4.0
-"""Log-odds; a tangent is not followed farther."""
+_LARGEST_MOVE = 4.0
+"""Largest change along a tangent, in log-odds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gradients:
-    """Of one task, in sketches of at least two batches: of minus its accuracy, and the direction in which such a
-    gradient moves the weights (down); [B, D] each."""
+    """Sketches of at least two batches of one task: the gradient of minus its accuracy, and the direction in which such
+    a gradient moves the weights (down); [B, D] each."""
 
     gradient_B_D: Array
     direction_B_D: Array
@@ -37,10 +34,9 @@ class Gradients:
 def first_order(start: Row, gradients: Mapping[TaskName, Gradients], steps: Mapping[TaskName, float]) -> TransferMatrix:
     """The matrix that straight lines from the start give. `steps[i]`: the sum of the learning rates of a run on i.
 
-    Raises ValueError where a task has fewer than two batches: a batch's product with itself is mostly noise.
-    """
+    Raises ValueError where a task has fewer than two batches: a batch's product with itself is mostly noise."""
     tasks = tuple(gradients)
-    if any(len(own.gradient_B_D) < 2 for own in gradients.values()):
+    if any(len(batches.gradient_B_D) < 2 for batches in gradients.values()):
         raise ValueError("two batches a task are needed")
     after: dict[TaskName, Row] = {}
     for i in tasks:
@@ -67,7 +63,7 @@ def _moved(start: Estimate, change: float, stderr: float) -> Estimate:
     """`change` of accuracy at the start's slope, on log-odds, so that it stays within 0 and 1."""
     p = smoothed(start)
     slope = p * (1 - p)
-    moved = max(-_FARTHEST, min(_FARTHEST, change / slope))
+    moved = max(-_LARGEST_MOVE, min(_LARGEST_MOVE, change / slope))
     after = 1 / (1 + exp(-(log(p / (1 - p)) + moved)))
-    doubt = min(0.5, hypot(stderr, _DOUBT * change) * after * (1 - after) / slope)
+    doubt = min(0.5, hypot(stderr, _RELATIVE_ERROR * change) * after * (1 - after) / slope)
     return Estimate(min(1.0, max(0.0, start.mean + after - p)), start.n, hypot(start.stderr, doubt))

@@ -14,10 +14,7 @@ Where the matrix knows entropies, a stage's own gain may depend on what earlier 
 for what evidence says.
 
 Hyper-parameters by maximum a posteriori over all evaluations (SciPy's L-BFGS; five numbers, so no sampler is needed);
-given them everything is Gaussian and drawn exactly.
-"""
-
-from __future__ import annotations
+given them everything is Gaussian and drawn exactly."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,27 +25,17 @@ from scipy.optimize import minimize
 
 from omni_thinker.runs.schema.base import Estimate
 from omni_thinker.runs.schema.transfer import Column, TransferMatrix
-from omni_thinker.transfer.forecast import (
-    DRAWS,
-    Array,
-    Forecaster,
-    Joint,
-    LogOdds,
-    Merge,
-    SetForm,
-    Stage,
-    gain_share,
-)
+from omni_thinker.transfer.forecast import DRAWS, Array, Forecaster, Joint, LogOdds, Merge, SetForm, Stage, gain_share
 from omni_thinker.transfer.matrix import smoothed
 from omni_thinker.types import TaskName
 
 _START_SPREAD = 3.0
-_FLAT = 30.0
+_FLAT_SPREAD = 30.0
 _HYPER_MEAN = np.array([0.2, np.log(0.35), 0.6, np.log(0.6), np.log(0.25)])
 """Mean of the shared part and log of its spread, the same of the own gain, log of the spread of specific effects."""
 _HYPER_SPREAD = np.array([0.4, 0.5, 0.6, 0.5, 0.5])
 _LEAST_NOISE = 0.05
-"""Log-odds; an evaluation without a standard error isn't exact."""
+"""Least standard error of an evaluation, in log-odds."""
 DILUTION = (8.5, 1.5)
 """Beta prior of the share of its own gain that a task keeps when trained in a mixture."""
 RETENTION = (9.0, 1.0)
@@ -62,8 +49,7 @@ of its answers."""
 _PROCESS = (0.15, 0.6)
 """Log-odds by which a run misses its forecast for no reason of ours: at least, and per spread of specific effects."""
 
-
-_BACK = 8.0
+_RECOVERY_RATE = 8.0
 """How soon what others took comes back; sooner than it was learnt: a quarter pass brings 86 % (a short refresh nearly
 did in arXiv 2606.02398)."""
 _MOST_SEEN = 64
@@ -92,13 +78,13 @@ class Hierarchical(Forecaster):
         rows = [_Observed.of(column, self.tasks) for column in self.columns]
         hyper = _fit_hyper(rows)
         rng = np.random.default_rng([seed, 11])
-        parts = [row.posterior(hyper, rng, draws) for row in rows]
-        self._left = [part.left for part in parts]
-        self.start_C_N = np.stack([part.start_N for part in parts])
-        self.shared_C_N = np.stack([part.shared_N for part in parts])
-        self.gain_C_N = np.stack([part.own_N for part in parts])
-        self.specific_K_C_N = np.stack([part.specific_K_N for part in parts], axis=1)
-        self.known_C = np.array([part.known for part in parts])[:, None]
+        columns = [row.posterior(hyper, rng, draws) for row in rows]
+        self._left = [latents.left for latents in columns]
+        self.start_C_N = np.stack([latents.start_N for latents in columns])
+        self.shared_C_N = np.stack([latents.shared_N for latents in columns])
+        self.gain_C_N = np.stack([latents.own_N for latents in columns])
+        self.specific_K_C_N = np.stack([latents.specific_K_N for latents in columns], axis=1)
+        self.known_C = np.array([latents.known for latents in columns])[:, None]
         """How surely the own gain is more than the shared part: 0 where other runs say nothing, 1 where they tell the
         shared part exactly."""
         self.spread = float(np.exp(hyper[4]))
@@ -110,8 +96,6 @@ class Hierarchical(Forecaster):
         self.response_N[0] = 0.0
         if evidence:
             self._learn(evidence)
-
-    # -- plans --------------------------------------------------------------------------------------------------
 
     def sequence(self, stages: Sequence[Stage]) -> Array:
         return self.scale.back(
@@ -137,15 +121,15 @@ class Hierarchical(Forecaster):
         others_K_C, nats_C = np.zeros(self.entropy_K_C.shape), np.zeros(len(self.columns))
         for stage in stages:
             k, share = self.tasks.index(stage.task), gain_share(stage.passes)
-            own, part = self.draws.own_C == k, min(1.0, share)
+            of_task_C, progress = self.draws.own_C == k, min(1.0, share)
             # A short later stage wears off less.
-            gained_C_N[~own] *= 1 - (1 - keep[~own]) * part
-            others_K_C[:, own] *= 1 - _brought_back(stage.passes)
-            others_K_C[k, ~own] += share
+            gained_C_N[~of_task_C] *= 1 - (1 - keep[~of_task_C]) * progress
+            others_K_C[:, of_task_C] *= 1 - _brought_back(stage.passes)
+            others_K_C[k, ~of_task_C] += share
             # A stage on a task that was trained before tops it up, and takes nothing away.
-            target = (1 + self.response_N * nats_C[own, None]) * max(1.0, share)
-            had = gained_C_N[own]
-            gained_C_N[own] = np.maximum(had, had + part * (target - had))
+            target = (1 + self.response_N * nats_C[of_task_C, None]) * max(1.0, share)
+            had = gained_C_N[of_task_C]
+            gained_C_N[of_task_C] = np.maximum(had, had + progress * (target - had))
             nats_C = nats_C + share * self.entropy_K_C[k]
         return min(1.0, gain_share(sum(stage.passes for stage in stages))), gained_C_N, others_K_C
 
@@ -153,12 +137,12 @@ class Hierarchical(Forecaster):
         total = len(self.tasks) if plan.passes is None else plan.passes
         weights = np.array([plan.weights.get(task, 0.0) for task in self.tasks])
         shares = np.array([gain_share(weight * total) for weight in weights])
-        own = np.where(self.draws.own_C >= 0, shares[self.draws.own_C], 0.0)[:, None]
-        pure = np.where(self.draws.own_C >= 0, weights[self.draws.own_C], 0.0)[:, None]
+        share_C = np.where(self.draws.own_C >= 0, shares[self.draws.own_C], 0.0)[:, None]
+        weight_C = np.where(self.draws.own_C >= 0, weights[self.draws.own_C], 0.0)[:, None]
         # Trained alone nothing is diluted; the prior is for a task among others.
-        keep = 1 - (1 - self._kept(self.diluted_N)) * np.minimum(1.0, 2 * (1 - pure))
+        keep = 1 - (1 - self._kept(self.diluted_N)) * np.minimum(1.0, 2 * (1 - weight_C))
         others = min(1.0, gain_share(total)) * np.einsum("k,kcn->cn", weights, self.specific_K_C_N)
-        value = self.start_C_N + self.shared_C_N * min(1.0, gain_share(total)) + own * keep * self.gain_C_N + others
+        value = self.start_C_N + self.shared_C_N * min(1.0, gain_share(total)) + share_C * keep * self.gain_C_N + others
         return self.scale.back(value + self._process("joint", *sorted(plan.weights.items())))
 
     def merge(self, plan: Merge) -> Array:
@@ -168,7 +152,8 @@ class Hierarchical(Forecaster):
         return self.scale.back(value + self._process("merge", plan.scale))
 
     def set_form(self) -> SetForm:
-        """At the means of the draws. What entropy adds to an own gain doesn't wear off here, which keeps the form."""
+        """The form at the means of the draws. What entropy adds to an own gain doesn't wear off here, which keeps the
+        form."""
         return self._form(np.arange(len(self.retained_N)), np.zeros(len(self.columns)))
 
     def _form(self, draws: NDArray[np.int64], luck_C: Array) -> SetForm:
@@ -185,13 +170,11 @@ class Hierarchical(Forecaster):
         )
 
     def form_of(self, draw: int) -> SetForm:
-        """Of one draw, with the luck that `expected` gives every plan."""
+        """The form of one draw, with the luck that `expected` gives every plan."""
         self._same_luck = True
         luck_C = self._process()[:, draw]
         self._same_luck = False
         return self._form(np.array([draw]), luck_C)
-
-    # -- parts --------------------------------------------------------------------------------------------------
 
     def _entropies(self) -> Array:
         """Nats that a run on one task adds to the entropy of answers to another; 0 where nothing is known, [K, C]."""
@@ -218,17 +201,17 @@ class Hierarchical(Forecaster):
         are drawn again by how well they explain what was seen, and then the rest is moved by its exact update."""
         evidence = evidence[-_MOST_SEEN:]
         sigma = np.hypot(_PROCESS[0], _PROCESS[1] * self.spread)
-        parts = [self._coefficients(seen.stages) for seen in evidence]
+        coefficients = [self._coefficients(run.stages) for run in evidence]
         rng = np.random.default_rng([self._seed, 13])
         draws = len(self.retained_N)
         updates = []
         loglik_N = np.zeros(draws)
         for c, column in enumerate(self.columns):
-            told = [n for n, seen in enumerate(evidence) if column.name in seen.accuracy]
-            if not told:
+            reported = [n for n, run in enumerate(evidence) if column.name in run.accuracy]
+            if not reported:
                 continue
-            values, noise = np.array([_observe(evidence[n].accuracy[column.name]) for n in told]).T
-            design_N_E_L = np.stack([_design(*parts[n], c) for n in told], axis=1)
+            values, noise = np.array([_observe(evidence[n].accuracy[column.name]) for n in reported]).T
+            design_N_E_L = np.stack([_design(*coefficients[n], c) for n in reported], axis=1)
             noise_E = noise**2 + sigma**2
             cross_N_L_E = self._left[c] @ design_N_E_L.transpose(0, 2, 1)
             cov_N_E_E = design_N_E_L @ cross_N_L_E + np.diag(noise_E)
@@ -257,17 +240,16 @@ class Hierarchical(Forecaster):
 
 def _brought_back(passes: float) -> float:
     """Share of what others did to a task that a stage on it clears away; 0 at 0, 1 from one pass on."""
-    return float(min(1.0, -np.expm1(-_BACK * passes) / -np.expm1(-_BACK)))
+    return float(min(1.0, -np.expm1(-_RECOVERY_RATE * passes) / -np.expm1(-_RECOVERY_RATE)))
 
 
 def _design(shared: float, gained_C_N: Array, others_K_C: Array, c: int) -> Array:
     """What a sequence's end is of the latents of one evaluation, [N, 3 + K]."""
     draws = gained_C_N.shape[1]
-    rest = np.broadcast_to(others_K_C[:, c], (draws, len(others_K_C)))
-    return np.concatenate([np.ones((draws, 1)), np.full((draws, 1), shared), gained_C_N[c][:, None], rest], axis=1)
-
-
-# -- the model of one evaluation ------------------------------------------------------------------------------------
+    others_N_K = np.broadcast_to(others_K_C[:, c], (draws, len(others_K_C)))
+    return np.concatenate(
+        [np.ones((draws, 1)), np.full((draws, 1), shared), gained_C_N[c][:, None], others_N_K], axis=1
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,8 +275,8 @@ class _Observed:
     design: Array
 
     @classmethod
-    def of(cls, column: Column, tasks: Sequence[TaskName]) -> _Observed:
-        own = tasks.index(column.task) if column.task in tasks else -1
+    def of(cls, column: Column, tasks: Sequence[TaskName]) -> "_Observed":
+        owner = tasks.index(column.task) if column.task in tasks else -1
         latents = 3 + len(tasks)
         values, noise, design = [], [], []
         for k, estimate in [(-1, column.start), *((k, column.after.get(i)) for k, i in enumerate(tasks))]:
@@ -305,11 +287,11 @@ class _Observed:
             row[0] = 1.0
             if k >= 0:
                 row[1] = 1.0
-                row[2 if k == own else 3 + k] = 1.0
+                row[2 if k == owner else 3 + k] = 1.0
             values.append(x)
             noise.append(s)
             design.append(row)
-        return cls(own, len(tasks), np.array(values), np.array(noise), np.array(design))
+        return cls(owner, len(tasks), np.array(values), np.array(noise), np.array(design))
 
     def prior(self, hyper: Array) -> tuple[Array, Array]:
         """Means and variances of the latents."""
@@ -333,27 +315,27 @@ class _Observed:
 
     def posterior(self, hyper: Array, rng: np.random.Generator, draws: int) -> _Parts:
         """Exact draws; the first is the mean."""
-        mean, variance = self.prior(hyper)
+        prior_L, variance = self.prior(hyper)
         cov = (self.design * variance) @ self.design.T + np.diag(self.noise**2)
         gain = np.linalg.solve(cov, self.design * variance).T
-        found = mean + gain @ (self.values - self.design @ mean)
+        mean_L = prior_L + gain @ (self.values - self.design @ prior_L)
         left = np.diag(variance) - gain @ (self.design * variance)
         eigenvalues, vectors = np.linalg.eigh((left + left.T) / 2)
         root = vectors * np.sqrt(np.maximum(eigenvalues, 0.0))
-        latent = found[:, None] + root @ rng.normal(size=(len(found), draws))
-        latent[:, 0] = found
+        latent = mean_L[:, None] + root @ rng.normal(size=(len(mean_L), draws))
+        latent[:, 0] = mean_L
         others = [k for k in range(self.count) if k != self.own and self.design[:, 3 + k].any()]
-        known = found[2] ** 2 / (found[2] ** 2 + self._doubt(variance)) if others else 0.0
+        known = mean_L[2] ** 2 / (mean_L[2] ** 2 + self._doubt(variance)) if others else 0.0
         return _Parts(latent[0], latent[1], latent[2], latent[3:], float(known), left)
 
     def _doubt(self, variance: Array) -> float:
         """Variance of the shared part by what the other runs say alone, without its prior."""
         rows = [0, *(n for n in range(1, len(self.values)) if self.design[n, 3:].any())]
         design, wide = self.design[rows], variance.copy()
-        wide[1] = _FLAT**2
+        wide[1] = _FLAT_SPREAD**2
         cov = (design * wide) @ design.T + np.diag(self.noise[rows] ** 2)
-        told = (design[:, 1] * wide[1]) @ np.linalg.solve(cov, design[:, 1] * wide[1])
-        return float(wide[1] - told)
+        explained = (design[:, 1] * wide[1]) @ np.linalg.solve(cov, design[:, 1] * wide[1])
+        return float(wide[1] - explained)
 
 
 def _observe(estimate: Estimate) -> tuple[float, float]:
@@ -373,12 +355,12 @@ def _fit_hyper(rows: Sequence[_Observed]) -> NDArray[np.float64]:
         return float(prior - sum(row.loglik(hyper) for row in rows))
 
     bounds = [(-3, 3), (-4, 1.5), (-3, 4), (-4, 1.5), (-4, 1.5)]
-    found = minimize(cost, _HYPER_MEAN, method="L-BFGS-B", bounds=bounds)
-    return np.asarray(found.x)
+    fit = minimize(cost, _HYPER_MEAN, method="L-BFGS-B", bounds=bounds)
+    return np.asarray(fit.x)
 
 
 def _beta(rng: np.random.Generator, shape: tuple[float, float], draws: int) -> Array:
     """Draws, the first the mean."""
-    found = rng.beta(*shape, draws)
-    found[0] = shape[0] / sum(shape)
-    return np.asarray(found)
+    draws_N = rng.beta(*shape, draws)
+    draws_N[0] = shape[0] / sum(shape)
+    return np.asarray(draws_N)

@@ -1,10 +1,7 @@
 """The transfer matrix: what RL on each task did to every task, measured on the validation split.
 
 `runs.schema.transfer` has its keys. People write such files by hand, so every entry is checked here, and cells may
-leave out `n` and `stderr`.
-"""
-
-from __future__ import annotations
+leave out `n` and `stderr`."""
 
 import json
 import math
@@ -51,22 +48,22 @@ def pool(matrices: Sequence[TransferMatrix]) -> TransferMatrix:
         cells([m.start for m in matrices]),
         {i: cells([m.after[i] for m in matrices]) for i in first.tasks},
         tuple(
-            Column(c.name, c.task, cell([o.start for o in own]), cells([o.after for o in own]))
-            for c, own in zip(first.evaluations, zip(*(m.evaluations for m in matrices), strict=True), strict=True)
+            Column(c.name, c.task, cell([o.start for o in alike]), cells([o.after for o in alike]))
+            for c, alike in zip(first.evaluations, zip(*(m.evaluations for m in matrices), strict=True), strict=True)
         ),
         _pooled_entropy([m.entropy for m in matrices if m.entropy is not None]),
     )
 
 
-def _pooled_entropy(parts: Sequence[Entropies]) -> Entropies | None:
-    if not parts:
+def _pooled_entropy(seeds: Sequence[Entropies]) -> Entropies | None:
+    if not seeds:
         return None
 
     def means(rows: Sequence[Mapping[TaskName, float]]) -> dict[TaskName, float]:
         return {task: fmean(row[task] for row in rows) for task in rows[0] if all(task in row for row in rows)}
 
-    after = {i: means([own.after[i] for own in parts]) for i in parts[0].after if all(i in own.after for own in parts)}
-    return Entropies(means([own.start for own in parts]), after)
+    after = {i: means([seed.after[i] for seed in seeds]) for i in seeds[0].after if all(i in s.after for s in seeds)}
+    return Entropies(means([seed.start for seed in seeds]), after)
 
 
 def load_matrix(path: Path) -> TransferMatrix:

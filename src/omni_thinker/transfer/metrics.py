@@ -1,10 +1,7 @@
 """What a matrix and a run say, each quantity under its own name.
 
 transfer[i -> j] is one run's effect; forgetting and backward transfer are of a whole sequence (Lopez-Paz and Ranzato,
-arXiv 1706.08840; Chaudhry et al., arXiv 1801.10112): three different things.
-"""
-
-from __future__ import annotations
+arXiv 1706.08840; Chaudhry et al., arXiv 1801.10112): three different things."""
 
 import csv
 import io
@@ -49,7 +46,7 @@ def to_rows(matrix: TransferMatrix) -> list[dict[str, str | int | float | None]]
     return rows
 
 
-def to_frame(matrix: TransferMatrix) -> pandas.DataFrame:
+def to_frame(matrix: TransferMatrix) -> "pandas.DataFrame":
     """`to_rows` as a pandas table. Raises UserError where pandas, an extra, is missing."""
     try:
         from pandas import DataFrame
@@ -73,7 +70,7 @@ def shared(matrix: TransferMatrix) -> dict[TaskName, float | None]:
     measured."""
     table = transfer(matrix)
     return {
-        j: fmean(own) if (own := [row[j] for i, row in table.items() if i != j and j in row]) else None
+        j: fmean(effects) if (effects := [row[j] for i, row in table.items() if i != j and j in row]) else None
         for j in matrix.tasks
     }
 
@@ -99,7 +96,7 @@ def forward_transfer(start: Row, run: Sequence[StageSeen]) -> float | None:
 
 
 def forgetting(run: Sequence[StageSeen]) -> Mapping[TaskName, float]:
-    """For each task its best accuracy after any stage less that at the end; >= 0."""
+    """Each task's best accuracy after any stage less that at the end; >= 0."""
     return {
         task: max(stage.accuracy[task].mean for stage in run) - run[-1].accuracy[task].mean for task in run[-1].accuracy
     }

@@ -1,7 +1,5 @@
 """The plan that is forecast to end best, what the named rules would have chosen, and how sure any of it is."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -81,41 +79,40 @@ def make_plan(
     `refresh_cost`: what one more pass must gain in the objective for a short refresh stage to be put in (None: none
     is). Joint training is in `shares` (default: like ones) and as long as the sequence; it is chosen only by the
     hierarchical forecaster: the literal ones add up all effects there.
-    Raises UserError for unknown names, and where a task's own run wasn't measured.
-    """
-    wanted = _checked(matrix, objective or Objective(), strategy, order)
+    Raises UserError for unknown names, and where a task's own run wasn't measured."""
+    goal = _checked(matrix, objective or Objective(), strategy, order)
     every = len(tasks := matrix.tasks) <= ENUMERATED
     predict = make_forecaster(forecaster, matrix, seed=seed, evidence=evidence, draws=2000 if every else _FEWER_DRAWS)
 
     def score(plan: Stages | Joint) -> float:
-        return _score(predict, wanted, plan)
+        return _score(predict, goal, plan)
 
-    listed: list[Order] = [own for own in permutations(tasks) if _keeps(own, wanted)] if every else []
-    scores = {own: score(in_order(own)) for own in listed}
-    found = _best(predict, wanted, scores, score, seed)
-    named = {name: own for name, own in _named(found.order, matrix, seed).items() if _keeps(own, wanted)}
-    picked = tuple(order) or named[strategy]
-    for own in [*named.values(), picked]:
-        scores.setdefault(own, score(in_order(own)))
-    orders = _described(predict, wanted, scores, listed, level)
+    all_orders: list[Order] = [seq for seq in permutations(tasks) if _keeps(seq, goal)] if every else []
+    scores = {seq: score(in_order(seq)) for seq in all_orders}
+    optimum = _best(predict, goal, scores, score, seed)
+    strategies = {name: seq for name, seq in _named(optimum.order, matrix, seed).items() if _keeps(seq, goal)}
+    picked = tuple(order) or strategies[strategy]
+    for seq in [*strategies.values(), picked]:
+        scores.setdefault(seq, score(in_order(seq)))
+    orders = _described(predict, goal, scores, all_orders, level)
     refreshes = refresh_cost is not None and not order
-    sequence = _refreshed(predict, wanted, orders[picked], refresh_cost or 0.0, level) if refreshes else orders[picked]
+    sequence = _refreshed(predict, goal, orders[picked], refresh_cost or 0.0, level) if refreshes else orders[picked]
     mixture = Joint(shares or evenly(tasks).weights, sum(sequence.passes))
-    decision = decide(matrix, predict, wanted, stages_of(sequence), mixture, seed=seed)
-    ends = wanted.of(predict(mixture))
+    decision = decide(matrix, predict, goal, stages_of(sequence), mixture, seed=seed)
+    ends = goal.of(predict(mixture))
     joint = _describe(predict, mixture, score(mixture), ends, level, 1 - decision.probability)
-    free = not order and strategy == "exact" and isinstance(predict, Hierarchical) and not wanted.fixed
+    free = not order and strategy == "exact" and isinstance(predict, Hierarchical) and not goal.fixed
     top = max(scores.values())
     plan = Plan(
         plan=joint if free and decision.gain_over_joint < 0 else sequence,
         sequence=sequence,
         joint=joint,
-        orders=tuple(sorted(orders.values(), key=lambda own: (-round(own.score, 12), own.order))),
-        strategies={name: Strategy(own, scores[own], top - scores[own]) for name, own in named.items()},
-        exact=found.exact,
-        upper_bound=found.bound,
+        orders=tuple(sorted(orders.values(), key=lambda seq: (-round(seq.score, 12), seq.order))),
+        strategies={name: Strategy(seq, scores[seq], top - scores[seq]) for name, seq in strategies.items()},
+        exact=optimum.exact,
+        upper_bound=optimum.bound,
         forecaster=forecaster,
-        objective=wanted.kind if not wanted.weights else "weights",
+        objective=goal.kind if not goal.weights else "weights",
         level=level,
         decision=decision,
         words="",
@@ -128,44 +125,49 @@ def stages_of(forecast: PlanForecast) -> Stages:
     return tuple(map(Stage, forecast.order, forecast.passes))
 
 
-def _checked(matrix: TransferMatrix, wanted: Objective, strategy: str, order: Sequence[TaskName]) -> Objective:
+def _checked(matrix: TransferMatrix, objective: Objective, strategy: str, order: Sequence[TaskName]) -> Objective:
     """The objective, once everything fits the matrix. Raises UserError for the first thing that doesn't."""
     if strategy not in STRATEGIES:
         raise UserError(f"unknown strategy {strategy!r}; known: {', '.join(STRATEGIES)}", key="--strategy")
     check_measured(matrix)
-    if wanted.fixed and (order or strategy != "exact"):
+    if objective.fixed and (order or strategy != "exact"):
         raise UserError("places can be fixed only with the strategy 'exact'", key="--fix")
-    wanted.shares(matrix.tasks)
-    wanted.places(matrix.tasks)
+    objective.shares(matrix.tasks)
+    objective.places(matrix.tasks)
     if order:
         check_order(order, matrix.tasks)
-    return wanted
+    return objective
 
 
 def _best(
     predict: Forecaster,
-    wanted: Objective,
+    objective: Objective,
     scores: Mapping[Order, float],
     score: Callable[[Stages | Joint], float],
     seed: int,
 ) -> Found:
     """The best order, and how far it may be from the best there is. scores: of all orders, or empty."""
-    found = best_order(predict.set_form(), wanted, seed=seed)
+    optimum = best_order(predict.set_form(), objective, seed=seed)
     if not isinstance(predict, Hierarchical):
-        return found
+        return optimum
     # The search goes by the means of the draws, the score by the mean of its outcomes.
-    top = max(scores, key=lambda own: scores[own]) if scores else _climb(found.order, wanted, score)
+    top = max(scores, key=lambda candidate: scores[candidate]) if scores else _climb(optimum.order, objective, score)
     best = scores.get(top, score(in_order(top)))
-    return Found(top, best, best if scores else _bound(predict, wanted, top, best), bool(scores))
+    return Found(top, best, best if scores else _bound(predict, objective, top, best), bool(scores))
 
 
 def _described(
-    predict: Forecaster, wanted: Objective, scores: Mapping[Order, float], listed: Sequence[Order], level: float
+    predict: Forecaster, objective: Objective, scores: Mapping[Order, float], all_orders: Sequence[Order], level: float
 ) -> dict[Order, PlanForecast]:
-    """Each order with its intervals, and its chance to be the best where all are `listed`."""
-    truth = {own: wanted.of(predict(in_order(own))) for own in scores}
-    chances = _probability_best({own: truth[own] for own in listed}) if listed else {}
-    return {own: _describe(predict, in_order(own), scores[own], truth[own], level, chances.get(own)) for own in scores}
+    """Each order with its intervals, and its chance to be the best where `all_orders` are known."""
+    truth = {candidate: objective.of(predict(in_order(candidate))) for candidate in scores}
+    chances = _probability_best({candidate: truth[candidate] for candidate in all_orders}) if all_orders else {}
+    return {
+        candidate: _describe(
+            predict, in_order(candidate), scores[candidate], truth[candidate], level, chances.get(candidate)
+        )
+        for candidate in scores
+    }
 
 
 def forecast_json(
@@ -173,19 +175,21 @@ def forecast_json(
 ) -> dict[str, Any]:
     """What `omni-thinker forecast --json` prints."""
     accuracy = predict.by_column(plan)
-    seen = measured(predict, accuracy)
-    wanted = objective or Objective()
-    goal = wanted.of(predict.by_task(accuracy))
+    measured_accuracy = measured(predict, accuracy)
+    goal = objective or Objective()
+    outcome = goal.of(predict.by_task(accuracy))
     table: dict[str, Any] = {
         "forecaster": predict.name,
         "level": level,
         "kind": "joint" if isinstance(plan, Joint) else "merge" if isinstance(plan, Merge) else "sequence",
-        "score": _score(predict, wanted, plan),
-        "interval": dump(interval(goal, level)),
-        "forecast": to_intervals(predict.by_task(seen), level),
+        "score": _score(predict, goal, plan),
+        "interval": dump(interval(outcome, level)),
+        "forecast": to_intervals(predict.by_task(measured_accuracy), level),
     }
     if len(predict.columns) > len(predict.tasks):
-        table["evaluations"] = {c.name: dump(interval(seen[n], level)) for n, c in enumerate(predict.columns)}
+        table["evaluations"] = {
+            c.name: dump(interval(measured_accuracy[n], level)) for n, c in enumerate(predict.columns)
+        }
     return table
 
 
@@ -200,16 +204,16 @@ def _climb(order: Order, objective: Objective, score: Callable[[Stages], float])
     best, top = order, score(in_order(order))
     for _ in range(_CLIMBS if len(order) <= EXACT else 0):
         moves = {
-            (*rest[:place], task, *rest[place:])
+            (*others[:place], task, *others[place:])
             for task in best
-            for rest in [tuple(other for other in best if other != task)]
+            for others in [tuple(other for other in best if other != task)]
             for place in range(len(best))
         }
-        scores = {own: score(in_order(own)) for own in moves if _keeps(own, objective)}
-        found = max(scores, key=lambda own: scores[own])
-        if scores[found] <= top + 1e-12:
+        scores = {candidate: score(in_order(candidate)) for candidate in moves if _keeps(candidate, objective)}
+        chosen = max(scores, key=lambda candidate: scores[candidate])
+        if scores[chosen] <= top + 1e-12:
             break
-        best, top = found, scores[found]
+        best, top = chosen, scores[chosen]
     return best
 
 

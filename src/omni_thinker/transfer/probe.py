@@ -1,7 +1,5 @@
 """Probes that are cheaper than a whole pass: how long, what a pass would have shown, and how true they were."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,7 +13,7 @@ from omni_thinker.transfer.matrix import smoothed
 from omni_thinker.transfer.metrics import rank_correlation
 from omni_thinker.types import TaskName
 
-_DOUBT = 0.25
+_RELATIVE_ERROR = 0.25
 """Standard error of what the learning curve adds, as a share of it."""
 
 
@@ -23,8 +21,7 @@ def extrapolate(matrix: TransferMatrix, passes: Mapping[TaskName, float]) -> Tra
     """The matrix that whole passes would show, from probes of so many passes each.
 
     On log-odds every change grows along the learning curve (`gain_share`), and its error with it. A probe of one pass
-    stays as it is.
-    """
+    stays as it is."""
 
     def column(c: Column) -> Column:
         return replace(c, after={i: _stretched(c.start, e, 1 / gain_share(passes[i])) for i, e in c.after.items()})
@@ -54,7 +51,7 @@ def agreement(probe: TransferMatrix, full: TransferMatrix) -> Agreement | None:
     if not pairs:
         return None
     others = [pair for (i, j), pair in pairs.items() if i != j]
-    away = fmean(abs(told - true) for told, true in pairs.values())
+    away = fmean(abs(probed - measured) for probed, measured in pairs.values())
     return Agreement(len(pairs), rank_correlation(list(pairs.values())), rank_correlation(others), away)
 
 
@@ -63,7 +60,7 @@ def _stretched(start: Estimate, after: Estimate, factor: float) -> Estimate:
         return after
     (x0, s0), (x1, s1) = _log_odds(start), _log_odds(after)
     p = 1 / (1 + math.exp(-(x0 + factor * (x1 - x0))))
-    spread = math.hypot(factor * s1, (factor - 1) * s0, _DOUBT * (factor - 1) * (x1 - x0))
+    spread = math.hypot(factor * s1, (factor - 1) * s0, _RELATIVE_ERROR * (factor - 1) * (x1 - x0))
     # Smoothing is for the log-odds alone: where nothing changed, nothing is added.
     mean = min(1.0, max(0.0, after.mean + p - smoothed(after)))
     return Estimate(mean, after.n, max(after.stderr, spread * p * (1 - p)))

@@ -1,10 +1,7 @@
 """Searching the orders of a forecaster whose forecasts depend only on which tasks come after a task.
 
 Up to 18 tasks exactly, by dynamic programming over the sets that an order may end with; beyond by local search, with an
-upper bound on what it missed. Maximising pairwise effects alone is the linear ordering problem.
-"""
-
-from __future__ import annotations
+upper bound on what it missed. Maximising pairwise effects alone is the linear ordering problem."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -33,8 +30,7 @@ _GRID = 400
 class Objective:
     """What is maximised: the mean accuracy, weighted if wanted, or the worst task's.
 
-    `fixed`: places (1 is first) that tasks must have.
-    """
+    `fixed`: places (1 is first) that tasks must have."""
 
     kind: str = "mean"
     weights: Mapping[TaskName, float] = field(default_factory=dict)
@@ -81,8 +77,7 @@ class Found:
 def best_order(form: SetForm, objective: Objective, *, restarts: int = 8, seed: int = 0) -> Found:
     """The best order, or a good one with a bound where there are more than `EXACT` tasks.
 
-    Raises UserError as `Objective` does.
-    """
+    Raises UserError as `Objective` does."""
     objective.shares(form.tasks)
     if len(form.tasks) <= EXACT:
         order = _dynamic(form, objective)
@@ -100,9 +95,6 @@ def score_order(form: SetForm, objective: Objective, order: Sequence[TaskName]) 
     if objective.kind == "worst":
         return float(values.min())
     return float(objective.shares(form.tasks) @ values)
-
-
-# -- exact ------------------------------------------------------------------------------------------------------------
 
 
 def _dynamic(form: SetForm, objective: Objective) -> Order:
@@ -126,11 +118,13 @@ def _dynamic(form: SetForm, objective: Objective) -> Order:
         sets = by_size[edges[length] : edges[length + 1]]
         place = count - length
         for k in [taken[place]] if place in taken else [k for k in range(count) if k not in places]:
-            own = sets[(sets >> k & 1) == 1]
-            rest = own & ~(1 << k)
-            score = np.minimum(best[rest], values[k][rest]) if worst else best[rest] + values[k][rest]
-            better = score > best[own] + _EPS
-            best[own[better]], first[own[better]] = score[better], k
+            with_k = sets[(sets >> k & 1) == 1]
+            without_k = with_k & ~(1 << k)
+            score = (
+                np.minimum(best[without_k], values[k][without_k]) if worst else best[without_k] + values[k][without_k]
+            )
+            better = score > best[with_k] + _EPS
+            best[with_k[better]], first[with_k[better]] = score[better], k
     order, left = [], size - 1
     while left:
         k = int(first[left])
@@ -147,12 +141,9 @@ def _after_sets(form: SetForm, k: int, sizes: Places) -> Array:
         sums = np.zeros(1)
         for effect in form.effect_K_C[:, c]:
             sums = np.concatenate([sums, sums + effect])
-        kept = form.gain_C[c] * form.retained_C[c] ** sizes if form.gain_C[c] else 0.0
-        total += form.scale.back(form.base_C[c] + sums + kept)
+        retained = form.gain_C[c] * form.retained_C[c] ** sizes if form.gain_C[c] else 0.0
+        total += form.scale.back(form.base_C[c] + sums + retained)
     return total / len(columns)
-
-
-# -- local search -----------------------------------------------------------------------------------------------------
 
 
 class _State:
@@ -169,19 +160,19 @@ class _State:
             self.later_C[self.columns[k]] = len(later)
         shares = objective.shares(form.tasks)
         self._share_C = np.zeros(len(form.own_C))
-        for k, own in enumerate(self.columns):
-            self._share_C[own] = shares[k] / len(own)
+        for k, columns in enumerate(self.columns):
+            self._share_C[columns] = shares[k] / len(columns)
         self._worst = objective.kind == "worst"
 
     def final(self, columns: Places, sums: Array, later: Array) -> Array:
         form = self.form
-        kept = form.gain_C[columns] * form.retained_C[columns] ** later
-        return form.scale.back(form.base_C[columns] + kept + sums)
+        retained = form.gain_C[columns] * form.retained_C[columns] ** later
+        return form.scale.back(form.base_C[columns] + retained + sums)
 
     def accuracies(self) -> Array:
-        """By task."""
+        """Accuracy of each task."""
         every = self.final(np.arange(len(self.sums_C)), self.sums_C, self.later_C)
-        return np.array([every[own].mean() for own in self.columns])
+        return np.array([every[columns].mean() for columns in self.columns])
 
     def utility(self, columns: Places, sums: Array, later: Array) -> Array:
         """What is summed up: shares of accuracy, or something that is steep where a task is bad."""
@@ -197,7 +188,7 @@ class _State:
         passed = self.order[place + 1 :] if step > 0 else self.order[:place][::-1]
         if not passed:
             return np.zeros(0)
-        own = self.columns[k]
+        columns = self.columns[k]
         theirs = np.concatenate([self.columns[b] for b in passed])
         starts = np.cumsum([0, *(len(self.columns[b]) for b in passed[:-1])])
         # Going right, k comes to be later than those it passes, and they stop being later than k.
@@ -205,10 +196,12 @@ class _State:
             theirs, self.sums_C[theirs] + step * self.form.effect_K_C[k, theirs], self.later_C[theirs] + step
         )
         change = np.add.reduceat(moved - self.utility(theirs, self.sums_C[theirs], self.later_C[theirs]), starts)
-        lost = np.cumsum(self.form.effect_K_C[np.ix_(np.array(passed), own)], axis=0)
+        lost = np.cumsum(self.form.effect_K_C[np.ix_(np.array(passed), columns)], axis=0)
         ways = np.arange(1, len(passed) + 1)[:, None]
-        here = self.utility(own, self.sums_C[own], self.later_C[own]).sum()
-        there = self.utility(own[None], self.sums_C[own] - step * lost, self.later_C[own] - step * ways).sum(axis=1)
+        here = self.utility(columns, self.sums_C[columns], self.later_C[columns]).sum()
+        there = self.utility(
+            columns[None], self.sums_C[columns] - step * lost, self.later_C[columns] - step * ways
+        ).sum(axis=1)
         return np.asarray(np.cumsum(change) + there - here)
 
     def move(self, place: int, by: int) -> None:
@@ -216,12 +209,12 @@ class _State:
         self.order.insert(place + by, k)
         step = 1 if by > 0 else -1
         passed = self.order[place : place + by] if by > 0 else self.order[place + by + 1 : place + 1]
-        own = self.columns[k]
+        columns = self.columns[k]
         for b in passed:
             self.sums_C[self.columns[b]] += step * self.form.effect_K_C[k, self.columns[b]]
             self.later_C[self.columns[b]] += step
-            self.sums_C[own] -= step * self.form.effect_K_C[b, own]
-            self.later_C[own] -= step
+            self.sums_C[columns] -= step * self.form.effect_K_C[b, columns]
+            self.later_C[columns] -= step
 
 
 def _local_search(form: SetForm, objective: Objective, restarts: int, seed: int) -> Order:
@@ -287,34 +280,30 @@ def _swap(state: _State, a: int, b: int) -> None:
         state.move(b - 1, a - b + 1)
 
 
-# -- a bound ----------------------------------------------------------------------------------------------------------
-
-
 def upper_bound(form: SetForm, objective: Objective, order: Sequence[TaskName]) -> float:
     """No order scores more than this.
 
     Each task's accuracy, as a function of its sum, lies under a straight line (its concave envelope's, at the sum it
     has in `order`); under lines the score is a sum over pairs, and no order does better than the better way round of
-    every pair. Nor better than every task with the set after it that suits it best.
-    """
+    every pair. Nor better than every task with the set after it that suits it best."""
     state = _State(form, objective, [form.tasks.index(task) for task in order])
     shares = objective.shares(form.tasks)
     count = len(form.tasks)
     slopes, alone, fixed = np.zeros((count, count)), np.zeros(count), 0.0
-    for k, own in enumerate(state.columns):
-        for c in own:
+    for k, columns in enumerate(state.columns):
+        for c in columns:
             effect = np.delete(form.effect_K_C[:, c], k)
             wear, const = _wear(form, int(c), count)
             low = form.base_C[c] + const + np.minimum(effect + wear, 0.0).sum()
             high = form.base_C[c] + const + np.maximum(effect + wear, 0.0).sum()
             at = form.base_C[c] + const + state.sums_C[c] + wear * state.later_C[c]
             slope, intercept = _line(form.scale.back, low, high, float(at))
-            part = shares[k] / len(own)
-            fixed += part * (intercept + slope * (form.base_C[c] + const))
+            share = shares[k] / len(columns)
+            fixed += share * (intercept + slope * (form.base_C[c] + const))
             line = slope * (form.effect_K_C[:, c] + wear)
             line[k] = 0.0
-            slopes[:, k] += part * line  # [i, k]: what i after k adds
-            alone[k] += float(form.scale.back(np.array(high))) / len(own)
+            slopes[:, k] += share * line  # [i, k]: what i after k adds
+            alone[k] += float(form.scale.back(np.array(high))) / len(columns)
     if objective.kind == "worst":
         return float(alone.min())
     pairs = np.triu(np.maximum(slopes, slopes.T), 1).sum()
@@ -323,8 +312,8 @@ def upper_bound(form: SetForm, objective: Objective, order: Sequence[TaskName]) 
 
 def _wear(form: SetForm, c: int, count: int) -> tuple[float, float]:
     """gain x retained^n <= const + wear x n for n in 0 .. K - 1: its chord, or for a loss its least."""
-    gain, kept = float(form.gain_C[c]), float(form.retained_C[c])
-    last = gain * kept ** (count - 1)
+    gain, retained = float(form.gain_C[c]), float(form.retained_C[c])
+    last = gain * retained ** (count - 1)
     return ((last - gain) / (count - 1), gain) if gain > 0 else (0.0, last)
 
 
@@ -350,9 +339,6 @@ def _line(back: Callable[[Array], Array], low: float, high: float, at: float) ->
     # Between grid points a curve may lie above its chords, by no more than this.
     above = 0.0 if values.max() == values.min() else 0.25 * float(np.diff(grid).max()) ** 2 / 8
     return slope, float(intercept + above)
-
-
-# -- named rules ------------------------------------------------------------------------------------------------------
 
 
 def least_to_most_forgettable(effects_K_K: Array) -> list[int]:

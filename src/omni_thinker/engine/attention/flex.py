@@ -1,10 +1,7 @@
 """Attention over a packed row on a GPU: FlexAttention (arXiv 2412.05496) with a block mask.
 
 Blocks of the row that nobody attends to are not computed, so siblings and other groups cost nothing but the ragged
-edges of their blocks; the forward and the backward pass are one compiled kernel each.
-"""
-
-from __future__ import annotations
+edges of their blocks; the forward and the backward pass are one compiled kernel each."""
 
 from collections.abc import Callable
 from functools import cache
@@ -32,7 +29,7 @@ def flex_attention_over(
     mask: BlockMask, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
 ) -> torch.Tensor:
     """[T, heads, width] from queries [T, heads, width], keys and values [T, kv heads, width]."""
-    parts = (part.transpose(0, 1)[None] for part in (query, key, value))
+    parts = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
     out: torch.Tensor = _kernel(query.device.type)(*parts, block_mask=mask, scale=scale, enable_gqa=True)
     return out[0].transpose(0, 1)
 

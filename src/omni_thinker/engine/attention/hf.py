@@ -1,10 +1,7 @@
 """Attention over a packed row, group by group.
 
 A row holds several groups that don't see each other. Attention over the whole row would cost the square of its
-length for a mask that is mostly empty; cut at the groups, the cost is the sum of their squares.
-"""
-
-from __future__ import annotations
+length for a mask that is mostly empty; cut at the groups, the cost is the sum of their squares."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -58,9 +55,9 @@ def _attention(
     parts = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
     out, begin = [], 0
     for length, (q, k, v) in zip(lengths, parts, strict=True):
-        own = slice(begin, begin + length)
+        segment = slice(begin, begin + length)
         begin += length
-        out.append(sdpa_attention_forward(module, q, k, v, attention_mask[:, :, own, own], **options)[0])
+        out.append(sdpa_attention_forward(module, q, k, v, attention_mask[:, :, segment, segment], **options)[0])
     return torch.cat(out, dim=1), None
 
 

@@ -1,7 +1,5 @@
 """Attention over a packed row in C, for bf16: what shared_attention computes. See native/train_attention.c."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,22 +21,23 @@ class RowParts:
     sample_begin: torch.Tensor
     sample_length: torch.Tensor
     longest: tuple[int, int]
-    """Of prompts, and of samples."""
+    """Length of the longest prompt and of the longest sample."""
 
     @classmethod
-    def of(cls, lengths: Sequence[tuple[int, Sequence[int]]]) -> RowParts:
-        """From the length of each prompt and of each of its samples, which lie one after another in the row."""
+    def of(cls, lengths: Sequence[tuple[int, Sequence[int]]]) -> "RowParts":
+        """Build the places from the length of each prompt and of each of its samples, which lie one after another in
+        the row."""
         at, prompts, samples, first = 0, [], [], [0]
-        for size, own in lengths:
+        for size, counts in lengths:
             prompts.append((at, size))
             at += size
-            for count in own:
+            for count in counts:
                 samples.append((at, count))
                 at += count
             first.append(len(samples))
         longest = max(size for _, size in prompts), max([1, *(count for _, count in samples)])
         one, other = (
-            torch.tensor(part, device="cpu").view(-1, 2).t().contiguous() for part in (prompts, samples or [(0, 0)])
+            torch.tensor(spans, device="cpu").view(-1, 2).t().contiguous() for spans in (prompts, samples or [(0, 0)])
         )
         return cls(one[0], one[1], torch.tensor(first, device="cpu"), other[0], other[1], longest)
 
@@ -74,9 +73,9 @@ class _Native(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None, None]:
         query, key, value = ctx.saved_tensors
-        found = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(key)
-        _call(query, key, value, ctx.parts, ctx.scale, grad=grads[0].contiguous(), found=found)
-        return found[0], found[1], found[2].to(value.dtype), None, None
+        gradients = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(key)
+        _call(query, key, value, ctx.parts, ctx.scale, grad=grads[0].contiguous(), gradients=gradients)
+        return gradients[0], gradients[1], gradients[2].to(value.dtype), None, None
 
 
 def _call(
@@ -88,13 +87,13 @@ def _call(
     *,
     out: torch.Tensor | None = None,
     grad: torch.Tensor | None = None,
-    found: Sequence[torch.Tensor] = (),
+    gradients: Sequence[torch.Tensor] = (),
 ) -> None:
     c = kernels()
     assert c is not None
     where = (parts.prompt_begin, parts.prompt_length, parts.samples, parts.sample_begin, parts.sample_length)
-    given = (query, key, value, out, grad, *(found or (None,) * 3), *where)
-    pointers = (None if part is None else part.data_ptr() for part in given)
+    given = (query, key, value, out, grad, *(gradients or (None,) * 3), *where)
+    pointers = (None if tensor is None else tensor.data_ptr() for tensor in given)
     sizes = (len(parts.prompt_begin), query.shape[1], key.shape[1], query.shape[2], *parts.longest)
     if c.attend_row(*pointers, scale, *sizes):
         raise MemoryError("no memory for attention")

@@ -17,10 +17,7 @@ parts as short as these, and the forward pass hardly faster.
             2 own:    a -> a, b -> b        causal, each sample by itself
             3 over:   a b -> p              all samples of a group as queries of one call, filling masked
               |                             2 and 3 are joined by their log-sum-exp
-    row     p p p a a b | q q c c c d       one gather back (`_Route.place`)
-"""
-
-from __future__ import annotations
+    row     p p p a a b | q q c c c d       one gather back (`_Route.place`)"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,19 +41,19 @@ class _Route:
     """The slot of each vector; one of zeros behind the slots for tokens that are in no part."""
 
     @classmethod
-    def of(cls, parts: Sequence[torch.Tensor], vectors: int) -> _Route:
-        """From the vectors of each part's slots."""
-        pick_S = torch.cat([part.flatten() for part in parts]).clamp_(max=vectors)
+    def of(cls, ids_of_parts: Sequence[torch.Tensor], vectors: int) -> "_Route":
+        """Build the route from the vector ids of each part's slots."""
+        pick_S = torch.cat([vector_ids.flatten() for vector_ids in ids_of_parts]).clamp_(max=vectors)
         place_V = torch.full((vectors + 1,), len(pick_S))
         place_V[pick_S] = torch.arange(len(pick_S))
         return cls(pick_S, place_V[:vectors])
 
-    def pick(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    def pick(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         """[S, width] in fp32 from what lies side by side in a row, each [T, its heads, width]."""
-        tokens, _, width = parts[0].shape
-        heads = sum(part.shape[1] for part in parts)
-        row = parts[0].new_empty(tokens + 1, heads, width, dtype=_at_least_fp32(parts[0].dtype))
-        torch.cat(list(parts), dim=1, out=row[:tokens]) if len(parts) > 1 else row[:tokens].copy_(parts[0])
+        tokens, _, width = tensors[0].shape
+        heads = sum(tensor.shape[1] for tensor in tensors)
+        row = tensors[0].new_empty(tokens + 1, heads, width, dtype=torch.promote_types(tensors[0].dtype, torch.float32))
+        torch.cat(list(tensors), dim=1, out=row[:tokens]) if len(tensors) > 1 else row[:tokens].copy_(tensors[0])
         row[tokens:] = 0
         return row.view(-1, width).index_select(0, self.pick_S)
 
@@ -71,26 +68,26 @@ class SharedPrompts:
     """Where in a row the vectors are that attention takes. P prompts of at most T tokens, G samples of at most L, K kv
     heads, and R query heads for each.
 
-    Slots are those of queries [P, K, R, T] and [P, K, G, R, L], then keys [P, K, T] and [P, K, G, L], then values.
-    """
+    Slots are those of queries [P, K, R, T] and [P, K, G, R, L], then keys [P, K, T] and [P, K, G, L], then values."""
 
     all: _Route
-    """Of queries, keys and values side by side."""
+    """The route of queries, keys and values side by side."""
     queries: _Route
     mask: torch.Tensor
     """[P x K, 1, 1, T], added to scores: 0 where a prompt has a token, else -inf."""
     shapes: tuple[tuple[int, ...], ...]
-    """Of the six parts, without the width."""
+    """Shapes of the six parts, without the width."""
     tokens: int
-    """Of the row."""
+    """Number of tokens in the row."""
 
     @classmethod
     def of(
         cls, lengths: Sequence[tuple[int, Sequence[int]]], tokens: int, *, heads: int, kv_heads: int
-    ) -> SharedPrompts:
-        """From the length of each prompt and of each of its samples, which lie one after another in the row."""
+    ) -> "SharedPrompts":
+        """Build the places from the length of each prompt and of each of its samples, which lie one after another in
+        the row."""
         longest_prompt = max(prompt for prompt, _ in lengths)
-        longest = max([1, *(own for _, samples in lengths for own in samples)])
+        longest = max([1, *(length for _, samples in lengths for length in samples)])
         most = max(len(samples) for _, samples in lengths)
         prompt_P_T = torch.full((len(lengths), longest_prompt), tokens)
         own_P_G_L = torch.full((len(lengths), most, longest), tokens)
@@ -120,18 +117,18 @@ class SharedPrompts:
             all=_Route.of(parts, tokens * width),
             queries=_Route.of(queries(heads), tokens * heads),
             mask=mask_P_T.repeat_interleave(kv_heads, 0)[:, None, None],
-            shapes=tuple(tuple(part.shape) for part in parts),
+            shapes=tuple(tuple(places.shape) for places in parts),
             tokens=tokens,
         )
 
     def parts(self, slots: torch.Tensor, count: int = 6) -> list[torch.Tensor]:
         """Views of the first `count` parts in slots [S, width], prompts and kv heads as one dimension."""
-        found, at = [], 0
-        for prompts, kv_heads, *rest in self.shapes[:count]:
-            size = prompts * kv_heads * prod(rest)
-            found.append(slots[at : at + size].view(prompts * kv_heads, *rest, slots.shape[-1]))
+        views, at = [], 0
+        for prompts, kv_heads, *sizes in self.shapes[:count]:
+            size = prompts * kv_heads * prod(sizes)
+            views.append(slots[at : at + size].view(prompts * kv_heads, *sizes, slots.shape[-1]))
             at += size
-        return found
+        return views
 
 
 def shared_attention(
@@ -150,16 +147,16 @@ class _Shared(torch.autograd.Function):
     ) -> torch.Tensor:
         inputs = _Inputs(where, where.all.pick((query, key, value)))
         prompt, prompt_lse = _attend(*inputs.prompt, 0.0, True, scale=scale)
-        own, own_lse = _attend(*inputs.own, 0.0, True, scale=scale)
-        over, over_lse = _attend(*inputs.over, 0.0, False, attn_mask=inputs.mask, scale=scale)
-        over, over_lse = over.view(own.shape), over_lse.view(own_lse.shape)
-        slots = query.new_empty(len(where.queries.pick_S) + 1, query.shape[-1], dtype=own.dtype)
+        to_self, self_lse = _attend(*inputs.own, 0.0, True, scale=scale)
+        cross, cross_lse = _attend(*inputs.over, 0.0, False, attn_mask=inputs.mask, scale=scale)
+        cross, cross_lse = cross.view(to_self.shape), cross_lse.view(self_lse.shape)
+        slots = query.new_empty(len(where.queries.pick_S) + 1, query.shape[-1], dtype=to_self.dtype)
         to_prompt, to_own = where.parts(slots, 2)
         to_prompt.copy_(prompt)
-        torch.lerp(own, over, torch.sigmoid(over_lse - own_lse)[..., None], out=to_own.view(own.shape))
+        torch.lerp(to_self, cross, torch.sigmoid(cross_lse - self_lse)[..., None], out=to_own.view(to_self.shape))
         out = where.queries.place(slots, where.tokens).to(value.dtype)
         ctx.save_for_backward(query, key, value, out)
-        ctx.lse = prompt_lse, torch.logaddexp(own_lse, over_lse)
+        ctx.lse = prompt_lse, torch.logaddexp(self_lse, cross_lse)
         ctx.where, ctx.scale = where, scale
         return out
 
@@ -202,17 +199,13 @@ class _Inputs:
     [P x K, 1, G x R x L, width]."""
 
     def __init__(self, where: SharedPrompts, slots: torch.Tensor) -> None:
-        query, own_query, *rest = where.parts(slots)
-        keys, own_keys, values, own_values = rest
+        query, own_query, *keys_and_values = where.parts(slots)
+        keys, own_keys, values, own_values = keys_and_values
         groups, samples, per, longest, width = own_query.shape
         self.by_query = own_query.shape
         heads = (groups, samples * per, longest, width)
-        repeated = (part[:, :, None].expand(own_query.shape).reshape(heads) for part in (own_keys, own_values))
-        self.prompt = (query, *(part[:, None].expand(query.shape).contiguous() for part in (keys, values)))
+        repeated = (tensor[:, :, None].expand(own_query.shape).reshape(heads) for tensor in (own_keys, own_values))
+        self.prompt = (query, *(tensor[:, None].expand(query.shape).contiguous() for tensor in (keys, values)))
         self.own = (own_query.view(heads), *repeated)
         self.over = (own_query.view(groups, 1, -1, width), keys[:, None], values[:, None])
         self.mask = where.mask.to(slots.dtype)
-
-
-def _at_least_fp32(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)

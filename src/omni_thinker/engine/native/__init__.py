@@ -1,10 +1,7 @@
 """Small kernels in C, compiled once for this processor where a C compiler is found; without one, torch does the same.
 
 Plain C by ctypes and not a torch extension: it takes two seconds to compile instead of a minute, needs no headers, and
-finds torch's own OpenMP threads by their library's name.
-"""
-
-from __future__ import annotations
+finds torch's own OpenMP threads by their library's name."""
 
 import ctypes
 import hashlib

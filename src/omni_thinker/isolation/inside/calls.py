@@ -2,10 +2,7 @@
 
 argv[1] is a file that defines `handle(request) -> reply`, argv[2] the address space in MiB, the rest folders for
 sys.path. Code made of a text isn't run (guard.py), but for what the file says in MAY_RUN and MAY_RUN_IN. The deadline
-is kept by the parent, which kills this process: nothing here sets alarms.
-"""
-
-from __future__ import annotations
+is kept by the parent, which kills this process: nothing here sets alarms."""
 
 import json
 import os

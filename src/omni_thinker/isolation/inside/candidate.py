@@ -1,10 +1,7 @@
 """The program's side of the sandbox: runs it, then does what the tests ask of it.
 
 Nothing here is a secret and nothing here is trusted: a program may replace all of it, and gains the right to answer
-for its own functions, which it has anyway. It never holds a test, nor what a test expects.
-"""
-
-from __future__ import annotations
+for its own functions, which it has anyway. It never holds a test, nor what a test expects."""
 
 import builtins
 import sys
@@ -45,7 +42,8 @@ class Candidate(Peer):
         if name == "program":
             return self._program(operands[0])
         if name == "global":
-            return self._global(self.space[operands[0]])
+            value = self.space[operands[0]]
+            return ["m", value.__name__] if isinstance(value, types.ModuleType) else self.encode(value)
         if name == "call":
             return self._call(*operands)
         values = [self.decode(operand) for operand in operands]
@@ -79,14 +77,11 @@ class Candidate(Peer):
         exec(compile(text, "<program>", "exec", dont_inherit=True), self.space)  # noqa: S102
         return [name for name in self.space if isinstance(name, str) and not name.startswith("__")]
 
-    def _global(self, value: Any) -> Any:
-        return ["m", value.__name__] if isinstance(value, types.ModuleType) else self.encode(value)
-
     def _call(self, target: Any, args: Any, kwargs: Any) -> Any:
         """[result, arguments after the call]: lists and dicts may have been changed in place."""
-        function, given, named = self.decode(target), self.decode(args), self.decode(kwargs)
-        result = self.encode(function(*given, **named))
-        return [result, self.encode(given), self.encode(named)]
+        function, given, keywords = self.decode(target), self.decode(args), self.decode(kwargs)
+        result = self.encode(function(*given, **keywords))
+        return [result, self.encode(given), self.encode(keywords)]
 
     def _refer(self, value: Any) -> Any:
         handle = super()._refer(value)

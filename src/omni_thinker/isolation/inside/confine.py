@@ -1,7 +1,5 @@
 """What a candidate of the sandbox may reach and use up. Loaded by the sandbox's script: the standard library alone."""
 
-from __future__ import annotations
-
 import ctypes
 import math
 import os
@@ -35,8 +33,7 @@ def enter(folder: str) -> bool:
     """Give this process and its children to come namespaces of their own, where the kernel allows it.
 
     Inside bubblewrap: a root of nothing but the system's libraries and an empty /work that vanishes with it. Elsewhere
-    the working folder is `folder`. True where processes are counted for this candidate alone.
-    """
+    the working folder is `folder`. True where processes are counted for this candidate alone."""
     boxed = os.path.isdir(BOX)
     user, group = os.geteuid(), os.getegid()
     apart: bool = _libc.unshare(_NEWUSER | _NEWPID | _NEWIPC | (_NEWNS if boxed else _NEWNET)) == 0
@@ -103,8 +100,7 @@ def drop_rights() -> None:
 def forbid() -> None:
     """No sockets but between processes here, and no system calls that only attacks use: a seccomp filter.
 
-    Namespaces alone leave a virtual machine's own sockets open (AF_VSOCK). After `drop_rights`.
-    """
+    Namespaces alone leave a virtual machine's own sockets open (AF_VSOCK). After `drop_rights`."""
     machine = os.uname().machine
     if machine not in _SYSTEM_CALLS:
         return

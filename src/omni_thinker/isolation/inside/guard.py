@@ -3,10 +3,7 @@
 A scorer may treat an answer as data only. `evaluates` finds by reading it whether one plainly does more. `data_only`
 sees to it in the process itself, and `forbid_evaluation` ends a process at the first attempt to run code that comes
 from a text (an audit hook, PEP 578, which can't be taken off again). They are for scorers that are careless. A scorer
-that is meant to get around them can. What it then runs is still inside the sandbox.
-"""
-
-from __future__ import annotations
+that is meant to get around them can. What it then runs is still inside the sandbox."""
 
 import ast
 import builtins
@@ -22,30 +19,24 @@ from typing import Any
 
 EVALUATED = 71
 """Exit code of a process in which text would have been run."""
-_EVALUATORS = frozenset(
-    (
-        "exec", "compile", "__import__", "import_module", "run_path", "run_module",
-        "parse_expr", "parse_latex", "sympify", "simplify", "lambdify",
-        "system", "popen", "Popen", "check_output",
-        "load", "loads", "unsafe_load", "full_load",
-    )
-)  # fmt: skip
+_EVALUATORS = frozenset((
+    "exec", "compile", "__import__", "import_module", "run_path", "run_module",
+    "parse_expr", "parse_latex", "sympify", "simplify", "lambdify",
+    "system", "popen", "Popen", "check_output",
+    "load", "loads", "unsafe_load", "full_load",
+))  # fmt: skip
 _SAFE_LOADS = frozenset({"json", "tomllib"})
-_EVENTS = frozenset(
-    (
-        "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "subprocess.Popen", "pty.spawn",
-        "pickle.find_class", "code.__new__", "function.__new__", "ctypes.dlopen", "ctypes.dlsym", "ctypes.dlsym/handle",
-    )
-)  # fmt: skip
+_EVENTS = frozenset((
+    "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "subprocess.Popen", "pty.spawn",
+    "pickle.find_class", "code.__new__", "function.__new__", "ctypes.dlopen", "ctypes.dlsym", "ctypes.dlsym/handle",
+))  # fmt: skip
 _INTERPRETERS = frozenset({"_xxsubinterpreters", "_interpreters"})
 """Modules that start interpreters, which this hook would not see."""
-_ARITHMETIC = frozenset(
-    (
-        "RESUME", "CACHE", "NOP", "PUSH_NULL", "LOAD_NAME", "LOAD_CONST", "LOAD_SMALL_INT", "BUILD_TUPLE",
-        "PRECALL", "CALL", "CALL_KW", "KW_NAMES", "BINARY_OP", "UNARY_NEGATIVE", "UNARY_POSITIVE",
-        "RETURN_VALUE", "RETURN_CONST", "NOT_TAKEN",
-    )
-)  # fmt: skip
+_ARITHMETIC = frozenset((
+    "RESUME", "CACHE", "NOP", "PUSH_NULL", "LOAD_NAME", "LOAD_CONST", "LOAD_SMALL_INT", "BUILD_TUPLE",
+    "PRECALL", "CALL", "CALL_KW", "KW_NAMES", "BINARY_OP", "UNARY_NEGATIVE", "UNARY_POSITIVE",
+    "RETURN_VALUE", "RETURN_CONST", "NOT_TAKEN",
+))  # fmt: skip
 _DEPTH = 6
 _IMPORTER = "<frozen importlib._bootstrap_external>"
 
@@ -53,8 +44,7 @@ _IMPORTER = "<frozen importlib._bootstrap_external>"
 def data_only() -> None:
     """From now on this process only reads texts: it starts no process, writes no file, and runs no code made of a text.
 
-    `eval(text)` reads Python literals and raises ValueError for anything else.
-    """
+    `eval(text)` reads Python literals and raises ValueError for anything else."""
     builtins.eval = _literal
     for which in (resource.RLIMIT_NPROC, resource.RLIMIT_FSIZE):
         resource.setrlimit(which, (0, 0))
@@ -74,8 +64,7 @@ def forbid_evaluation(
 
     Modules that are imported late from where modules were before may run, and so may arithmetic on `allowed_names` (a
     parser hands `Integer (2 )*Integer (3 )` to `eval`), and what a function of `allowed_callers` runs (the end of its
-    file's path, a colon, its name): a library that writes its own functions.
-    """
+    file's path, a colon, its name): a library that writes its own functions."""
     trusted = tuple(os.path.join(os.path.abspath(folder), "") for folder in [*sys.path, os.path.dirname(os.__file__)])
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -137,8 +126,7 @@ def evaluates(scorer: Callable[..., Any]) -> str | None:
     """Where a scorer runs text as code, such as "parse_expr in countdown.py:221"; None where reading it shows none.
 
     Follows calls to methods of the same object and to functions of the same package, up to six deep. Plain
-    `eval(text)` doesn't count: `data_only` makes it harmless. What reading can't see, `forbid_evaluation` ends.
-    """
+    `eval(text)` doesn't count: `data_only` makes it harmless. What reading can't see, `forbid_evaluation` ends."""
     for function in _reachable(scorer):
         try:
             tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
@@ -174,23 +162,23 @@ def _reachable(scorer: Callable[..., Any]) -> Iterator[FunctionType]:
     first: Any = getattr(scorer, "__func__", scorer)
     package = first.__module__.partition(".")[0]
     waiting: list[tuple[Any, int]] = [(first, 0)]
-    seen: set[Any] = set()
+    visited: set[Any] = set()
     while waiting:
         function, depth = waiting.pop(0)
-        if not isinstance(function, FunctionType) or function in seen:
+        if not isinstance(function, FunctionType) or function in visited:
             continue
-        seen.add(function)
+        visited.add(function)
         yield function
         if depth == _DEPTH:
             continue
         for name in _names(function.__code__):
-            found = function.__globals__.get(name)
-            if isinstance(found, type):
-                found = getattr(found, "__init__", None)
-            if owner is not None and found is None:
-                found = getattr(getattr(type(owner), name, None), "__func__", getattr(type(owner), name, None))
-            if (getattr(found, "__module__", None) or "").partition(".")[0] == package:
-                waiting.append((found, depth + 1))
+            callee = function.__globals__.get(name)
+            if isinstance(callee, type):
+                callee = getattr(callee, "__init__", None)
+            if owner is not None and callee is None:
+                callee = getattr(getattr(type(owner), name, None), "__func__", getattr(type(owner), name, None))
+            if (getattr(callee, "__module__", None) or "").partition(".")[0] == package:
+                waiting.append((callee, depth + 1))
 
 
 def _names(code: CodeType) -> Iterator[str]:

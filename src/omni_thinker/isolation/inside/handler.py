@@ -1,7 +1,5 @@
 """A scorer's file as a module. Loaded by scripts inside the sandbox."""
 
-from __future__ import annotations
-
 import importlib.util
 from types import ModuleType
 

@@ -9,10 +9,7 @@ A verdict is what the tester hands in, over a pipe that no candidate has ever ha
 request. A program can print, exit, patch, search its memory or take over its socket: all it can do with any of that is
 answer for its own functions.
 
-Started with `python -I -S`, inside bubblewrap (bubblewrap.py): no network, a read-only file system.
-"""
-
-from __future__ import annotations
+Started with `python -I -S`, inside bubblewrap (bubblewrap.py): no network, a read-only file system."""
 
 import json
 import os
@@ -65,7 +62,7 @@ def _test(channel: socket.socket, request: dict[str, Any], report: int, secret: 
 
 
 def _await(report: int, deadline: float) -> bytes | None:
-    """What was handed in; None at the deadline."""
+    """Read the tester's report; None at the deadline."""
     received = b""
     while not received.endswith(b"\n"):
         ready, _, _ = select.select([report, zygote.REQUESTS], [], [], max(0.0, deadline - time.monotonic()))

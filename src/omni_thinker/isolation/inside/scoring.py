@@ -6,10 +6,7 @@
 
 argv: a file that defines `handle(request) -> reply` and may define `prepare(settings)`, then folders for sys.path.
 A worker has never seen an earlier answer, and no later one sees it. Unless the request allows it, code made of a text
-isn't run in it (guard.py).
-"""
-
-from __future__ import annotations
+isn't run in it (guard.py)."""
 
 import json
 import os
@@ -33,9 +30,9 @@ else:
 
     del sys.path[0]
 
-_CHUNK = 1 << 16
+_READ_BYTES = 1 << 16
 _MAX_REPLY = 1 << 21
-"""Of what the trainer takes, half: this server's own words are around it."""
+"""Longest reply in bytes, half of what the trainer takes: this server's own words are around it."""
 _ZYGOTE_BYTES = 4 << 30
 
 
@@ -110,7 +107,7 @@ def _exchange(channel: socket.socket, line: bytes, deadline: float) -> bytes | N
         channel.sendall(line)
         while not received.endswith(b"\n"):
             channel.settimeout(_left(deadline))
-            chunk = channel.recv(_CHUNK)
+            chunk = channel.recv(_READ_BYTES)
             received += chunk
             if not chunk or len(received) > _MAX_REPLY:
                 return b""

@@ -1,10 +1,7 @@
 """The tests' side of the sandbox: runs them against a program that lives in another process.
 
 What the program returns arrives as plain data or as a handle. We never call the program's `__eq__` (or its order or
-arithmetic) against a value of the test: it could return True. Between two handles, the program's classes decide.
-"""
-
-from __future__ import annotations
+arithmetic) against a value of the test: it could return True. Between two handles, the program's classes decide."""
 
 import ast
 import builtins
@@ -31,7 +28,7 @@ else:
     from wire import ACCESS, BINARY, COMPARISONS, UNARY, Gone, Peer, Proxy, Violation, exception_named
 
 _MODULE = "__main__"
-"""What the tests believe to be."""
+"""Module name that the tests run under."""
 _OPERATIONS = {**UNARY, **BINARY, **COMPARISONS, **ACCESS}
 _CHANGEABLE = (list, dict, set, tuple, bytearray, collections.deque)
 _ANYTHING = ("bool", "hash", "iter", "len", "next", "repr", "str")
@@ -51,8 +48,8 @@ class Tester(Peer):
         reply = self._asked("call", self.encode(target), self.encode(list(args)), self.encode(kwargs))
         if not isinstance(reply, list) or len(reply) != 3:
             raise Violation("malformed message: a call is answered by three values")
-        result, given, named = map(self.decode, reply)
-        for old, new in ((list(args), given), (kwargs, named)):
+        result, given, keywords = map(self.decode, reply)
+        for old, new in ((list(args), given), (kwargs, keywords)):
             _restore(old, new)
         return result
 
@@ -99,8 +96,8 @@ class Tester(Peer):
             return self.encode(target(*values[1], **values[2]))
         if name == "base":
             raise TypeError("a test's object has no plain value")
-        own = not isinstance(target, type) and type(target).__module__ == _MODULE
-        if name not in _OPERATIONS or not (own or name in _ANYTHING):
+        made_by_test = not isinstance(target, type) and type(target).__module__ == _MODULE
+        if name not in _OPERATIONS or not (made_by_test or name in _ANYTHING):
             raise TypeError(f"programs can't do {name!r} to this object of the test's")
         if name in ("getattr", "setattr", "delattr"):
             _check_attribute(target, values[1], change=name != "getattr")
@@ -113,17 +110,17 @@ class Tester(Peer):
 
     # -- values and exceptions
 
-    def rebuilt(self, own: Any, known: Any, args: Any, attributes: Any, text: Any) -> BaseException:
+    def rebuilt(self, lineage: Any, known: Any, args: Any, attributes: Any, text: Any) -> BaseException:
         base = exception_named(str(known))
         if base is None or not issubclass(base, Exception):
             return RuntimeError(f"{known}: {text}"[:300])  # SystemExit and the like end nothing here
         try:
-            cls = self._class(own, str(known))
+            cls = self._class(lineage, str(known))
             given = tuple(self.decode(args))
             exc = cls.__new__(cls, *given)
             exc.args = given
             vars(exc).update(self.decode(attributes))
-            if own:
+            if lineage:
                 exc.__dict__["_text"] = str(text)[:300]
         except Gone:
             raise
@@ -131,10 +128,10 @@ class Tester(Peer):
             return base.__new__(base) if base is not Exception else Exception(str(text)[:300])
         return exc
 
-    def _class(self, own: Any, known: str) -> type[BaseException]:
+    def _class(self, lineage: Any, known: str) -> type[BaseException]:
         """The local stand-in for a class of the program's exceptions, made with its parents."""
         cls: type[BaseException] = exception_named(known) or Exception
-        for number, name in reversed(own):
+        for number, name in reversed(lineage):
             if number not in self._classes:
                 says = {"__str__": lambda self: self.__dict__.get("_text", "")}
                 self._classes[number] = type(str(name), (cls,), says)
@@ -219,18 +216,17 @@ def run(channel: socket.socket, request: dict[str, Any]) -> tuple[int, str | Non
 def _space(tester: Tester, request: dict[str, Any], defined: set[str]) -> dict[str, Any]:
     """The globals of the tests. Of the program's names they get what was asked for, and modules (this process's own).
 
-    Where nothing was asked for by name they get whatever they use; a built-in function stays what it is even then.
-    """
+    Where nothing was asked for by name they get whatever they use; a built-in function stays what it is even then."""
     trees = [_tree(text) for text in (request["setup"], *request["tests"])]
     used = {node.id for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    asked = set(request["entry_points"])
+    entry_points = set(request["entry_points"])
     module = types.ModuleType(_MODULE)  # `if __name__ == "__main__"` and unittest.main() mean what they say
     sys.modules[_MODULE] = module
     space = vars(module)
     for name in sorted(used & defined):
-        if name in asked or not hasattr(builtins, name):
+        if name in entry_points or not hasattr(builtins, name):
             value = tester.found(name)
-            if name in asked or not asked or type(value) is type(sys):
+            if name in entry_points or not entry_points or type(value) is type(sys):
                 space[name] = value
     return space
 

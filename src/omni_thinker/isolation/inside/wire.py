@@ -2,10 +2,7 @@
 
 The tests run in one process and the program in another, so that nothing a program reads, patches or writes can touch
 a verdict; a call of the program's function is a message. Values are rebuilt from JSON, never unpickled. Loaded by
-scripts of the sandbox, so the standard library alone.
-"""
-
-from __future__ import annotations
+scripts of the sandbox, so the standard library alone."""
 
 import builtins
 import collections
@@ -22,7 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 MOST_BYTES = 32 << 20
-"""Of one message."""
+"""Largest message, in bytes."""
 _DEEPEST = 200
 _LENGTH = 4
 _SMALL = 1 << 53
@@ -36,7 +33,7 @@ _NAMED = {name: getattr(builtins, name) for name in _NAMES}
 
 
 def _parts(table: dict[Any, Any]) -> Iterator[Any]:
-    return (part for item in dict.items(table) for part in item)
+    return (entry for item in dict.items(table) for entry in item)
 
 
 def _paired(parts: list[Any]) -> dict[Any, Any]:
@@ -60,31 +57,23 @@ _NESTED: dict[str, tuple[type, Callable[[Any], Any], Callable[[list[Any]], Any]]
 }
 # tag: (type, what follows the tag, the value of that)
 _SIMPLE: dict[str, tuple[type, Callable[[Any], Any], Callable[[list[Any]], Any]]] = {
-    "i": (int, lambda v: [hex(v)], lambda rest: int(rest[0], 16)),
-    "b": (bytes, lambda v: [bytes.hex(v)], lambda rest: bytes.fromhex(rest[0])),
-    "B": (bytearray, lambda v: [bytearray.hex(v)], lambda rest: bytearray.fromhex(rest[0])),
-    "c": (complex, lambda v: [v.real, v.imag], lambda rest: complex(rest[0], rest[1])),
-    "D": (decimal.Decimal, lambda v: [decimal.Decimal.__str__(v)], lambda rest: decimal.Decimal(rest[0])),
-    "F": (
-        fractions.Fraction,
-        lambda v: [hex(v.numerator), hex(v.denominator)],
-        lambda rest: fractions.Fraction(int(rest[0], 16), int(rest[1], 16)),
-    ),
-    "r": (
-        range,
-        lambda v: [hex(v.start), hex(v.stop), hex(v.step)],
-        lambda rest: range(*(int(part, 16) for part in rest)),
-    ),
-    "datetime": (datetime.datetime, lambda v: [v.isoformat()], lambda rest: datetime.datetime.fromisoformat(rest[0])),
-    "date": (datetime.date, lambda v: [v.isoformat()], lambda rest: datetime.date.fromisoformat(rest[0])),
-    "time": (datetime.time, lambda v: [v.isoformat()], lambda rest: datetime.time.fromisoformat(rest[0])),
-    "P": (
-        datetime.timedelta,
-        lambda v: [v.days, v.seconds, v.microseconds],
-        lambda rest: datetime.timedelta(*rest),
-    ),
-    "e": (type(...), lambda v: [], lambda rest: ...),
-}
+    "i": (int, lambda v: [hex(v)], lambda fields: int(fields[0], 16)),
+    "b": (bytes, lambda v: [bytes.hex(v)], lambda fields: bytes.fromhex(fields[0])),
+    "B": (bytearray, lambda v: [bytearray.hex(v)], lambda fields: bytearray.fromhex(fields[0])),
+    "c": (complex, lambda v: [v.real, v.imag], lambda fields: complex(fields[0], fields[1])),
+    "D": (decimal.Decimal, lambda v: [decimal.Decimal.__str__(v)], lambda fields: decimal.Decimal(fields[0])),
+    "F": (fractions.Fraction, lambda v: [hex(v.numerator), hex(v.denominator)],
+          lambda fields: fractions.Fraction(int(fields[0], 16), int(fields[1], 16))),
+    "r": (range, lambda v: [hex(v.start), hex(v.stop), hex(v.step)],
+          lambda fields: range(*(int(number, 16) for number in fields))),
+    "datetime": (datetime.datetime, lambda v: [v.isoformat()],
+                 lambda fields: datetime.datetime.fromisoformat(fields[0])),
+    "date": (datetime.date, lambda v: [v.isoformat()], lambda fields: datetime.date.fromisoformat(fields[0])),
+    "time": (datetime.time, lambda v: [v.isoformat()], lambda fields: datetime.time.fromisoformat(fields[0])),
+    "P": (datetime.timedelta, lambda v: [v.days, v.seconds, v.microseconds],
+          lambda fields: datetime.timedelta(*fields)),
+    "e": (type(...), lambda v: [], lambda fields: ...),
+}  # fmt: skip
 _NESTED_TAGS = {kind: tag for tag, (kind, _, _) in _NESTED.items()}
 _SIMPLE_TAGS = {kind: tag for tag, (kind, _, _) in _SIMPLE.items()}
 
@@ -135,15 +124,11 @@ def _exactly(channel: socket.socket, size: int) -> bytes:
     return bytes(data)
 
 
-# --- values --------------------------------------------------------------------------------------------------------
-
-
 def encode(value: Any, refer: Callable[[Any], Any], depth: int = 0) -> Any:
     """`value` as JSON; `refer` gives the handle of what isn't plain data.
 
     An instance of a subclass of a plain type is a handle with its plain value behind it. Raises Violation for what is
-    nested too deeply.
-    """
+    nested too deeply."""
     if depth > _DEEPEST:
         raise Violation("a value nested too deeply")
     if value is None or value is True or value is False:
@@ -159,7 +144,7 @@ def encode(value: Any, refer: Callable[[Any], Any], depth: int = 0) -> Any:
         return ["q", value.maxlen, *(encode(item, refer, depth + 1) for item in value)]
     if kind is collections.defaultdict and _NAMED.get(getattr(value.default_factory, "__name__", "")) is not None:
         factory = value.default_factory.__name__
-        return ["DD", factory, *(encode(part, refer, depth + 1) for part in _parts(value))]
+        return ["DD", factory, *(encode(entry, refer, depth + 1) for entry in _parts(value))]
     if issubclass(kind, tuple) and isinstance(fields := getattr(kind, "_fields", None), tuple):
         return ["n", kind.__name__, list(fields), *(encode(item, refer, depth + 1) for item in tuple.__iter__(value))]
     if isinstance(value, (type, type(len))):
@@ -194,24 +179,24 @@ def decode(node: Any, resolve: Callable[[list[Any]], Any], depth: int = 0) -> An
         return node
     if depth > _DEEPEST + 1 or not node:
         raise Violation("a value nested too deeply" if node else "malformed message: a value without a tag")
-    tag, rest = node[0], node[1:]
+    tag, fields = node[0], node[1:]
 
     def inner(nodes: list[Any]) -> list[Any]:
         return [decode(item, resolve, depth + 1) for item in nodes]
 
     try:
         if tag in _NESTED:
-            return _NESTED[tag][2](inner(rest))
+            return _NESTED[tag][2](inner(fields))
         if tag in _SIMPLE:
-            return _SIMPLE[tag][2](rest)
+            return _SIMPLE[tag][2](fields)
         if tag == "g":
-            return _NAMED[rest[0]]
+            return _NAMED[fields[0]]
         if tag == "n":
-            return _named_tuple(rest[0], tuple(rest[1]))(*inner(rest[2:]))
+            return _named_tuple(fields[0], tuple(fields[1]))(*inner(fields[2:]))
         if tag == "q":
-            return collections.deque(inner(rest[1:]), rest[0])
+            return collections.deque(inner(fields[1:]), fields[0])
         if tag == "DD":
-            return collections.defaultdict(_NAMED[rest[0]], _paired(inner(rest[1:])))
+            return collections.defaultdict(_NAMED[fields[0]], _paired(inner(fields[1:])))
         return resolve(node)
     except (ValueError, TypeError, IndexError, KeyError, OverflowError, ArithmeticError, AttributeError) as exc:
         raise Violation(f"malformed value: {exc}"[:200]) from None
@@ -221,8 +206,6 @@ def decode(node: Any, resolve: Callable[[list[Any]], Any], depth: int = 0) -> An
 def _named_tuple(name: str, fields: tuple[str, ...]) -> Any:
     return collections.namedtuple(name, fields)
 
-
-# --- handles -------------------------------------------------------------------------------------------------------
 
 UNARY = {
     **{name: getattr(operator, name) for name in ("neg", "pos", "abs", "invert", "index")},
@@ -250,10 +233,9 @@ ACCESS = {
 class Proxy:
     """An object on the other side. Everything that is done to it is asked for there.
 
-    `_based`: it is an instance of a subclass of a plain type, and has a plain value, too.
-    """
+    `_based`: it is an instance of a subclass of a plain type, and has a plain value, too."""
 
-    def __init__(self, peer: Peer, number: int, based: bool = False) -> None:
+    def __init__(self, peer: "Peer", number: int, based: bool = False) -> None:
         object.__setattr__(self, "_peer", peer)
         object.__setattr__(self, "_number", number)
         object.__setattr__(self, "_based", based)
@@ -348,13 +330,13 @@ class Peer(ABC):
             received = receive(self.channel)
             if not isinstance(received, list) or not received:
                 raise Violation("malformed message: it has no kind")
-            kind, *rest = received
+            kind, *fields = received
             if kind == "?":
-                self.answer(rest)
-            elif kind == "=" and len(rest) == 1:
-                return rest[0]
-            elif kind == "!" and len(rest) == 5:
-                raise self.rebuilt(*rest)
+                self.answer(fields)
+            elif kind == "=" and len(fields) == 1:
+                return fields[0]
+            elif kind == "!" and len(fields) == 5:
+                raise self.rebuilt(*fields)
             else:
                 raise Violation("malformed message: neither question, answer nor exception")
 
@@ -419,28 +401,28 @@ class Peer(ABC):
             text = str(exc)[:200]
         except BaseException:  # a hostile __str__
             text = ""
-        own, known = self.lineage(type(exc))
+        lineage, known = self.lineage(type(exc))
         try:
             details = [self.encode(list(exc.args)), self.encode(dict(vars(exc)))]
             json.dumps(details)
         except BaseException:
             details = [["l"], ["d"]]
-        return [own, known, *details, text]
+        return [lineage, known, *details, text]
 
     def lineage(self, cls: type[BaseException]) -> tuple[list[Any], str]:
         """[number and name of the class, of its parent, ...], and the first built-in one's name."""
-        own: list[Any] = []
+        classes: list[Any] = []
         for parent in cls.__mro__:
             if exception_named(parent.__name__) is parent:
-                return own, parent.__name__
-            own.append([Peer._refer(self, parent)[1], parent.__name__])
-        return own, "Exception"
+                return classes, parent.__name__
+            classes.append([Peer._refer(self, parent)[1], parent.__name__])
+        return classes, "Exception"
 
-    def rebuilt(self, own: Any, known: Any, args: Any, attributes: Any, text: Any) -> BaseException:
+    def rebuilt(self, lineage: Any, known: Any, args: Any, attributes: Any, text: Any) -> BaseException:
         """The exception that the other side described."""
         return (exception_named(str(known)) or Exception)(str(text)[:300])
 
 
 def exception_named(name: str) -> type[BaseException] | None:
-    found = getattr(builtins, name, None)
-    return found if isinstance(found, type) and issubclass(found, BaseException) else None
+    builtin = getattr(builtins, name, None)
+    return builtin if isinstance(builtin, type) and issubclass(builtin, BaseException) else None

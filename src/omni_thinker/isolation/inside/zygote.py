@@ -7,10 +7,7 @@ channel that arrives it forks
       worker          which serves the channel and ends
 
 The end of process 1 ends everything it started. What is left where namespaces are refused (the weak sandbox) is found
-among the zygote's children and killed.
-"""
-
-from __future__ import annotations
+among the zygote's children and killed."""
 
 import gc
 import json
@@ -58,8 +55,7 @@ def spawn(serve: Callable[[socket.socket], None], prepare: Callable[[Order], Non
     """Fork the zygote; the returned socket controls it.
 
     serve: called in each worker with its channel. prepare: called in the zygote with each order before it forks, and
-    once with an empty one; for trusted work that every later worker should find done.
-    """
+    once with an empty one; for trusted work that every later worker should find done."""
     gc.freeze()
     control, below = socket.socketpair()
     if os.fork() == 0:
@@ -101,8 +97,7 @@ def await_prepared(control: socket.socket) -> None:
 def end_worker(control: socket.socket, linger: bool) -> str:
     """End the worker and all it started: its exit code, 128 + signal, or "alive" if it had to be killed.
 
-    linger: wait a moment for it to end by itself, so that its exit code is known.
-    """
+    linger: wait a moment for it to end by itself, so that its exit code is known."""
     control.send(b"g" if linger else b"k")
     end = control.recv(64).decode()
     if not end:

@@ -1,7 +1,5 @@
 """reasoning_gym's generators and scorers. A script for isolation/scoring.py, inside the wall; never imported."""
 
-from __future__ import annotations
-
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -30,15 +28,10 @@ def handle(request: dict[str, Any]) -> dict[str, Any]:
 
     {"set", "indices"} -> {"entries": [...]}: problems of the set, as JSON
     {"set", "answer", "entry"} -> {"score": float}
-    {"set"} -> {"evaluates": str | None}: where its scorer runs text as code
-    """
+    {"set"} -> {"evaluates": str | None}: where its scorer runs text as code"""
     chosen = _sets[json.dumps(request["set"], sort_keys=True)]
     if "indices" in request:
-        return {"entries": [_plain(dict(chosen[index])) for index in request["indices"]]}
+        return {"entries": [json.loads(json.dumps(dict(chosen[index]), default=str)) for index in request["indices"]]}
     if "answer" in request:
         return {"score": float(chosen.score_answer(request["answer"], request["entry"]))}
     return {"evaluates": guard.evaluates(chosen.score_answer)}
-
-
-def _plain(entry: dict[str, Any]) -> Any:
-    return json.loads(json.dumps(entry, default=str))

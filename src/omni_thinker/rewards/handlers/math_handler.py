@@ -1,9 +1,6 @@
 """Math-Verify in a worker process. A script for isolation/calls.py, never imported.
 
-Its alarms are off: they would need the main thread, and the parent keeps the deadline anyway.
-"""
-
-from __future__ import annotations
+Its alarms are off: they would need the main thread, and the parent keeps the deadline anyway."""
 
 import logging
 from typing import Any
@@ -20,8 +17,8 @@ MAY_RUN_IN = frozenset({"/sympy/polys/monomials.py:_build", "/sympy/parsing/symp
 
 
 def _parsed(text: str) -> list[Any]:
-    found: list[Any] = parse(text, parsing_timeout=None)
-    return found
+    parsed: list[Any] = parse(text, parsing_timeout=None)
+    return parsed
 
 
 def _parsed_gold(text: str) -> list[Any]:
@@ -35,7 +32,7 @@ def handle(request: dict[str, Any]) -> dict[str, Any]:
     gold = _parsed_gold(request["gold"])
     if "text" not in request:
         # A text that nothing could be made of comes back as it is.
-        return {"parses": any(not isinstance(found, str) for found in gold)}
+        return {"parses": any(not isinstance(value, str) for value in gold)}
     if not gold:
         return {"error": "the gold answer can't be parsed"}
     return {"equal": bool(verify(gold, _parsed(request["text"]), timeout_seconds=None))}

@@ -1,7 +1,5 @@
 """Regular expressions in a worker process: one can take forever on a text made for it, or by bad luck."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

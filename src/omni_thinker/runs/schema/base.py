@@ -1,7 +1,5 @@
 """What every file of a run is made of, and how its classes become tables and are checked against them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import fields

@@ -1,7 +1,5 @@
 """Lines of the logs: metrics.jsonl, samples.jsonl and references.jsonl."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic.dataclasses import dataclass
@@ -10,8 +8,7 @@ from omni_thinker.runs.schema.base import CONFIG, Float, Int, Values
 from omni_thinker.types import Split, StopReason, TaskName
 
 Kind = Literal["warmup", "train", "validation", "test"]
-"""Of what was done and logged."""
-
+"""What was done and logged."""
 
 RENAMED = {
     "clip_share": "clip_frac",

@@ -1,7 +1,5 @@
 """plan.json: forecasts of orders and of joint training, and the choice between them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """result.json: arms on the test split, comparisons, and the verdict."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import field, replace
@@ -85,7 +83,7 @@ class Comparison:
     hint: Bool = field(default=False, kw_only=True)
     """True where a row of `others` excludes 0 by itself, but not with the confidence of its family."""
 
-    def swapped(self) -> Comparison:
+    def swapped(self) -> "Comparison":
         """`b - a`."""
         return replace(self, a=self.b, b=self.a, difference=-self.difference, low=-self.high, high=-self.low)
 

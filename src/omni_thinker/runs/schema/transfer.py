@@ -1,7 +1,5 @@
 """transfer.json: the transfer matrix."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import field
 from typing import Annotated, Any, Literal

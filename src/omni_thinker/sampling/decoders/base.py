@@ -1,7 +1,5 @@
 """Decoding of groups, one token a sample at a time, behind one interface; and the one that any causal LM can do."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -19,20 +17,16 @@ class Decoder(Protocol):
     """Holds P groups of G columns. A column draws for one sample, or for none."""
 
     def __init__(self, model: PreTrainedModel, group_size: int, steps: int) -> None:
-        """For groups of `group_size` samples, of `steps` tokens at most."""
-        ...
+        """A decoder for groups of `group_size` samples of at most `steps` tokens."""
 
     def prefill(self, prompts: Sequence[TokenIds]) -> torch.Tensor:
         """Compute all prompts; logits of the first answer token, [P, V]."""
-        ...
 
     def step(self, token_P_G: torch.Tensor, sample_P_G: torch.Tensor) -> torch.Tensor:
         """Feed one token a column; logits of the next, [P, G, V]. `sample_P_G`: whom a column draws for, or -1."""
-        ...
 
     def keep(self, groups: torch.Tensor, columns_P_G: torch.Tensor) -> None:
         """Go on with these groups, and of each with these columns in this order."""
-        ...
 
 
 class BufferLayer(CacheLayerMixin):
@@ -131,11 +125,11 @@ class MaskedDecoder:
         written = torch.where(sample_P_G >= 0, sample_P_G, -2)
         self._owner_P_S = torch.cat([self._owner_P_S, written], dim=1)
         prompt = self._owner_P_S[:, None, :] == -1
-        own = (self._owner_P_S[:, None, :] == sample_P_G[:, :, None]) & (sample_P_G >= 0)[:, :, None]
+        own_answer = (self._owner_P_S[:, None, :] == sample_P_G[:, :, None]) & (sample_P_G >= 0)[:, :, None]
         out = self.model(
             input_ids=token_P_G,
             position_ids=self._position_P[:, None].expand_as(token_P_G),
-            attention_mask=(prompt | own)[:, None],
+            attention_mask=(prompt | own_answer)[:, None],
             past_key_values=self._cache,
             use_cache=True,
         )

@@ -3,10 +3,7 @@
 A small model's step is thousands of short kernels; starting each from Python takes longer than running it. Nothing in a
 step depends on its number but the contents of three small tensors: the token, the position and the slot that is
 written. Attention looks at the prompt and at all slots of the answer, those not yet written masked, in one softmax. On
-a CPU the same pass runs without a recording, which is how it is tested.
-"""
-
-from __future__ import annotations
+a CPU the same pass runs without a recording, which is how it is tested."""
 
 from collections.abc import Sequence
 
@@ -35,8 +32,8 @@ class FixedCache(AttendingCache):
         self._slot_1.fill_(self.used)
 
     def store(self, layer: int, key_P_G_H_W: torch.Tensor, value_P_G_H_W: torch.Tensor) -> None:
-        for kept, new in zip(self.answers[layer], (key_P_G_H_W, value_P_G_H_W), strict=True):
-            kept.index_copy_(3, self._slot_1, new.unsqueeze(3).to(kept.dtype))
+        for cached, new in zip(self.answers[layer], (key_P_G_H_W, value_P_G_H_W), strict=True):
+            cached.index_copy_(3, self._slot_1, new.unsqueeze(3).to(cached.dtype))
 
     def attend(self, layer: int, scale: float, query: torch.Tensor, groups: int, columns: int) -> torch.Tensor:
         rows, heads, width = query.shape
@@ -46,7 +43,7 @@ class FixedCache(AttendingCache):
         grid = query.view(groups, columns, kv_heads, per, width)
         over = grid.transpose(1, 2).reshape(groups, kv_heads, columns * per, width)
         keys, values = self.prompt[layer]
-        own_keys, own_values = (part.flatten(0, 1) for part in self.answers[layer])
+        own_keys, own_values = (cached.flatten(0, 1) for cached in self.answers[layer])
         own_query = query.view(rows, kv_heads, per, width)
         to_prompt = torch.matmul(over, keys.transpose(2, 3)).float() * scale + self.mask
         to_own = torch.matmul(own_query, own_keys.transpose(2, 3)).float() * scale
@@ -57,8 +54,8 @@ class FixedCache(AttendingCache):
         to_all = share[..., :length].view(groups, columns, kv_heads, per, length).transpose(1, 2)
         prompt = torch.matmul(to_all.reshape(groups, kv_heads, columns * per, length), values)
         prompt = prompt.view(groups, kv_heads, columns, per, width).transpose(1, 2).reshape(rows, heads * width)
-        own = torch.matmul(share[..., length:], own_values).reshape(rows, heads * width)
-        return prompt + own
+        answer = torch.matmul(share[..., length:], own_values).reshape(rows, heads * width)
+        return prompt + answer
 
 
 class StaticDecoder(FusedDecoder):

@@ -3,10 +3,7 @@
 What it saves over the model's forward: weights that oneDNN has laid out once instead of at every product, one product
 for query, key and value and one for gate and up, no copies of keys for grouped queries, and a sample's past by itself:
 attention over the prompt and over the own tokens are two calls, joined by their log-sum-exp, so that siblings cost
-each other nothing.
-"""
-
-from __future__ import annotations
+each other nothing."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -23,8 +20,8 @@ from omni_thinker.sampling.decoders.kv_cache import AttendingCache, KVCache, Two
 from omni_thinker.sampling.decoders.weights import LayerWeights, fused_weights
 from omni_thinker.types import TokenIds
 
-_PROMPT_TOKENS = 8192
-"""Of prompts computed at once."""
+_PROMPT_TOKENS_AT_ONCE = 8192
+"""Most prompt tokens computed at once."""
 
 
 class LlamaDecoder(ABC):
@@ -32,7 +29,7 @@ class LlamaDecoder(ABC):
     says in what cache keys and values are (`make_cache`) and how a token goes through the model (`forward`)."""
 
     cache: KVCache
-    """Of the groups at hand: made by `prefill`, which comes first."""
+    """The cache of the current groups. `prefill` makes it, so call that first."""
 
     def __init__(self, model: PreTrainedModel, group_size: int, steps: int) -> None:
         self.model, self.group_size, self.steps = model, group_size, steps
@@ -40,7 +37,7 @@ class LlamaDecoder(ABC):
 
     @abstractmethod
     def make_cache(self, lengths: Sequence[int]) -> KVCache:
-        """For prompts of these lengths."""
+        """A cache for prompts of these lengths."""
 
     @abstractmethod
     def forward(self, token_P_G: torch.Tensor, position_P_G: torch.Tensor) -> torch.Tensor:
@@ -50,7 +47,7 @@ class LlamaDecoder(ABC):
         w = self.weights
         self.cache = cache = self.make_cache([len(prompt) for prompt in prompts])
         states_P_C = torch.cat(
-            [self._compute_prompts(prompts[part], cache.prompt[:, :, part]) for part in _parts(prompts)]
+            [self._compute_prompts(prompts[batch], cache.prompt[:, :, batch]) for batch in _parts(prompts)]
         )
         # Close to the largest logit of every token to come, which is known only once it is computed.
         cache.shift_P = w.head(states_P_C, cache.shift_P).amax(-1)
@@ -64,9 +61,9 @@ class LlamaDecoder(ABC):
     def keep(self, groups: torch.Tensor, columns_P_G: torch.Tensor) -> None:
         self.cache.keep(groups, columns_P_G)
 
-    def _compute_prompts(self, prompts: Sequence[TokenIds], kept: torch.Tensor) -> torch.Tensor:
+    def _compute_prompts(self, prompts: Sequence[TokenIds], cached: torch.Tensor) -> torch.Tensor:
         """Prompts one after another in a row without padding; only attention, which is causal and so never sees it, has
-        them side by side, filled up at the right. Keys and values go to `kept`, [layers, 2, P, kv heads, T, width];
+        them side by side, filled up at the right. Keys and values go to `cached`, [layers, 2, P, kv heads, T, width];
         returns the hidden states that the first answer tokens are predicted from, [P, C]."""
         w, device = self.weights, self.model.device
         lengths = torch.tensor([len(prompt) for prompt in prompts])
@@ -80,16 +77,16 @@ class LlamaDecoder(ABC):
         last_P = (lengths.cumsum(0) - 1).to(device)
         real_P_T, place_P_T = real_P_T.to(device), place_P_T.to(device)
         x = w.embed(tokens_T).float()
-        cos, sin = (part[0, :, None] for part in w.rotary(x[None], positions_T[None].to(device)))
+        cos, sin = (tensor[0, :, None] for tensor in w.rotary(x[None], positions_T[None].to(device)))
         per = w.heads // w.kv_heads
         for number, layer in enumerate(w.layers):
             rotated, value = self._qkv(layer, rms_norm(layer.before, x), cos, sin)
             query, keys, values = (
-                part[place_P_T].transpose(1, 2).to(kept.dtype)
-                for part in (rotated[:, : w.heads], rotated[:, w.heads :], value)
+                tensor[place_P_T].transpose(1, 2).to(cached.dtype)
+                for tensor in (rotated[:, : w.heads], rotated[:, w.heads :], value)
             )
-            kept[number, 0, :, :, :longest], kept[number, 1, :, :, :longest] = keys, values
-            keys, values = (part.repeat_interleave(per, dim=1) for part in (keys, values))
+            cached[number, 0, :, :, :longest], cached[number, 1, :, :, :longest] = keys, values
+            keys, values = (tensor.repeat_interleave(per, dim=1) for tensor in (keys, values))
             out = F.scaled_dot_product_attention(query, keys, values, is_causal=True, scale=layer.scale)
             flat = F.pad(out.transpose(1, 2)[real_P_T].flatten(1), (0, 0, 0, filling)).to(value.dtype)
             if number == len(w.layers) - 1:  # of the last layer only what the first answer token is predicted from
@@ -116,7 +113,7 @@ class LlamaDecoder(ABC):
 
 
 class FusedDecoder(LlamaDecoder):
-    """With torch's own functions, on any device."""
+    """Decoding with torch's own functions, on any device."""
 
     cache: AttendingCache
 
@@ -127,7 +124,7 @@ class FusedDecoder(LlamaDecoder):
         w, cache, (groups, columns) = self.weights, self.cache, token_P_G.shape
         grid = (groups, columns, w.kv_heads, -1)
         x = w.embed(token_P_G.reshape(-1)).float()
-        cos, sin = (part[0, :, None] for part in w.rotary(x[None], position_P_G.reshape(1, -1)))
+        cos, sin = (table[0, :, None] for table in w.rotary(x[None], position_P_G.reshape(1, -1)))
         for number, layer in enumerate(w.layers):
             rotated, value = self._qkv(layer, rms_norm(layer.before, x), cos, sin)
             cache.store(number, rotated[:, w.heads :].view(grid), value.view(grid))
@@ -138,10 +135,10 @@ class FusedDecoder(LlamaDecoder):
 
 
 def _parts(prompts: Sequence[TokenIds]) -> Iterator[slice]:
-    """Neighbours of at most `_PROMPT_TOKENS` tokens together; a single longer prompt is a part."""
+    """Neighbours of at most `_PROMPT_TOKENS_AT_ONCE` tokens together; a single longer prompt is a part."""
     begin = total = 0
     for end, length in enumerate(map(len, prompts)):
-        if end > begin and total + length > _PROMPT_TOKENS:
+        if end > begin and total + length > _PROMPT_TOKENS_AT_ONCE:
             yield slice(begin, end)
             begin, total = end, 0
         total += length

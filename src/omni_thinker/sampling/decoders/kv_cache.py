@@ -1,7 +1,5 @@
 """Keys and values of groups: what decoders differ by is how these are laid out, stored and attended to."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -19,13 +17,12 @@ MATMUL_ATTENTION_MIN_HEADS = 64
 
 
 class KVCache:
-    """Of P groups of G columns: each prompt's keys and values once, and those of each column's answer so far.
+    """The cache of P groups of G columns: each prompt's keys and values once, and those of each column's answer so far.
 
     prompt: [layers, 2, P, kv heads, T, width], with prompts filled up at the right to a `multiple`.
     mask: [P, 1, 1, T], added to scores: 0 where a prompt has a token, else -inf.
     answers: [layers, 2, P, G, kv heads, steps, width], of which the first `used` steps are written.
-    length_P, position_P: tokens of a prompt, and the position of the next token. shift_P: what the head takes off.
-    """
+    length_P, position_P: tokens of a prompt, and the position of the next token. shift_P: what the head takes off."""
 
     def __init__(
         self,
@@ -114,12 +111,12 @@ class TwoCallCache(AttendingCache):
             prompt, prompt_lse = _attend_by_products(over, keys, values, scale, self.mask)
         else:
             prompt, prompt_lse = _attend(over, keys, values, 0.0, False, attn_mask=self.mask, scale=scale)
-        keys, values = (part.flatten(0, 1)[:, :, : self.used + 1] for part in self.answers[layer])
-        own, own_lse = _attend_to_own(query.view(rows, kv_heads, per, width), keys, values, scale)
+        keys, values = (cached.flatten(0, 1)[:, :, : self.used + 1] for cached in self.answers[layer])
+        answer, answer_lse = _attend_to_own(query.view(rows, kv_heads, per, width), keys, values, scale)
         prompt = prompt.view(groups, kv_heads, columns, per, width).transpose(1, 2)
         prompt_lse = prompt_lse.view(groups, kv_heads, columns, per).transpose(1, 2)
-        share = torch.sigmoid(prompt_lse - own_lse.view(groups, columns, kv_heads, per))[..., None]
-        joined = torch.lerp(own.view(groups, columns, kv_heads, per, width).float(), prompt.float(), share)
+        share = torch.sigmoid(prompt_lse - answer_lse.view(groups, columns, kv_heads, per))[..., None]
+        joined = torch.lerp(answer.view(groups, columns, kv_heads, per, width).float(), prompt.float(), share)
         return joined.to(self.dtype).view(rows, heads * width)
 
 

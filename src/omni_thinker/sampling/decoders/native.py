@@ -1,7 +1,5 @@
 """The decoding pass with everything between its matrix products in C: see native/."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,8 +24,8 @@ def speeds_up(model: PreTrainedModel) -> bool:
 
 
 class NativeDecoder(LlamaDecoder):
-    """With the kernels in C between matrix products. Keys and values in fp32; those of prompts with their tokens last,
-    [kv heads, width, T], so that scores are sums of whole vectors."""
+    """Decoding with kernels in C between matrix products. Keys and values in fp32; those of prompts with their tokens
+    last, [kv heads, width, T], so that scores are sums of whole vectors."""
 
     def make_cache(self, lengths: Sequence[int]) -> KVCache:
         wide = torch.float32
@@ -46,7 +44,7 @@ class NativeDecoder(LlamaDecoder):
         assert c is not None
         x = w.embed(token_P_G.reshape(-1)).float()
         rows, channels = x.shape
-        cos, sin = (part[0].contiguous() for part in w.rotary(x[None], position_P_G.reshape(1, -1)))
+        cos, sin = (tensor[0].contiguous() for tensor in w.rotary(x[None], position_P_G.reshape(1, -1)))
         if token_P_G.shape != cache.answers.shape[2:4] or cache.used == cache.steps:
             raise IndexError(f"no room for token {cache.used + 1} of {tuple(token_P_G.shape)} samples")
         normed = torch.empty_like(x, dtype=torch.bfloat16)
@@ -65,12 +63,12 @@ class NativeDecoder(LlamaDecoder):
             product = layer.qkv(normed).contiguous()
             (keys, values), (own_keys, own_values) = cache.prompt[number], cache.answers[number]
             c.turn_and_store(
-                *(part.data_ptr() for part in (product, cos, sin, queries, own_keys, own_values)),
+                *(tensor.data_ptr() for tensor in (product, cos, sin, queries, own_keys, own_values)),
                 *(rows, w.heads, w.kv_heads, slots, cache.used, w.width),
             )
-            parts = (queries, keys, values, cache.length_P, own_keys, own_values, attended)
+            tensors = (queries, keys, values, cache.length_P, own_keys, own_values, attended)
             sizes = (groups, columns, w.heads, w.kv_heads, w.width, tokens, slots, cache.used + 1)
-            if c.attend(*(part.data_ptr() for part in parts), layer.scale, *sizes):
+            if c.attend(*(tensor.data_ptr() for tensor in tensors), layer.scale, *sizes):
                 raise MemoryError("no memory for attention")
             branch = layer.out(attended).contiguous()
             norm(layer.after)

@@ -1,7 +1,5 @@
 """Weights of Llama and its like, laid out for decoding."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,7 +45,7 @@ class FusedWeights:
 
 
 def _head(head: Any) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """From hidden states [rows, C] and what to take off a row's logits [rows], to logits [rows, V]."""
+    """A function from hidden states [rows, C] and what to take off a row's logits [rows], to logits [rows, V]."""
     weight, bias = head.weight.detach(), head.bias
     if bias is not None or weight.dtype != torch.bfloat16:
         plain = _product(weight, bias)
@@ -73,15 +71,15 @@ def _layer(layer: Any) -> LayerWeights:
 
 
 @torch.no_grad()
-def _linear(parts: Sequence[Any]) -> Linear:
-    """One product for the outputs of `parts` side by side, and two small ones more where they have adapters."""
-    bases = [getattr(part, "base_layer", part) for part in parts]
+def _linear(layers: Sequence[Any]) -> Linear:
+    """One product for the outputs of `layers` side by side, and two small ones more where they have adapters."""
+    bases = [getattr(layer, "base_layer", layer) for layer in layers]
     weight = torch.cat([base.weight for base in bases]) if len(bases) > 1 else bases[0].weight
     bias = torch.cat([base.bias for base in bases]) if bases[0].bias is not None else None
     plain = _product(weight.detach(), bias)
-    if not any(adapters(part) for part in parts):
+    if not any(adapters(layer) for layer in layers):
         return plain
-    down, up = _factors(parts, weight.dtype)
+    down, up = _factors(layers, weight.dtype)
     return lambda x: plain(x) + F.linear(F.linear(x, down), up)
 
 
@@ -96,16 +94,16 @@ def _product(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
     return lambda x: F.linear(x, weight, bias)
 
 
-def _factors(parts: Sequence[Any], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """The low-rank factors of `parts`, for one product each: all that lead down stacked, [ranks, in], and those that
+def _factors(layers: Sequence[Any], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """The low-rank factors of `layers`, for one product each: all that lead down stacked, [ranks, in], and those that
     lead up on a diagonal of blocks, [out, ranks]. Kept apart from the weights: added to weights in bf16, an update as
     small as an adapter's would be lost to rounding."""
     downs, ups = [], []
-    for part in parts:
-        width = getattr(part, "base_layer", part).weight
-        own = [(part.lora_A[n].weight, part.lora_B[n].weight * part.scaling[n]) for n in adapters(part)]
-        downs += [a for a, _ in own] or [width.new_empty(0, width.shape[1])]
-        ups.append(torch.cat([b for _, b in own], dim=1) if own else width.new_empty(width.shape[0], 0))
+    for layer in layers:
+        width = getattr(layer, "base_layer", layer).weight
+        factors = [(layer.lora_A[n].weight, layer.lora_B[n].weight * layer.scaling[n]) for n in adapters(layer)]
+        downs += [a for a, _ in factors] or [width.new_empty(0, width.shape[1])]
+        ups.append(torch.cat([b for _, b in factors], dim=1) if factors else width.new_empty(width.shape[0], 0))
     return torch.cat([a.to(dtype) for a in downs]), torch.block_diag(*(b.to(dtype) for b in ups))
 
 

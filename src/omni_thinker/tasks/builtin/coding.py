@@ -1,7 +1,5 @@
 """`builtin:coding`: write a one-function Python program from a description and one example."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -50,8 +48,7 @@ class CodingTask(PooledTask):
     """Functions of a number, a string or a list: one operation (level 0), chains of two (1) and of two or three (2),
     one operation on strings and lists (3), conditionals too (4), longer chains of everything (5 and up).
 
-    Disjoint across splits: what the function computes (its values on fixed probe inputs), whatever its wording.
-    """
+    Disjoint across splits: what the function computes (its values on fixed probe inputs), whatever its wording."""
 
     kind = "coding"
     summary = "one-function Python programs with hidden unit tests"
@@ -138,11 +135,11 @@ def _all_matter(program: Program, tests: Sequence[Any]) -> bool:
 
 
 def _distinct(values: Sequence[Any]) -> list[Any]:
-    kept: list[Any] = []
+    distinct: list[Any] = []
     for value in values:
-        if value not in kept:
-            kept.append(value)
-    return kept
+        if value not in distinct:
+            distinct.append(value)
+    return distinct
 
 
 def _varied(program: Program, example: Any, inputs: Sequence[Any]) -> list[Any] | None:

@@ -1,7 +1,5 @@
 """The operations that `builtin:coding` chains: English, Python source and the same thing as a closure."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,8 +10,7 @@ from typing import Any
 class Op:
     """`said`: after "returns" ("{v} plus 3"). `done`: as a step of a chain ("adds 3").
 
-    `code` has one slot for the operand. `family`: two neighbours of one family would fold into one operation.
-    """
+    `code` has one slot for the operand. `family`: two neighbours of one family would fold into one operation."""
 
     said: str
     done: str

@@ -1,7 +1,5 @@
 """`builtin:math`: short arithmetic and word problems with whole-number answers."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 
@@ -31,8 +29,7 @@ class MathTask(PooledTask):
 
     Disjoint across splits: the operation with its operands for bare arithmetic and counting (4 + 3 and
     "Add 3 and 4" are one content), the story with its operands for word problems (names and objects vary
-    within a split only).
-    """
+    within a split only)."""
 
     kind = "math"
     summary = "short arithmetic and word problems with whole-number answers"
@@ -47,15 +44,12 @@ class MathTask(PooledTask):
             return _story(rng, lvl, [story for story in STORIES if story.steps == 2])
         form = rng.random()
         if lvl <= 1 and form < 0.25:
-            return _counting(rng, lvl)
+            step, start = rng.choice((1, -1)), rng.randint(1, 20 + 10 * lvl)
+            prompt = rng.choice(COUNTING[step]).format(a=start)
+            return Item(f"count {step:+d} from {start}", prompt, str(start + step))
         if form < 0.5:
             return _bare(rng, lvl)
         return _story(rng, lvl, [story for story in STORIES if story.steps == 1])
-
-
-def _counting(rng: random.Random, lvl: int) -> Item:
-    step, start = rng.choice((1, -1)), rng.randint(1, 20 + 10 * lvl)
-    return Item(f"count {step:+d} from {start}", rng.choice(COUNTING[step]).format(a=start), str(start + step))
 
 
 def _bare(rng: random.Random, lvl: int) -> Item:

@@ -1,7 +1,5 @@
 """The stories of `builtin:math`: what happens, and how its number is found."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,23 +10,9 @@ NAMES = (
     "Sofia", "Tim", "Tom", "Vera", "Will", "Yuki", "Zoe",
 )  # fmt: skip
 DAYS = (("Monday", "Tuesday"), ("Tuesday", "Friday"), ("Thursday", "Sunday"), ("Friday", "Saturday"))
-THINGS = tuple(
-    (one, f"{one}s")
-    for one in (
-        "pencil",
-        "pen",
-        "marble",
-        "sticker",
-        "shell",
-        "stone",
-        "coin",
-        "stamp",
-        "ball",
-        "button",
-        "ribbon",
-        "toy",
-    )
-)
+THINGS = tuple((one, f"{one}s") for one in (
+    "pencil", "pen", "marble", "sticker", "shell", "stone", "coin", "stamp", "ball", "button", "ribbon", "toy",
+))  # fmt: skip
 FOOD = (("apple", "apples"), ("plum", "plums"), ("cookie", "cookies"), ("cherry", "cherries"), ("fig", "figs"))
 PLANTS = (("rose", "roses"), ("tulip", "tulips"), ("bean", "beans"), ("carrot", "carrots"), ("daisy", "daisies"))
 BUY = (("pen", "pens"), ("cup", "cups"), ("kite", "kites"), ("hat", "hats"), ("ticket", "tickets"), ("book", "books"))
@@ -38,8 +22,7 @@ BUY = (("pen", "pens"), ("cup", "cups"), ("kite", "kites"), ("hat", "hats"), ("t
 class Story:
     """`text` with slots; `solve(a, b, c)` is the answer, or None where the operands make no sense.
 
-    `operands` names those the text uses; `factors` those that are multiplied or divided, so kept small.
-    """
+    `operands` names those the text uses; `factors` those that are multiplied or divided, so kept small."""
 
     name: str
     text: str

