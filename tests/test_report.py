@@ -522,7 +522,7 @@ def test_plan_forecast_budget_and_health_tables_equal_values_by_hand(page: Page)
         "−0.090",
         "outside",
     ]
-    assert "6 of 8 outcomes lie inside" in page.text
+    assert "6 of 8 outcomes on validation lie inside" in page.text
     budgets = cells(page, "table-budgets")
     assert budgets["joint"] == ["48", "123\u202f456", "98\u202f765", "8 min 32 s"] or budgets["joint"] == [
         "48",

@@ -39,6 +39,7 @@ from omni_thinker.transfer.forecast import Stages as StagePlan
 from omni_thinker.transfer.forecasters import make_forecaster
 from omni_thinker.transfer.metrics import StageSeen, backward_transfer, forgetting, forward_transfer
 from omni_thinker.transfer.probe import agreement
+from omni_thinker.transfer.quality import constant_gain, forecast_quality, own_level
 from omni_thinker.types import TaskName
 
 
@@ -72,6 +73,7 @@ def to_result(
     words = verdict(comparisons, confidence, len(outcomes))
     if left:
         words = f"No verdict yet: {left} of {left + len(outcomes)} seeds are to come."
+    forecasts = tuple(row for o in outcomes for row in _forecast_rows(o, setup.recipe))
     result = Result(
         name=setup.recipe.name,
         tasks=tuple(setup.tasks),
@@ -79,7 +81,8 @@ def to_result(
         seeds_left=left,
         arms={name: tuple(_arm_run(o, name) for o in outcomes) for name in names},
         comparisons=tuple(replace(c, shown=c.shown and not left) for c in comparisons),
-        forecasts=tuple(row for o in outcomes for row in _forecast_rows(o, setup.recipe)),
+        forecasts=forecasts,
+        forecast_quality=forecast_quality(forecasts),
         assumptions=tuple(_assumptions(outcomes, setup.recipe)),
         entropy=_entropy(outcomes, setup.judged),
         probes=tuple(row for o in outcomes for row in _probe_rows(o)),
@@ -151,6 +154,7 @@ def _forecast_rows(outcome: SeedOutcome, recipe: Recipe) -> list[ForecastOutcome
     trained = {name: arm for name, arm in outcome.arms.items() if arm.stages}
     plans: dict[str, StagePlan | Joint | Merge] = {name: _as_trained(arm, recipe) for name, arm in trained.items()}
     plans |= {"joint": Joint(joint_shares(recipe)), "merge": Merge(recipe.study.merge_scale)}
+    constant, naive = constant_gain(outcome.matrix), own_level(outcome.matrix)
     rows = []
     for arm, plan in plans.items():
         if arm not in outcome.arms:
@@ -168,6 +172,9 @@ def _forecast_rows(outcome: SeedOutcome, recipe: Recipe) -> list[ForecastOutcome
                     high=expected.high,
                     outcome=reached,
                     inside=expected.low <= reached <= expected.high,
+                    test=outcome.test[arm].estimates()[task].mean,
+                    constant=constant[task],
+                    naive=naive[task],
                 )
             )
     return rows

@@ -19,6 +19,7 @@ from omni_thinker.runs.resume import check_run
 from omni_thinker.runs.rundir import RunDir, check_free
 from omni_thinker.runs.schema.base import with_seeds
 from omni_thinker.runs.schema.plan import StudyPlan
+from omni_thinker.runs.schema.result import Scores
 from omni_thinker.runs.schema.transfer import StudyTransfer
 from omni_thinker.studies.curriculum import plan_curriculum
 from omni_thinker.studies.estimate import SECONDS, power_words, smallest_difference
@@ -62,6 +63,7 @@ def run_study(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, A
         for seed in recipe.study.seeds:
             outcomes.append(SeedWalk(setup, run, progress, work, seed).walk())
             _write_transfer(run, recipe, outcomes)
+            _write_scores(run, outcomes)
             gc.collect()  # the last seed's policy, before the next one is loaded
             if left := len(recipe.study.seeds) - len(outcomes):
                 run.write_json("result.json", to_result(setup, outcomes, _seconds(run, began), left=left))
@@ -97,6 +99,12 @@ def _seconds(run: RunDir, began: float) -> float:
     lines = (run.path / "metrics.jsonl").read_text("utf-8").splitlines()
     worked: float = sum(json.loads(line)["seconds"] for line in lines)
     return max(time.monotonic() - began, worked)
+
+
+def _write_scores(run: RunDir, outcomes: Sequence[SeedOutcome]) -> None:
+    """scores.json: each arm's score on every test problem."""
+    test = {arm: tuple(o.test[arm].values for o in outcomes) for arm in outcomes[0].test}
+    run.write_json("scores.json", Scores(seeds=tuple(o.seed for o in outcomes), test=test))
 
 
 def _write_transfer(run: RunDir, recipe: Recipe, outcomes: Sequence[SeedOutcome]) -> None:

@@ -108,6 +108,42 @@ class ForecastOutcome:
     """Validation accuracy that the arm reached."""
     inside: Bool
     """True where the outcome lies in the interval."""
+    test: Float | None = None
+    """Test accuracy that the arm reached. Null in runs of earlier versions."""
+    constant: Float | None = None
+    """Start plus the mean gain of a stage on its own task: a forecast that takes no method."""
+    naive: Float | None = None
+    """Accuracy that training on the task alone reached: another one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=CONFIG)
+class ForecastErrors:
+    """Mean absolute errors of forecasts on a split."""
+
+    n: Int
+    """Number of forecasts."""
+    inside: Int
+    """How many outcomes lie in their interval."""
+    forecast: Float
+    """Error of the forecasts."""
+    naive: Float
+    """Error of taking each task's own level."""
+    constant: Float
+    """Error of the start plus a constant gain."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=CONFIG)
+class ForecastQuality:
+    """How good a study's forecasts were."""
+
+    test: ForecastErrors
+    """Errors on the test split, which nothing was planned with."""
+    validation: ForecastErrors
+    """Errors on validation, whose problems made the matrix."""
+    rank: Float | None
+    """Mean rank correlation of forecast and test accuracy over arms, within a task and seed. Null with few arms."""
+    words: str
+    """The same in words."""
 
 
 @dataclass(frozen=True, slots=True, config=CONFIG)
@@ -239,6 +275,18 @@ class Machine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=CONFIG)
+class Scores:
+    """scores.json: what comparisons are made of, for other statistics than ours."""
+
+    version: Literal[1] = 1
+    """Version of the format."""
+    seeds: tuple[Int, ...]
+    """Seeds, in the order of each arm's tables."""
+    test: Mapping[str, tuple[Mapping[TaskName, Mapping[str, Float]], ...]]
+    """Mean score of the answers to each test problem: by arm, seed, task and problem."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=CONFIG)
 class Result:
     """The outcome of a study."""
 
@@ -258,6 +306,8 @@ class Result:
     """Every pair of arms, for each task and for `macro`."""
     forecasts: tuple[ForecastOutcome, ...]
     """Forecasts beside their outcomes. Empty without a plan."""
+    forecast_quality: ForecastQuality | None = None
+    """How good they were. Null without a plan."""
     assumptions: tuple[Assumption, ...]
     """Tests of the assumptions behind the forecasts."""
     entropy: EntropyFinding | None
