@@ -31,7 +31,7 @@ from omni_thinker.studies.session import ArmResult
 from omni_thinker.studies.setup import Setup
 from omni_thinker.studies.training import Cost, Stage
 from omni_thinker.studies.units import even_stages
-from omni_thinker.transfer.assumptions import check_assumptions
+from omni_thinker.transfer.assumptions import ProbeScores, check_assumptions
 from omni_thinker.transfer.entropy import entropy_finding, stage_changes
 from omni_thinker.transfer.forecast import Joint, Merge, interval, measured
 from omni_thinker.transfer.forecast import Stage as PlannedStage
@@ -54,7 +54,7 @@ class SeedOutcome:
     test: Mapping[str, Evaluation]
     matrix: TransferMatrix | None
     plan: Plan | None
-    start_entropy: Mapping[TaskName, float]
+    begun: Evaluation
     probes: Sequence[Probed]
     """The kind that was planned with first."""
 
@@ -142,7 +142,7 @@ def _arm_run(outcome: SeedOutcome, name: str) -> ArmRun:
 
 
 def stages_seen(arm: ArmResult) -> list[StageSeen]:
-    return [StageSeen(stage.task, stage.evaluation.estimates()) for stage in arm.stages]
+    return [StageSeen(stage.task, stage.evaluation.estimates(), stage.evaluation.values) for stage in arm.stages]
 
 
 def _forecast_rows(outcome: SeedOutcome, recipe: Recipe) -> list[ForecastOutcome]:
@@ -210,8 +210,16 @@ def _assumptions(outcomes: Sequence[SeedOutcome], recipe: Recipe) -> list[Assump
             if arm.stages and all(stage.passes == 1 for stage in _as_trained(arm, recipe))
         ]
         if outcome.matrix is not None and runs:
-            rows += check_assumptions(outcome.matrix, runs, outcome.seed)
+            rows += check_assumptions(outcome.matrix, runs, outcome.seed, _probe_scores(outcome))
     return rows
+
+
+def _probe_scores(outcome: SeedOutcome) -> ProbeScores | None:
+    """Scores of the probes that the matrix was measured by, if they were whole stages."""
+    planned = outcome.probes[0]
+    if planned.kind != "full":
+        return None
+    return ProbeScores(outcome.begun.values, {task: seen.values for task, seen in planned.seen.items()})
 
 
 def _entropy(outcomes: Sequence[SeedOutcome], judged: Sequence[TaskName]) -> EntropyFinding | None:
@@ -220,7 +228,7 @@ def _entropy(outcomes: Sequence[SeedOutcome], judged: Sequence[TaskName]) -> Ent
         for outcome in outcomes
         for arm in outcome.arms.values()
         for change in stage_changes(
-            outcome.start_entropy, [(stage.task, stage.evaluation.entropy()) for stage in arm.stages]
+            outcome.begun.entropy(), [(stage.task, stage.evaluation.entropy()) for stage in arm.stages]
         )
     ]
     return entropy_finding(changes, judged) if changes else None

@@ -55,7 +55,7 @@ class SeedWalk:
             self._test,
             self._matrix,
             self._plan,
-            self._begun.entropy(),
+            self._begun,
             self._probed,
         )
 

@@ -6,7 +6,7 @@ arXiv 1706.08840; Chaudhry et al., arXiv 1801.10112): three different things."""
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -23,10 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class StageSeen:
-    """A stage of a run that has ended, and every task's accuracy on validation after it."""
+    """A stage of a run that has ended, and every task's accuracy on validation after it.
+
+    scores: of every problem, by task and problem, where they are known."""
 
     task: TaskName
     accuracy: Row
+    scores: Mapping[TaskName, Mapping[str, float]] = field(default_factory=dict)
 
 
 def transfer(matrix: TransferMatrix) -> dict[TaskName, dict[TaskName, float]]:

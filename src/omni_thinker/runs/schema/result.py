@@ -174,6 +174,8 @@ class Assumption:
     """Mean absolute difference of expected and seen."""
     p: Float | None
     """Probability of differences this large by evaluation noise alone. Null where there is nothing to test."""
+    power: Float | None = None
+    """Probability of p < 0.05 if every place were off by 9 points. Null where differences couldn't be paired."""
     rank_correlation: Float | None
     """Spearman's correlation of expected and seen. Null with fewer than three cells."""
     words: str
