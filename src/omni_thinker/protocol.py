@@ -148,6 +148,16 @@ class Policy(Protocol):
 
 
 @runtime_checkable
+class ScoresTokens(Policy, Protocol):
+    """A policy that can say what its trainer makes of tokens that its sampler drew."""
+
+    def logprobs(
+        self, groups: Sequence[TrainGroup], *, temperature: float = 1.0, reference: bool = False
+    ) -> torch.Tensor:
+        """Log-probs of the answer tokens of `groups`, flat, sample by sample; under the start where `reference`."""
+
+
+@runtime_checkable
 class SketchesGradients(Protocol):
     """A policy that gradient probes can ask."""
 

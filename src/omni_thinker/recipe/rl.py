@@ -63,6 +63,10 @@ class RlSpec(Table):
     eps_low: PositiveFloat | None = None
     eps_high: PositiveFloat | None = None
     """The ratio is clipped to 1 - eps_low and 1 + eps_high. Without a number, those of the loss's paper."""
+    old_logprobs: Literal["sampler", "trainer"] = "sampler"
+    """What ratios are measured from. In bf16 sampler and trainer differ by rounding, which GSPO's published bounds take
+    for a change of policy: they clip about half of all tokens at the first update. "trainer" computes the log-probs
+    again before the update, for one more forward pass."""
     kl_beta: NonNegative = 0.0
     update: Update = "step"
     minibatches: Positive = 1

@@ -6,7 +6,8 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from math import isfinite
 from statistics import fmean
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 
 from omni_thinker.engine.task_gradients import Sketches, alignments, norms
 from omni_thinker.errors import UserError
-from omni_thinker.protocol import OptimParams, OptimReport, Policy, TokenStats, TrainGroup
+from omni_thinker.protocol import OptimParams, OptimReport, Policy, ScoresTokens, TokenStats, TrainGroup
 from omni_thinker.recipe import RlSpec
 from omni_thinker.rewards.base import Reward
 from omni_thinker.rl.batch import ScoredGroup, build_batches, learnability
@@ -85,7 +86,11 @@ class Learner:
         drawn = sum(len(group.scores) for group in groups)
         batches = build_batches(trained, self.spec, longest, order, drawn)
         batch = [group for minibatch in batches for group in minibatch]
-        metrics = self._update(batches, number, clock)
+        mismatch: Metrics = {}
+        if self.spec.old_logprobs == "trainer":
+            with clock("train"):
+                batches, mismatch = self._recompute(batches)
+        metrics = self._update(batches, number, clock) | mismatch
         metrics |= group_metrics(groups)
         # Of the first draws alone: refills go on until there is signal, and would make every task look learnable.
         metrics |= {f"advantage/{task}": value for task, value in learnability(first, self.spec).items()}
@@ -166,6 +171,22 @@ class Learner:
         taken = [f"{task} {stream.seed} {stream.taken}" for task, stream in sorted(self.streams.items())]
         order = np.random.default_rng(stable_seed("serial", *taken)).permutation(len(quotas))
         return [list(quotas)[int(place)] for place in order]
+
+    def _recompute(self, batches: list[list[TrainGroup]]) -> tuple[list[list[TrainGroup]], Metrics]:
+        """The batches with log-probs as the trainer has them, and how far the sampler's were from these."""
+        if not isinstance(self.policy, ScoresTokens):
+            raise UserError("this policy can't compute log-probs again", key="rl.old_logprobs")
+        recomputed, differences = list[list[TrainGroup]](), list[float]()
+        for batch in batches:
+            flat = iter(self.policy.logprobs(batch, temperature=self.spec.temperature).tolist())
+            groups = []
+            for group in batch:
+                samples = [replace(s, logprobs=tuple(islice(flat, len(s.tokens)))) for s in group.samples]
+                pairs = zip(group.samples, samples, strict=True)
+                differences += [abs(x - y) for a, b in pairs for x, y in zip(a.logprobs, b.logprobs, strict=True)]
+                groups.append(replace(group, samples=tuple(samples)))
+            recomputed.append(groups)
+        return recomputed, {"mismatch_abs/all": fmean(differences)} if differences else {}
 
     def _update(self, batches: list[list[TrainGroup]], number: int, clock: "_Clock") -> Metrics:
         spec = self.spec
