@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ from omni_thinker.errors import UserError
 from omni_thinker.plugins import Registry, did_you_mean, load_class
 from omni_thinker.policy.make import make_policy
 from omni_thinker.recipe import ModelSpec, load_recipe
+from omni_thinker.schedulers.base import Scheduler
+from omni_thinker.schedulers.own import OwnConfig
 from omni_thinker.studies.setup import prepare
 from omni_thinker.studies.study import run_study
+from scripted import setting
 
 ARMS = 'study.arms=["start", "single", "curriculum", "joint", "python:own_schedulers:Lottery"]'
 
@@ -100,3 +104,59 @@ def test_registry_suggests_near_names_and_refuses_bad_entries() -> None:
     for wrong in ("python:", "python:json", "python:json:no-name"):
         with pytest.raises(UserError, match="must be python:MODULE:CLASS"):
             load_class(wrong, "k")
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("def shares(self): return {'math': float('nan'), 'qa': 0.5}", "shares() returned {'math': nan, 'qa': 0.5}"),
+        ("def shares(self): return {'math': 1.0}", "a share of at least 0 for each of math, qa, adding up to 1"),
+        ("def shares(self): return {'math': 1.5, 'qa': -0.5}", "adding up to 1"),
+        ("def shares(self): return None", "shares() returned None"),
+        ("def shares(self): return self.missing", "AttributeError"),
+        ("pass", "lacks the method shares"),
+    ],
+)
+def test_unsound_shares_of_a_scheduler_are_refused_before_anything_runs(
+    body: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = f"unsound_{abs(hash(body))}"
+    (tmp_path / f"{name}.py").write_text(
+        "from omni_thinker.schedulers.adaptive import Adaptive\n\n"
+        f"class Unsound(Adaptive):\n    {body}\n    def update(self, step, metrics): pass\n"
+        "    def state(self): return {}\n    def restore(self, state): pass\n"
+    )
+    with pytest.raises(UserError) as refused:
+        _built(name, "Unsound")
+    assert str(refused.value).startswith("study.schedulers.x: ")
+    assert words in str(refused.value)
+
+
+def test_scheduler_that_fails_later_names_itself_and_its_method(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "failing_later.py").write_text(
+        "from omni_thinker.schedulers.base import Stateless\n\n"
+        "class Late(Stateless):\n    def __init__(self, tasks, problems_per_step, *, first=1): self.first = first\n"
+        "    def quotas(self, step): return {'math': 8 if step < self.first else 9}\n"
+        "    def stage(self, step): return 1 / 0\n    def state_dict(self): return {'seen': {1, 2}}\n"
+    )
+    scheduler = _built("failing_later", "Late")
+    assert scheduler.quotas(0) == {"math": 8}
+    with pytest.raises(UserError, match=r"Late: quotas\(1\) returned {'math': 9}, not whole numbers"):
+        scheduler.quotas(1)
+    with pytest.raises(UserError, match="Late: stage failed: ZeroDivisionError"):
+        scheduler.stage(0)
+    with pytest.raises(UserError, match="Late: its state must be plain JSON"):
+        scheduler.state_dict()
+    with pytest.raises(UserError, match="no option 'frist'; it takes first"):
+        _built("failing_later", "Late", frist=2)
+    with pytest.raises(UserError, match="no class 'Lait'; it has Late"):
+        _built("failing_later", "Lait")
+
+
+def _built(module: str, name: str, **options: object) -> Scheduler:
+    own = OwnConfig(source=f"python:{module}:{name}", options=options)
+    return own.build(replace(setting(("math", "qa"), 8), key="study.schedulers.x"))

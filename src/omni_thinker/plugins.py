@@ -32,10 +32,14 @@ def load_class(place: str, key: str) -> type[Any]:
         sys.path.append(here)
     try:
         cls = getattr(importlib.import_module(module_name), class_name, None)
-    except (ImportError, TypeError, ValueError, SyntaxError) as exc:
-        raise UserError(f"can't import {module_name!r}: {exc}", key=key) from None
+    except Exception as exc:  # a module of the user's own may raise anything
+        why = str(exc) if isinstance(exc, ImportError | SyntaxError) else f"{type(exc).__name__}: {exc}"
+        raise UserError(f"can't import {module_name!r} (from {here}, PYTHONPATH or packages): {why}", key=key) from None
     if not isinstance(cls, type):
-        raise UserError(f"module {module_name!r} has no class {class_name!r}", key=key)
+        module = sys.modules[module_name]
+        has = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module_name]
+        classes = ", ".join(name for name in has if isinstance(getattr(module, name), type)) or "none"
+        raise UserError(f"module {module_name!r} has no class {class_name!r}; it has {classes}", key=key)
     return cls
 
 

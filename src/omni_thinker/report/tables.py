@@ -177,7 +177,7 @@ def about(run: RunData, arm: str) -> str:
     if arm == "start" and run.result.warmup:
         return "the model after the supervised warm-up, before any RL"
     kind = kind_of(arm)
-    return kind.about if kind else "RL on all tasks; a scheduler says which comes next"
+    return kind.about if kind else "RL on all tasks; a scheduler says how many problems of each a step trains"
 
 
 def _trained_orders(run: RunData) -> list[str]:

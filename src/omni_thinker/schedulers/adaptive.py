@@ -31,7 +31,7 @@ class Adaptive(ABC):
 
     def quotas(self, step: int) -> dict[TaskName, int]:
         """Each problem in turn goes to the task that is owed most (ties to the first)."""
-        owed = {task: self._owed[task] + share * self.problems_per_step for task, share in self.shares().items()}
+        owed = {task: self._owed[task] + share * self.problems_per_step for task, share in self._shares().items()}
         counts = dict.fromkeys(self.tasks, 0)
         for _ in range(self.problems_per_step):
             # Rounded, so that equal debts tie exactly instead of by the last bit of a product.
@@ -39,12 +39,21 @@ class Adaptive(ABC):
             counts[task] += 1
         return {task: count for task, count in counts.items() if count}
 
+    def _shares(self) -> Shares:
+        """Raises ValueError for shares that can't be dealt out."""
+        shares = self.shares()
+        sound = isinstance(shares, Mapping) and set(shares) == set(self.tasks)
+        if not sound or not all(share >= 0 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-6:
+            expected = f"a share of at least 0 for each of {', '.join(self.tasks)}, adding up to 1"
+            raise ValueError(f"shares() returned {shares!r:.200}, not {expected}")
+        return shares
+
     def stage(self, step: int) -> None:
         return None
 
     def observe(self, step: int, metrics: Mapping[str, float]) -> None:
         given = self.quotas(step)
-        for task, share in self.shares().items():
+        for task, share in self._shares().items():
             self._owed[task] += share * self.problems_per_step - given.get(task, 0)
         self.update(step, metrics)
 

@@ -1,12 +1,16 @@
 """A scheduler of the user's own, by `python:MODULE:CLASS`."""
 
-from typing import Annotated, Any, Literal
+import json
+from collections.abc import Mapping
+from inspect import signature
+from typing import Any, Literal
 
 from pydantic import Field
 
 from omni_thinker.errors import UserError
-from omni_thinker.plugins import load_class
+from omni_thinker.plugins import PREFIX, load_class
 from omni_thinker.schedulers.base import Config, Scheduler, Setting
+from omni_thinker.types import TaskName
 
 _METHODS = ("quotas", "stage", "observe", "state_dict", "load_state_dict")
 
@@ -15,25 +19,83 @@ class OwnConfig(Config):
     """CLASS(tasks, problems_per_step, **options), or a `Config` whose keys are the options."""
 
     kind: Literal["python"] = "python"
-    source: Annotated[str, Field(pattern="^python:")]
+    source: str
     options: dict[str, Any] = Field(default_factory=dict)
 
     def build(self, setting: Setting) -> Scheduler:
         """Raises UserError where it can't be made, and where it asks for what no step can train."""
-        scheduler_class, key, per_step = load_class(self.source, setting.key), setting.key, setting.problems_per_step
+        if not self.source.startswith(PREFIX):
+            raise UserError("must be python:MODULE:CLASS", key=f"{setting.key}.source")
+        made = load_class(self.source, setting.key)
+        if lacking := sorted(getattr(made, "__abstractmethods__", ())):
+            raise UserError(f"the class {made.__name__} lacks the method {', '.join(lacking)}", key=setting.key)
         try:
-            if issubclass(scheduler_class, Config):
-                scheduler: Scheduler = scheduler_class.model_validate({"kind": "python", **self.options}).build(setting)
+            if issubclass(made, Config):
+                scheduler: Any = made.model_validate({"kind": "python", **self.options}).build(setting)
             else:
-                scheduler = scheduler_class(setting.tasks, per_step, **self.options)
-        except (TypeError, ValueError) as exc:
-            raise UserError(
-                f"{scheduler_class.__name__}(tasks, problems_per_step, **options) can't be made: {exc}", key=key
-            ) from None
+                scheduler = made(setting.tasks, setting.problems_per_step, **self.options)
+        except Exception as exc:
+            raise UserError(f"{made.__name__} can't be made: {_why(made, self.options, exc)}", key=setting.key) from exc
         if lacking := [method for method in _METHODS if not callable(getattr(scheduler, method, None))]:
-            raise UserError(f"{scheduler_class.__name__} isn't a Scheduler: it lacks {', '.join(lacking)}", key=key)
-        first = dict(scheduler.quotas(0))
-        if not set(first) <= set(setting.tasks) or sum(first.values()) != per_step or min(first.values()) < 1:
-            expected = f"whole numbers that add up to {per_step}, for some of {', '.join(setting.tasks)}"
-            raise UserError(f"{scheduler_class.__name__}.quotas(0) is {first!r:.200}, not {expected}", key=key)
-        return scheduler
+            raise UserError(f"{made.__name__} isn't a Scheduler: it lacks {', '.join(lacking)}", key=setting.key)
+        guarded = _Guarded(scheduler, setting)
+        guarded.quotas(0)
+        return guarded
+
+
+def _why(made: type[Any], options: Mapping[str, Any], exc: Exception) -> str:
+    """What went wrong, and if it is an option, which there are."""
+    if issubclass(made, Config) or made.__init__ is object.__init__:
+        return (
+            str(exc) if issubclass(made, Config) else "its constructor must take (tasks, problems_per_step, **options)"
+        )
+    known = list(signature(made).parameters)[2:]
+    unknown = [name for name in options if name not in known]
+    if isinstance(exc, TypeError) and unknown:
+        return f"no option {unknown[0]!r}; it takes {', '.join(known) or 'none'}"
+    return f"{type(exc).__name__}: {exc}"
+
+
+class _Guarded:
+    """Calls a scheduler that isn't ours. Raises UserError for what it raises, and for counts that no step can train."""
+
+    def __init__(self, scheduler: Scheduler, setting: Setting) -> None:
+        self._scheduler, self._setting = scheduler, setting
+
+    def quotas(self, step: int) -> dict[TaskName, int]:
+        counts = self._call("quotas", step)
+        tasks, per_step = self._setting.tasks, self._setting.problems_per_step
+        sound = isinstance(counts, Mapping) and set(counts) <= set(tasks)
+        if not sound or any(type(n) is not int or n < 1 for n in counts.values()) or sum(counts.values()) != per_step:
+            expected = f"whole numbers from 1 that add up to {per_step}, for some of {', '.join(tasks)}"
+            raise self._refusal(f"quotas({step}) returned {counts!r:.200}, not {expected}")
+        return dict(counts)
+
+    def stage(self, step: int) -> TaskName | None:
+        stage: TaskName | None = self._call("stage", step)
+        return stage
+
+    def observe(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._call("observe", step, metrics)
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = self._call("state_dict")
+        try:
+            json.dumps(state, allow_nan=False)
+        except (TypeError, ValueError) as exc:
+            raise self._refusal(f"its state must be plain JSON: {exc}") from None
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._call("load_state_dict", state)
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        try:
+            return getattr(self._scheduler, method)(*arguments)
+        except UserError:
+            raise
+        except Exception as exc:
+            raise self._refusal(f"{method} failed: {type(exc).__name__}: {exc}") from exc
+
+    def _refusal(self, words: str) -> UserError:
+        return UserError(f"{type(self._scheduler).__name__}: {words}", key=self._setting.key)
