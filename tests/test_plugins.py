@@ -151,8 +151,8 @@ def test_scheduler_that_fails_later_names_itself_and_its_method(
         scheduler.stage(0)
     with pytest.raises(UserError, match="Late: its state must be plain JSON"):
         scheduler.state_dict()
-    with pytest.raises(UserError, match="no option 'frist'; it takes first"):
-        _built("failing_later", "Late", frist=2)
+    with pytest.raises(UserError, match="no option 'frost'; it takes first"):
+        _built("failing_later", "Late", frost=2)
     with pytest.raises(UserError, match="no class 'Lait'; it has Late"):
         _built("failing_later", "Lait")
 
