@@ -27,6 +27,8 @@ from omni_thinker.types import TaskName
 
 Values = Mapping[TaskName, Mapping[str, float]]
 """task -> problem id -> score."""
+MIN_TAIL_RESAMPLES = 10
+"""Resamples beyond each end of an interval, for a bootstrap to know where it ends."""
 Family = Literal["control", "questions", "others"]
 
 
@@ -57,7 +59,7 @@ def compare_arms(
         level = confidence if family == "others" else strict
         bounds = difference.bounds(resamples, level, typical[task])
         excluded = bounds.low > 0 or bounds.high < 0
-        strict_bounds = difference.strict_bounds(strict, typical[task]) if family == "others" else bounds
+        strict_bounds = difference.bounds(resamples, strict, typical[task]) if family == "others" else bounds
         shown = excluded and (strict_bounds.low > 0 or strict_bounds.high < 0)
         ends = (difference.mean, bounds.low, bounds.high, difference.problems, strict_bounds.detectable)
         hint = excluded and not shown
@@ -102,14 +104,11 @@ class _Difference:
         return seed_variance(self.strata) if known else 0.0
 
     def bounds(self, resamples: int, confidence: float, typical: float) -> Bounds:
-        if self.strata[0].shape[0] == 1:
-            return over_problems(self.means, resamples, confidence)
-        return over_seeds_and_problems(self.mean, self.strata, confidence, typical)
-
-    def strict_bounds(self, confidence: float, typical: float) -> Bounds:
-        """At a confidence so high that no bootstrap has samples there."""
+        """One seed: by bootstrap over problems where so many resamples have some in the tails, else by Student."""
         if self.strata[0].shape[0] > 1:
             return over_seeds_and_problems(self.mean, self.strata, confidence, typical)
+        if resamples * (1 - confidence) / 2 >= MIN_TAIL_RESAMPLES - 1e-9:
+            return over_problems(self.means, resamples, confidence)
         return student_over_problems(self.means, confidence)
 
 
