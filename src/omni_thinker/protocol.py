@@ -148,7 +148,7 @@ class Policy(Protocol):
 
 
 @runtime_checkable
-class ScoresTokens(Policy, Protocol):
+class ScoresTokens(Protocol):
     """A policy that can say what its trainer makes of tokens that its sampler drew."""
 
     def logprobs(

@@ -70,10 +70,10 @@ def learnability(
     0: what a task's problems have to teach this policy (arXiv 2505.14970)."""
     scored = [group for group in groups if group.values]
     advantages = _advantages(scored, spec)
-    sizes: dict[str, list[float]] = {}
+    by_name: dict[str, list[float]] = {}
     for group, values in zip(scored, advantages, strict=True):
-        sizes.setdefault(by(group.problem), []).extend(map(float, np.abs(values) if group.has_signal else 0 * values))
-    return {task: float(np.mean(values)) for task, values in sizes.items()}
+        by_name.setdefault(by(group.problem), []).extend(map(float, np.abs(values) if group.has_signal else 0 * values))
+    return {task: float(np.mean(values)) for task, values in by_name.items()}
 
 
 class _Weigher:

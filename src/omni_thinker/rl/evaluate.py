@@ -65,7 +65,7 @@ def evaluate(
 
     Raises UserError where a task has no scored answer at all, or more than `max_error_rate` of its scores are errors.
     """
-    flat = [problem for entropy in problems.values() for problem in entropy]
+    flat = [problem for of_task in problems.values() for problem in of_task]
     requests = [
         SampleRequest(
             policy.encode_prompt(problem.prompt),

@@ -1,4 +1,4 @@
-"""When a training is kept so that it can be gone on with, and where."""
+"""When a training is saved so that it can be resumed, and where."""
 
 import time
 from collections.abc import Mapping

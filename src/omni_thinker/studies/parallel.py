@@ -1,7 +1,7 @@
 """A study whose seeds run side by side, each in a process of its own, and then are one study.
 
 Each seed is a study with its own directory under `seeds/`, journal and all, so that a kill costs what it costs one.
-Once all have ended their directories are joined, and the whole is read from them like a study that is gone on with."""
+Once all have ended their directories are joined, and the whole is read from them like a resumed study."""
 
 import os
 import shutil

@@ -92,7 +92,7 @@ def _units_of_seed(recipe: Recipe, seed: int) -> list[Unit]:
     units += (probes := _probe_units(recipe, seed))
     if probes:
         units.append(Unit(seed, "plan", "plan", tuple(unit.name for unit in probes)))
-    units += _arm_units(recipe, seed)
+    units += _arm_units(recipe, seed, probes)
     arms = tuple(unit for unit in units if unit.arm)
     ended = tuple(unit.name for unit in arms)
     return units + [Unit(seed, f"test {unit.arm}", "test", ended, arm=unit.arm) for unit in arms]
@@ -119,8 +119,8 @@ def _probe_units(recipe: Recipe, seed: int) -> list[Unit]:
     return units
 
 
-def _arm_units(recipe: Recipe, seed: int) -> list[Unit]:
-    """Arms that train all tasks within one budget, and the merge of experts."""
+def _arm_units(recipe: Recipe, seed: int, probes: Sequence[Unit]) -> list[Unit]:
+    """Arms that train all tasks within one budget, and the merge of experts, which are among `probes`."""
     study = recipe.study
     planned = ("plan",) if probe_kinds(recipe) and not study.order else ("start",)
     units = [
@@ -136,14 +136,13 @@ def _arm_units(recipe: Recipe, seed: int) -> list[Unit]:
         for arm in ("curriculum", "curriculum_net", "reverse")
         if arm in study.arms
     ]
-    mixtures = ["joint"] if "joint" in study.arms else []
-    stages = {name: spec.evaluations for name, spec in scheduled_arms(study).items()}
-    for arm in (*mixtures, *scheduled_arms(study)):
-        evaluations = stages.get(arm, 1)
+    mixtures = {"joint": 1} if "joint" in study.arms else {}
+    mixtures |= {name: spec.evaluations for name, spec in scheduled_arms(study).items()}
+    for arm, evaluations in mixtures.items():
         units.append(Unit(seed, arm, "mixture", ("start",), arm, steps=study.steps, evaluations=evaluations))
     if "merge" in study.arms:
-        mark = LORA if expert_kind(recipe) == "lora" else (SINGLE, PROBE)
-        experts = tuple(unit.name for unit in _probe_units(recipe, seed) if unit.name.startswith(mark))
+        kind = "adapter" if expert_kind(recipe) == "lora" else "alone"
+        experts = tuple(unit.name for unit in probes if unit.kind == kind)
         units.append(Unit(seed, "merge", "merge", experts, "merge", evaluations=1))
     return units
 

@@ -8,7 +8,7 @@ from omni_thinker.transfer.forecast import DRAWS, Additive, Forecaster, Logit, N
 from omni_thinker.transfer.hierarchical import Evidence, Hierarchical
 
 FORECASTERS: Mapping[str, type[Forecaster]] = {
-    own.name: own for own in (Naive, Additive, Relative, Logit, Hierarchical)
+    forecaster.name: forecaster for forecaster in (Naive, Additive, Relative, Logit, Hierarchical)
 }
 
 
