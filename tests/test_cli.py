@@ -412,3 +412,14 @@ def test_help_imports_no_torch_rich_numpy_or_pydantic() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "Usage:" in done.stdout
     assert done.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["plan.json", "report.html", "samples.jsonl", "journal.jsonl", "models"])
+def test_study_overwrites_no_file_of_the_users_own(run: Run, tmp_path: Path, repo: Path, name: str) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / name).write_text("mine")
+    code, _, err = run("study", repo / "recipes" / "tiny.toml", "--out", folder)
+    assert code == 2
+    assert "already holds a run's files; choose another --out" in err
+    assert [(path.name, path.read_text()) for path in folder.iterdir()] == [(name, "mine")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from omni_thinker.errors import UserError
 from omni_thinker.plugins import Registry, did_you_mean, load_class
 from omni_thinker.policy.make import make_policy
 from omni_thinker.recipe import ModelSpec, load_recipe
+from omni_thinker.recipe.schedulers import read_scheduler
 from omni_thinker.schedulers.base import Scheduler
 from omni_thinker.schedulers.own import OwnConfig
 from omni_thinker.studies.setup import prepare
@@ -141,7 +143,7 @@ def test_scheduler_that_fails_later_names_itself_and_its_method(
         "from omni_thinker.schedulers.base import Stateless\n\n"
         "class Late(Stateless):\n    def __init__(self, tasks, problems_per_step, *, first=1): self.first = first\n"
         "    def quotas(self, step): return {'math': 8 if step < self.first else 9}\n"
-        "    def stage(self, step): return 1 / 0\n    def state_dict(self): return {'seen': {1, 2}}\n"
+        "    def stage(self, step): return 1 / 0\n    def observe(self, step, metrics): raise SystemExit(0)\n"
     )
     scheduler = _built("failing_later", "Late")
     assert scheduler.quotas(0) == {"math": 8}
@@ -149,12 +151,42 @@ def test_scheduler_that_fails_later_names_itself_and_its_method(
         scheduler.quotas(1)
     with pytest.raises(UserError, match="Late: stage failed: ZeroDivisionError"):
         scheduler.stage(0)
-    with pytest.raises(UserError, match="Late: its state must be plain JSON"):
-        scheduler.state_dict()
+    with pytest.raises(UserError, match="Late: observe failed: SystemExit"):
+        scheduler.observe(0, {})
     with pytest.raises(UserError, match="no option 'frost'; it takes first"):
         _built("failing_later", "Late", frost=2)
     with pytest.raises(UserError, match="no class 'Lait'; it has Late"):
         _built("failing_later", "Lait")
+
+
+@pytest.mark.parametrize("state", ["{'seen': {1, 2}}", "{1: 2}", "{'pair': (1, 2)}", "{'value': float('inf')}"])
+def test_scheduler_state_that_json_loses_is_refused_before_anything_runs(
+    state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = f"lost_state_{abs(hash(state))}"
+    (tmp_path / f"{name}.py").write_text(
+        "from omni_thinker.schedulers.base import Stateless\n\n"
+        "class Lost(Stateless):\n    def __init__(self, tasks, problems_per_step): pass\n"
+        "    def quotas(self, step): return {'math': 8}\n    def stage(self, step): return None\n"
+        f"    def state_dict(self): return {state}\n"
+    )
+    with pytest.raises(UserError, match="Lost: its state must be plain JSON"):
+        _built(name, "Lost")
+
+
+def test_module_that_exits_and_options_that_are_no_json_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "exits_at_once.py").write_text("raise SystemExit(0)\n")
+    with pytest.raises(UserError, match=r"can't import 'exits_at_once'.*SystemExit"):
+        _built("exits_at_once", "Any")
+    for value in (float("nan"), date(2020, 1, 1)):
+        with pytest.raises(UserError, match=r"study.schedulers.x.options: .*must hold text, finite numbers"):
+            read_scheduler({"kind": "python", "source": "python:a:B", "options": {"a": value}}, "study.schedulers.x")
+    with pytest.raises(UserError, match=r'study.schedulers.x.kind: write kind = "python", source = "python:a:B"'):
+        read_scheduler({"kind": "python:a:B"}, "study.schedulers.x")
 
 
 def _built(module: str, name: str, **options: object) -> Scheduler:

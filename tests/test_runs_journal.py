@@ -165,3 +165,22 @@ def test_locked_directory_is_refused_until_its_process_is_dead(tmp_path: Path) -
     held = Lock(tmp_path)
     assert json.loads((tmp_path / "lock").read_text("utf-8"))["pid"] != other.pid
     del held
+
+
+def test_logs_cut_for_a_damaged_journal_are_copied_first(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, [LOG])
+    for n in range(4):
+
+        def make(n: int = n) -> int:
+            with (tmp_path / LOG).open("a", encoding="utf-8") as stream:
+                stream.write(f"line {n}\n")
+            return n
+
+        journal.once(f"move {n}", make)
+    whole, lines = (tmp_path / LOG).read_text(), (tmp_path / NAME).read_bytes().splitlines(keepends=True)
+    lines[2] = lines[2].replace(b"move", b"m0ve", 1)
+    (tmp_path / NAME).write_bytes(b"".join(lines))
+    Journal(tmp_path, [LOG]).cut()
+    assert (tmp_path / LOG).read_text() == "line 0\n"
+    assert (tmp_path / LOG).with_suffix(".damaged").read_text() == whole
+    assert (tmp_path / NAME).with_suffix(".damaged").read_bytes() == b"".join(lines)

@@ -124,6 +124,8 @@ def test_read_stages_shares_all_steps_by_length() -> None:
         ({"schedulers": {"single-a": {"kind": "sec"}}}, "study.schedulers.single-a"),
         ({"schedulers": {"probe-a": {"kind": "sec"}}}, "study.schedulers.probe-a"),
         ({"schedulers": {"state": {"kind": "sec"}}}, "study.schedulers.state"),
+        ({"schedulers": {"charged": {"kind": "sec"}}}, "study.schedulers.charged"),
+        ({"arms": ["python:a:B", "python-a-B"], "schedulers": {"python-a-B": {"kind": "sec"}}}, "study.arms"),
         ({"schedulers": {"x": {"kind": "worst_task", "rate": 1000}}}, "study.schedulers.x.rate"),
         ({"bootstrap": 1}, "study.bootstrap"),
         ({"arms": ["serial"]}, "study.arms"),

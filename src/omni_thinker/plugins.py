@@ -32,7 +32,7 @@ def load_class(place: str, key: str) -> type[Any]:
         sys.path.append(here)
     try:
         cls = getattr(importlib.import_module(module_name), class_name, None)
-    except Exception as exc:  # a module of the user's own may raise anything
+    except (Exception, SystemExit) as exc:  # a module of the user's own may raise anything
         why = str(exc) if isinstance(exc, ImportError | SyntaxError) else f"{type(exc).__name__}: {exc}"
         raise UserError(f"can't import {module_name!r} (from {here}, PYTHONPATH or packages): {why}", key=key) from None
     if not isinstance(cls, type):

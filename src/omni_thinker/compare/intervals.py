@@ -71,7 +71,7 @@ def student_over_problems(strata: Sequence[Array], confidence: float) -> Bounds:
     variance = sum(float(d.var(ddof=1)) / len(d) for d in strata) / len(strata) ** 2
     parts = [(variance, sum(len(d) - 1 for d in strata))]
     half = _half(parts, confidence)
-    return Bounds(mean - half, mean + half, _half(parts, confidence, POWER))
+    return Bounds(mean - half, mean + half, _half(parts, confidence, POWER) or None)
 
 
 def over_seeds_and_problems(

@@ -60,6 +60,8 @@ def read_scheduler(table: object, key: str) -> SchedulerSpec:
         raise UserError(SERIAL, key=f"{key}.kind")
     if not isinstance(table, Mapping) or not isinstance(table.get("kind"), str):
         raise UserError("must be a table with the key kind, one of " + ", ".join(KINDS.names), key=key)
+    if table["kind"].startswith(PREFIX):
+        raise UserError(f'write kind = "python", source = "{table["kind"]:.80}"', key=f"{key}.kind")
     config: type[Any] = KINDS.find(table["kind"], f"{key}.kind")
     try:
         spec: SchedulerSpec = config.model_validate(dict(table))

@@ -79,19 +79,22 @@ def check_arms(study: StudySpec, tasks: list[str]) -> None:
     """Raises UserError for arms that nothing makes, and schedulers of tasks that aren't there."""
     for name in study.schedulers:
         # Files of single-task arms and probes begin with these.
-        taken = name in (*ARMS, *RESERVED, "state", "warmup") or name.startswith(
+        taken = name in (*ARMS, *RENAMED, *RESERVED, "state", "warmup") or name.startswith(
             tuple(mark.replace(":", "-") for mark in (SINGLE, PROBE, LORA))
         )
         if taken or not TASK_NAME.fullmatch(name):
             raise UserError("can't be the name of an arm", key=f"study.schedulers.{name}")
     for name in study.arms:
-        if name in RENAMED and name not in study.schedulers:
+        if name in RENAMED:
             raise UserError(f"the arm {name!r} is called {RENAMED[name]!r} now", key="study.arms")
         if name == "serial" and name not in study.schedulers:
             raise UserError(SERIAL, key="study.arms")
         if name not in (*ARMS, *study.schedulers, *PLAIN) and not name.startswith("python:"):
             known = ", ".join((*ARMS, *study.schedulers, *PLAIN))
             raise UserError(f"no arm {name!r:.80}; there are {known}, python:MODULE:CLASS", key="study.arms")
+    files = [name.replace(":", "-") for name in study.arms]
+    if twice := [name for name, file in zip(study.arms, files, strict=True) if files.count(file) > 1]:
+        raise UserError(f"the files of {' and '.join(twice)} would have one name", key="study.arms")
     for name, spec in study.schedulers.items():
         spec.check(tasks, f"study.schedulers.{name}")
 

@@ -97,11 +97,11 @@ class Journal:
         if self._is_cut:
             return
         self._is_cut = True
-        if self._damaged:
-            shutil.copyfile(self._path, self._path.with_suffix(".damaged"))
         sizes = {self._folder / name: size for name, size in self._sizes.items()}
         for path, size in {self._path: self._end, **sizes}.items():
             if path.exists() and path.stat().st_size > size:
+                if self._damaged:  # what is cut may be all that is left of a run that can't be resumed
+                    shutil.copyfile(path, path.with_suffix(".damaged"))
                 os.truncate(path, size)
         if not self._end:  # before any log has a line, so that logs without a journal are known for damage
             self._write("begun", "note", None)

@@ -17,7 +17,11 @@ from omni_thinker.runs.journal import Counts, Journal
 from omni_thinker.runs.lock import Lock
 from omni_thinker.runs.schema.base import dump
 
-_MARKS = ("recipe.toml", "metrics.jsonl", "result.json")
+_MARKS = (
+    "recipe.toml", JOURNAL, "metrics.jsonl", "samples.jsonl", "references.jsonl", "result.json", "scores.json",
+    "plan.json", "transfer.json", "transfer.csv", "report.html", "diverged.json", "models",
+)  # fmt: skip
+"""What a run writes, but for its lock: a directory that has any of it isn't free."""
 
 
 class RunDir:
@@ -90,7 +94,7 @@ def check_free(path: Path) -> None:
     except (OSError, ValueError) as exc:
         raise UserError(f"can't be a run's directory: {exc}", file=f"{path!s:.80}", key="--out") from None
     if held:
-        raise UserError("already holds a run; choose another --out", file=path)
+        raise UserError("already holds a run's files; choose another --out", file=path)
 
 
 def plain(value: Any) -> Any:

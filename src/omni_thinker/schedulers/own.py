@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from inspect import signature
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from omni_thinker.errors import UserError
 from omni_thinker.plugins import PREFIX, load_class
@@ -22,6 +22,15 @@ class OwnConfig(Config):
     source: str
     options: dict[str, Any] = Field(default_factory=dict)
 
+    @field_validator("options")
+    @classmethod
+    def _plain(cls, options: dict[str, Any]) -> dict[str, Any]:
+        try:
+            json.dumps(options, allow_nan=False)
+        except (TypeError, ValueError):
+            raise ValueError("must hold text, finite numbers, true, false, lists and tables only") from None
+        return options
+
     def build(self, setting: Setting) -> Scheduler:
         """Raises UserError where it can't be made, and where it asks for what no step can train."""
         if not self.source.startswith(PREFIX):
@@ -34,16 +43,17 @@ class OwnConfig(Config):
                 scheduler: Any = made.model_validate({"kind": "python", **self.options}).build(setting)
             else:
                 scheduler = made(setting.tasks, setting.problems_per_step, **self.options)
-        except Exception as exc:
+        except (Exception, SystemExit) as exc:
             raise UserError(f"{made.__name__} can't be made: {_why(made, self.options, exc)}", key=setting.key) from exc
         if lacking := [method for method in _METHODS if not callable(getattr(scheduler, method, None))]:
             raise UserError(f"{made.__name__} isn't a Scheduler: it lacks {', '.join(lacking)}", key=setting.key)
         guarded = _Guarded(scheduler, setting)
         guarded.quotas(0)
+        guarded.state_dict()
         return guarded
 
 
-def _why(made: type[Any], options: Mapping[str, Any], exc: Exception) -> str:
+def _why(made: type[Any], options: Mapping[str, Any], exc: BaseException) -> str:
     """What went wrong, and if it is an option, which there are."""
     if issubclass(made, Config) or made.__init__ is object.__init__:
         return (
@@ -81,9 +91,11 @@ class _Guarded:
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = self._call("state_dict")
         try:
-            json.dumps(state, allow_nan=False)
-        except (TypeError, ValueError) as exc:
+            same = json.loads(json.dumps(state, allow_nan=False)) == state
+        except (TypeError, ValueError, RecursionError) as exc:
             raise self._refusal(f"its state must be plain JSON: {exc}") from None
+        if not same:
+            raise self._refusal("its state must be plain JSON: keys that are text, lists in place of tuples")
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -94,7 +106,7 @@ class _Guarded:
             return getattr(self._scheduler, method)(*arguments)
         except UserError:
             raise
-        except Exception as exc:
+        except (Exception, SystemExit) as exc:
             raise self._refusal(f"{method} failed: {type(exc).__name__}: {exc}") from exc
 
     def _refusal(self, words: str) -> UserError:

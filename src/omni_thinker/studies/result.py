@@ -80,7 +80,7 @@ def to_result(
         verdict=words,
         seeds_left=left,
         arms={name: tuple(_arm_run(o, name) for o in outcomes) for name in names},
-        comparisons=tuple(replace(c, shown=c.shown and not left) for c in comparisons),
+        comparisons=tuple(replace(c, shown=c.shown and not left, hint=c.hint and not left) for c in comparisons),
         forecasts=forecasts,
         forecast_quality=forecast_quality(forecasts),
         assumptions=tuple(_assumptions(outcomes, setup.recipe)),

@@ -9,6 +9,7 @@ import gc
 import json
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ from omni_thinker.runs.schema.transfer import StudyTransfer
 from omni_thinker.studies.curriculum import plan_curriculum
 from omni_thinker.studies.estimate import SECONDS, power_words, smallest_difference
 from omni_thinker.studies.result import SeedOutcome, to_result
-from omni_thinker.studies.setup import prepare
-from omni_thinker.studies.units import plan_work
+from omni_thinker.studies.setup import Setup, prepare
+from omni_thinker.studies.units import WorkPlan, plan_work
 from omni_thinker.studies.walk import SeedWalk
 from omni_thinker.transfer.matrix import pool
 from omni_thinker.transfer.metrics import to_csv
@@ -45,33 +46,38 @@ def run_study(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, A
     with Progress(work.total, SECONDS) as progress:
         progress.show("checking tasks, rewards and every row")
         setup = prepare(recipe)
-        run = RunDir(out, recipe, resume=resume)
-        run.open_journal(LOGS, usable=lambda value: usable(out, value), counts=setup.counting)
-        check_run(run, setup.recipe, setup.pools, judged=setup.judge is not None)
-        run.journal.cut()
-        progress.say(f"study {recipe.name!r} into {out}" + (", resumed" if run.journal.replaying else ""))
-        if run.journal.dropped:
-            progress.say(f"{run.journal.dropped} journal entries after the last whole checkpoint are repeated")
-        if not resume and (words := power_words(setup)):
-            progress.say(f"power: {words}")
-        result_key = f"result of {list(recipe.study.seeds)}, {recipe.study.bootstrap}, {recipe.study.confidence}"
-        if (known := run.journal.noted(result_key)) is not None:
-            progress.say("this study has ended; nothing is left to do")
-            run.write_json("result.json", known)  # the file may be gone, or hold a verdict over more seeds
-            return dict(known)
-        outcomes = []
-        for seed in recipe.study.seeds:
-            outcomes.append(SeedWalk(setup, run, progress, work, seed).walk())
-            _write_transfer(run, recipe, outcomes)
-            _write_scores(run, outcomes)
-            gc.collect()  # the last seed's policy, before the next one is loaded
-            if left := len(recipe.study.seeds) - len(outcomes):
-                run.write_json("result.json", to_result(setup, outcomes, _seconds(run, began), left=left))
-        before = sum(note != result_key for note in run.journal.notes("result of "))
-        result = to_result(setup, outcomes, _seconds(run, began), before=before)
-        run.write_json("result.json", result)
-        run.journal.note(result_key, result)
-        progress.say("the study has ended")
+        with closing(RunDir(out, recipe, resume=resume)) as run:
+            return _run(run, setup, work, progress, began, fresh=not resume)
+
+
+def _run(run: RunDir, setup: Setup, work: WorkPlan, progress: Progress, began: float, *, fresh: bool) -> dict[str, Any]:
+    recipe = setup.recipe
+    run.open_journal(LOGS, usable=lambda value: usable(run.path, value), counts=setup.counting)
+    check_run(run, setup.recipe, setup.pools, judged=setup.judge is not None)
+    run.journal.cut()
+    progress.say(f"study {recipe.name!r} into {run.path}" + (", resumed" if run.journal.replaying else ""))
+    if run.journal.dropped:
+        progress.say(f"{run.journal.dropped} journal entries after the last whole checkpoint are repeated")
+    if fresh and (words := power_words(setup)):
+        progress.say(f"power: {words}")
+    result_key = f"result of {list(recipe.study.seeds)}, {recipe.study.bootstrap}, {recipe.study.confidence}"
+    if (known := run.journal.noted(result_key)) is not None:
+        progress.say("this study has ended; nothing is left to do")
+        run.write_json("result.json", known)  # the file may be gone, or hold a verdict over more seeds
+        return dict(known)
+    outcomes = []
+    for seed in recipe.study.seeds:
+        outcomes.append(SeedWalk(setup, run, progress, work, seed).walk())
+        _write_transfer(run, recipe, outcomes)
+        _write_scores(run, outcomes)
+        gc.collect()  # the last seed's policy, before the next one is loaded
+        if left := len(recipe.study.seeds) - len(outcomes):
+            run.write_json("result.json", to_result(setup, outcomes, _seconds(run, began), left=left))
+    before = sum(note != result_key for note in run.journal.notes("result of "))
+    result = to_result(setup, outcomes, _seconds(run, began), before=before)
+    run.write_json("result.json", result)
+    run.journal.note(result_key, result)
+    progress.say("the study has ended")
     return result
 
 
