@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -392,7 +393,7 @@ class HalfMade:
 
 def app():
     half_made = HalfMade()
-    raise cli._Interrupted
+    raise cli._Ended("interrupted", 130, cli._RESUME)
 
 cli.app = app
 cli.main()
@@ -400,6 +401,35 @@ cli.main()
     ended = subprocess.run([sys.executable, "-c", script], check=False, cwd=repo, capture_output=True, text=True)
     assert ended.returncode == 130
     assert ended.stderr == "omni-thinker: interrupted; resume with `omni-thinker study DIR --resume`\n"
+
+
+def test_terminated_score_says_so_without_a_word_of_resuming(repo: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    os.mkfifo(rows)  # reading waits until somebody writes
+    command = [sys.executable, "-m", "omni_thinker", "score", "--reward", "math", "--in", str(rows)]
+    with subprocess.Popen([*command, "--out", str(tmp_path / "out")], stderr=subprocess.PIPE, text=True) as process:
+        writer = os.open(rows, os.O_WRONLY)  # opens once the command reads
+        process.terminate()
+        assert process.stderr is not None
+        assert process.stderr.read() == "omni-thinker: terminated\n"
+        assert process.wait() == 143
+        os.close(writer)
+
+
+@pytest.mark.parametrize("arm", ["joint", "single:qa"])
+def test_train_and_probe_take_recipes_that_replan_their_curriculum(run: Run, tmp_path: Path, arm: str) -> None:
+    recipe = tmp_path / "recipe.toml"
+    tasks = "".join(f'[tasks.{name}]\nsource = "builtin:{name}"\n' for name in ("qa", "math"))
+    recipe.write_text(
+        f'name = "r"\n{tasks}[study]\narms = ["start", "curriculum"]\nprobes = ["short"]\nreplan = true\n'
+    )
+    for command in (["train", str(recipe), "--arm", arm], ["probe", str(recipe)]):
+        code, _, err = run(*command, "--set", "tasks.qa.train=0")  # refused before anything is trained
+        assert code == 2
+        assert "tasks.qa.train" in err
+        code, _, err = run(*command, "--set", 'model.name="./nowhere"')
+        assert code == 2
+        assert "replan" not in err
 
 
 def test_help_imports_no_torch_rich_numpy_or_pydantic() -> None:

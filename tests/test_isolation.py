@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import shutil
 import tempfile
 import time
@@ -24,6 +25,7 @@ from omni_thinker.isolation import (
     run_tests,
     shutdown,
 )
+from omni_thinker.isolation.scratch import Scratch
 from timing import quickest
 from traces import children, left_behind, state
 
@@ -553,6 +555,18 @@ def test_a_killed_worker_is_replaced() -> None:
     for worker in pool._idle:
         worker.stop()
     assert _run(GOOD).outcome == "passed"
+
+
+def test_full_disk_leaves_no_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(OSError, match="No space"):
+        Scratch()
+    monkeypatch.undo()
+    assert not list(tmp_path.iterdir())
 
 
 def test_shutdown_removes_all_processes_and_folders() -> None:

@@ -82,6 +82,17 @@ def test_unwritable_cache_is_a_user_error_that_names_omni_thinker_home(
         load.resolve("tiny")
 
 
+def test_complete_cache_is_read_without_writing_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMNI_THINKER_HOME", str(tmp_path))
+    folder = load.resolve("tiny")
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    for lock in folder.parent.glob(".*.lock"):
+        lock.unlink()
+        lock.mkdir()  # cannot be opened for writing, whoever runs this
+    assert load.resolve("tiny") == folder
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
 @pytest.mark.parametrize(
     ("gone", "words"),
     [

@@ -28,6 +28,7 @@ TASKS: dict[str, Any] = {"a": {"source": "builtin:math"}, "b": {"source": "built
         ({"study": {"order": ["a", "c"]}}, "study.order"),
         ({"warmup": {"target": [0.6, 0.2]}}, "warmup.target"),
         ({"name": "../up"}, "name"),
+        ({"tasks": {**TASKS, "a": {**TASKS["a"], "weight": 1e308}}}, "tasks.a.weight"),
         ({"modle": {}}, "modle"),
     ],
 )

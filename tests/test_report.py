@@ -656,6 +656,14 @@ def test_malformed_result_is_a_user_error(bare: Path, text: str) -> None:
             {"arms": {"joint": [{**arm_entry("joint", 0), "steps": 1.5}]}},
             "arms.joint.0.steps: should be a valid integer",
         ),
+        (
+            {"arms": {"joint": [{**arm_entry("joint", 0), "steps": -1}]}},
+            "arms.joint.0.steps: should be greater than or equal to 0",
+        ),
+        (
+            {"arms": {"joint": [{**arm_entry("joint", 0), "steps": 10**400}]}},
+            "arms.joint.0.steps: should be less than or equal to 18446744073709551616",
+        ),
         ({"version": 2}, "version: version 2 isn't supported, only 1; update omni-thinker to read it"),
         ({"version": 0}, "version: version 0 isn't supported, only 1; run it again"),
         ({"version": True}, "version: version True isn't supported"),
@@ -667,6 +675,22 @@ def test_wrong_key_or_version_of_a_result_is_refused_by_key(bare: Path, change: 
         write_report(bare)
     assert str(caught.value).startswith(f"{bare / 'result.json'}: {said}")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("changed", [{"n": 10**400}, {"n": -3}, {"stderr": -0.5}])
+def test_impossible_estimate_is_refused(bare: Path, changed: dict[str, Any]) -> None:
+    table = result()
+    table["arms"]["joint"][0]["validation"]["math"] |= changed
+    (bare / "result.json").write_text(json.dumps(table))
+    with pytest.raises(UserError, match=r"result\.json: arms\.joint\.0\.test\.math\.\w+: should be"):
+        write_report(bare)
+
+
+def test_report_that_is_a_folder_is_a_user_error(bare: Path) -> None:
+    (bare / "report.html").mkdir()
+    with pytest.raises(UserError, match=r"report\.html: can't be written: Is a directory"):
+        write_report(bare)
+    assert not list(bare.glob(".report*"))
 
 
 def test_a_newer_plan_is_refused(bare: Path) -> None:

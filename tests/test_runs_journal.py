@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import subprocess
 import sys
@@ -165,6 +167,15 @@ def test_locked_directory_is_refused_until_its_process_is_dead(tmp_path: Path) -
     held = Lock(tmp_path)
     assert json.loads((tmp_path / "lock").read_text("utf-8"))["pid"] != other.pid
     del held
+
+
+def test_disk_without_file_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with pytest.raises(UserError, match=r"can't be locked .* a disk with file locks"):
+        Lock(tmp_path)
 
 
 def test_logs_cut_for_a_damaged_journal_are_copied_first(tmp_path: Path) -> None:

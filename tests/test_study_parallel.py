@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from omni_thinker.recipe import builtin_recipe
+from omni_thinker.runs.join import join_runs
 from omni_thinker.studies.parallel import _Processes, drop_parts
 from test_faults_study import QUICK, begin, journalled, wait_for
 from test_resume import traces
@@ -130,6 +131,20 @@ def test_seed_folders_are_removed_once_joined(tmp_path: Path) -> None:
     (tmp_path / "seeds" / "0" / "journal.jsonl").write_text("")
     drop_parts(recipe, tmp_path)
     assert not (tmp_path / "seeds").exists()
+
+
+def test_adapters_name_their_base_where_it_lies_after_joining(tmp_path: Path) -> None:
+    seed = tmp_path / "seeds" / "0"
+    for name, base in (("ours", seed / "models" / "seed-0" / "start"), ("hub", Path("org/model"))):
+        (seed / "models" / "seed-0" / name).mkdir(parents=True)
+        config = {"base_model_name_or_path": str(base), "r": 8}
+        (seed / "models" / "seed-0" / name / "adapter_config.json").write_text(json.dumps(config))
+    (seed / "journal.jsonl").write_text("")
+    join_runs([seed], tmp_path, [], {})
+    models = tmp_path / "models" / "seed-0"
+    read = {name: json.loads((models / name / "adapter_config.json").read_text("utf-8")) for name in ("ours", "hub")}
+    assert read["ours"] == {"base_model_name_or_path": str(models / "start"), "r": 8}
+    assert read["hub"]["base_model_name_or_path"] == "org/model"
 
 
 def test_existing_seeds_folder_exits_2_and_is_left_alone(repo: Path, tmp_path: Path) -> None:

@@ -36,6 +36,12 @@ def test_default_study_has_the_expected_units_needs_and_work() -> None:
     assert plan.total == {"warmup": 40, "check": 9, "step": 6 * 48, "validation": 1 + 8 + 4 + 1 + 1, "test": 8}
 
 
+@pytest.mark.parametrize(("steps", "checks"), [(0, 1), (1, 2), (5, 2), (6, 3), (12, 4)])
+def test_warmup_is_checked_before_it_every_5_steps_and_at_its_end(steps: int, checks: int) -> None:
+    plan = plan_work(builtin_recipe([f"warmup.steps={steps}", "warmup.check_every=5"]))
+    assert plan.total["check"] == checks
+
+
 def test_study_with_a_fixed_order_has_no_plan_unit() -> None:
     plan = plan_work(recipe(arms=["start", "curriculum"], order=["qa", "math", "coding", "writing"]))
     assert [unit.name for unit in plan.units] == ["warmup", "start", "curriculum", "test start", "test curriculum"]

@@ -48,6 +48,8 @@ def train(
     table = _recipe(recipe).model_dump(mode="json", exclude_unset=True)
     settings: dict[str, Any] = {"arms": ["start", kind], "single_budget": "full", "order": list(order)}
     settings["single_tasks"] = [task] if task else []
+    if order or kind != "curriculum":
+        settings["replan"] = False
     if steps is not None:
         settings["steps"] = steps
     return study({**table, "study": {**table.get("study", {}), **settings}}, out)

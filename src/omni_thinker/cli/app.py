@@ -19,6 +19,8 @@ from omni_thinker.cli.plan import forecast, plan, transfer
 from omni_thinker.cli.tasks import tasks_app
 from omni_thinker.errors import UserError, machine_error, printable
 
+_RESUME = "; resume with `omni-thinker study DIR --resume`"
+
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -37,11 +39,10 @@ def main() -> None:
     except UserError as exc:
         sys.stderr.write(f"omni-thinker: {printable(str(exc))}\n")
         sys.exit(2)
-    except (_Interrupted, _Terminated) as exc:
+    except _Ended as exc:
         sys.unraisablehook = lambda _: None  # what was half made when the signal came complains when it is collected
-        word, code = ("interrupted", 130) if isinstance(exc, _Interrupted) else ("terminated", 143)
-        sys.stderr.write(f"omni-thinker: {word}; resume with `omni-thinker study DIR --resume`\n")
-        sys.exit(code)
+        sys.stderr.write(f"omni-thinker: {exc.word}{exc.remedy}\n")
+        sys.exit(exc.code)
     except Exception as exc:
         if (why := machine_error(exc)) is None:
             raise
@@ -49,16 +50,18 @@ def main() -> None:
         sys.exit(1)
 
 
-class _Interrupted(BaseException):
-    """Ctrl-C in a run. At KeyboardInterrupt, Typer would exit with 130 and print nothing."""
+class _Ended(BaseException):
+    """A signal as an exception, so that open files are closed and child processes ended on the way out. At
+    KeyboardInterrupt, Typer would exit with 130 and print nothing."""
 
-
-class _Terminated(BaseException):
-    """SIGTERM as an exception, so that open files are closed and child processes ended on the way out."""
+    def __init__(self, word: str, code: int, remedy: str = "") -> None:
+        super().__init__(word)
+        self.word, self.code, self.remedy = word, code, remedy
 
 
 def _terminate(number: int, frame: object) -> None:
-    raise _Terminated
+    signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
+    raise _Ended("terminated", 143)
 
 
 @app.callback(invoke_without_command=True)
@@ -114,6 +117,7 @@ def train(
     extra = [] if resume and not arm else whole
     extra += [f"study.steps={steps}"] if steps else []
     extra += [f"study.order={json.dumps(names(order))}"] if order else []
+    extra += ["study.replan=false"] if extra and (order or kind != "curriculum") else []
     extra += [f"study.single_tasks={json.dumps([task])}"] if task else []
     _run(recipe, out, [*(overrides or []), *extra], json_, resume=resume)
 
@@ -131,7 +135,7 @@ def probe(
     json_: Json = False,
 ) -> None:
     """Measure transfer only: write the matrix (transfer.json), its cost, and a plan made from it."""
-    extra = ['study.arms=["start"]']
+    extra = ['study.arms=["start"]', "study.replan=false"]
     kind_names = names(kinds) or list(load(recipe, overrides).study.probes) or ["full"]
     _run(recipe, out, [*(overrides or []), *extra, f"study.probes={json.dumps(kind_names)}"], json_)
 
@@ -241,7 +245,9 @@ def _run(
                 result = run_study(loaded, target, resume=resume)
                 drop_parts(loaded, target)
     except KeyboardInterrupt:
-        raise _Interrupted from None
+        raise _Ended("interrupted", 130, _RESUME) from None
+    except _Ended as exc:
+        raise _Ended(exc.word, exc.code, _RESUME) from None
     from omni_thinker.report import write_report
 
     path = write_report(target)

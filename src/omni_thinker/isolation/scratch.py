@@ -24,10 +24,14 @@ class Scratch:
     def __init__(self) -> None:
         self._root = Path(tempfile.mkdtemp(prefix=_PREFIX))
         self._lock = _lock(self._root)
-        self._lock.acquire()
-        self._root.chmod(0o711)  # a worker that becomes another user must get through
         self.path = self._root / "work"
-        self.path.mkdir(mode=0o700)
+        try:
+            self._lock.acquire()
+            self._root.chmod(0o711)  # a worker that becomes another user must get through
+            self.path.mkdir(mode=0o700)
+        except OSError:  # a disk that is full
+            self.remove()
+            raise
 
     def remove(self) -> None:
         """Remove the folder with its contents. May be called twice."""

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from anyio.from_thread import start_blocking_portal
-
 from omni_thinker.errors import UserError
 from omni_thinker.judging.cache import JudgeCache, Reply
 from omni_thinker.judging.limits import Meter
 from omni_thinker.judging.outage import Away, Outage
+from omni_thinker.portal import open_portal
 from omni_thinker.recipe import EndpointSpec
 
 if TYPE_CHECKING:
@@ -55,9 +54,8 @@ class ChatClient:
         self._key = _secret(spec)
         self._structured = spec.structured != "text"
         self._pending: dict[str, asyncio.Task[Reply]] = {}
-        thread = start_blocking_portal(name="omni-judge")
-        self._portal = thread.__enter__()
-        self._end_thread = weakref.finalize(self, thread.__exit__, None, None, None)  # at the latest when Python ends
+        self._portal, end = open_portal("omni-judge")
+        self._end_thread = weakref.finalize(self, end)  # at the latest when Python ends
         self._loop = self._portal.call(asyncio.get_running_loop)
         self._client = self._portal.call(self._open)
 

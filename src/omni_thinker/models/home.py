@@ -29,7 +29,9 @@ def publish_folder(target: Path, make: Callable[[Path], None], ready: Callable[[
     """Fill `target` by `make(scratch)` unless it is `ready`; readers see all of it or nothing.
 
     Safe with several processes at once: they take turns, and the later ones find the work done.
-    Raises UserError when the cache folder can't be written."""
+    Raises UserError when the cache folder can't be written and has to be."""
+    if not force and ready(target):  # a cache that others filled may be read-only
+        return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.parent / f".{target.name}.lock"):

@@ -27,7 +27,7 @@ class TaskSpec(Table):
     `source`: `builtin:NAME`, `jsonl`, `hf:NAME_OR_FOLDER`, `reasoning_gym:NAME` or `python:MODULE:CLASS`."""
 
     source: str
-    weight: PositiveFloat = 1.0
+    weight: Annotated[PositiveFloat, Field(ge=1e-6, le=1e6)] = 1.0
     max_tokens: Positive | None = None
     train: Positive | None = None
     validation: Positive | None = None

@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import BaseLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
+from omni_thinker.errors import UserError
 from omni_thinker.report import plots, signals, svg, tables, traces
 from omni_thinker.runs.read import RunData, load_run
 from omni_thinker.runs.schema.base import MACRO
@@ -20,7 +21,8 @@ _CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t
 def write_report(run_dir: Path) -> Path:
     """Write `report.html` into a run directory and return its path.
 
-    Raises UserError naming the file when result.json or metrics.jsonl is missing or can't be read."""
+    Raises UserError naming the file when result.json or metrics.jsonl is missing or can't be read, and when the report
+    can't be written."""
     text = render(load_run(run_dir))
     path = run_dir / "report.html"
     partial = run_dir / f".report.html.{os.getpid()}.tmp"
@@ -28,6 +30,8 @@ def write_report(run_dir: Path) -> Path:
         # "replace": a model may have written half a surrogate pair, which is no text in UTF-8.
         partial.write_bytes(text.encode("utf-8", "replace"))
         partial.replace(path)
+    except OSError as exc:
+        raise UserError(f"can't be written: {exc.strerror or exc}", file=path) from None
     finally:
         partial.unlink(missing_ok=True)
     return path

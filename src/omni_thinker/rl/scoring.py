@@ -8,9 +8,8 @@ from concurrent.futures import Future
 from math import isfinite
 from types import TracebackType
 
-from anyio.from_thread import start_blocking_portal
-
 from omni_thinker.errors import UserError
+from omni_thinker.portal import open_portal
 from omni_thinker.rewards.base import Reward
 from omni_thinker.rl.batch import ScoredGroup
 from omni_thinker.types import Group, Problem, Score, TaskName
@@ -30,17 +29,17 @@ class Scoring:
         self._taken: list[tuple[Problem, Group]] = []
         self._futures: dict[int, Future[list[Score]]] = {}
         self._places: dict[int, int] = {}
-        self._thread = start_blocking_portal(name="omni-scoring")
 
     def __enter__(self) -> "Scoring":
-        self._loop = self._thread.__enter__().call(asyncio.get_running_loop)
+        portal, self._end = open_portal("omni-scoring")
+        self._loop = portal.call(asyncio.get_running_loop)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Cancel what isn't done. A reward that blocks the thread is left behind, and ends with the process."""
-        end = threading.Thread(target=self._thread.__exit__, args=(None, None, None), daemon=True)
+        end = threading.Thread(target=self._end, daemon=True)
         end.start()
         end.join(_PATIENCE_S)
 

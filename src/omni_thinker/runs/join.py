@@ -1,5 +1,6 @@
 """Run directories of single seeds become one, as if one process had run all seeds in turn."""
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -33,10 +34,21 @@ def join_runs(folders: Sequence[Path], out: Path, logs: Sequence[str], shared: M
         for models in sorted((folder / "models").glob("*")):
             (out / "models").mkdir(exist_ok=True)
             os.rename(models, out / "models" / models.name)
+            for config in (out / "models" / models.name).rglob("adapter_config.json"):
+                _follow_base(config, folder, out)
     for name in logs:
         if present := [folder / name for folder in folders if (folder / name).exists()]:
             write_whole(out / name, _joined(present))
     write_whole(out / NAME, lambda path: path.write_bytes(b"".join(lines)))
+
+
+def _follow_base(config: Path, before: Path, after: Path) -> None:
+    """An adapter names the folder of the model that it belongs to, which may have moved with it."""
+    table = json.loads(config.read_text("utf-8"))
+    base = Path(table.get("base_model_name_or_path") or "")
+    if base.is_relative_to(before):
+        table["base_model_name_or_path"] = str(after / base.relative_to(before))
+        write_whole(config, lambda path: path.write_text(json.dumps(table, indent=2, sort_keys=True), "utf-8"))
 
 
 def _joined(files: Sequence[Path]) -> Callable[[Path], None]:

@@ -20,11 +20,15 @@ class Lock:
     def __init__(self, folder: Path) -> None:
         """Raises UserError where another process holds it."""
         path = folder / NAME
-        self._lock = FileLock(path, blocking=False, thread_local=False)
+        self._lock = FileLock(path, blocking=False, thread_local=False, fallback_to_soft=False)
         try:
             self._lock.acquire()
         except Timeout:
             raise UserError(f"is in use by {_owner(path)}; wait for it, or stop it", file=folder) from None
+        except OSError as exc:  # a file that merely exists would outlive a killed process
+            raise UserError(
+                f"can't be locked ({exc.strerror or exc}); use a folder on a disk with file locks", file=folder
+            ) from None
         path.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}), "utf-8")
 
     def release(self) -> None:

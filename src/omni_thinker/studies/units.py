@@ -86,7 +86,7 @@ def _units_of_seed(recipe: Recipe, seed: int) -> list[Unit]:
     """Warm-up, start, probes and single-task arms, plan, other arms, and the test split once all of these ended."""
     warmup = recipe.warmup
     units = [
-        Unit(seed, "warmup", "warmup", steps=warmup.steps, evaluations=1 + warmup.steps // warmup.check_every),
+        Unit(seed, "warmup", "warmup", steps=warmup.steps, evaluations=1 + -(-warmup.steps // warmup.check_every)),
         Unit(seed, "start", "start", ("warmup",), arm="start", evaluations=1),
     ]
     units += (probes := _probe_units(recipe, seed))

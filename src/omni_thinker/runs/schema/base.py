@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BeforeValidator, ConfigDict, Strict, TypeAdapter
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Strict, TypeAdapter
 from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
 
 from omni_thinker.types import TaskName
 
@@ -16,7 +17,11 @@ MACRO = "macro"
 CONFIG = ConfigDict(use_attribute_docstrings=True)
 T = TypeVar("T")
 
-Int = Annotated[int, Strict()]
+_MOST = 1 << 64
+"""No number of a run is larger. Python's own are unbounded, and a damaged file's would not fit into a float."""
+
+Int = Annotated[int, Strict(), Field(ge=-_MOST, le=_MOST)]
+Count = Annotated[int, Strict(), Field(ge=0, le=_MOST)]
 Float = Annotated[float, Strict()]
 Bool = Annotated[bool, Strict()]
 
@@ -24,6 +29,12 @@ Bool = Annotated[bool, Strict()]
 def _measured(table: Any) -> Any:
     """Without the entries that are null, which were not measured."""
     return {key: value for key, value in table.items() if value is not None} if isinstance(table, Mapping) else table
+
+
+def _spread(value: float) -> float:
+    if value < 0.0:  # nan, of nothing measured, may pass
+        raise PydanticCustomError("spread", "should be 0 or more")
+    return value
 
 
 def null_as(value: float) -> BeforeValidator:
@@ -36,9 +47,9 @@ class Estimate:
 
     mean: Annotated[Float, null_as(math.nan)]
     """Mean score in [0, 1]. It is null where no answer was scored."""
-    n: Int
+    n: Count
     """Number of problems."""
-    stderr: Annotated[Float, null_as(math.inf)]
+    stderr: Annotated[Float, AfterValidator(_spread), null_as(math.inf)]
     """Standard error of the mean. It is null where one problem or none was scored."""
 
 

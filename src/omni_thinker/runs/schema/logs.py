@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from omni_thinker.runs.schema.base import CONFIG, Float, Int, Values
+from omni_thinker.runs.schema.base import CONFIG, Count, Float, Int, Values
 from omni_thinker.types import Split, StopReason, TaskName
 
 Kind = Literal["warmup", "train", "validation", "test"]
@@ -31,7 +31,7 @@ class Metrics:
     """`warmup`, `train`, `validation` or `test`."""
     stage: TaskName | None
     """Task of the stage. Null outside of stages."""
-    step: Int
+    step: Count
     """Steps of the arm so far."""
     seconds: Float
     """Time that it took."""
@@ -51,7 +51,7 @@ class Answer:
     """`validation` or `test`."""
     stage: TaskName | None
     """Task of the stage that had ended. Null outside of stages."""
-    step: Int
+    step: Count
     """Steps of the arm so far."""
     task: TaskName
     """Task of the problem."""

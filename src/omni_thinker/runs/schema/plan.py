@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from omni_thinker.runs.schema.base import CONFIG, Bool, Float, Int, Interval
+from omni_thinker.runs.schema.base import CONFIG, Bool, Count, Float, Interval
 from omni_thinker.types import TaskName
 
 
@@ -56,7 +56,7 @@ class Decision:
     """Probability that the gain is above 0."""
     settled: Bool
     """True where that probability is at least 0.95, or at most 0.05."""
-    more_problems: Int | None
+    more_problems: Count | None
     """Evaluation problems per task that would settle it at the same gain. 0 where it is settled, null where no number
     would."""
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic.dataclasses import dataclass
 
-from omni_thinker.runs.schema.base import CONFIG, Bool, Float, Int, Row, Values, null_as
+from omni_thinker.runs.schema.base import CONFIG, Bool, Count, Float, Int, Row, Values, null_as
 from omni_thinker.types import TaskName
 
 
@@ -33,13 +33,13 @@ class ArmRun:
     """Accuracy on each task's test problems."""
     validation: Row
     """Accuracy on each task's validation problems after training."""
-    steps: Int
+    steps: Count
     """RL steps. Evaluations and the warm-up are not counted here or below."""
-    samples: Int
+    samples: Count
     """Answers sampled in these steps."""
-    tokens_sampled: Int
+    tokens_sampled: Count
     """Tokens of these answers."""
-    tokens_trained: Int
+    tokens_trained: Count
     """Tokens that had a gradient."""
     seconds: Float
     """Time that the steps took."""
@@ -71,7 +71,7 @@ class Comparison:
     """Lower end of the interval of the difference."""
     high: Float
     """Upper end of the interval of the difference."""
-    n: Int
+    n: Count
     """Number of problems."""
     detectable: Float | None = None
     """Smallest true difference that would be shown nine times in ten. Null where the data can't say."""
@@ -120,9 +120,9 @@ class ForecastOutcome:
 class ForecastErrors:
     """Mean absolute errors of forecasts on a split."""
 
-    n: Int
+    n: Count
     """Number of forecasts."""
-    inside: Int
+    inside: Count
     """How many outcomes lie in their interval."""
     forecast: Float
     """Error of the forecasts."""
@@ -200,7 +200,7 @@ class EntropyFinding:
 class Agreement:
     """Effects that one kind of probe measured, compared with those of whole stages."""
 
-    cells: Int
+    cells: Count
     """Number of cells that both kinds measured."""
     rank: Float | None
     """Spearman's correlation of the effects. Null with fewer than three cells, or where all are alike."""
@@ -220,13 +220,13 @@ class Probes:
     """`full`, `short`, `lora` or `gradient`."""
     planned_with: Bool
     """True for the kind that the plan was made from."""
-    steps: Int
+    steps: Count
     """RL steps."""
-    tokens_sampled: Int
+    tokens_sampled: Count
     """Tokens sampled in these steps."""
-    tokens_trained: Int
+    tokens_trained: Count
     """Tokens that had a gradient."""
-    tokens_evaluated: Int
+    tokens_evaluated: Count
     """Tokens sampled in the probes' evaluations."""
     seconds: Float
     """Time that the steps took."""
@@ -242,9 +242,9 @@ class Warmup:
 
     seed: Int
     """Seed of the run."""
-    steps: Int
+    steps: Count
     """Steps of supervised training."""
-    tokens: Int
+    tokens: Count
     """Tokens of the gold answers."""
     seconds: Float
     """Time that it took."""
@@ -260,7 +260,7 @@ class Machine:
 
     cpu: str
     """Name of the processor."""
-    cores: Int | None
+    cores: Count | None
     """Cores that the process could use."""
     memory_gb: Float
     """Memory of the machine, in GiB."""
@@ -300,7 +300,7 @@ class Result:
     """Tasks in the order of the recipe."""
     verdict: str
     """What was shown, in words."""
-    seeds_left: Int = 0
+    seeds_left: Count = 0
     """Seeds that are still to run. Until they have, nothing counts as shown."""
     arms: Mapping[str, tuple[ArmRun, ...]]
     """Every arm, with one entry for each seed."""
