@@ -84,12 +84,12 @@ def test_unwritable_cache_is_a_user_error_that_names_omni_thinker_home(
 
 def test_complete_cache_is_read_without_writing_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMNI_THINKER_HOME", str(tmp_path))
-    folder = load.resolve("tiny")
+    folder = tiny_folder()
     before = sorted(path.name for path in tmp_path.rglob("*"))
     for lock in folder.parent.glob(".*.lock"):
         lock.unlink()
         lock.mkdir()  # cannot be opened for writing, whoever runs this
-    assert load.resolve("tiny") == folder
+    assert tiny_folder() == folder
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
 
 

@@ -6,13 +6,14 @@ import os
 import signal
 import threading
 
+import anyio.from_thread
 import pytest
 
 from omni_thinker import portal
 
 
 def test_interrupt_while_the_loop_starts_is_raised_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    held, opened = threading.Event(), portal.start_blocking_portal
+    held, opened = threading.Event(), anyio.from_thread.start_blocking_portal
 
     class Slow:
         """anyio's portal, which takes until `held` to start."""

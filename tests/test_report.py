@@ -523,15 +523,16 @@ def test_plan_forecast_budget_and_health_tables_equal_values_by_hand(page: Page)
         "outside",
     ]
     assert "6 of 8 outcomes on validation lie inside" in page.text
-    budgets = cells(page, "table-budgets")
+    budgets = {name.replace("\u202f", " "): row for name, row in cells(page, "table-budgets").items()}
     assert budgets["joint"] == ["48", "123\u202f456", "98\u202f765", "8 min 32 s"] or budgets["joint"] == [
         "48",
         "123 456",
         "98 765",
         "8 min 32 s",
     ]
-    assert budgets["short probes, for the plan (14% of the tokens trained)"][0] == "48"
-    assert budgets["full probes, beside it"][0] == "96"
+    more = "7 000 more tokens in their evaluations"
+    assert budgets[f"short probes, for the plan (14% of the tokens trained; {more})"][0] == "48"
+    assert budgets[f"full probes, beside it ({more})"][0] == "96"
     probes = cells(page, "table-probes")
     assert probes["short"][1] == "48"
     assert probes["short"][-4:] == ["14.0%", "0.71", "–", "0.030"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -237,7 +238,18 @@ def test_verdict_waits_for_the_last_seed_and_is_stricter_after_extension(repo: P
     assert begin(errors, out, "--resume", "--seeds", "3").wait(280) == 0, errors.read_text("utf-8")[-2000:]
     longer = json.loads((out / "result.json").read_text("utf-8"))
     assert len(longer["arms"]["joint"]) == 3
-    assert any(note.startswith("Tokens sampled and trained, in multiples of joint") for note in longer["notes"])
+    [tokens] = [
+        note for note in longer["notes"] if note.startswith("Tokens sampled and trained, in multiples of joint")
+    ]
+    own, paid, told = (float(number) for number in re.findall(r"\d+\.\d\d", tokens))
+    assert own < paid < told
+    joint, net = (sum(run["tokens_sampled"] + run["tokens_trained"] for run in longer["arms"][arm])
+                  for arm in ("joint", "curriculum_net"))  # fmt: skip
+    probes = sum(probe["tokens_sampled"] + probe["tokens_trained"] for probe in longer["probes"])
+    evaluated = sum(probe["tokens_evaluated"] for probe in longer["probes"])
+    assert (own, paid, told) == tuple(
+        round(tokens / joint, 2) for tokens in (net, net + probes, net + probes + evaluated)
+    )
     assert any("gave a verdict once before" in note and "97.5 %" in note for note in longer["notes"])
 
 

@@ -214,7 +214,10 @@ def _probe_budgets(run: RunData) -> list[Budget]:
         probes = [row for row in run.result.probes if row.kind == kind]
         share = series.mean(row.share_of_training for row in probes if row.share_of_training is not None)
         purpose = "for the plan" if probes[0].planned_with else "beside it"
-        label = f"{kind} probes, {purpose}" + (f" ({share:.0%} of the tokens trained)" if math.isfinite(share) else "")
+        evaluated = series.mean(row.tokens_evaluated for row in probes)
+        label = f"{kind} probes, {purpose} ("
+        label += f"{share:.0%} of the tokens trained; " if math.isfinite(share) else ""
+        label += f"{count(evaluated)} more tokens in their evaluations)"
         steps, sampled, trained, seconds = (
             series.mean(getattr(row, name) for row in probes)
             for name in ("steps", "tokens_sampled", "tokens_trained", "seconds")

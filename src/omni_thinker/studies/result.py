@@ -105,8 +105,17 @@ def _tokens(outcomes: Sequence[SeedOutcome]) -> list[str]:
     joint = spent.pop("joint", 0)
     if not joint or not spent:
         return []
-    ratios = ", ".join(f"{name} {tokens / joint:.2f}" for name, tokens in spent.items())
-    return [f"Tokens sampled and trained, in multiples of joint training's: {ratios}."]
+    ratios = {name: f"{name} {tokens / joint:.2f}" for name, tokens in spent.items()}
+    if "curriculum_net" in spent:
+        probes = [outcome.probes[0] for outcome in outcomes]
+        steps = (cost for probe in probes for cost in probe.spent.values())
+        paid = spent["curriculum_net"] + sum(cost.tokens_sampled + cost.tokens_trained for cost in steps)
+        told = paid + sum(probe.tokens_evaluated for probe in probes)
+        ratios["curriculum_net"] += (
+            f" ({paid / joint:.2f} with its probe; {told / joint:.2f} with the probe's evaluations, too, which its "
+            "budget of steps doesn't pay for)"
+        )
+    return [f"Tokens sampled and trained, in multiples of joint training's: {', '.join(ratios.values())}."]
 
 
 def _looks(before: int, confidence: float) -> list[str]:
