@@ -15,8 +15,9 @@ from omni_thinker.isolation import shutdown, use_workers
 from omni_thinker.rewards.code import extract_code
 from omni_thinker.rewards.constraints import Constraints, sentences
 from omni_thinker.rewards.gates import Format
-from omni_thinker.rewards.math import Math, announced, boxed
-from omni_thinker.rewards.numbers import last_number, leading_number
+from omni_thinker.rewards.extract import announced, boxed
+from omni_thinker.rewards.math import Math
+from omni_thinker.rewards.reading.numbers import last_number, leading_number
 from omni_thinker.rewards.parts import Part
 from omni_thinker.rewards.text import Exact, ShortAnswer, normalise
 from omni_thinker.rewards.validate import group_of
@@ -90,7 +91,7 @@ def test_text_parts_of_poison_texts_never_score_1(part: Part, problem: Problem) 
 def test_extraction_never_raises(text: str) -> None:
     for extract in (boxed, announced, last_number, leading_number, extract_code, normalise, sentences):
         extract(text)
-    assert last_number(text, fractions=True) == last_number(text, fractions=True)
+    assert last_number(text) == last_number(text)
 
 
 def _mix() -> tuple[list[tuple[Problem, str]], list[int]]:
