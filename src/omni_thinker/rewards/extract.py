@@ -131,6 +131,8 @@ def announced(text: str) -> str | None:
 
 
 def _last_announcement(text: str) -> re.Match[str] | None:
+    if "swer" not in text and "SWER" not in text and "A:" not in text and "a:" not in text:
+        return None
     last = None
     for last in _ANNOUNCED.finditer(text):  # noqa: B007
         pass

@@ -37,6 +37,11 @@ class _Gold:
     value: Value | None = None
 
     @property
+    def listed(self) -> bool:
+        """Whether it is several values in any order."""
+        return "," in self.text and not self.text.lstrip("$ ").startswith(("(", "[", "\\left"))
+
+    @property
     def symbolic(self) -> bool:
         """Whether Math-Verify has to read it."""
         return self.number is None and self.letter is None and self.whole is None and self.value is None
@@ -101,9 +106,9 @@ class Math(SamplePart):
 
     async def _verified(self, text: str, found: Found, gold: _Gold) -> Score:
         last_line = found.text.strip().rpartition("\n")[2]
-        if _OFFERS.search(last_line) and "or" not in gold.text:
+        if _OFFERS.search(last_line) and not gold.listed and "or" not in gold.text:
             return valued(0.0, f"{found.words()}: offers several answers")
-        texts = _attempts(text, found)
+        texts = _attempts(text, found, gold.listed)
         if plausible(gold.text):
             if found.how in ("boxed", "heading") and len(found.text) > max(LONGEST_ANSWER, 2 * len(gold.text)):
                 return valued(0.0, f"{found.words()}: not a plausible answer form")
@@ -199,16 +204,16 @@ def _by_value(found: Found, gold: Value | None) -> Score | None:
     return None if found.how == "whole" and place.how == "last" else _lost(place, f"isn't {_shown(str(gold.number))}")
 
 
-def _attempts(text: str, found: Found) -> list[str]:
+def _attempts(text: str, found: Found, listed: bool) -> list[str]:
     """The texts that Math-Verify may find the answer in: first what was written, then the answer alone."""
     if found.how == "boxed":
         latex = to_latex(found.text)
         return [text] if latex == found.text.strip() else [text, f"\\boxed{{{latex}}}"]
     if found.how == "whole":
-        tail = expression(found.text, marked=False)
+        tail = expression(found.text, marked=False, listed=listed)
         texts = [text]
     else:
-        tail = expression(found.text, marked=True)
+        tail = expression(found.text, marked=True, listed=listed)
         texts = [found.text if found.how == "heading" or tail else text]
     if "\\" in texts[0] and "$" not in texts[0]:
         texts.append(f"${texts[0].strip()}$")  # bare LaTeX has no marks that Math-Verify could find

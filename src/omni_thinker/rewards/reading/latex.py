@@ -13,7 +13,7 @@ _MARKUP = re.compile(
 )
 _UNIT_SIGNS = re.compile(r"\\(?:(mu)(?=\s*(?:\\[,;: ]|~)?\s*(?:\\text|\\mathrm|[A-Za-z]))|(Omega|ohm)|(AA|celsius|angstrom))(?![A-Za-z])")
 _DEGREES = re.compile(r"\^\s*(?:\\circ|\{\s*\\(?:circ|degree)\s*\})|\\(?:degree|textdegree)(?![A-Za-z])|°")
-_SPACES = re.compile(r"\\!\s*|\\[,;: ]|\{,\}|\\left(?![a-z])|\\right(?![a-z])|\\\(|\\\)|\\\[|\\\]|~(?=\s*(?:\\[a-z ]|[A-Za-z]))")
+_SPACES = re.compile(r"\\!\s*|\\[,;: ]|\{[,:]\}|\\left(?![a-z])|\\right(?![a-z])|\\\(|\\\)|\\\[|\\\]|~(?=\s*(?:\\[a-z ]|[A-Za-z]))")
 _SLOT = r"(?:\{\s*([-+]?[0-9]{1,30})\s*\}|\s*([0-9]))"
 _FRACTION = re.compile(rf"\\(?:[dtc]?frac|nicefrac|sfrac)\s*{_SLOT}\s*{_SLOT}")
 _REPEATING = re.compile(
@@ -21,7 +21,7 @@ _REPEATING = re.compile(
     r"(\d)\6{2,30}(?:\.\.\.|…|\\[ld]?dots))(?![\d(])"
 )
 _POWER_OF_TEN = re.compile(
-    r"(?<![\w.^])(?:([0-9][0-9,]{0,60}(?:\.[0-9]{1,60})?|\.[0-9]{1,60})\s*(?:[×x*·]|\\times(?![a-z])|\\cdot(?![a-z]))\s*)?"
+    r"(?<![0-9A-Za-z_.^])(?:([0-9][0-9,]{0,60}(?:\.[0-9]{1,60})?|\.[0-9]{1,60})\s*(?:[×x*·]|\\times(?![a-z])|\\cdot(?![a-z]))\s*)?"
     r"\{?10\}?\s*(?:(?:\^|\*\*)\s*(?:\{\s*([-+]?[0-9]{1,3})\s*\}|\(\s*([-+]?[0-9]{1,3})\s*\)|([-+]?[0-9]{1,3}))"
     r"|([⁻⁺]?[⁰¹²³⁴-⁹]{1,3}))(?!\.?[0-9⁰-⁹]|\^)"
 )
@@ -33,20 +33,22 @@ def plain(text: str) -> str:
     text = fold(text)
     if "." in text:
         text = _REPEATING.sub(_repeating, text)
-    if "\\" in text or "{" in text:
+    if "\\" in text or "{" in text or "°" in text:
         text = _MARKUP.sub(_unit, _UNIT_SIGNS.sub(lambda m: "μ" if m[1] else "Ω" if m[2] else "°", text))
         text = _SPACES.sub(_space, text)
         text = _FRACTION.sub(_fraction, text)
-    text = _DEGREES.sub("", text)
+        text = _DEGREES.sub("", text)
     if "10" in text:
         text = _POWER_OF_TEN.sub(_power, text)
     if "{" in text:
         text = _BRACED.sub(r"\1", _BRACED.sub(r"\1", text))
-    return text.replace("\\$", "$").replace("\\%", "%").replace("**", "").replace("`", "")
+    if "\\" in text:
+        text = text.replace("\\$", "$").replace("\\%", "%")
+    return text.replace("**", "").replace("`", "")
 
 
 def _space(match: re.Match[str]) -> str:
-    return {"{,}": ",", "\\ ": " ", "~": " "}.get(match[0], "")
+    return {"{,}": ",", "{:}": ":", "\\ ": " ", "~": " "}.get(match[0], "")
 
 
 def _unit(match: re.Match[str]) -> str:

@@ -14,21 +14,23 @@ LONGEST_NUMBER = 400
 _DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"
 _EXPONENT = r"(?:[eE][+-]?[0-9]{1,3}(?![0-9]))?"
 _DECIMAL = rf"(?:{_DIGITS}(?:\.[0-9]+)?|(?<![A-Za-z0-9])\.[0-9]+){_EXPONENT}"
-_QUOTIENT = rf"(?:{_DIGITS}\s+)?[0-9]{{1,30}}\s?/\s?[0-9]{{1,30}}(?![0-9]|\s?/|[.,][0-9])"
+_QUOTIENT = rf"(?:{_DIGITS}\s+(?:and\s+)?)?[0-9]{{1,30}}\s?/\s?[0-9]{{1,30}}(?![0-9]|\s?/|[.,][0-9])"
 _QUANTITY = rf"(?:{_QUOTIENT}|{_DECIMAL})"
 _COIN = f"[{CURRENCY}]"
 # A minus belongs to the number unless something stands right before it that it could be subtracted from.
 _FIND = re.compile(
-    rf"(?:(?<![\w.)\]}}])[-+]\s?)?{_COIN}?\s?(?:(?<=[{CURRENCY}\s])-)?(?:(?<![0-9.])|(?<=[A-Za-z]\.)){_QUANTITY}"
+    rf"(?:(?<![0-9A-Za-z_.)\]}}])[-+]\s?)?{_COIN}?\s?(?:(?<=[{CURRENCY}\s])-)?(?:(?<![0-9.])|(?<=[A-Za-z]\.)){_QUANTITY}"
 )
 _ALONE = re.compile(rf"\s*([-+]?)\s*{_COIN}?\s*([-+]?)\s*({_QUANTITY})\s*(?:{_COIN}|\\?%)?\s*\.?\s*")
-_PARTS = re.compile(r"(?:([0-9,]+)\s+)?([0-9]+)\s?/\s?([0-9]+)")
+_PARTS = re.compile(r"(?:([0-9,]+)\s+(?:and\s+)?)?([0-9]+)\s?/\s?([0-9]+)")
 _JOINS = {"", ",", ";", "|", "/", "\\", "&", "or", "and", "to", ", or", ", and", ",or", ",and", "and/or"}
 _OPERATORS = {"+", "-", "*", "/", "^", "×", "·", "÷", "\\times", "\\cdot"}
 _SCALES = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _SCALE = re.compile(rf"\s*({'|'.join(_SCALES)})\b", re.IGNORECASE)
 _ASSIGNED = re.compile(r"(?<![\w\\])[A-Za-z]\s*=(?!=)")
+_WORD = re.compile(r"[^\W\d_]{2,}")
 _HEDGED = re.compile(r"\b(?:or|maybe|perhaps|possibly|either)\b", re.IGNORECASE)
+_BASE_TEN = re.compile(r"(?<=[0-9])\s*_\s*(?:\{\s*10\s*\}|10)(?![0-9])")
 _PERCENT = re.compile(r"\s*(?:%|percent\b|per cent\b|pct\b)", re.IGNORECASE)
 
 
@@ -75,13 +77,24 @@ def _value(token: str) -> Fraction | None:
     return None if value is not None and value.denominator == 1 and "/" in token else value
 
 
+def _readable(text: str) -> str:
+    text = without_powers(plain(text))
+    return _BASE_TEN.sub("", text) if "_" in text else text
+
+
+def _split(text: str, match: re.Match[str]) -> tuple[str, str, str]:
+    """What stands before a found number, the number, and what stands after it."""
+    token = match.group().lstrip()
+    return text[: match.end() - len(token)], token, text[match.end() :]
+
+
 def _found(text: str) -> list[re.Match[str]]:
     return [match for match in _FIND.finditer(text) if len(match.group()) <= LONGEST_NUMBER]
 
 
 def has_words(text: str) -> bool:
     """Whether there is prose (a word of two letters that isn't a connector or a unit's exponent)."""
-    return any(word.casefold() not in ("or", "and", "to") for word in re.findall(r"[^\W\d_]{2,}", text))
+    return any(word[0].casefold() not in ("or", "and", "to") for word in _WORD.finditer(text))
 
 
 def leading_number(segment: str, *, whole: bool = False) -> Reading:
@@ -91,7 +104,7 @@ def leading_number(segment: str, *, whole: bool = False) -> Reading:
     only a bound ("not 3", "> 3"), where others are offered beside it ("3 or 4", "3, 4", "3 4"), and where it is part of
     an expression ("3 + 4", "3x", "3!", 3 times a root, 10:30). With `whole` (a box, a "####" line) no other number may
     follow."""
-    segment = without_powers(plain(segment))
+    segment = _readable(segment)
     if len(_ASSIGNED.findall(segment)) > 1:
         return Reading(None, why="several answers")  # "x = 3, y = 4"
     segment = segment.rpartition("=")[2]
@@ -103,8 +116,7 @@ def leading_number(segment: str, *, whole: bool = False) -> Reading:
     matches = _found(segment)
     if not matches:
         return Reading(None, why="no number")
-    token, before, after = matches[0].group(), segment[: matches[0].start()], segment[matches[0].end() :]
-    token = token.strip()
+    before, token, after = _split(segment, matches[0])
     first = _value(token)
     if first is None:
         return Reading(None, token, "not worked out")
@@ -127,14 +139,13 @@ def last_number(text: str) -> Reading:
 
     Without prose the text must be [expression =] number. A list of different numbers at the end ("1 2 3 4 5",
     "3 or 4") has no last one, and neither has a text that ends in an expression, a time, a date or a ratio."""
-    text = plain(text).strip()
+    text = _readable(text).strip()
     if not has_words(text):
         return leading_number(text, whole=True)
     matches = _found(text)
     if not matches:
         return Reading(None, why="no number")
-    token, before, after = matches[-1].group(), text[: matches[-1].start()], text[matches[-1].end() :]
-    token = token.strip()
+    before, token, after = _split(text, matches[-1])
     last = _value(token)
     if last is None:
         return Reading(None, token, "not worked out")

@@ -30,8 +30,11 @@ _SIGNS = {
 _SUPERSCRIPT = re.compile("[⁻⁺]?[⁰¹²³⁴-⁹]+")
 _ROOT = re.compile(r"(?<![\\A-Za-z])(?:sqrt|√)\s*(?:\(([^()]{1,100})\)|\{([^{}]{1,100})\}|([0-9]+(?:\.[0-9]+)?|[a-z])(?![a-z]))")
 _POWER = re.compile(r"\^\s*\(([^()]{1,60})\)")
-_LEAD = re.compile(r".*(?:\b(?:is|are|be|equals?|gives?|get|obtain|has|have)\b|(?<![<>=!])=(?!=)|:)", re.IGNORECASE | re.DOTALL)
+_VERB = r"\b(?:is|are|be|equals?|gives?|get|obtain|has|have)\b|:"
+_LEAD = re.compile(rf".*(?:{_VERB}|(?<![<>=!])=(?!=))", re.IGNORECASE | re.DOTALL)
+_LIST_LEAD = re.compile(rf".*(?:{_VERB})", re.IGNORECASE | re.DOTALL)
 _REASON = re.compile(r"(?:,\s*|\s+)(?:because|since|as|so|which|where|for|when|by|from)\b.*", re.IGNORECASE | re.DOTALL)
+_UNIT = re.compile(r"(?<=[0-9)}\]πi])(?:\s+(?!(?:or|and|not|maybe|pi)\b)[A-Za-z]{2,}\.?){1,3}\s*$")
 _WORD = re.compile(r"(?<!\\)(?<![A-Za-z])[A-Za-z]{3,}")
 
 
@@ -61,15 +64,17 @@ def to_latex(text: str) -> str:
     return re.sub(r",?\s+and\s+", ", ", text).strip(" *`\n").rstrip(".")
 
 
-def expression(text: str, *, marked: bool) -> str | None:
+def expression(text: str, *, marked: bool, listed: bool) -> str | None:
     """The part of an answer that may be an expression, as LaTeX; None where words are left in it.
 
     marked: whether the text begins with it, as an announced one does. Of other texts it is what the last line ends in,
-    after its last "is", "=" or ":"."""
+    after its last "is", "=" or ":". listed: whether "or" stands between the elements of a list."""
     if not marked:
         text = text.strip().rpartition("\n")[2]
-        lead = _LEAD.match(text)
+        lead = (_LIST_LEAD if listed else _LEAD).match(text)
         text = text[lead.end() :] if lead else text
-    text = _REASON.sub("", text)
+    text = _UNIT.sub("", _REASON.sub("", text).rstrip(" .*"))
+    if listed:
+        text = re.sub(r"\s+or\s+", ", ", text)
     found = to_latex(text)
     return None if not found or len(found) > LONGEST_ANSWER or _WORD.search(re.sub(r"\\[a-z]+\{[^{}]*\}", "", found)) else found
