@@ -180,11 +180,14 @@ def score(
     in_: Annotated[Path, typer.Option("--in", help="Rows with id, response, and what the reward needs (JSONL).")],
     out: Annotated[Path, typer.Option(help="File for the scores (JSONL). It must not exist.")],
     workers: Annotated[int | None, typer.Option(min=1, help="Processes of each kind. Default: one per core.")] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Print for each row its value, what was taken as the answer, why it lost.")
+    ] = False,
     weak: Weak = False,
     json_: Json = False,
 ) -> None:
     """Score responses from a file, to debug a reward before you spend compute on it."""
-    from omni_thinker.cli.score_file import score_file
+    from omni_thinker.cli.score_file import explained, score_file
     from omni_thinker.runs.progress import working
 
     if workers:
@@ -192,7 +195,10 @@ def score(
 
         use_workers(workers)
     with working(f"scoring {in_}"):
-        summary = score_file(reward, in_, out)
+        summary, results = score_file(reward, in_, out)
+    if explain:
+        typer.echo("\n".join(explained(results)))
+        summary["explained"] = [{key: row[key] for key in ("id", "status", "value", "reason")} for row in results]
     typer.echo(
         f"{summary['rows']} rows: {summary['value']} values (mean {summary['mean']}), "
         f"{summary['abstain']} abstentions, {summary['error']} errors; {out}"

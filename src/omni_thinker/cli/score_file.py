@@ -26,8 +26,8 @@ _ROWS_AT_ONCE = 64
 _OWN = ("id", "response", "prompt", "answer")
 
 
-def score_file(reward: str, rows_file: Path, out: Path) -> dict[str, Any]:
-    """Score every row's `response`, in order, into `out`; returns counts and the mean.
+def score_file(reward: str, rows_file: Path, out: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Score every row's `response`, in order, into `out`; returns counts and the mean, and the results.
 
     Raises UserError for bad rows (naming the line), unknown rewards, and an `out` that exists."""
     try:
@@ -45,12 +45,28 @@ def score_file(reward: str, rows_file: Path, out: Path) -> dict[str, Any]:
         raise UserError(f"can't be written: {exc.strerror or exc}", file=out) from None
     counts = Counter(result["status"] for result in results)
     values = [result["value"] for result in results if result["value"] is not None]
-    return {
+    summary = {
         "rows": len(results),
         **{status: counts[status] for status in ("value", "abstain", "error")},
         "mean": round(fmean(values), 4) if values else None,
         "out": str(out),
     }
+    return summary, results
+
+
+def explained(results: Iterable[dict[str, Any]]) -> list[str]:
+    """A table for people, a line per row: its id, its value (or what came instead), and the reason for it."""
+    rows = [("id", "value", "reason")]
+    for result in results:
+        value = result["status"] if result["value"] is None else f"{result['value']:g}"
+        rows.append((_line(result["id"]), value, _line(result["reason"] or "")))
+    wide, narrow = (max(len(row[column]) for row in rows) for column in (0, 1))
+    return [f"{name:<{wide}}  {value:<{narrow}}  {reason}".rstrip() for name, value, reason in rows]
+
+
+def _line(text: str) -> str:
+    """`text` on one line, without characters that a terminal would act on."""
+    return "".join(sign if sign.isprintable() else "?" for sign in " ".join(text.split()))
 
 
 def score_lines(reward: str, lines: Iterable[str], source: object) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from heapq import nsmallest
 
-from omni_thinker.rewards.numbers import to_number
+from omni_thinker.rewards.reading.numbers import to_number
 from omni_thinker.rewards.text import normalise
 
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?![\d.]*[eE]\d)")
@@ -49,5 +49,5 @@ def _is_number(text: str) -> bool:
 
 def _meaning(text: str) -> object:
     """The value where a text is a number however written, else its normal form."""
-    number = to_number(normalise(text).replace("\u2044", "/"), fractions=True)
+    number = to_number(normalise(text).replace("\u2044", "/"))
     return normalise(text) if number is None else number
