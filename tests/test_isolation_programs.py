@@ -17,7 +17,8 @@ from omni_thinker.rewards import make_reward, score_texts
 from omni_thinker.types import Problem, Score
 
 SECOND = Limits(timeout=1.0)
-NUMPY = Limits(timeout=5.0, memory_mb=1024, packages=("numpy",))
+PATIENT = Limits(timeout=10.0)
+NUMPY = Limits(timeout=10.0, memory_mb=1024, packages=("numpy",))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -27,11 +28,11 @@ def _closed() -> Iterator[None]:
 
 
 def script(program: str, *cases: tuple[str, str], **settings: Any) -> TestReport:
-    return asyncio.run(run_script(program, cases, **settings))
+    return asyncio.run(run_script(program, cases, **{"limits": PATIENT, **settings}))
 
 
 def try_tests(program: str, *statements: str, **settings: Any) -> TestReport:
-    return asyncio.run(run_tests(program, statements, **settings))
+    return asyncio.run(run_tests(program, statements, **{"limits": PATIENT, **settings}))
 
 
 # -- scripts ----------------------------------------------------------------------------------------------------------
@@ -156,14 +157,15 @@ def values(): return views().values()
     "test",
     [
         "assert 4 in Even() and 3 not in Even()",
-        "import math\nassert (math.floor(Even()), math.ceil(Even()), math.trunc(Even()), bytes(Even())) == (2, 3, 4, b'x')",
+        "import math\nassert [f(Even()) for f in (math.floor, math.ceil, math.trunc, bytes)] == [2, 3, 4, b'x']",
         "assert 9 in squares() and 5 not in squares()",
         "import asyncio\nasync def go(): return [n async for n in numbers(3)]\nassert asyncio.run(go()) == [0, 1, 2]",
         "import asyncio\nasync def go(): return [n async for n in Countdown(3)]\nassert asyncio.run(go()) == [2, 1, 0]",
-        "import asyncio\nasync def go():\n    n = numbers(3)\n    first = await anext(n)\n    second = await n.__anext__()\n"
-        "    await n.aclose()\n    return first, second, [m async for m in n]\nassert asyncio.run(go()) == (0, 1, [])",
-        "import asyncio\nasync def go():\n    async with Door() as d: assert d == 5\n    async with Door(): raise KeyError('x')\n"
-        "    return 1\nassert asyncio.run(go()) == 1",
+        "import asyncio\nasync def go():\n    n = numbers(3)\n    first = await anext(n)\n"
+        "    second = await n.__anext__()\n    await n.aclose()\n    return first, second, [m async for m in n]\n"
+        "assert asyncio.run(go()) == (0, 1, [])",
+        "import asyncio\nasync def go():\n    async with Door() as d: assert d == 5\n"
+        "    async with Door(): raise KeyError('x')\n    return 1\nassert asyncio.run(go()) == 1",
         "import asyncio\ng = Gate()\nasync def go(): return await g.pass_through() + await g.pass_through()\n"
         "assert asyncio.run(go()) == 2 and asyncio.run(go()) == 2",
         "assert keys() == {'a', 'b'} and 'a' in keys() and keys() & {'a'} == {'a'} and list(keys()) == ['a', 'b']",
@@ -182,7 +184,8 @@ def test_asynchronous_iteration_cannot_end_a_test_early() -> None:
         program, "import asyncio\nasync def go():\n    async for n in f(1): pass\nasyncio.run(go())\nassert f(1) == 2"
     )
     assert report.passed == 0
-    lying = "class X:\n    def __contains__(self, n): return True\n    def __eq__(self, n): return True\ndef f(n): return X()"
+    always = "    def __contains__(self, n): return True\n    def __eq__(self, n): return True\n"
+    lying = f"class X:\n{always}def f(n): return X()"
     assert try_tests(lying, "assert f(1) == 3", "assert f(1) in [3]", "assert f(1) in {3: 1}").passed == 0
 
 
@@ -212,7 +215,8 @@ class Solution:
     def order(self, nums: List[int], k: Optional[int] = None) -> List[int]:
         heap = list(nums)
         heapify(heap)
-        return [heapq.heappop(heap) for _ in range(k or len(nums))] + [gcd(4, 6), Counter("aab")["a"], bisect_left([1], 2)]
+        least = [heapq.heappop(heap) for _ in range(k or len(nums))]
+        return least + [gcd(4, 6), Counter("aab")["a"], bisect_left([1], 2)]
     def linked(self, values: List[int]) -> Optional[ListNode]:
         dummy = last = ListNode()
         for value in values:
@@ -227,7 +231,7 @@ class Solution:
         "node = Solution().linked([1, 2])\nassert (node.val, node.next.val, node.next.next) == (1, 2, None)",
         "assert Solution().depth(TreeNode(1, TreeNode(2), None)) == 2",
     ]
-    usual = Limits(usual_imports=True)
+    usual = Limits(timeout=10.0, usual_imports=True)
     assert try_tests(program, *statements, limits=usual, entry_points=["Solution"]) == TestReport(3, 3, "passed")
     assert try_tests(program, *statements).passed == 0
     # What is provided is the tests' own, and what a program redefines is its own.
@@ -290,8 +294,18 @@ def f(n): return X()
     assert (report.passed, report.outcome) == (0, "failed")
 
 
-@pytest.mark.parametrize("node", [["A", "|O", [1], "00" * 8], ["A", "O", None, "00" * 8], ["A", "<i8", [9], "00" * 8],
-                                  ["A", "<i8", [1], "zz"], ["A", "<V8", [1], "00" * 8], ["A", 5, [1], ""], ["A"]])  # fmt: skip
+@pytest.mark.parametrize(
+    "node",
+    [
+        ["A", "|O", [1], "00" * 8],
+        ["A", "O", None, "00" * 8],
+        ["A", "<i8", [9], "00" * 8],
+        ["A", "<i8", [1], "zz"],
+        ["A", "<V8", [1], "00" * 8],
+        ["A", 5, [1], ""],
+        ["A"],
+    ],
+)
 def test_forged_arrays_are_refused(node: list[Any]) -> None:
     with pytest.raises(Violation):
         decode(node, lambda unknown: unknown)

@@ -26,7 +26,8 @@ DEFINITIONS = {
     "partial": "from functools import partial\nsquare = partial(pow, exp=2)\n",
     "class": "class square(int):\n    def __new__(cls, n):\n        return int(n * n)\n",
     "several signature lines": "def square(\n    n: int,\n) -> int:\n    return n * n\n",
-    "docstring with a fence": 'def square(n):\n    """Square.\n\n    ```\n    square(3)\n    ```\n    """\n    return n * n\n',
+    "docstring with a fence": 'def square(n):\n    """Square.\n\n    ```\n    square(3)\n    ```\n    """\n'
+    "    return n * n\n",
     "future": "from __future__ import annotations\ndef square(n: int) -> int:\n    return n * n\n",
 }
 AFTERWARDS = {
@@ -153,11 +154,12 @@ def test_prose_is_no_code(line: str, space: str) -> None:
 
 
 STATEMENTS = (
-    "import numpy as np", "from a.b import c as d, e", "x = 1", "x, y = 1, 2", "x: int = 3", "x += 1", "a[0] = b", "a.b = c",
-    "@cache", "async def f():", "class A(B):", "if x is not y:", "elif x in y:", "else:", "for i, j in k: pass", "print(f(x))",
-    "while not done:", "with open('a b c') as f:", "try:", "except (A, B) as e:", "assert x == y, 'not the same'", "raise E('a b')",
-    "# a comment", "'a string of words'", '"""Doc string."""', "[f(x) for x in y if z]", "(a, b) = c", ")", "}, [", "match x:",
-    "print('a' 'b')", "x = a if b else c", "del x", "f = lambda x: x + 1", "global x", "x = {'a b': 1}  # two words",
+    "import numpy as np", "from a.b import c as d, e", "x = 1", "x, y = 1, 2", "x: int = 3", "x += 1", "a[0] = b",
+    "a.b = c", "@cache", "async def f():", "class A(B):", "if x is not y:", "elif x in y:", "else:",
+    "for i, j in k: pass", "print(f(x))", "while not done:", "with open('a b c') as f:", "try:",
+    "except (A, B) as e:", "assert x == y, 'not the same'", "raise E('a b')", "# a comment", "'a string of words'",
+    '"""Doc string."""', "[f(x) for x in y if z]", "(a, b) = c", ")", "}, [", "match x:", "print('a' 'b')",
+    "x = a if b else c", "del x", "f = lambda x: x + 1", "global x", "x = {'a b': 1}  # two words",
 )  # fmt: skip
 
 
@@ -190,9 +192,11 @@ def test_helpers_in_blocks_of_their_own_belong_to_the_solution(name: str, first:
 
 
 def test_helper_that_needs_the_solution_when_it_is_defined_comes_after_it() -> None:
-    text = "```python\nclass Base:\n    def f(self): return Other().g()\n```\n```python\nclass Other(Base):\n    def g(self): return 5\n```"
+    base = "```python\nclass Base:\n    def f(self): return Other().g()\n```\n"
+    text = base + "```python\nclass Other(Base):\n    def g(self): return 5\n```"
     assert run(text, ["Base"])["Base"]().f() == 5
-    future = "```python\nimport math\n```\n```python\nfrom __future__ import annotations\ndef square(n):\n    return math.prod([n, n])\n```"
+    square = "from __future__ import annotations\ndef square(n):\n    return math.prod([n, n])\n"
+    future = f"```python\nimport math\n```\n```python\n{square}```"
     assert run(future)["square"](3) == 9
 
 
@@ -237,8 +241,11 @@ def test_finding_a_program_in_any_text_never_raises(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["a = " + "+" * 99_000, "'" * 100_000, '"\\' * 50_000, "```\n" * 25_000, "x=1\n```\n" * 12_000, "a," * 49_000 + "=1",
-     "```python\nimport a as b\n```\n" * 3_500, "def f():\n    pass\n" * 6_000, "> " * 50_000, " " * 100_000 + "x"],
+    [
+        "a = " + "+" * 99_000, "'" * 100_000, '"\\' * 50_000, "```\n" * 25_000, "x=1\n```\n" * 12_000,
+        "a," * 49_000 + "=1", "```python\nimport a as b\n```\n" * 3_500, "def f():\n    pass\n" * 6_000, "> " * 50_000,
+        " " * 100_000 + "x",
+    ],
     ids=lambda text: repr(text[:8]),
 )  # fmt: skip
 def test_long_texts_are_read_within_2_seconds(text: str) -> None:
@@ -276,12 +283,13 @@ def test_outputs_with_other_words_or_lines_differ(one: list[list[str]], other: l
 @pytest.mark.parametrize(
     ("printed", "wanted", "tolerance", "same"),
     [
-        ("0.30000000000000004", "0.3", 1e-9, True), ("0.30000000000000004", "0.3", 0.0, False), ("1.0", "1", 1e-9, True),
-        ("1e3", "1000.0", 1e-9, True), ("1.0000001", "1.0", 1e-6, True), ("1.00001", "1.0", 1e-6, False),
-        ("1000001.0", "1000000.0", 1e-6, True), ("1000003.0", "1000000.0", 1e-6, False),
-        ("1000001", "1000000", 1e-3, False), ("nan", "nan", 1e-3, True), ("nan", "1.0", 1.0, False),
-        ("1e999", "1.0", 1.0, False), ("-0.5", "0.5", 1e-3, False), ("x 0.5", "x 0.5000001", 1e-6, True), ("1_0.0", "10.0", 1e-3, False),
-        ("12", "1 2", 0.0, False), ("1 2", "1\n2", 0.0, False), ("", "1", 0.0, False), ("1", "", 0.0, False), ("Yes", "YES", 0.0, False),
+        ("0.30000000000000004", "0.3", 1e-09, True), ("0.30000000000000004", "0.3", 0.0, False),
+        ("1.0", "1", 1e-09, True), ("1e3", "1000.0", 1e-09, True), ("1.0000001", "1.0", 1e-06, True),
+        ("1.00001", "1.0", 1e-06, False), ("1000001.0", "1000000.0", 1e-06, True),
+        ("1000003.0", "1000000.0", 1e-06, False), ("1000001", "1000000", 0.001, False), ("nan", "nan", 0.001, True),
+        ("nan", "1.0", 1.0, False), ("1e999", "1.0", 1.0, False), ("-0.5", "0.5", 0.001, False),
+        ("x 0.5", "x 0.5000001", 1e-06, True), ("1_0.0", "10.0", 0.001, False), ("12", "1 2", 0.0, False),
+        ("1 2", "1\n2", 0.0, False), ("", "1", 0.0, False), ("1", "", 0.0, False), ("Yes", "YES", 0.0, False),
     ],
 )  # fmt: skip
 def test_numbers_of_an_output_within_the_tolerance_are_the_same(

@@ -405,7 +405,7 @@ def test_inputs_outputs_and_defaults_reach_the_reward(tmp_path: Path) -> None:
     assert of["p"].data == {"inputs": ["1"], "outputs": ["1"], **defaults, "timeout": 9}
     assert of["q"].data == {"tests": [{"input": "2\n", "output": "4\n"}], **defaults}
     assert of["q"].prompt.endswith("\nInput:\n2\n\nOutput:\n4\n")
-    with pytest.raises(UserError, match=r"tasks\.t\.options\.defaults\.timout: unknown key; did you mean 'timeout'"):
-        load(file, options={"defaults": {"timout": 5}})
+    with pytest.raises(UserError, match=r"tasks\.t\.options\.defaults\.time_out: unknown key; did you mean 'timeout'"):
+        load(file, options={"defaults": {"time_out": 5}})
     with pytest.raises(UserError, match=r"options\.defaults: must be a table"):
         load(file, options={"defaults": 5})

@@ -8,5 +8,6 @@ from omni_thinker.isolation.worker import IsolationError, WorkerDied, WorkerTime
 
 __all__ = [
     "IsolationError", "Launch", "Limits", "TestReport", "TextEvaluated", "WalledScorer", "WorkerDied", "WorkerPool",
-    "WorkerTimeout", "allow_weak_sandbox", "call_pool", "launch", "run_script", "run_tests", "shared_pool", "shutdown", "use_workers",
+    "WorkerTimeout", "allow_weak_sandbox", "call_pool", "launch", "run_script", "run_tests", "shared_pool", "shutdown",
+    "use_workers",
 ]  # fmt: skip

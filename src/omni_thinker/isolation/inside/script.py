@@ -4,6 +4,7 @@ Runs in the program's process, which holds inputs and never what a test expects 
 
 import atexit
 import builtins
+import contextlib
 import os
 import select
 import signal
@@ -80,10 +81,8 @@ def _exchange(pid: int, inlet: int, given: bytes, received: dict[int, bytearray]
     if len(output) > MOST_OUTPUT:
         os.kill(pid, signal.SIGKILL)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     return os.waitpid(pid, 0)[1]
 
 
@@ -110,9 +109,10 @@ def _collect(descriptor: int, received: bytearray) -> bool:
 
 def _execute(program: str, usual_imports: bool) -> int:
     """Run the program as Python runs a script; its exit code."""
-    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", errors="surrogateescape")  # type: ignore[misc]
-    sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", errors="surrogateescape")  # type: ignore[misc]
-    sys.stderr = sys.__stderr__ = open(2, "w", encoding="utf-8", errors="backslashreplace")  # type: ignore[misc]
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        stream = open(number, mode, encoding="utf-8", errors="surrogateescape" if number < 2 else "backslashreplace")  # noqa: SIM115
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
     sys.argv = ["program.py"]
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module

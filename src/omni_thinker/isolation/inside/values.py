@@ -1,5 +1,6 @@
-"""Plain data as JSON, and back, for what goes between the tests and a program. Loaded by scripts of the sandbox: standard
-library alone. Values are rebuilt, never unpickled."""
+"""Plain data as JSON, and back, for what goes between the tests and a program.
+
+Values are rebuilt, never unpickled. Loaded by scripts of the sandbox: standard library, and numpy if present."""
 
 import builtins
 import collections
@@ -110,6 +111,13 @@ def encode(value: Any, refer: Callable[[Any], Any], depth: int = 0) -> Any:
     return refer(value)
 
 
+def _as_set(pairs: Any) -> Any:
+    try:
+        return set(pairs)
+    except TypeError:  # a value that can't be hashed: equal to no set
+        return list(pairs)
+
+
 # The plain value of an instance of a subclass, whatever the subclass says.
 _PLAIN: dict[type, Callable[[Any], Any]] = {
     int: int.__index__,
@@ -123,15 +131,8 @@ _PLAIN: dict[type, Callable[[Any], Any]] = {
     frozenset: lambda value: frozenset(frozenset.__iter__(value)),
     collections.deque: lambda value: list(collections.deque.__iter__(value)),
     type({}.keys()): set,
-    type({}.items()): lambda value: _as_set(value),
+    type({}.items()): _as_set,
 }
-
-
-def _as_set(pairs: Any) -> Any:
-    try:
-        return set(pairs)
-    except TypeError:  # a value that can't be hashed: equal to no set
-        return list(pairs)
 
 
 def decode(node: Any, resolve: Callable[[list[Any]], Any], depth: int = 0) -> Any:
