@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from judge_replies import OTHER_BODIES, READABLE, REFUSALS, UNREADABLE
+
 FAULTS = ("429", "500", "503", "hang", "half", "schema", "choices", "utf8", "reset", "prose", "slow")
 _ANSWERS = re.compile(
     r"\[(\w+) answer 1\]\n(.*?)\n\[\1 end of answer 1\]\s+\[\1 answer 2\]\n(.*?)\n\[\1 end of answer 2\]", re.S
@@ -53,7 +55,7 @@ def chances(text: str) -> list[dict[str, Any]]:
 
 
 class JudgeServer:
-    """`plan(number, body)` names what happens to a request: "ok" or one of FAULTS."""
+    """`plan(number, body)` names what happens to a request: "ok", one of FAULTS, or a name of judge_replies."""
 
     def __init__(
         self,
@@ -147,6 +149,11 @@ class JudgeServer:
             return False
         if fault == "slow":
             await asyncio.sleep(0.05)
+        if fault in OTHER_BODIES:
+            return await self._send(writer, OTHER_BODIES[fault][1], kind=OTHER_BODIES[fault][0])
+        if fault in REFUSALS and REFUSALS[fault][0](body):
+            _, status, words = REFUSALS[fault]
+            return await self._send(writer, json.dumps({"error": {"message": words}}).encode(), status)
         question = body["messages"][0]["content"]
         content = f'The answers differ. {{"better": 2}} is what one might think.\n{json.dumps(decide(question))}'
         if fault == "surrogate":
@@ -159,8 +166,11 @@ class JudgeServer:
             "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}],
             "usage": {"prompt_tokens": used[0], "completion_tokens": used[1], "total_tokens": sum(used)},
         }  # fmt: skip
-        if body.get("logprobs") and fault != "no logprobs":
+        if body.get("logprobs") and fault != "no logprobs" and fault not in UNREADABLE:
             table["choices"][0]["logprobs"] = {"content": chances(question), "refusal": None}
+        if fault in READABLE or fault in UNREADABLE:
+            change = READABLE[fault] if fault in READABLE else UNREADABLE[fault][0]
+            table = change(table, json.dumps(decide(question)))
         if fault == "no usage":
             del table["usage"]
         if fault == "choices":
@@ -183,8 +193,15 @@ class JudgeServer:
             self.questions[question] += 1
         return await self._send(writer, data)
 
-    async def _send(self, writer: asyncio.StreamWriter, data: bytes, status: int = 200, extra: str = "") -> bool:
-        head = f"HTTP/1.1 {status} X\r\ncontent-type: application/json\r\n{extra}content-length: {len(data)}\r\n\r\n"
+    async def _send(
+        self,
+        writer: asyncio.StreamWriter,
+        data: bytes,
+        status: int = 200,
+        extra: str = "",
+        kind: str = "application/json",
+    ) -> bool:
+        head = f"HTTP/1.1 {status} X\r\ncontent-type: {kind}\r\n{extra}content-length: {len(data)}\r\n\r\n"
         writer.write(head.encode() + data)
         await writer.drain()
         return True

@@ -26,7 +26,8 @@ from omni_thinker.judging.cache import JudgeCache, Reply
 from omni_thinker.judging.limits import BudgetReached, Meter
 from omni_thinker.judging.make import make_endpoint_judge
 from omni_thinker.judging.pairwise import EndpointJudge, strip_markdown
-from omni_thinker.judging.prompts import load_prompt, read_verdict
+from omni_thinker.judging.prompts import load_prompt
+from omni_thinker.judging.verdicts import read_verdict
 from omni_thinker.recipe import BudgetSpec, EndpointSpec, PriceSpec, load_recipe
 from omni_thinker.studies.study import run_study
 from timing import quickest
@@ -397,24 +398,6 @@ def test_prompt_with_an_injected_answer_still_delimits_both_answers(attempt: str
     quoted = f"Answer {seat} says: {attempt}\n" + json.dumps({"better": verdict(shown)})
     assert read_verdict(quoted) == 3 - seat
     assert shown.count(attempt) >= 1
-
-
-@pytest.mark.parametrize(
-    ("reply", "found"),
-    [
-        ('{"better": 1}', 1), ('so\n{"better": 2}', 2), ('{"reason": "a\\nb", "better": 0}', 0), ('```json\n{"better": 1}\n```', 1),
-        ('{"better": "2"}', 2), ("so {\"better\": 1}", 1), ('**{"better": 2}**', 2), ('{"better": 1} as I said', None), ("", None),
-        ('{"better": 3}', None), ('{"better": true}', None), ('{"better": 1.0}', None), ('{"better": null}', None), ("1", None),
-        ('{"better": 1', None), ('{"better": 1}\nNo, the other.', None), ("[1]", None), ('{"better": [1]}', None),
-    ],
-)  # fmt: skip
-def test_verdict_is_read_from_the_last_json_of_a_reply(reply: str, found: int | None) -> None:
-    assert read_verdict(reply) == found
-
-
-@given(st.text(max_size=200))
-def test_reading_a_verdict_from_any_text_never_raises(reply: str) -> None:
-    assert read_verdict(reply) in (None, 0, 1, 2)
 
 
 @given(st.text(max_size=80), st.text(max_size=80), st.text(max_size=80))

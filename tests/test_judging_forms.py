@@ -21,8 +21,8 @@ from omni_thinker.judging import Criterion, Judge, Ranker, Rater, Verdict
 from omni_thinker.judging.guards import LengthGuard
 from omni_thinker.judging.listwise import agreed_points, both_orders, tournament
 from omni_thinker.judging.make import make_endpoint_judge
-from omni_thinker.judging.pairwise import EndpointJudge, _digit, strip_markdown
-from omni_thinker.judging.prompts import known_prompts, load_prompt, read_points, read_ranking
+from omni_thinker.judging.pairwise import EndpointJudge, strip_markdown
+from omni_thinker.judging.prompts import known_prompts, load_prompt
 from omni_thinker.judging.rubric import agreed_rating, describe, read_rubric
 from omni_thinker.judging.tally import Tally
 from omni_thinker.recipe import EndpointSpec, RewardSpec
@@ -257,19 +257,6 @@ def test_server_without_logprobs_is_judged_by_its_digit(make: Make, monkeypatch:
     assert (verdict.outcome, verdict.margin) == ("win", 1.0)
 
 
-@pytest.mark.parametrize(
-    ("reply", "found"),
-    [
-        ("1", 1), (" 2\n\nThe second", 2), ("**1**", 1), ("(2)", 2), ("1.", 1), ('"2"', 2), ("1, 2", None),
-        ("1/2", None),
-        ("1 or 2", None), ("-1", None), ("12", None), ("", None), ("(1) and (2) are equal", None), ('{"better": 2}', 2),
-        ('{"chances": {"1": 9}}', None),
-    ],
-)  # fmt: skip
-def test_digit_is_read_only_if_it_is_all_of_the_first_line(reply: str, found: int | None) -> None:
-    assert _digit(reply) == found
-
-
 def test_ranking_by_a_logprob_judge_falls_back_to_text(make: Make) -> None:
     judge = make(verdict="logprobs")
     assert [score.value for score in asyncio.run(judge.rank("p", ["a", "bb"]))] == [0.0, 1.0]
@@ -367,12 +354,6 @@ def test_every_prompt_loads_and_unknown_names_list_the_known() -> None:
     for bad in ("none", "../prompts", "", "pairwise-v1.txt"):
         with pytest.raises(UserError, match="there are pairwise"):
             load_prompt(bad)
-
-
-@given(st.text(max_size=200), st.integers(1, 6))
-def test_reading_a_ranking_or_points_from_any_text_never_raises(reply: str, count: int) -> None:
-    for found in (read_ranking(reply, count), read_points(reply, count)):
-        assert found is None or len(found) == count
 
 
 # -- as parts of a reward -----------------------------------------------------------------------------------------

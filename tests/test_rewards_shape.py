@@ -64,8 +64,8 @@ def test_brevity_counts_only_behind_an_open_gate() -> None:
     ("text", "plain"),
     [
         ("twenty-one", "21"), ("Twenty One", "21"), ("one two", "1 2"), ("two hundred and five", "205"), ("1,000", "1000"),
-        ("a thousand", "1000"), ("three million two hundred thousand and six", "3200006"), ("nineteen eighty-four", "19 84"),
-        ("zero", "0"), ("hundred and", "100 and"), ("one or two", "1 or 2"), ("forty-second street", "forty-second street"),
+        ("a thousand", "1000"), ("three million two hundred thousand and six", "3200006"), ("nineteen eighty-four", "1984"),
+        ("zero", "0"), ("hundred and", "100 and"), ("one or two", "1 or 2"), ("forty-second street", "42nd street"),
         ("seven and eight", "7 and 8"), ("1,00", "1,00"), ("-1,234.5", "-1234.5"), ("none", "none"),
     ],
 )  # fmt: skip

@@ -81,6 +81,15 @@ class JudgeCache:
             self.misses += row is None
         return None if row is None else Reply(*row)
 
+    def drop(self, key: str) -> None:
+        """Forget a reply that turned out to be of no use; its hit was a miss."""
+        with self._lock:
+            self.hits, self.misses = self.hits - 1, self.misses + 1
+            try:
+                self._db.execute("DELETE FROM replies WHERE key = ?", (key,))
+            except sqlite3.Error as exc:
+                self._lost(exc)
+
     def put(self, key: str, reply: Reply, *, model: str, prompt_version: str) -> None:
         """Keep a reply; on the disk when this returns. The first one of a key stays. Where the disk is full or the file
         is locked for long, what was paid for is used all the same, and may have to be paid for again."""

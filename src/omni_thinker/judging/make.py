@@ -4,7 +4,7 @@ from pathlib import Path
 
 from omni_thinker.judging.base import Judge
 from omni_thinker.judging.cache import JudgeCache
-from omni_thinker.judging.client import ChatClient
+from omni_thinker.judging.endpoint.client import ChatClient
 from omni_thinker.judging.guards import LengthGuard
 from omni_thinker.judging.likelihood import LikelihoodJudge
 from omni_thinker.judging.limits import Meter

@@ -1,31 +1,24 @@
 """A judge behind an API: a response against the reference, a group against itself, or an answer by a rubric."""
 
 import asyncio
-import json
 import re
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any, TypeVar
 
 from omni_thinker.judging.base import Criterion, Verdict
-from omni_thinker.judging.client import CHANCES, ChatClient, NoReply
+from omni_thinker.judging.endpoint.causes import NoReply
+from omni_thinker.judging.endpoint.client import ChatClient
 from omni_thinker.judging.limits import BudgetReached, Usage
 from omni_thinker.judging.listwise import agreed_points, both_orders
-from omni_thinker.judging.prompts import (
-    PAIRWISE_SCHEMA,
-    RANKING_SCHEMA,
-    RUBRIC_SCHEMA,
-    load_prompt,
-    read_points,
-    read_ranking,
-    read_verdict,
-)
+from omni_thinker.judging.prompts import PAIRWISE_SCHEMA, RANKING_SCHEMA, RUBRIC_SCHEMA, load_prompt
 from omni_thinker.judging.rubric import agreed_rating, describe
 from omni_thinker.judging.tally import Tally, log_ratio
+from omni_thinker.judging.verdicts import lead, read_digit, read_points, read_ranking, read_verdict
 from omni_thinker.types import Score
 
 _T = TypeVar("_T")
-_ONE_DIGIT = re.compile(r"""["'(\[*`]{0,3}([12])["')\]*`.:]{0,3}""")
 _PAIRWISE = {"text": "pairwise-v1", "logprobs": "pairwise-digit-v1"}
 _MARKUP = re.compile(
     r"""
@@ -74,11 +67,11 @@ class EndpointJudge:
         if not response.strip():
             return Verdict("lose" if reference.strip() else "tie", None, "empty text")
         seats = [(response, reference), (reference, response)][: 2 if self.client.spec.both_seats else 1]
-        leads = await _settled(asyncio.gather(*(self._lead(prompt, *pair) for pair in seats)))
-        if isinstance(leads, Score):
-            return Verdict("abstain" if leads.status == "abstain" else "error", None, leads.reason)
+        found = await _settled(asyncio.gather(*(self._lead(prompt, *pair) for pair in seats)))
+        if isinstance(found, Score):
+            return Verdict("abstain" if found.status == "abstain" else "error", None, found.reason)
         # The second seat speaks of the reference.
-        ours = [lead if place == 0 else -lead for place, lead in enumerate(leads)]
+        ours = [margin if place == 0 else -margin for place, margin in enumerate(found)]
         if min(ours) < 0 < max(ours) or (min(ours) != max(ours) and 0 in ours):
             return Verdict("tie", None, "depends on the seat")
         margin = sum(ours) / len(ours)
@@ -87,12 +80,10 @@ class EndpointJudge:
     async def _lead(self, prompt: str, first: str, second: str) -> float:
         """By how much the first answer leads, in [-1, 1]. Raises NoReply where the reply doesn't say."""
         text = self._pairwise.fill(prompt, self._shown([first, second]))
-        digit = self.client.spec.verdict == "logprobs"
-        reply = await self._ask(text, PAIRWISE_SCHEMA, self._pairwise.version, digit=digit)
-        better = _digit(reply) if digit else read_verdict(reply)
-        if better is None:
-            raise NoReply("a reply without a verdict")
-        return better if isinstance(better, float) else {0: 0.0, 1: 1.0, 2: -1.0}[better]
+        version, digit = self._pairwise.version, self.client.spec.verdict == "logprobs"
+        if digit:
+            return await self.client.ask(text, PAIRWISE_SCHEMA, read_digit, prompt_version=version, digit=True)
+        return lead(await self.client.ask(text, PAIRWISE_SCHEMA, read_verdict, prompt_version=version))
 
     async def rank(self, prompt: str, responses: Sequence[str]) -> list[Score]:
         """For each response the share of the others that it beats, asked in two orders; where these differ over a
@@ -113,8 +104,8 @@ class EndpointJudge:
             self._tally.failure()
             return [points.get(text, rankings) for text in responses]
         shares, pairs = agreed_points(rankings, weight=[said.count(text) for text in distinct])
-        for i, j, lead in pairs:
-            self._tally.points((lead + 1) / 2, log_ratio(distinct[i], distinct[j]), steady=lead != 0)
+        for i, j, ahead in pairs:
+            self._tally.points((ahead + 1) / 2, log_ratio(distinct[i], distinct[j]), steady=ahead != 0)
         points |= {
             text: Score.of((share * (len(said) - 1) + empty) / others)
             for text, share in zip(distinct, shares, strict=True)
@@ -124,9 +115,8 @@ class EndpointJudge:
     async def _ranked(self, prompt: str, texts: Sequence[str], order: Sequence[int]) -> list[int]:
         """Places in `texts`, best first. Raises NoReply where the reply ranks anything else."""
         shown = self._ranking.fill(prompt, self._shown([texts[place] for place in order]))
-        ranking = read_ranking(await self._ask(shown, RANKING_SCHEMA, self._ranking.version), len(texts))
-        if ranking is None:
-            raise NoReply("a reply without a ranking")
+        read = partial(read_ranking, count=len(texts))
+        ranking = await self.client.ask(shown, RANKING_SCHEMA, read, prompt_version=self._ranking.version)
         return [order[number - 1] for number in ranking]
 
     async def rate(self, prompt: str, responses: Sequence[str], rubric: Sequence[Criterion]) -> list[Score]:
@@ -157,10 +147,8 @@ class EndpointJudge:
 
     async def _points(self, prompt: str, response: str, rubric: Sequence[Criterion]) -> tuple[int, ...]:
         text = self._rubric.fill(prompt, self._shown([response]), describe(rubric))
-        points = read_points(await self._ask(text, RUBRIC_SCHEMA, self._rubric.version), len(rubric))
-        if points is None:
-            raise NoReply("a reply without points for all criteria")
-        return points
+        read = partial(read_points, count=len(rubric))
+        return await self.client.ask(text, RUBRIC_SCHEMA, read, prompt_version=self._rubric.version)
 
     @property
     def exhausted(self) -> bool:
@@ -196,9 +184,6 @@ class EndpointJudge:
     def _shown(self, texts: Sequence[str]) -> list[str]:
         return [strip_markdown(text) for text in texts] if self.client.spec.strip_markdown else list(texts)
 
-    async def _ask(self, text: str, schema: Mapping[str, Any], version: str, *, digit: bool = False) -> str:
-        return (await self.client.ask(text, schema, prompt_version=version, digit=digit)).text
-
 
 async def _settled(replies: Awaitable[_T]) -> _T | Score:
     """The replies, or the score that stands for their failure."""
@@ -208,17 +193,6 @@ async def _settled(replies: Awaitable[_T]) -> _T | Score:
         return Score.abstain(str(exc))
     except NoReply as exc:
         return Score.error(str(exc))
-
-
-def _digit(reply: str) -> float | int | None:
-    """P(first) - P(second) where the server told log-probs (see client), else the digit of the text's first line."""
-    if reply.startswith(CHANCES):
-        table = json.loads(reply.removeprefix(CHANCES))
-        first, second = (float(table.get(digit, 0.0)) for digit in ("1", "2"))
-        return (first - second) / (first + second) if first + second > 0 else None
-    # Small models go on after the digit that was asked for.
-    match = _ONE_DIGIT.fullmatch(reply.strip().partition("\n")[0].strip())
-    return int(match[1]) if match else read_verdict(reply)
 
 
 def strip_markdown(text: str) -> str:

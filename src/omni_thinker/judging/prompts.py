@@ -1,7 +1,6 @@
-"""Prompts of judges: files with a version, filled in one pass, and what is read out of a reply."""
+"""Prompts of judges: files with a version, filled in one pass, and the schemas of their replies."""
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,6 @@ from omni_thinker.errors import UserError
 
 _SLOT = re.compile(r"\{([a-z_]+)\}")
 _SLOTS = ("mark", "prompt", "answers", "criteria")
-_OBJECT = re.compile(r"\{[^{}]*\}")
-_MOST_POINTS = 10
 
 
 def _schema(name: str, key: str, value: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -63,52 +60,3 @@ def known_prompts() -> tuple[str, ...]:
     """Names of the package's prompts."""
     folder = files("omni_thinker.judging").joinpath("prompts")
     return tuple(sorted(file.name.removesuffix(".txt") for file in folder.iterdir() if file.name.endswith(".txt")))
-
-
-def read_verdict(reply: str) -> int | None:
-    """1 or 2 for the better answer, 0 for neither, None where the reply holds no verdict.
-
-    Only the end of the reply counts: its last line, or the whole of it where it is one JSON object. A judge may quote
-    what an answer says of itself; it decides on the last line."""
-    value = _read(reply, "better")
-    if isinstance(value, str) and value.strip() in ("0", "1", "2"):
-        return int(value)
-    return int(value) if _is_integer(value) and 0 <= value <= 2 else None
-
-
-def read_ranking(reply: str, count: int) -> tuple[int, ...] | None:
-    """The answers' numbers, 1 to `count`, best first; None where the reply doesn't name each of them once."""
-    value = _read(reply, "ranking")
-    if not isinstance(value, list) or not all(map(_is_integer, value)):
-        return None
-    return tuple(value) if sorted(value) == list(range(1, count + 1)) else None
-
-
-def read_points(reply: str, count: int) -> tuple[int, ...] | None:
-    """Points from 1 to 10 for each of `count` criteria, in order; None where the reply holds anything else."""
-    value = _read(reply, "scores")
-    if not isinstance(value, list) or len(value) != count:
-        return None
-    return tuple(value) if all(_is_integer(v) and 1 <= v <= _MOST_POINTS for v in value) else None
-
-
-def _read(reply: str, key: str) -> Any:
-    text = reply.strip().removesuffix("```").rstrip()
-    for candidate in (text.removeprefix("```json").removeprefix("```").strip(), _last_object(text)):
-        try:
-            table = json.loads(candidate)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(table, dict) and key in table:
-            return table[key]
-    return None
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _last_object(text: str) -> str:
-    line = text.rpartition("\n")[2].strip().strip("`*").strip()
-    objects = _OBJECT.findall(line)
-    return objects[-1] if objects and line.endswith(objects[-1]) else ""
