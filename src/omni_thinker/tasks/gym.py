@@ -81,6 +81,11 @@ class GymTask(PooledTask):
             self._longest = max(len(gold.encode("utf-8", "replace")) for gold in golds) + 2
         return max(self.default_max_tokens, self._longest)
 
+    @property
+    def draw_seconds(self) -> float:
+        """Processor time of drawing so far; what comes out of the cache takes none."""
+        return sum(draws.seconds for draws in self._draws.values())
+
     def generate(self, rng: random.Random, difficulty: float) -> Item:
         level = self._level(difficulty)
         draws, size = self._draws[level], self._sizes[level]

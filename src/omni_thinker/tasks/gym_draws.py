@@ -22,12 +22,13 @@ class DrawFailed(Exception):
 class Draws:
     """The problems of one set, `chosen` as requests name it, kept as they are drawn.
 
-    evaluates: its scorer may run answers as code. label: what lines on progress call it."""
+    evaluates: its scorer may run answers as code. label: what lines on progress call it. `seconds`: processor time that
+    drawing took so far."""
 
     def __init__(self, chosen: Mapping[str, Any], label: str, *, evaluates: bool) -> None:
         self._chosen, self._label, self._evaluates = dict(chosen), label, evaluates
         self._rows: dict[int, dict[str, Any]] = {}
-        self._began = self._said = 0.0
+        self._began = self._said = self.seconds = 0.0
 
     def forget(self) -> None:
         """Let go of what was drawn."""
@@ -45,11 +46,13 @@ class Draws:
         return self._rows[index]
 
     def _drawn(self, indices: list[int]) -> list[dict[str, Any]]:
-        rows = self._ask({"indices": indices}, "drawn", evaluates=True)
+        reply = self._ask({"indices": indices}, evaluates=True)
+        rows = _list(reply, "drawn")
+        self.seconds += float(reply.get("seconds", 0.0))
         if not rows or not all(map(_is_row, rows)):
             raise DrawFailed("its problems have an unknown form")
         whole = [row for row in rows if "fault" not in row]
-        faults = self._ask({"golds": whole}, "faults", evaluates=self._evaluates) if whole else []
+        faults = _list(self._ask({"golds": whole}, evaluates=self._evaluates), "faults") if whole else []
         if len(faults) != len(whole):
             raise DrawFailed("its scorer's replies have an unknown form")
         for row, fault in zip(whole, faults, strict=True):
@@ -57,14 +60,12 @@ class Draws:
                 row["fault"] = str(fault)[:300]
         return rows
 
-    def _ask(self, request: Mapping[str, Any], key: str, *, evaluates: bool) -> list[Any]:
+    def _ask(self, request: Mapping[str, Any], *, evaluates: bool) -> dict[str, Any]:
         whole = {"set": self._chosen, **request}
         try:
-            reply = GYM.call_sync(whole, _DEADLINE_S, settings=self._chosen, evaluates=evaluates)
+            return GYM.call_sync(whole, _DEADLINE_S, settings=self._chosen, evaluates=evaluates)
         except IsolationError as exc:
             raise DrawFailed(str(exc)) from None
-        answer = reply.get(key)
-        return answer if isinstance(answer, list) else []
 
     def _say_progress(self) -> None:
         now = time.monotonic()
@@ -73,6 +74,11 @@ class Draws:
         elif now - self._said > _SAY_EVERY_S:
             self._said = now
             _log.warning("%s: %d problems drawn in %.0f s", self._label, len(self._rows), now - self._began)
+
+
+def _list(reply: Mapping[str, Any], key: str) -> list[Any]:
+    answer = reply.get(key)
+    return answer if isinstance(answer, list) else []
 
 
 def _is_row(row: object) -> bool:

@@ -46,14 +46,15 @@ def prepare(settings: dict[str, Any]) -> None:
 def handle(request: dict[str, Any]) -> dict[str, Any]:
     """One of
 
-    {"set", "indices"} -> {"drawn": [{"entry", "gold"} or {"fault"}]}: the first of these problems, at least one
+    {"set", "indices"} -> {"drawn": [{"entry", "gold"} or {"fault"}], "seconds": float}: the first of these problems, at
+        least one, and the processor time that they took
     {"set", "golds": [{"entry", "gold"}]} -> {"faults": [str | None]}: why a problem can't be used
     {"set", "answer", "entry", "gold"} -> {"score": float, "reason": str | None}
     {"set"} -> {"evaluates": str | None, "size": int}: where its scorer runs text as code, and how many problems it has
     """
     made = _sets[_key(request["set"])]
     if "indices" in request:
-        return {"drawn": _draw(made, request["indices"])}
+        return {"drawn": _draw(made, request["indices"]), "seconds": time.process_time()}
     if "golds" in request:
         rows = ((gym_values.from_json(row["entry"]), row["gold"]) for row in request["golds"])
         return {"faults": [_fault(made, entry, gold) for entry, gold in rows]}
