@@ -155,6 +155,13 @@ class GymTask(PooledTask):
                 draws.forget()
         return [(Item(*fields), difficulty) for *fields, difficulty in table["problems"]]
 
+    def _nothing(self, split: Split, difficulty: float) -> UserError:
+        if self._leveled:
+            return super()._nothing(split, difficulty)
+        return UserError(
+            f"no problem falls into the {split} split; change the options", key=f"tasks.{self.name}.options"
+        )
+
     def _cached(self, what: Mapping[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         name, table = cached(what, make)
         self._tables[name] = table

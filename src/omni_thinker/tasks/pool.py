@@ -144,12 +144,15 @@ class PooledTask(ABC):
             make = functools.partial(self.generate, difficulty=difficulty)
             items = sample_pool(make, rng, split, size, self.per_key, self.patience, prompts)
             if size and not items:
-                raise UserError(
-                    f"no problem of difficulty {difficulty:g} falls into the {split} split; change difficulty",
-                    key=f"tasks.{self.name}.{'pools' if self.pools else 'difficulty'}",
-                )
+                raise self._nothing(split, difficulty)
             drawn += [(item, difficulty) for item in items]
         return drawn
+
+    def _nothing(self, split: Split, difficulty: float) -> UserError:
+        return UserError(
+            f"no problem of difficulty {difficulty:g} falls into the {split} split; change difficulty",
+            key=f"tasks.{self.name}.{'pools' if self.pools else 'difficulty'}",
+        )
 
     def _draw(self, split: Split) -> tuple[Problem, ...]:
         drawn = self._items(split)

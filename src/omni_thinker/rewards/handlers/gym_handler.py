@@ -130,6 +130,8 @@ def _marks(made: gym_sets.MadeSet, answer: str, entry: dict[str, Any]) -> float:
     words = re.findall("[a-z]+", answer.lower())
     if words and _NOT_FINITE.issuperset(words) and not {"i", "j"}.issuperset(words) and answer != entry.get("answer"):
         return 0.0  # no number is near it, and every comparison with it is odd
+    if (equal := _INSTEAD.get(name)) is not None:
+        return float(equal(answer, str(entry["answer"])))
     value = float(dataset.score_answer(answer, entry))
     if not (math.isfinite(value) and 0.0 <= value <= 1.0):
         raise ValueError(f"the score {value} is not in [0, 1]")
@@ -142,9 +144,21 @@ def _close(answer: str, gold: str) -> bool:
     return abs(float(Fraction(answer.replace(",", ""))) - float(Fraction(gold.replace(",", "")))) <= _TOLERANCE
 
 
+def _same_integer(answer: str, gold: str) -> bool:
+    try:
+        return int(answer, 0) == int(gold, 0)
+    except ValueError:
+        return False
+
+
+_INSTEAD: Mapping[str, Callable[[str, str], bool]] = {
+    "bitwise_arithmetic": _same_integer,  # evaluates the problem's text for every answer, which the guard forbids
+    "game_of_life_halting": lambda answer, gold: answer.strip().casefold() == gold.casefold(),  # takes any text
+}
+"""What decides in place of a scorer that can't be used."""
+
 _RIGHT: Mapping[str, Callable[[str, str], bool]] = {
-    "coin_flip": _close,  # full marks for the first digits of the answer alone
-    "game_of_life_halting": lambda answer, gold: answer.strip().casefold() == gold.casefold(),  # ... for any text
+    "coin_flip": _close  # full marks for the first digits of the answer alone
 }
 """What full marks need besides, in sets whose scorer gives them away."""
 

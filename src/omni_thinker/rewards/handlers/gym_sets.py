@@ -15,6 +15,8 @@ import reasoning_gym  # noqa: TID253  (this script runs in a process of its own,
 from reasoning_gym import factory  # noqa: TID253
 
 COMPOSITE = "composite"
+_SIZE = 500
+"""Problems of a set that is only asked to score."""
 _LARGEST = {"acre": 2_000, "word_ladder": 20_000}
 """Most problems of a set that makes all of them at once, or that has a bound of its own."""
 _MOVE = "Agent[{}]"
@@ -54,7 +56,7 @@ class MadeSet:
     """A set, with what it left in its class: several sets of one class would share that."""
 
     def __init__(self, name: str, config: Mapping[str, Any], level: int | None) -> None:
-        """config: options with `seed` and `size`; the size is lowered to what the set can make.
+        """config: options, `seed` and `size` among them; the size is lowered to what the set can make.
 
         Raises ValueError for a level that the set doesn't have, and whatever the package raises."""
         fix_chance(0)
@@ -108,7 +110,8 @@ def _is_state(key: str, value: object) -> bool:
 
 def _sized(name: str, config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
     """The options, with sizes that the set and its parts can have, and the set's size."""
-    size = min(int(config["size"]), _LARGEST.get(name, int(config["size"])))
+    asked = int(config.get("size", _SIZE))
+    size = min(asked, _LARGEST.get(name, asked))
     options = dict(config)
     if name == COMPOSITE and isinstance(options.get("datasets"), list):
         parts = [dict(part) for part in options["datasets"]]
