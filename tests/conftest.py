@@ -36,6 +36,13 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of this test alone, so that nothing is found that other code put there."""
+    monkeypatch.setenv("OMNI_THINKER_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
 @pytest.fixture(scope="session")
 def builtin_model() -> Path:
     """The built-in model's folder; skips where it isn't in the cache."""

@@ -328,6 +328,7 @@ def gym_scores(task: Any, answers: list[str]) -> list[Score]:
     return asyncio.run(reward.score(group, problem))
 
 
+@pytest.mark.usefixtures("own_home")
 def test_set_that_evaluates_answers_needs_permission_of_the_recipe() -> None:
     pytest.importorskip("reasoning_gym", reason="the extra gym isn't installed")
     spec = TaskSpec(source="reasoning_gym:simple_integration", train=4, validation=2, test=2)
@@ -360,6 +361,7 @@ def test_gym_options_that_are_not_json_are_a_user_error() -> None:
         make_task("t", spec)
 
 
+@pytest.mark.usefixtures("own_home")
 def test_set_that_evaluates_lists_only_needs_no_permission() -> None:
     pytest.importorskip("reasoning_gym", reason="the extra gym isn't installed")
     task = make_task("t", TaskSpec(source="reasoning_gym:spiral_matrix", train=4, validation=2, test=2))
@@ -369,6 +371,7 @@ def test_set_that_evaluates_lists_only_needs_no_permission() -> None:
     assert [score.value for score in scores] == [1.0, 0.1, 0.0]  # as the package has it
 
 
+@pytest.mark.usefixtures("own_home")
 def test_gym_scores_40_answers_within_2_seconds() -> None:
     pytest.importorskip("reasoning_gym", reason="the extra gym isn't installed")
     task = make_task("t", TaskSpec(source="reasoning_gym:chain_sum", train=4, validation=2, test=2))

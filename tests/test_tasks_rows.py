@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import importlib
 import json
 import os
 import sys
@@ -17,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omni_thinker.errors import UserError
-from omni_thinker.isolation import shutdown
 from omni_thinker.recipe import TaskSpec
 from omni_thinker.tasks import jsonl
 from omni_thinker.tasks.base import Task
@@ -323,54 +321,6 @@ def test_hugging_face_rows_load_with_options_and_bad_ones_are_refused(monkeypatc
         make_task("t", TaskSpec(source="hf:some/set"))
     with pytest.raises(UserError, match=r"tasks\.t\.options\.nmae: unknown option"):
         make_task("t", TaskSpec(source="hf:some/set", options={"nmae": "main"}))
-
-
-def test_gym_problems_are_drawn_inside_the_sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = tmp_path / "packages" / "reasoning_gym"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text(
-        "class Sums:\n"
-        "    def __getitem__(self, index):\n"
-        "        told = {'when': object, 'index': index, 'home': __file__}\n"
-        "        return {'question': f'{index} + 1?', 'answer': str(index + 1), 'metadata': told}\n"
-        "    def score_answer(self, answer, entry):\n"
-        "        return float(answer == entry['answer'])\n"
-        "def create_dataset(name, **config):\n"
-        "    return Sums()\n"
-    )
-    shutdown()
-    for name in [name for name in sys.modules if name.partition(".")[0] == "reasoning_gym"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.syspath_prepend(package.parent)
-    importlib.invalidate_caches()
-    try:
-        _check_gym_entries()
-    finally:
-        shutdown()
-
-
-def _check_gym_entries() -> None:
-    spec = TaskSpec(source="reasoning_gym:sums", options={"terms": 2}, train=20, validation=5, test=5)
-    task = make_task("t", spec)
-    assert sizes(task) == [20, 5, 5]
-    check_splits(task)
-    problem = task.problems("test")[0]
-    assert json.loads(json.dumps(dict(problem.data))) == problem.data
-    assert problem.data["gym"] == "sums"
-    assert problem.data["entry"]["metadata"]["home"].startswith("/packages/")  # as the sandbox shows it
-    assert problem.data["gym_config"]["terms"] == 2
-    assert problem.data["entry"]["answer"] == problem.answer
-    with pytest.raises(UserError, match=r"tasks\.t\.options\.size"):
-        make_task("t", spec.model_copy(update={"options": {"size": 3}}))
-    with pytest.raises(UserError, match=r"tasks\.t\.difficulty"):
-        make_task("t", spec.model_copy(update={"difficulty": 3.0}))
-
-
-@pytest.mark.parametrize("name", ["chain_sum", "letter_counting", "spell_backward"])
-def test_reasoning_gym_sets_load_with_their_split_sizes(name: str) -> None:
-    pytest.importorskip("reasoning_gym", reason="the extra reasoning-gym isn't installed")
-    task = make_task("t", TaskSpec(source=f"reasoning_gym:{name}", train=8, validation=3, test=3))
-    assert sizes(task) == [8, 3, 3]
 
 
 def test_python_task_is_loaded_and_unusable_ones_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

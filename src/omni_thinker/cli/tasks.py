@@ -28,7 +28,10 @@ def tasks_show(
     source: Annotated[str, typer.Argument(help="A source such as builtin:math, or RECIPE:TASK.")],
     count: Annotated[int, typer.Option(min=1, help="Number of problems.")] = 3,
     split: Annotated[str, typer.Option(help="The split: train, validation or test.")] = "train",
-    difficulty: Annotated[float | None, typer.Option(min=0, max=10, help="Difficulty of a built-in task.")] = None,
+    difficulty: Annotated[
+        float | None,
+        typer.Option(min=0, max=10, help="Difficulty of a built-in task, or level of a reasoning-gym set."),
+    ] = None,
     overrides: Set = None,
     json_: Json = False,
 ) -> None:

@@ -18,18 +18,20 @@ EVALUATES = "evaluates"
 
 
 class ReasoningGym(WalledPart):
-    """score_answer of the set data["gym"] with data["gym_config"] on data["entry"], in [0, 1].
+    """score_answer of the set data["gym"] with data["gym_config"] and data["gym_level"] on data["entry"], in [0, 1].
 
-    Where data["evaluates"] is true, which a task sets whose recipe says allow_evaluating_scorers, the scorer may run
-    the answer as code."""
+    What the set gives to an empty answer is taken off: an empty answer gets 0 and the gold answer 1. An answer that
+    the scorer can't read gets 0, with the reason. Where data["evaluates"] is true, which a task sets whose recipe says
+    allow_evaluating_scorers, the scorer may run the answer as code."""
 
     scorer = GYM
 
     def settings(self, problem: Problem) -> Mapping[str, Any]:
-        return gym_set(str(problem.data["gym"]), problem.data.get("gym_config") or {})
+        data = problem.data
+        return gym_set(str(data["gym"]), data.get("gym_config") or {}, data.get("gym_level"))
 
     def request(self, text: str, problem: Problem) -> Mapping[str, Any]:
-        return {"set": self.settings(problem), "entry": problem.data["entry"], "answer": text}
+        return {"set": self.settings(problem), "entry": problem.data["entry"], "answer": text, "gold": problem.answer}
 
     def evaluates(self, problem: Problem) -> bool:
         return problem.data.get(EVALUATES) is True
@@ -41,12 +43,24 @@ class ReasoningGym(WalledPart):
             return "reasoning_gym needs data['gym'], a name, and data['entry'], a table"
         if not isinstance(problem.data.get("gym_config") or {}, Mapping):
             return "reasoning_gym needs data['gym_config'] as a table"
+        if not isinstance(problem.data.get("gym_level"), int | None):
+            return "reasoning_gym needs data['gym_level'] as a whole number"
         return None
 
     def wrong_answer(self, problem: Problem) -> str | None:
         return "no answer"
 
+    def decoys(self, problem: Problem) -> tuple[str, ...]:
+        return tuple(text for text in ("nan", "0") if not _same(text, problem.answer or ""))
 
-def gym_set(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """A set's name and configuration, as requests hold them."""
-    return {"gym": name, "config": dict(config)}
+
+def gym_set(name: str, config: Mapping[str, Any], level: int | None = None) -> dict[str, Any]:
+    """A set's name, configuration and difficulty, as requests hold them."""
+    return {"gym": name, "config": dict(config), **({} if level is None else {"level": level})}
+
+
+def _same(one: str, other: str) -> bool:
+    try:
+        return one.casefold() == other.strip().casefold() or float(one) == float(other)
+    except ValueError:
+        return False

@@ -60,6 +60,10 @@ class HybridReward:
         texts = (part.wrong_answer(problem) for part in (*self._parts.values(), *reversed(self._gates.values())))
         return next((text for text in texts if text is not None), "")
 
+    def decoys(self, problem: Problem) -> list[str]:
+        """Further responses that must not score 1, of all parts."""
+        return [text for part in self._parts.values() for text in part.decoys(problem)]
+
     def _sum(self, gate: Score, by_part: Mapping[str, Score]) -> Score:
         failure = _failure(by_part)
         if failure:

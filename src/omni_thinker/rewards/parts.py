@@ -2,6 +2,7 @@
 
 import asyncio
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from omni_thinker.types import Group, Problem, Sample, Score
 
@@ -29,6 +30,10 @@ class Part(ABC):
     def wrong_answer(self, problem: Problem) -> str | None:
         """A response of the asked form that must not score 1; None where no text can be wrong here."""
         return None
+
+    def decoys(self, problem: Problem) -> Sequence[str]:
+        """Further responses that must not score 1, which scorers of this kind are known to fall for."""
+        return ()
 
 
 class SamplePart(Part):

@@ -47,8 +47,10 @@ async def validate(problems: Iterable[Problem], reward: Reward) -> list[Failure]
 
 async def _fault(problem: Problem, reward: Reward) -> str | None:
     judged = isinstance(reward, HybridReward) and reward.judged
-    wrong = reward.wrong_answer(problem)
-    texts = [wrong] if problem.answer is None else [wrong, problem.answer]
+    wrong = [reward.wrong_answer(problem)]
+    if isinstance(reward, HybridReward) and not judged:
+        wrong += reward.decoys(problem)
+    texts = wrong if problem.answer is None else [*wrong, problem.answer]
     if isinstance(reward, HybridReward) and judged:
         scores = await reward.score_gates(group_of(texts), problem)
     else:
@@ -56,8 +58,9 @@ async def _fault(problem: Problem, reward: Reward) -> str | None:
     for text, score in zip(texts, scores, strict=True):
         if score.status != "value":
             return f"the answer {text[:60]!r} is scored as {score.status}: {score.reason}"
-    if problem.answer is not None and scores[1].value != 1.0:
-        return f"the gold answer {problem.answer[:60]!r} scores {scores[1].value}: {scores[1].reason}"
-    if scores[0].value == 1.0 and not (judged and not wrong):
-        return f"the wrong answer {wrong[:60]!r} scores 1"
+    if problem.answer is not None and scores[-1].value != 1.0:
+        return f"the gold answer {problem.answer[:60]!r} scores {scores[-1].value}: {scores[-1].reason}"
+    for text, score in zip(wrong, scores, strict=False):
+        if score.value == 1.0 and not (judged and not text):
+            return f"the wrong answer {text[:60]!r} scores 1"
     return None

@@ -11,7 +11,7 @@ from omni_thinker.types import Problem, Sample, Score
 
 
 class WalledPart(SamplePart):
-    """Asks `scorer`, whose file answers {"score": a number in [0, 1]} to what `request` gives it.
+    """Asks `scorer`, whose file answers {"score": a number in [0, 1]} to what `request` gives it, and may add a reason.
 
     An exception of the scorer, a value outside [0, 1], a missed deadline, and an attempt to run a text as code are
     errors, never a 0. Raises UserError where there is no sandbox."""
@@ -55,4 +55,5 @@ class WalledPart(SamplePart):
         value = reply.get("score")
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
             return Score.error(f"{name}: the score {value!r} is not in [0, 1]"[:300])
-        return valued(float(value))
+        reason = reply.get("reason")
+        return valued(float(value), reason[:300] if isinstance(reason, str) else None)

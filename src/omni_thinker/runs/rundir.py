@@ -17,9 +17,11 @@ from omni_thinker.runs.journal import Counts, Journal
 from omni_thinker.runs.lock import Lock
 from omni_thinker.runs.schema.base import dump
 
+DRAWN = "problems"
+"""Folder of a run with the problems that were drawn for it."""
 _MARKS = (
     "recipe.toml", JOURNAL, "metrics.jsonl", "samples.jsonl", "references.jsonl", "result.json", "scores.json",
-    "plan.json", "transfer.json", "transfer.csv", "report.html", "diverged.json", "models",
+    "plan.json", "transfer.json", "transfer.csv", "report.html", "diverged.json", "models", DRAWN,
 )  # fmt: skip
 """What a run writes, but for its lock: a directory that has any of it isn't free."""
 

@@ -1,5 +1,7 @@
 """What is checked of a recipe before step 0, besides what its parts check themselves."""
 
+import functools
+import logging
 from collections.abc import Mapping
 from importlib.util import find_spec
 
@@ -12,7 +14,10 @@ from omni_thinker.policy.lora import add_lora
 from omni_thinker.recipe import Recipe
 from omni_thinker.rewards.base import Reward
 from omni_thinker.tasks.base import Task
-from omni_thinker.types import SPLITS, TaskName
+from omni_thinker.tasks.gym import GymTask
+from omni_thinker.types import SPLITS, Problem, TaskName
+
+_log = logging.getLogger(__name__)
 
 
 def check_model(recipe: Recipe) -> int | None:
@@ -49,6 +54,31 @@ def check_problems(
         _check_lengths(task, tokenizer, recipe.model.system, context or 0)
 
 
+def leave_out_long(recipe: Recipe, tasks: Mapping[TaskName, Task], context: int | None) -> None:
+    """Drop problems of reasoning-gym that don't fit into the model's context, and say how many.
+
+    Nobody wrote these prompts, so nobody could shorten them. Raises UserError where none of a split is left."""
+    drawn = [task for task in tasks.values() if isinstance(task, GymTask)]
+    if context is None or not drawn:
+        return
+    tokenizer = load_tokenizer(recipe.model.name)
+    for task in drawn:
+        limit = task.max_tokens
+        had = {split: len(task.problems(split)) for split in SPLITS}
+        lengths = functools.partial(
+            _excess, max_tokens=limit, tokenizer=tokenizer, system=recipe.model.system, context=context
+        )
+        dropped = task.leave_out(lengths)
+        room = f"with max_tokens = {limit} that is more than the model's context of {context}"
+        for split in SPLITS:
+            if dropped[split] == had[split]:
+                why = f"the prompts of all {had[split]} {split} problems are too long: {room}"
+                raise UserError(why, key=f"tasks.{task.name}.max_tokens")
+        if any(dropped.values()):
+            counts = ", ".join(f"{dropped[split]} of {had[split]} {split}" for split in SPLITS)
+            _log.warning("tasks.%s: left out problems with long prompts (%s): %s", task.name, counts, room)
+
+
 def check_rows(task: Task, reward: Reward) -> None:
     """Raises UserError for the first row of any split that `reward` can't score."""
     for split in SPLITS:
@@ -61,13 +91,20 @@ def _check_lengths(task: Task, tokenizer: PreTrainedTokenizerBase, system: str, 
     """Raises UserError for the first row whose prompt leaves no room for an answer in the model's context."""
     for split in SPLITS:
         for problem in task.problems(split):
-            # A token is at least one byte, so short prompts need not be tokenized.
-            if len(problem.prompt.encode("utf-8", "replace")) + task.max_tokens < context // 2:
-                continue
-            length = len(chat_prompt_ids(tokenizer, system, problem.prompt))
-            if length + task.max_tokens > context:
+            if length := _excess(problem, task.max_tokens, tokenizer, system, context):
                 raise UserError(
                     f"{split} row {problem.id!r} has a prompt of {length} tokens; with max_tokens = {task.max_tokens} "
                     f"that is more than the model's context of {context}",
                     key=f"tasks.{task.name}.max_tokens",
                 )
+
+
+def _excess(
+    problem: Problem, max_tokens: int, tokenizer: PreTrainedTokenizerBase, system: str, context: int
+) -> int | None:
+    """The prompt's length in tokens where it leaves no room for `max_tokens` of answer, else None."""
+    # A token is at least one byte, so short prompts need not be tokenized.
+    if len(problem.prompt.encode("utf-8", "replace")) + max_tokens < context // 2:
+        return None
+    length = len(chat_prompt_ids(tokenizer, system, problem.prompt))
+    return length if length + max_tokens > context else None

@@ -56,9 +56,10 @@ def run_parallel(
         if (out / SEEDS).exists():
             raise UserError("exists already; choose another --out", file=out / SEEDS)
     plan_work(recipe)
-    setup = prepare(recipe)
+    setup = prepare(recipe, resumed=out if resume else None)
     run = RunDir(out, recipe, resume=resume)
     run.write_recipe(recipe)
+    setup.keep_drawn(out)
     with Progress({}, {}) as progress:
         count = len(recipe.study.seeds)
         progress.say(f"study {recipe.name!r} into {out}: {count} seeds, {min(jobs, count)} at a time")

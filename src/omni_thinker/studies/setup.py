@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from omni_thinker.engine.hidden_states import last_states
 from omni_thinker.judging.base import Costly, Counting, Judge
@@ -10,9 +11,12 @@ from omni_thinker.recipe import Recipe
 from omni_thinker.rewards.base import Reward
 from omni_thinker.rewards.registry import make_rewards
 from omni_thinker.rl.stream import stable_seed
-from omni_thinker.studies.checks import check_model, check_problems
+from omni_thinker.runs.rundir import DRAWN
+from omni_thinker.studies.checks import check_model, check_problems, leave_out_long
 from omni_thinker.studies.scheduled import check_schedulers
 from omni_thinker.tasks.base import Task
+from omni_thinker.tasks.gym import GymTask
+from omni_thinker.tasks.gym_cache import kept_in
 from omni_thinker.tasks.registry import Pools, make_pools, make_tasks
 from omni_thinker.types import Split, TaskName
 
@@ -61,13 +65,23 @@ class Setup:
         """Tasks whose problems need a reference."""
         return [name for name, reward in self.eval_rewards.items() if getattr(reward, "compares", False)]
 
+    def keep_drawn(self, folder: Path) -> None:
+        """Write the problems that were drawn of reasoning-gym into a run's directory."""
+        for task in self.tasks.values():
+            if isinstance(task, GymTask):
+                task.keep(folder / DRAWN)
 
-def prepare(recipe: Recipe, *, with_judge: bool = True) -> Setup:
-    """Make and check everything. Raises UserError for the first thing that is wrong."""
+
+def prepare(recipe: Recipe, *, with_judge: bool = True, resumed: Path | None = None) -> Setup:
+    """Make and check everything. Raises UserError for the first thing that is wrong.
+
+    resumed: a run's directory, whose drawn problems are taken again."""
     context = check_model(recipe)
     tasks = make_tasks(recipe.tasks, recipe.data_root)
     evaluation = recipe.evaluation
-    pools = make_pools(tasks, {"validation": evaluation.validation_problems, "test": evaluation.test_problems})
+    with kept_in(None if resumed is None else resumed / DRAWN):
+        leave_out_long(recipe, tasks, context)
+        pools = make_pools(tasks, {"validation": evaluation.validation_problems, "test": evaluation.test_problems})
     judged = [name for name, task in tasks.items() if not task.verifiable]
     judge = make_judge(recipe.judge, recipe.model.system, last_states) if judged and with_judge else None
     rewards = make_rewards({name: task.reward for name, task in tasks.items()}, judge)

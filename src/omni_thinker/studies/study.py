@@ -45,7 +45,7 @@ def run_study(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, A
     work = plan_work(recipe)
     with Progress(work.total, SECONDS) as progress:
         progress.show("checking tasks, rewards and every row")
-        setup = prepare(recipe)
+        setup = prepare(recipe, resumed=out if resume else None)
         with closing(RunDir(out, recipe, resume=resume)) as run:
             return _run(run, setup, work, progress, began, fresh=not resume)
 
@@ -54,6 +54,7 @@ def _run(run: RunDir, setup: Setup, work: WorkPlan, progress: Progress, began: f
     recipe = setup.recipe
     run.open_journal(LOGS, usable=lambda value: usable(run.path, value), counts=setup.counting)
     check_run(run, setup.recipe, setup.pools, judged=setup.judge is not None)
+    setup.keep_drawn(run.path)
     run.journal.cut()
     progress.say(f"study {recipe.name!r} into {run.path}" + (", resumed" if run.journal.replaying else ""))
     if run.journal.dropped:

@@ -14,11 +14,13 @@ class Task(Protocol):
     A task is deterministic: the same task gives the same problems in the same order, in every process."""
 
     name: TaskName
-    max_tokens: int
-    """Longest answer, in tokens of the policy."""
     reward: RewardSpec
     verifiable: bool
     """True where the reward alone knows what is right; False where a judge is asked."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest answer, in tokens of the policy."""
 
     def problems(self, split: Split) -> Sequence[Problem]:
         """All problems of a split, shuffled once. Raises UserError where the split can't be filled."""

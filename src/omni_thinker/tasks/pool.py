@@ -97,6 +97,8 @@ class PooledTask(ABC):
     default_sizes: ClassVar[Mapping[Split, int]] = {"train": 512, "validation": 64, "test": 128}
     per_key: ClassVar[int] = 1
     """Most items of one content key in a pool."""
+    own_streams: ClassVar[bool] = True
+    """Whether each split draws for itself. Where drawing is dear, all walk along one stream and take what is theirs."""
     patience: ClassVar[int] = 1500
     """Draws in a row that bring nothing new before the keys, and then the pool, count as exhausted."""
 
@@ -105,7 +107,7 @@ class PooledTask(ABC):
         refuse_keys(name, spec, ("files", "fields", "splits", "template", "options"))
         self.name = name
         self.seed = spec.seed
-        self.max_tokens: int = spec.max_tokens or self.default_max_tokens
+        self._max_tokens = spec.max_tokens
         self.reward: RewardSpec = spec.reward or self.default_reward
         self.verifiable: bool = is_verifiable(self.reward)
         if spec.pools and spec.difficulty is not None:
@@ -115,6 +117,11 @@ class PooledTask(ABC):
         sizes = {"train": spec.train, "validation": spec.validation, "test": spec.test}
         self.sizes: dict[Split, int] = {split: sizes[split] or self.default_sizes[split] for split in SPLITS}
         self._pools: dict[Split, tuple[Problem, ...]] = {}
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest answer, in tokens of the policy."""
+        return self._max_tokens or self.default_max_tokens
 
     @abstractmethod
     def generate(self, rng: random.Random, difficulty: float) -> Item:
@@ -126,21 +133,29 @@ class PooledTask(ABC):
             self._pools[split] = self._draw(split)
         return self._pools[split]
 
-    def _draw(self, split: Split) -> tuple[Problem, ...]:
+    def _items(self, split: Split) -> list[tuple[Item, float]]:
+        """What a split holds, each with its difficulty. Raises UserError for a pool without any."""
         pools, prompts = self.pools or (self.difficulty,), set[str]()
         drawn: list[tuple[Item, float]] = []
         for place, difficulty in enumerate(pools):
             # A string seed is hashed with SHA-512, so it's the same in every process.
-            rng = random.Random(f"{self.kind}/{self.seed}/{difficulty:g}/{split}")
+            rng = random.Random(f"{self.kind}/{self.seed}/{difficulty:g}" + f"/{split}" * self.own_streams)
             size = self.sizes[split] * (place + 1) // len(pools) - self.sizes[split] * place // len(pools)
             make = functools.partial(self.generate, difficulty=difficulty)
             items = sample_pool(make, rng, split, size, self.per_key, self.patience, prompts)
             if size and not items:
-                raise UserError(
-                    f"no problem of difficulty {difficulty:g} falls into the {split} split; change difficulty",
-                    key=f"tasks.{self.name}.{'pools' if self.pools else 'difficulty'}",
-                )
+                raise self._nothing(split, difficulty)
             drawn += [(item, difficulty) for item in items]
+        return drawn
+
+    def _nothing(self, split: Split, difficulty: float) -> UserError:
+        return UserError(
+            f"no problem of difficulty {difficulty:g} falls into the {split} split; change difficulty",
+            key=f"tasks.{self.name}.{'pools' if self.pools else 'difficulty'}",
+        )
+
+    def _draw(self, split: Split) -> tuple[Problem, ...]:
+        drawn = self._items(split)
         if self.pools:  # evaluations take the first so many, which must hold every pool
             drawn.sort(key=lambda pair: content_hash(f"{self.seed} {pair[0].prompt}"))
         return tuple(
