@@ -1,6 +1,7 @@
 """`source = "hf:NAME_OR_FOLDER"`: a Hugging Face data set from the hub or from a folder."""
 
 import importlib
+import os.path
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,14 +30,15 @@ def hf_task(name: TaskName, spec: TaskSpec) -> RowTask:
     key = f"tasks.{name}.source"
     if not place:
         raise UserError("hf: needs a name or a folder, such as hf:openai/gsm8k", key=key)
-    if Path(place).is_file():
+    if os.path.isfile(place):
         raise UserError(f"{place!r} is a file; use source = 'jsonl' and files = [{place!r}]", key=key)
     return RowTask(name, spec, saved_rows(place, key, spec.options))
 
 
 def is_saved(path: Path) -> bool:
     """Whether a folder was written by `save_to_disk`."""
-    return any((path / file).is_file() for file in ("dataset_dict.json", "state.json"))
+    # Unlike Path.is_file, this takes a name that no file can have.
+    return any(os.path.isfile(path / file) for file in ("dataset_dict.json", "state.json"))
 
 
 def saved_rows(place: str, key: str, options: Mapping[str, Any] | None = None) -> Iterator[Row]:

@@ -29,6 +29,8 @@ def read_csv(path: Path, key: str) -> Iterator[Row]:
         raise UserError(f"not valid CSV: {exc}", file=path, key=key) from None
     except OSError as exc:
         raise UserError(f"can't be read: {exc.strerror or exc}", file=path, key=key) from None
+    except ValueError as exc:  # a NUL in the name
+        raise UserError(f"can't be a file's name: {exc}", file=repr(str(path)), key=key) from None
 
 
 def _cells(path: Path, stream: IO[str], key: str) -> Iterator[Row]:

@@ -33,8 +33,8 @@ class Format:
     """A form of rows.
 
     columns: field -> the paths it may have; the first that the rows have is used. Names that aren't fields of ours
-    serve `fits`, `take` and `reward` alone. required: fields that a row must have to be recognised. fits: a closer look
-    at such a row. take: fields that change on the way; raises Unusable. reward: the part that the first rows speak for,
+    serve `fits`, `take` and `reward` alone. required: fields that a row must have. marks: those of them that
+    a row is recognised by, which must stand under a name of the form's, not only of the recipe's. fits: a closer look. take: fields that change on the way; raises Unusable. reward: the part that the first rows speak for,
     "" where their answers decide. template: the user's turn."""
 
     name: str
@@ -42,6 +42,7 @@ class Format:
     """How its rows are recognised, in words."""
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     required: tuple[str, ...] = ("prompt",)
+    marks: tuple[str, ...] = ()
     fits: Callable[[Values], bool] = _always
     take: Callable[[Values], Values] = _nothing
     reward: Callable[[Sequence[Values]], str] = _unsaid

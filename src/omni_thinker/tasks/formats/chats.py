@@ -38,6 +38,7 @@ DPO = Format(
         "system": ("system", "system_prompt"),
     },
     ("prompt", "reference", "rejected"),
+    marks=("reference", "rejected"),
     take=_chosen,
     reward=always("preference"),
 )

@@ -38,6 +38,7 @@ MBPP = Format(
         "id": ("task_id",),
     },
     ("prompt", "tests"),
+    marks=("tests",),
     take=_mbpp,
     reward=always("unit_tests"),
     template="{prompt}\nYour code should pass this test: {first_test}",
@@ -53,6 +54,7 @@ HUMANEVAL = Format(
         "id": ("task_id",),
     },
     ("prompt", "tests", "entry_point"),
+    marks=("tests", "entry_point"),
     take=_humaneval,
     reward=always("unit_tests"),
     template="Complete this Python program. Write all of it in one block of code.\n```python\n{prompt}\n```",
@@ -66,6 +68,7 @@ LIVECODEBENCH = Format(
         "id": ("question_id", "problem_id"),
     },
     ("prompt", "tests"),
+    marks=("tests",),
     take=_pairs,
     reward=always("unit_tests"),
 )

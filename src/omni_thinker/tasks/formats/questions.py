@@ -85,6 +85,7 @@ VERL = Format(
         "ability": ("ability",),
     },
     ("prompt", "answer"),
+    marks=("answer",),
     take=_ground_truth,
     reward=_of_source,
 )

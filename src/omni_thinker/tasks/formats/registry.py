@@ -68,7 +68,10 @@ def recognise(name: TaskName, spec: TaskSpec, rows: Sequence[Mapping[str, Any]])
 
 def _first_that_fits(spec: TaskSpec, row: Mapping[str, Any]) -> Format | None:
     for form in FORMATS.values():
-        values = _values(row, _paths(form, spec, [row]))
+        paths = _paths(form, spec, [row])
+        values = _values(row, paths)
+        if any(paths.get(mark) not in form.columns[mark] for mark in form.marks):
+            continue
         if form is PLAIN:
             if "prompt" in row or "prompt" in spec.fields:
                 return PLAIN
