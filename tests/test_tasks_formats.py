@@ -141,7 +141,8 @@ CASES: dict[str, Case] = {
     ),
     "sharegpt": (
         "messages",
-        many(lambda n: {"conversations": [{"from": "human", "value": f"Say {n}."}, {"from": "gpt", "value": f"I {n}"}]}),
+        many(lambda n: {"conversations": [{"from": "human", "value": f"Say {n}."},
+                                           {"from": "gpt", "value": f"I {n}"}]}),
         {}, "Say 7.", None, {"reference": "I 7"}, "preference",
     ),
     "dpo": (
@@ -320,7 +321,8 @@ def test_imported_table_reads_the_same_problems(
 REFUSED: list[tuple[str, Any, dict[str, Any], str]] = [
     ("several turns", {"messages": [user("a"), reply("b"), user("c"), reply("d")]}, {},
      r"messages: holds 2 user turns; a problem has one exchange for now"),
-    ("a tool", {"messages": [user("a"), {"role": "tool", "content": "b"}]}, {}, r"messages: turn 1 has the role 'tool'"),
+    ("a tool", {"messages": [user("a"), {"role": "tool", "content": "b"}]}, {},
+     r"messages: turn 1 has the role 'tool'"),
     ("an image", {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, {},
      r"messages: turn 0 holds something besides text"),
     ("no user", {"messages": [reply("b")]}, {}, r"messages: is missing"),
@@ -339,9 +341,11 @@ REFUSED: list[tuple[str, Any, dict[str, Any], str]] = [
     ("no mark", {"question": "q", "answer": "12"}, {"format": "gsm8k"}, r"answer: has no line that begins with ####"),
     ("no box", {"problem": "q", "solution": "12"}, {"format": "math"}, r"solution: has no \\boxed\{\}"),
     ("missing column", {"question": "q"}, {"format": "choices"}, r"answer: is missing"),
-    ("unknown columns", {"foo": "q", "bar": "a"}, {}, r"tasks\.t\.fields: rows with the columns 'foo', 'bar' are in no"),
+    ("unknown columns", {"foo": "q", "bar": "a"}, {},
+     r"tasks\.t\.fields: rows with the columns 'foo', 'bar' are in no"),
     ("unknown form", {"prompt": "q", "answer": "a"}, {"format": "gsm8"}, r"tasks\.t\.format: unknown form.*'gsm8k'"),
-    ("system option", {"prompt": "q"}, {"options": {"system": "keep"}}, r"options\.system: must be 'prepend' or 'drop'"),
+    ("system option", {"prompt": "q"}, {"options": {"system": "keep"}},
+     r"options\.system: must be 'prepend' or 'drop'"),
 ]  # fmt: skip
 
 
@@ -390,30 +394,26 @@ def test_places_are_counted_as_the_rows_say_or_refused(
     assert found == ({"0": "12", "1": "7"} if expected is None else dict(zip("01", expected, strict=True)))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(0, 1), st.lists(st.tuples(st.integers(2, 5), st.integers(0, 4)), min_size=1, max_size=8))
 def test_places_are_never_read_from_the_wrong_base(
     tmp_path_factory: pytest.TempPathFactory, base: int, rows: list[tuple[int, int]]
 ) -> None:
     """Whatever rows show: the right choice, or a refusal that names the key."""
-    told = [
+    told: Rows = [
         {"question": f"{i}", "choices": [f"{i}-{n}" for n in range(size)], "answer": place % size + base}
         for i, (size, place) in enumerate(rows)
     ]
     file = write(tmp_path_factory.getbasetemp() / "places.jsonl", told)
-    try:
-        task = load(file)
-    except UserError as exc:
-        assert "answer_index_base" in str(exc)
+    shown = {row["answer"] - base * len(row["choices"]) for row in told}
+    if 0 not in shown:  # no row says where the count begins
+        with pytest.raises(UserError, match="answer_index_base"):
+            load(file)
         return
-    for split in SPLITS:
-        try:
-            problems = task.problems(split)
-        except UserError:
-            continue
-        for problem in problems:
-            row = told[int(problem.prompt.split("\n")[0])]
-            assert problem.answer == row["choices"][row["answer"] - base]
+    task = load(file)
+    for problem in (problem for split in SPLITS for problem in _some(task, split)):
+        row = told[int(problem.prompt.split("\n")[0])]
+        assert problem.answer == row["choices"][row["answer"] - base]
 
 
 def test_one_bad_row_of_a_thousand_is_named_and_can_be_skipped(
@@ -432,7 +432,7 @@ def test_one_bad_row_of_a_thousand_is_named_and_can_be_skipped(
     assert f"tasks.t: 1 of 1,000 rows is left out: {file}:501: answer: has no line" in caplog.text
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.sets(st.integers(0, 59), max_size=59), st.sampled_from(["{no json", "[1]", '{"prompt": ""}', "{}"]))
 def test_every_refused_row_is_counted(tmp_path_factory: pytest.TempPathFactory, bad: set[int], line: str) -> None:
     file = tmp_path_factory.getbasetemp() / "counted.jsonl"
@@ -460,11 +460,13 @@ def test_all_rows_refused_is_an_error_even_where_they_are_skipped(tmp_path: Path
         load(file, skip_refused=True)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.recursive(
         st.integers() | st.text(max_size=5),
-        lambda inner: st.lists(inner, min_size=1, max_size=3) | st.dictionaries(st.text("ab", min_size=1), inner, min_size=1),
+        lambda inner: (
+            st.lists(inner, min_size=1, max_size=3) | st.dictionaries(st.text("ab", min_size=1), inner, min_size=1)
+        ),
     ),
     st.data(),
 )  # fmt: skip
@@ -482,8 +484,10 @@ def test_path_leads_to_every_value_of_a_row(value: Any, data: st.DataObject) -> 
     assert lookup({"top": json.dumps(row["top"])}, ".".join(steps)) == value or len(steps) == 1
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), st.text(max_size=4)), min_size=1, max_size=5))
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), st.text(max_size=4)), min_size=1, max_size=5)
+)
 def test_conversation_is_one_exchange_or_refused(turns: list[tuple[str, str]]) -> None:
     value = [{"role": role, "content": text} for role, text in turns]
     assert is_turns(value)
@@ -513,5 +517,3 @@ def test_most_rows_decide_the_form_and_keys_of_the_recipe_win(tmp_path: Path) ->
 def test_every_form_is_in_the_table_of_the_page(repo: Path) -> None:
     page = (repo / "docs" / "tasks.md").read_text("utf-8")
     assert set(re.findall(r"^\| `(\w+)` \|", page, re.M)) >= set(FORMATS)
-
-

@@ -33,9 +33,10 @@ class Format:
     """A form of rows.
 
     columns: field -> the paths it may have; the first that the rows have is used. Names that aren't fields of ours
-    serve `fits`, `take` and `reward` alone. required: fields that a row must have. marks: those of them that
-    a row is recognised by, which must stand under a name of the form's, not only of the recipe's. fits: a closer look. take: fields that change on the way; raises Unusable. reward: the part that the first rows speak for,
-    "" where their answers decide. template: the user's turn."""
+    serve `fits`, `take` and `reward` alone.
+    required: fields that a row must have. marks: those that it is recognised by, under a name of the form's own.
+    fits: a closer look at such a row. take: fields that change on the way; raises Unusable.
+    reward: the part that the first rows speak for, "" where their answers decide. template: the user's turn."""
 
     name: str
     about: str
