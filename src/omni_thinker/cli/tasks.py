@@ -16,13 +16,16 @@ tasks_app = typer.Typer(no_args_is_help=True, help="Look at tasks before you spe
 
 @tasks_app.command("list")
 def tasks_list(json_: Json = False) -> None:
-    """List the built-in tasks and the kinds of source."""
+    """List the built-in tasks, the kinds of source, and the forms of rows."""
+    from omni_thinker.tasks.formats import FORMATS
     from omni_thinker.tasks.registry import BUILTIN, SOURCES
 
     for name, line in BUILTIN.items():
         typer.echo(f"builtin:{name}  {line}")
     typer.echo(f"sources: {', '.join(SOURCES)}")
-    finish({"builtin": dict(BUILTIN), "sources": list(SOURCES)}, json_)
+    for form in FORMATS.values():
+        typer.echo(f"rows in the form {form.name}: {form.about}")
+    finish({"builtin": dict(BUILTIN), "sources": list(SOURCES), "formats": list(FORMATS)}, json_)
 
 
 @tasks_app.command("show")
