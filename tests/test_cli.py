@@ -244,7 +244,7 @@ def test_task_class_of_the_readme_validates_without_failures(
     )
     code, out, err = run("tasks", "validate", recipe, "--json")
     assert code == 0, err
-    assert json.loads(out.splitlines()[-1]) == {"failures": {"reversed": []}}
+    assert json.loads(out.splitlines()[-1]) == {"failures": {"reversed": []}, "refused": {}}
 
 
 @pytest.fixture

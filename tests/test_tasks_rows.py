@@ -309,7 +309,10 @@ def test_hugging_face_rows_load_with_options_and_bad_ones_are_refused(monkeypatc
 
     def load_dataset(place: str, **options: Any) -> Any:
         calls.append((place, options))
-        return {"train": [{"question": f"q{i}", "answer": "1"} for i in range(30)], "test": [{"question": "q"}]}
+        return {
+            "train": [{"question": f"q{i}", "answer": "1"} for i in range(30)],
+            "test": [{"question": "q", "answer": "2"}],
+        }
 
     fake = types.SimpleNamespace(load_dataset=load_dataset)
     monkeypatch.setitem(sys.modules, "datasets", fake)
@@ -317,8 +320,9 @@ def test_hugging_face_rows_load_with_options_and_bad_ones_are_refused(monkeypatc
     task = make_task("t", spec)
     assert calls == [("some/set", {"name": "main"})]
     assert sizes(task)[2] == 1
-    with pytest.raises(UserError, match=r"some/set\[train\]:0: prompt: is missing"):
-        make_task("t", TaskSpec(source="hf:some/set"))
+    assert sizes(make_task("t", TaskSpec(source="hf:some/set"))) == [*sizes(task)[:2], 1], "recognised without fields"
+    with pytest.raises(UserError, match=r"some/set\[train\]:0: prompt: is missing.*31 of 31 rows are refused"):
+        make_task("t", TaskSpec(source="hf:some/set", format="plain"))
     with pytest.raises(UserError, match=r"tasks\.t\.options\.nmae: unknown option"):
         make_task("t", TaskSpec(source="hf:some/set", options={"nmae": "main"}))
 

@@ -13,7 +13,18 @@ import typer
 from omni_thinker import __version__
 from omni_thinker.cli.judge import judge_app
 from omni_thinker.cli.models import merge_models, model_app
-from omni_thinker.cli.options import Out, RecipeFile, Resume, Set, Weak, in_recipe, load, names, recipe_or_builtin
+from omni_thinker.cli.options import (
+    Out,
+    RecipeFile,
+    Resume,
+    Set,
+    SkipRefused,
+    Weak,
+    in_recipe,
+    load,
+    names,
+    recipe_or_builtin,
+)
 from omni_thinker.cli.output import Json, finish, tell
 from omni_thinker.cli.plan import forecast, plan, transfer
 from omni_thinker.cli.tasks import tasks_app
@@ -86,6 +97,7 @@ def study(
     jobs: Annotated[
         int, typer.Option(min=1, help="Seeds to run at a time, each in its own process (and on its own GPU).")
     ] = 1,
+    skip_refused: SkipRefused = False,
     weak: Weak = False,
     json_: Json = False,
 ) -> None:
@@ -94,7 +106,17 @@ def study(
     options = [word for override in overrides or [] for word in ("--set", override)]
     options += ["--allow-weak-sandbox"] if weak else []
     overrides = [*(overrides or []), *extra]
-    _run(recipe, out, overrides, json_, dry_run=dry_run, resume=resume, jobs=jobs, options=options)
+    _run(
+        recipe,
+        out,
+        overrides,
+        json_,
+        skip_refused=skip_refused,
+        dry_run=dry_run,
+        resume=resume,
+        jobs=jobs,
+        options=options,
+    )
 
 
 @app.command()
@@ -106,6 +128,7 @@ def train(
     out: Out = None,
     overrides: Set = None,
     resume: Resume = False,
+    skip_refused: SkipRefused = False,
     weak: Weak = False,
     json_: Json = False,
 ) -> None:
@@ -119,7 +142,7 @@ def train(
     extra += [f"study.order={json.dumps(names(order))}"] if order else []
     extra += ["study.replan=false"] if extra and (order or kind != "curriculum") else []
     extra += [f"study.single_tasks={json.dumps([task])}"] if task else []
-    _run(recipe, out, [*(overrides or []), *extra], json_, resume=resume)
+    _run(recipe, out, [*(overrides or []), *extra], json_, skip_refused=skip_refused, resume=resume)
 
 
 @app.command()
@@ -131,13 +154,20 @@ def probe(
     ] = "",
     out: Out = None,
     overrides: Set = None,
+    skip_refused: SkipRefused = False,
     weak: Weak = False,
     json_: Json = False,
 ) -> None:
     """Measure transfer only: write the matrix (transfer.json), its cost, and a plan made from it."""
     extra = ['study.arms=["start"]', "study.replan=false"]
     kind_names = names(kinds) or list(load(recipe, overrides).study.probes) or ["full"]
-    _run(recipe, out, [*(overrides or []), *extra, f"study.probes={json.dumps(kind_names)}"], json_)
+    _run(
+        recipe,
+        out,
+        [*(overrides or []), *extra, f"study.probes={json.dumps(kind_names)}"],
+        json_,
+        skip_refused=skip_refused,
+    )
 
 
 @app.command("eval")
@@ -147,6 +177,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="The split: validation or test.")] = "test",
     references: Annotated[Path | None, typer.Option(help="The references.jsonl of a run, for judged tasks.")] = None,
     overrides: Set = None,
+    skip_refused: SkipRefused = False,
     weak: Weak = False,
     json_: Json = False,
 ) -> None:
@@ -154,7 +185,7 @@ def evaluate(
     from omni_thinker.cli.single_eval import evaluate_model
     from omni_thinker.runs.progress import working
 
-    loaded = recipe_or_builtin(recipe, overrides)
+    loaded = recipe_or_builtin(recipe, overrides, skip_refused)
     with working(f"answering the {split} problems"), in_recipe(recipe or Path("--set")):
         result = evaluate_model(model, loaded, split, references)
     for name, row in result["tasks"].items():
@@ -183,6 +214,7 @@ def score(
     explain: Annotated[
         bool, typer.Option("--explain", help="Print for each row its value, what was taken as the answer, why it lost.")
     ] = False,
+    skip_refused: SkipRefused = False,
     weak: Weak = False,
     json_: Json = False,
 ) -> None:
@@ -195,13 +227,15 @@ def score(
 
         use_workers(workers)
     with working(f"scoring {in_}"):
-        summary, results = score_file(reward, in_, out)
+        summary, results = score_file(reward, in_, out, skip_refused=skip_refused)
     if explain:
         typer.echo("\n".join(explained(results)))
         summary["explained"] = [{key: row[key] for key in ("id", "status", "value", "reason")} for row in results]
     typer.echo(
         f"{summary['rows']} rows: {summary['value']} values (mean {summary['mean']}), "
-        f"{summary['abstain']} abstentions, {summary['error']} errors; {out}"
+        f"{summary['abstain']} abstentions, {summary['error']} errors"
+        + (f", {summary['refused']} refused" if skip_refused else "")
+        + f"; {out}"
     )
     finish(summary, json_)
 
@@ -212,6 +246,7 @@ def _run(
     overrides: list[str],
     json_: bool,
     *,
+    skip_refused: bool = False,
     dry_run: bool = False,
     resume: bool = False,
     jobs: int = 1,
@@ -224,7 +259,7 @@ def _run(
         out, recipe = recipe, recipe / "recipe.toml"
         if not recipe.is_file():
             raise UserError("has no run to resume", file=out, key="--resume")
-    loaded = load(recipe, overrides)
+    loaded = load(recipe, overrides, skip_refused)
     target = out or Path("runs") / f"{loaded.name}-{datetime.now():%Y%m%d-%H%M%S}"
     if not resume:
         from omni_thinker.runs.rundir import check_free

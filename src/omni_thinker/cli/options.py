@@ -12,6 +12,9 @@ from omni_thinker.errors import UserError
 RecipeFile = Annotated[Path, typer.Argument(help="A recipe file (TOML). With --resume, the directory of a run.")]
 Out = Annotated[Path | None, typer.Option(help="Directory for the run, without a run in it. Default: runs/NAME-TIME.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Resume the run in the directory RECIPE.")]
+SkipRefused = Annotated[
+    bool, typer.Option("--skip-refused", help="Leave out rows that can't be used, count them, and name the first.")
+]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a recipe key: dotted.key=value. Repeatable.")]
 
 
@@ -45,16 +48,17 @@ def in_recipe(path: Path) -> Iterator[None]:
         raise exc.within(path) from None
 
 
-def load(path: Path, overrides: list[str] | None) -> Any:
+def load(path: Path, overrides: list[str] | None, skip_refused: bool = False) -> Any:
     from omni_thinker.recipe import load_recipe
 
-    return load_recipe(path, overrides or [])
+    recipe = load_recipe(path, overrides or [])
+    return recipe.skipping_refused() if skip_refused else recipe
 
 
-def recipe_or_builtin(path: Path | None, overrides: list[str] | None) -> Any:
+def recipe_or_builtin(path: Path | None, overrides: list[str] | None, skip_refused: bool = False) -> Any:
     from omni_thinker.recipe import builtin_recipe
 
-    return load(path, overrides) if path else builtin_recipe(overrides or [])
+    return load(path, overrides, skip_refused) if path else builtin_recipe(overrides or [])
 
 
 def names(text: str) -> list[str]:

@@ -19,16 +19,21 @@ from omni_thinker.rewards.gym import EVALUATES
 from omni_thinker.rewards.registry import is_verifiable, make_reward
 from omni_thinker.rewards.validate import score_texts
 from omni_thinker.runs.rundir import to_json
+from omni_thinker.tasks.refused import Refusals
 from omni_thinker.tasks.registry import make_tasks
 from omni_thinker.types import Problem
 
 _ROWS_AT_ONCE = 64
+_REFUSED: dict[str, Any] = {"id": "", "status": "refused", "value": None, "parts": {}, "reason": "", "seconds": 0.0}
 _OWN = ("id", "response", "prompt", "answer")
 
 
-def score_file(reward: str, rows_file: Path, out: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def score_file(
+    reward: str, rows_file: Path, out: Path, *, skip_refused: bool = False
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Score every row's `response`, in order, into `out`; returns counts and the mean, and the results.
 
+    skip_refused: rows that can't be scored have the status `refused`, and count for nothing else.
     Raises UserError for bad rows (naming the line), unknown rewards, and an `out` that exists."""
     try:
         taken = out.exists()
@@ -38,7 +43,7 @@ def score_file(reward: str, rows_file: Path, out: Path) -> tuple[dict[str, Any],
         raise UserError("exists already", file=out, key="--out")
     if not out.absolute().parent.is_dir():
         raise UserError("its folder doesn't exist", file=out, key="--out")
-    results = score_lines(reward, _lines(rows_file), rows_file)
+    results = score_lines(reward, _lines(rows_file), rows_file, skip_refused=skip_refused)
     try:
         out.write_text("".join(to_json(result) + "\n" for result in results), "utf-8")
     except OSError as exc:
@@ -47,7 +52,7 @@ def score_file(reward: str, rows_file: Path, out: Path) -> tuple[dict[str, Any],
     values = [result["value"] for result in results if result["value"] is not None]
     summary = {
         "rows": len(results),
-        **{status: counts[status] for status in ("value", "abstain", "error")},
+        **{status: counts[status] for status in ("value", "abstain", "error", *(("refused",) if skip_refused else ()))},
         "mean": round(fmean(values), 4) if values else None,
         "out": str(out),
     }
@@ -69,17 +74,29 @@ def _line(text: str) -> str:
     return "".join(sign if sign.isprintable() else "?" for sign in " ".join(text.split()))
 
 
-def score_lines(reward: str, lines: Iterable[str], source: object) -> list[dict[str, Any]]:
-    """A result for each row (a line of JSON), in order. Raises UserError, naming `source` and the line."""
+def score_lines(
+    reward: str, lines: Iterable[str], source: object, *, skip_refused: bool = False
+) -> list[dict[str, Any]]:
+    """A result for each row (a line of JSON), in order. Raises UserError, naming `source` and the line; all lines that
+    can't be scored are counted, unless `skip_refused`."""
     rows = list(_read(lines, source))
     if not rows:
         raise UserError("no rows", file=source, key="--in")
     scorer, settings = _reward(reward)
     problems = [_problem(row, settings) for row in rows]
-    for number, problem in enumerate(problems, 1):
-        if why := scorer.check(problem):
-            raise UserError(f"line {number} can't be scored: {why}", file=source)
-    return asyncio.run(_score_all(scorer, problems, [str(row["response"]) for row in rows]))
+    faults = [scorer.check(problem) for problem in problems]
+    refused = Refusals(str(source), len(rows))
+    for number, fault in enumerate(faults, 1):
+        if fault is not None:
+            refused.add(UserError(f"line {number} can't be scored: {fault}", file=source))
+    refused.settle(skip_refused)
+    texts = [str(row["response"]) for row, fault in zip(rows, faults, strict=True) if fault is None]
+    usable = [problem for problem, fault in zip(problems, faults, strict=True) if fault is None]
+    results = iter(asyncio.run(_score_all(scorer, usable, texts)))
+    return [
+        next(results) if fault is None else _REFUSED | {"id": problem.id, "reason": fault}
+        for problem, fault in zip(problems, faults, strict=True)
+    ]
 
 
 async def _score_all(reward: Reward, problems: list[Problem], texts: list[str]) -> list[dict[str, Any]]:

@@ -38,6 +38,7 @@ def evaluate_model(model: str, recipe: Recipe, split: str, references: Path | No
         stops=setup.stops,
     )
     notes = [f"{task}: no references, so only the checkable part was scored; see --references." for task in unjudged]
+    notes += setup.left_out
     return {
         "model": model,
         "split": chosen,

@@ -1,26 +1,31 @@
 """Commands on tasks: list them, look at problems, check every row."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from omni_thinker.cli.options import Set, Weak, in_recipe, load, recipe_or_builtin, split_named
+from omni_thinker.cli.options import Set, SkipRefused, Weak, in_recipe, load, recipe_or_builtin, split_named
 from omni_thinker.cli.output import Json, finish
 from omni_thinker.errors import UserError, printable
+from omni_thinker.types import Problem
 
 tasks_app = typer.Typer(no_args_is_help=True, help="Look at tasks before you spend compute on them.")
 
 
 @tasks_app.command("list")
 def tasks_list(json_: Json = False) -> None:
-    """List the built-in tasks and the kinds of source."""
+    """List the built-in tasks, the kinds of source, and the forms of rows."""
+    from omni_thinker.tasks.formats import FORMATS
     from omni_thinker.tasks.registry import BUILTIN, SOURCES
 
     for name, line in BUILTIN.items():
         typer.echo(f"builtin:{name}  {line}")
     typer.echo(f"sources: {', '.join(SOURCES)}")
-    finish({"builtin": dict(BUILTIN), "sources": list(SOURCES)}, json_)
+    for form in FORMATS.values():
+        typer.echo(f"rows in the form {form.name}: {form.about}")
+    finish({"builtin": dict(BUILTIN), "sources": list(SOURCES), "formats": list(FORMATS)}, json_)
 
 
 @tasks_app.command("show")
@@ -33,6 +38,7 @@ def tasks_show(
         typer.Option(min=0, max=10, help="Difficulty of a built-in task, or level of a reasoning-gym set."),
     ] = None,
     overrides: Set = None,
+    skip_refused: SkipRefused = False,
     json_: Json = False,
 ) -> None:
     """Print a few problems."""
@@ -41,7 +47,7 @@ def tasks_show(
 
     if ".toml" in source:
         path, _, name = source.rpartition(":")
-        loaded = load(Path(path), overrides)
+        loaded = load(Path(path), overrides, skip_refused)
         if name not in loaded.tasks:
             raise UserError(f"no task {name!r}; it has {', '.join(loaded.tasks)}", file=path)
         loaded = loaded.model_copy(update={"tasks": {name: loaded.tasks[name]}})
@@ -51,16 +57,51 @@ def tasks_show(
         loaded = parse_recipe({"tasks": {name: table}}, source)
     task = make_tasks(loaded.tasks, loaded.data_root)[name]
     problems = task.problems(split_named(split))[:count]
+    finish({"task": name, "split": split, "problems": _print(problems)}, json_)
+
+
+@tasks_app.command("import")
+def tasks_import(
+    file: Annotated[str, typer.Argument(help="A file or folder of rows, or hf:NAME_OR_FOLDER.")],
+    name: Annotated[str, typer.Option(help="The task's name in the recipe.")] = "mine",
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a key of the task: dotted.key=value. Repeatable.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Print the recipe table that a file of rows would be read with, and three problems."""
+    from omni_thinker.cli.importing import import_rows
+
+    imported = import_rows(file, name, overrides or [])
+    typer.echo(printable(imported.toml))
+    sizes = ", ".join(f"{split} {count}" for split, count in imported.sizes.items())
+    typer.echo(f"# problems: {sizes}")
+    if imported.refused.count:
+        typer.echo(printable(f"# {imported.refused.words()}; keep it so by skip_refused = true"))
+    finish(
+        {
+            "recipe": imported.table,
+            "sizes": imported.sizes,
+            "refused": imported.refused.to_json(),
+            "problems": _print(imported.problems),
+        },
+        json_,
+    )
+
+
+def _print(problems: Sequence[Problem]) -> list[dict[str, Any]]:
+    """Print problems for people; the same as plain data."""
     for problem in problems:
-        typer.echo(printable(f"--- {problem.id}\n{problem.prompt}\n=> {problem.answer}"))
-    rows = [{"id": p.id, "prompt": p.prompt, "answer": p.answer, "data": dict(p.data)} for p in problems]
-    finish({"task": name, "split": split, "problems": rows}, json_)
+        given = problem.answer if problem.answer is not None else problem.data.get("reference")
+        typer.echo(printable(f"--- {problem.id}\n{problem.prompt}\n=> {given}"))
+    return [{"id": p.id, "prompt": p.prompt, "answer": p.answer, "data": dict(p.data)} for p in problems]
 
 
 @tasks_app.command("validate")
 def tasks_validate(
     recipe: Annotated[Path | None, typer.Argument(help="A recipe file. Default: the four built-in tasks.")] = None,
     overrides: Set = None,
+    skip_refused: SkipRefused = False,
     weak: Weak = False,
     json_: Json = False,
 ) -> None:
@@ -69,11 +110,11 @@ def tasks_validate(
     from omni_thinker.runs.progress import working
 
     with working("scoring a gold and a wrong answer of every row"), in_recipe(recipe or Path("--set")):
-        failures = validate_tasks(recipe_or_builtin(recipe, overrides))
+        failures, refused = validate_tasks(recipe_or_builtin(recipe, overrides, skip_refused))
     for name, failed in failures.items():
         typer.echo(f"{name}: {'all rows pass' if not failed else f'{len(failed)} rows fail'}")
         for failure in failed[:5]:
             typer.echo(printable(f"  {failure['problem']}: {failure['reason']}"))
-    finish({"failures": failures}, json_)
+    finish({"failures": failures, "refused": {name: rows.to_json() for name, rows in refused.items()}}, json_)
     if any(failures.values()):
         raise typer.Exit(2)

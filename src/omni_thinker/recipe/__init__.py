@@ -3,7 +3,7 @@
 Unknown keys are refused. Relative paths are taken from the folder that the command runs in, or from `data_root`."""
 
 from omni_thinker.recipe.judge import BudgetSpec, EndpointSpec, JudgeSpec, PriceSpec
-from omni_thinker.recipe.load import builtin_recipe, load_recipe, parse_recipe
+from omni_thinker.recipe.load import builtin_recipe, load_recipe, parse_recipe, set_key
 from omni_thinker.recipe.models import LoraSpec, ModelSpec
 from omni_thinker.recipe.rl import EvalSpec, RlSpec, WarmupSpec
 from omni_thinker.recipe.study import ProbeKind, StudySpec, scheduled_arms
@@ -13,5 +13,5 @@ from omni_thinker.recipe.whole import Recipe
 __all__ = [
     "BudgetSpec", "EndpointSpec", "EvalSpec", "JudgeSpec", "LoraSpec", "ModelSpec", "PriceSpec", "ProbeKind",
     "Recipe", "RewardSpec", "RlSpec", "StudySpec", "TaskSpec", "WarmupSpec", "builtin_recipe", "load_recipe",
-    "parse_recipe", "scheduled_arms",
+    "parse_recipe", "scheduled_arms", "set_key",
 ]  # fmt: skip

@@ -30,7 +30,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     except RecursionError:
         raise UserError("nested too deeply", file=path) from None
     for override in overrides:
-        _set(table, override)
+        set_key(table, override)
     return parse_recipe(table, path)
 
 
@@ -41,7 +41,7 @@ def builtin_recipe(overrides: Sequence[str] = ()) -> Recipe:
         "tasks": {name: {"source": f"builtin:{name}"} for name in ("math", "coding", "qa", "writing")},
     }
     for override in overrides:
-        _set(table, override)
+        set_key(table, override)
     return parse_recipe(table, "--set")
 
 
@@ -70,7 +70,8 @@ def _known(loc: Loc) -> Sequence[str]:
     return list(getattr(model, "model_fields", ()))
 
 
-def _set(table: dict[str, Any], override: str) -> None:
+def set_key(table: dict[str, Any], override: str) -> None:
+    """Set `dotted.key=value` in nested tables; the value is TOML, and a bare word a text. Raises UserError."""
     key, sep, text = override.partition("=")
     if not sep or not key.strip():
         raise UserError(f"--set must be key=value, got {override!r}")

@@ -39,19 +39,27 @@ class TaskSpec(Table):
     seed: Count = 0
     reward: RewardSpec | None = None
     files: tuple[str, ...] = ()
-    """jsonl: rows of all files, one object a line, `.gz` allowed."""
+    """jsonl: rows of all files: one object a line (`.gz` allowed), `.json`, `.csv`, `.tsv`, `.parquet`, or a folder
+    that `datasets` saved."""
+    format: str = "auto"
+    """Rows: the form they are in. `auto` recognises it by the first rows and says so; `plain` reads a row's fields by
+    their own names. `docs/tasks.md` lists the others. Keys set in the recipe win over those of the form."""
     fields: dict[str, str] = Field(default_factory=dict)
     """Which field of a row is `prompt`, `answer`, `choices`, `tests`, `setup`, `reference`, `context` ...;
-    dots descend (`meta.setup`)."""
+    dots descend (`meta.setup`), figures into lists (`prompt.0.content`)."""
     splits: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Values of the row's `split` field that make up `train`, `validation` and `test`. A split that is not
     named is carved out of train by content hash."""
-    template: str = "{prompt}"
-    """The user's turn; `{prompt}`, `{options}`, `{context}` and `{first_test}` are filled in one pass."""
+    template: str = ""
+    """The user's turn; `{prompt}`, `{options}`, `{context}` and `{first_test}` are filled in one pass. Empty: that of
+    the rows' form, `{prompt}` for plain rows."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Passed on to the source."""
     stop: tuple[Annotated[str, Field(min_length=1, max_length=100)], ...] = ()
     """An answer ends where one of these texts does, and is scored without it."""
+    skip_refused: StrictBool = False
+    """Leave out the rows that can't be used, instead of refusing the task. They are counted, and the first are named.
+    """
     allow_evaluating_scorers: StrictBool = False
     """reasoning-gym: take sets whose scorer runs answers as Python beside the expected answer. That stays inside the
     sandbox and touches no other score, but an answer can award itself one."""

@@ -65,3 +65,8 @@ class Recipe(Table):
         if study.replan:
             check_replan(study)
         return self
+
+    def skipping_refused(self) -> "Recipe":
+        """The same recipe, with tasks that leave out the rows that can't be used."""
+        tasks = {name: spec.model_copy(update={"skip_refused": True}) for name, spec in self.tasks.items()}
+        return self.model_copy(update={"tasks": tasks})

@@ -1,7 +1,5 @@
 """What is checked of a recipe before step 0, besides what its parts check themselves."""
 
-import functools
-import logging
 from collections.abc import Mapping
 from importlib.util import find_spec
 
@@ -15,9 +13,9 @@ from omni_thinker.recipe import Recipe
 from omni_thinker.rewards.base import Reward
 from omni_thinker.tasks.base import Task
 from omni_thinker.tasks.gym import GymTask
-from omni_thinker.types import SPLITS, Problem, TaskName
-
-_log = logging.getLogger(__name__)
+from omni_thinker.tasks.refused import Refusals, joined, screened_by
+from omni_thinker.tasks.rows import RowTask
+from omni_thinker.types import Problem, Split, TaskName
 
 
 def check_model(recipe: Recipe) -> int | None:
@@ -39,72 +37,58 @@ def check_model(recipe: Recipe) -> int | None:
     return context
 
 
-def check_problems(
+def screen(
     recipe: Recipe, tasks: Mapping[TaskName, Task], rewards: Mapping[TaskName, Reward], context: int | None
-) -> None:
-    """Raises UserError for the first row that can't be scored, or whose prompt leaves no room for an answer, and for
-    stop texts that no answer can have."""
+) -> tuple[dict[TaskName, Task], dict[TaskName, Refusals]]:
+    """The tasks without the rows that can't be used, and these rows: those that `rewards` can't score, and those whose
+    prompt leaves no room for an answer in the model's context.
+
+    Raises UserError for all such rows of a task that doesn't skip them, and for stop texts that no answer can have."""
+    screened: dict[TaskName, Task] = {}
+    refused: dict[TaskName, Refusals] = {}
     for name, task in tasks.items():
-        check_rows(task, rewards[name])
+        screened[name], refused[name] = unscored_rows(task, rewards[name], recipe.tasks[name].skip_refused)
     tokenizer = load_tokenizer(recipe.model.name)
     for name, spec in recipe.tasks.items():
         if held := [text for text in spec.stop if any(token in text for token in tokenizer.all_special_tokens)]:
             raise UserError(f"{held[0]!r} contains a special token, which answers never have", key=f"tasks.{name}.stop")
-    for task in tasks.values() if context is not None else ():
-        _check_lengths(task, tokenizer, recipe.model.system, context or 0)
+    for name, task in screened.items() if context is not None else ():
+        skip = recipe.tasks[name].skip_refused or isinstance(task, GymTask)  # whose prompts nobody could shorten
+        screened[name], long = _too_long_rows(task, tokenizer, recipe.model.system, context or 0, skip)
+        refused[name] = joined((refused[name], long))
+    for name, task in tasks.items():
+        if isinstance(task, RowTask):
+            refused[name] = joined((task.refused, refused[name]))
+    return screened, refused
 
 
-def leave_out_long(recipe: Recipe, tasks: Mapping[TaskName, Task], context: int | None) -> None:
-    """Drop problems of reasoning-gym that don't fit into the model's context, and say how many.
+def unscored_rows(task: Task, reward: Reward, skip: bool) -> tuple[Task, Refusals]:
+    """The task without the rows of any split that `reward` can't score, and these. Raises UserError unless `skip`."""
 
-    Nobody wrote these prompts, so nobody could shorten them. Raises UserError where none of a split is left."""
-    drawn = [task for task in tasks.values() if isinstance(task, GymTask)]
-    if context is None or not drawn:
-        return
-    tokenizer = load_tokenizer(recipe.model.name)
-    for task in drawn:
-        limit = task.max_tokens
-        had = {split: len(task.problems(split)) for split in SPLITS}
-        lengths = functools.partial(
-            _excess, max_tokens=limit, tokenizer=tokenizer, system=recipe.model.system, context=context
+    def fault(problem: Problem, split: Split) -> UserError | None:
+        if (why := reward.check(problem)) is None:
+            return None
+        return UserError(f"can't score {split} row {problem.id!r}: {why}", key=f"tasks.{task.name}.reward")
+
+    return screened_by(task, fault, skip)
+
+
+def _too_long_rows(
+    task: Task, tokenizer: PreTrainedTokenizerBase, system: str, context: int, skip: bool
+) -> tuple[Task, Refusals]:
+    """The task without the rows whose prompt leaves no room for an answer in the model's context, and these."""
+
+    def fault(problem: Problem, split: Split) -> UserError | None:
+        # A token is at least one byte, so short prompts need not be tokenized.
+        if len(problem.prompt.encode("utf-8", "replace")) + task.max_tokens < context // 2:
+            return None
+        length = len(chat_prompt_ids(tokenizer, system, problem.prompt))
+        if length + task.max_tokens <= context:
+            return None
+        return UserError(
+            f"{split} row {problem.id!r} has a prompt of {length} tokens; with max_tokens = {task.max_tokens} "
+            f"that is more than the model's context of {context}",
+            key=f"tasks.{task.name}.max_tokens",
         )
-        dropped = task.leave_out(lengths)
-        room = f"with max_tokens = {limit} that is more than the model's context of {context}"
-        for split in SPLITS:
-            if dropped[split] == had[split]:
-                why = f"the prompts of all {had[split]} {split} problems are too long: {room}"
-                raise UserError(why, key=f"tasks.{task.name}.max_tokens")
-        if any(dropped.values()):
-            counts = ", ".join(f"{dropped[split]} of {had[split]} {split}" for split in SPLITS)
-            _log.warning("tasks.%s: left out problems with long prompts (%s): %s", task.name, counts, room)
 
-
-def check_rows(task: Task, reward: Reward) -> None:
-    """Raises UserError for the first row of any split that `reward` can't score."""
-    for split in SPLITS:
-        for problem in task.problems(split):
-            if why := reward.check(problem):
-                raise UserError(f"can't score {split} row {problem.id!r}: {why}", key=f"tasks.{task.name}.reward")
-
-
-def _check_lengths(task: Task, tokenizer: PreTrainedTokenizerBase, system: str, context: int) -> None:
-    """Raises UserError for the first row whose prompt leaves no room for an answer in the model's context."""
-    for split in SPLITS:
-        for problem in task.problems(split):
-            if length := _excess(problem, task.max_tokens, tokenizer, system, context):
-                raise UserError(
-                    f"{split} row {problem.id!r} has a prompt of {length} tokens; with max_tokens = {task.max_tokens} "
-                    f"that is more than the model's context of {context}",
-                    key=f"tasks.{task.name}.max_tokens",
-                )
-
-
-def _excess(
-    problem: Problem, max_tokens: int, tokenizer: PreTrainedTokenizerBase, system: str, context: int
-) -> int | None:
-    """The prompt's length in tokens where it leaves no room for `max_tokens` of answer, else None."""
-    # A token is at least one byte, so short prompts need not be tokenized.
-    if len(problem.prompt.encode("utf-8", "replace")) + max_tokens < context // 2:
-        return None
-    length = len(chat_prompt_ids(tokenizer, system, problem.prompt))
-    return length if length + max_tokens > context else None
+    return screened_by(task, fault, skip)

@@ -301,6 +301,7 @@ def _notes(setup: Setup, outcomes: Sequence[SeedOutcome]) -> list[str]:
         ),
         "The start is the model after a supervised warm-up on gold answers: it is the SFT arm.",
     ]
+    notes += [f"Rows that can't be used: {words}." for words in setup.left_out]
     if setup.judge is not None:
         notes.append(f"Judged tasks ({', '.join(setup.judged)}): {setup.judge.caveat}")
     if any("unit_tests" in name for task in setup.tasks.values() for name in task.reward.sum) and (

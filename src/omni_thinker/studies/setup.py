@@ -1,7 +1,7 @@
 """What a study works with: its tasks, their rewards and problems, and the judge; all checked before step 0."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from omni_thinker.engine.hidden_states import last_states
@@ -12,11 +12,12 @@ from omni_thinker.rewards.base import Reward
 from omni_thinker.rewards.registry import make_rewards
 from omni_thinker.rl.stream import stable_seed
 from omni_thinker.runs.rundir import DRAWN
-from omni_thinker.studies.checks import check_model, check_problems, leave_out_long
+from omni_thinker.studies.checks import check_model, screen
 from omni_thinker.studies.scheduled import check_schedulers
 from omni_thinker.tasks.base import Task
 from omni_thinker.tasks.gym import GymTask
 from omni_thinker.tasks.gym_cache import kept_in
+from omni_thinker.tasks.refused import Refusals
 from omni_thinker.tasks.registry import Pools, make_pools, make_tasks
 from omni_thinker.types import Split, TaskName
 
@@ -34,6 +35,10 @@ class Setup:
     """Rewards that ask only what needs no judge: the gates of judged tasks, the reward itself elsewhere."""
     pools: Mapping[Split, Pools]
     judge: Judge | None
+    refused: Mapping[TaskName, Refusals] = field(default_factory=dict)
+    """Rows that were left out, of tasks that skip them."""
+    drawn: tuple[GymTask, ...] = ()
+    """Tasks whose problems were drawn by reasoning-gym."""
 
     @property
     def costly(self) -> Costly | None:
@@ -65,11 +70,15 @@ class Setup:
         """Tasks whose problems need a reference."""
         return [name for name, reward in self.eval_rewards.items() if getattr(reward, "compares", False)]
 
+    @property
+    def left_out(self) -> list[str]:
+        """A line about each task that some rows were left out of."""
+        return [refused.words() for refused in self.refused.values() if refused.count]
+
     def keep_drawn(self, folder: Path) -> None:
         """Write the problems that were drawn of reasoning-gym into a run's directory."""
-        for task in self.tasks.values():
-            if isinstance(task, GymTask):
-                task.keep(folder / DRAWN)
+        for task in self.drawn:
+            task.keep(folder / DRAWN)
 
 
 def prepare(recipe: Recipe, *, with_judge: bool = True, resumed: Path | None = None) -> Setup:
@@ -78,16 +87,20 @@ def prepare(recipe: Recipe, *, with_judge: bool = True, resumed: Path | None = N
     resumed: a run's directory, whose drawn problems are taken again."""
     context = check_model(recipe)
     tasks = make_tasks(recipe.tasks, recipe.data_root)
-    evaluation = recipe.evaluation
+    limits: dict[Split, int] = {
+        "validation": recipe.evaluation.validation_problems, "test": recipe.evaluation.test_problems
+    }  # fmt: skip
     with kept_in(None if resumed is None else resumed / DRAWN):
-        leave_out_long(recipe, tasks, context)
-        pools = make_pools(tasks, {"validation": evaluation.validation_problems, "test": evaluation.test_problems})
+        pools = make_pools(tasks, limits)
     judged = [name for name, task in tasks.items() if not task.verifiable]
     judge = make_judge(recipe.judge, recipe.model.system, last_states) if judged and with_judge else None
     rewards = make_rewards({name: task.reward for name, task in tasks.items()}, judge)
-    check_problems(recipe, tasks, rewards.train, context)
+    drawn = tuple(task for task in tasks.values() if isinstance(task, GymTask))
+    usable, refused = screen(recipe, tasks, rewards.train, context)
+    if any(usable[name] is not task for name, task in tasks.items()):
+        tasks, pools = usable, make_pools(usable, limits)
     check_schedulers(recipe, {name: len(problems) for name, problems in pools["train"].items()}, judged)
-    return Setup(recipe, tasks, rewards.train, rewards.evaluation, rewards.gates, pools, judge)
+    return Setup(recipe, tasks, rewards.train, rewards.evaluation, rewards.gates, pools, judge, refused, drawn)
 
 
 def study_seed(seed: int, *parts: object) -> int:

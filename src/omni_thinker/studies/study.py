@@ -91,6 +91,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
         "problems": {
             split: {task: len(problems) for task, problems in pools.items()} for split, pools in setup.pools.items()
         },
+        **({"refused": setup.left_out} if setup.left_out else {}),
         "arms": list(recipe.study.arms),
         "seeds": list(recipe.study.seeds),
         "work": work.total,

@@ -105,16 +105,6 @@ class GymTask(PooledTask):
         why = f"{self.gym!r} can't be used: of {len(faults)} problems in a row none is sound: {commonest(faults)}"
         raise UserError(why, key=self._key)
 
-    def leave_out(self, unfit: Callable[[Problem], object]) -> dict[Split, int]:
-        """Drop the problems that are `unfit`; how many of each split."""
-        dropped: dict[Split, int] = {}
-        for split in SPLITS:
-            problems = self.problems(split)
-            self._pools[split] = tuple(problem for problem in problems if not unfit(problem))
-            dropped[split] = len(problems) - len(self._pools[split])
-        self._longest = None
-        return dropped
-
     def keep(self, folder: Path) -> None:
         """Write what was drawn so far into a run's folder, from where a resumed run takes it."""
         for name, table in self._tables.items():

@@ -1,4 +1,4 @@
-"""`source = "jsonl"`: rows of files, one JSON object a line, plain or gzipped."""
+"""Rows of a file with one JSON object a line, plain or gzipped."""
 
 import gzip
 import json
@@ -8,11 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from omni_thinker.errors import UserError
-from omni_thinker.plugins import did_you_mean
-from omni_thinker.recipe import TaskSpec
 from omni_thinker.tasks.reader import Row
-from omni_thinker.tasks.rows import ROW_OPTIONS, RowTask
-from omni_thinker.types import TaskName
 
 MAX_LINE_BYTES = 1 << 20
 MAX_FILE_BYTES = 2 << 30
@@ -22,18 +18,10 @@ MAX_BLANK_LINES = 1 << 20
 GZIP_MAGIC = b"\x1f\x8b"
 
 
-def jsonl_task(name: TaskName, spec: TaskSpec) -> RowTask:
-    """The task of `spec.files`. Raises UserError for a missing file and for the first bad row."""
-    if not spec.files:
-        raise UserError("source 'jsonl' needs the names of its files", key=f"tasks.{name}.files")
-    for key in spec.options:
-        if key not in ROW_OPTIONS:
-            raise UserError(f"unknown option{did_you_mean(key, ROW_OPTIONS)}", key=f"tasks.{name}.options.{key}")
-    return RowTask(name, spec, (row for file in spec.files for row in read_rows(Path(file), f"tasks.{name}.files")))
-
-
 def read_rows(path: Path, key: str) -> Iterator[Row]:
-    """The rows of one file; blank lines are skipped. Raises UserError naming file and line."""
+    """The rows of one file; blank lines are skipped, and lines that hold no object are rows with a fault.
+
+    Raises UserError naming file and line where no more can be read."""
     try:
         with _open(path) as stream:
             yield from _rows(path, stream)
@@ -68,23 +56,28 @@ def _rows(path: Path, stream: IO[bytes] | gzip.GzipFile) -> Iterator[Row]:
         if total > MAX_FILE_BYTES:
             raise UserError(f"more than {MAX_FILE_BYTES:,} bytes in all; split the file", file=where)
         if line.strip():
-            yield Row(where, _object(line, where))
+            yield _row(line, where)
             continue
         blank += 1
         if blank > MAX_BLANK_LINES:
             raise UserError(f"more than {MAX_BLANK_LINES:,} blank lines", file=where)
 
 
-def _object(line: bytes, where: str) -> dict[str, Any]:
+def _row(line: bytes, where: str) -> Row:
     try:
         value = json.loads(line.decode("utf-8-sig"), parse_constant=_no_constant)
     except UnicodeDecodeError as exc:
-        raise UserError(f"not UTF-8: {exc.reason} at byte {exc.start}", file=where) from None
+        return Row(where, {}, fault=f"not UTF-8: {exc.reason} at byte {exc.start}")
     except (ValueError, RecursionError) as exc:
-        raise UserError(f"not valid JSON: {exc or 'nested too deeply'}", file=where) from None
-    if not isinstance(value, dict):
-        raise UserError(f"must be an object, got {type(value).__name__}", file=where)
-    return value
+        return Row(where, {}, fault=f"not valid JSON: {exc or 'nested too deeply'}")
+    return as_row(value, where)
+
+
+def as_row(value: Any, where: str) -> Row:
+    """An object as a row; anything else as a row with a fault."""
+    if isinstance(value, dict):
+        return Row(where, value)
+    return Row(where, {}, fault=f"must be an object, got {type(value).__name__}")
 
 
 def _no_constant(name: str) -> Any:

@@ -10,6 +10,10 @@ from typing import Any
 from omni_thinker.errors import UserError
 from omni_thinker.recipe import TaskSpec
 from omni_thinker.tasks.distractors import OtherAnswers
+from omni_thinker.tasks.formats import PLAIN, Form, Unusable
+from omni_thinker.tasks.paths import MISSING, lookup, opened
+from omni_thinker.tasks.places import place_of
+from omni_thinker.tasks.turns import is_turns, read_turns
 from omni_thinker.types import POOL, Problem, TaskName, content_hash
 
 SETTINGS = (
@@ -18,22 +22,23 @@ SETTINGS = (
 )  # fmt: skip
 """Handed to the row's reward as they are; it checks them. `options.defaults` has those of rows that lack them."""
 FIELDS = (
-    "prompt", "answer", "choices", "tests", "setup", "reference", "context", "constraints", "id", "split", POOL,
-    *SETTINGS
+    "prompt", "system", "answer", "choices", "tests", "setup", "reference", "context", "constraints", "id", "split",
+    POOL, *SETTINGS
 )  # fmt: skip
 """What a row can carry; `TaskSpec.fields` says under which name, by default its own."""
 PLACEHOLDER = re.compile(r"\{(prompt|options|context|first_test)\}")
 LETTER = re.compile(r"\(?([A-Za-z])[).:]?")
-MISSING: Any = object()
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One raw row and where it comes from (`file.jsonl:12`). `split` is the source's own, None where it has none."""
+    """One raw row and where it comes from (`file.jsonl:12`). `split` is the source's own, None where it has none.
+    `fault`: why it can't be read, None where it can."""
 
     where: str
     values: Mapping[str, Any]
     split: str | None = None
+    fault: str | None = None
 
 
 def options_line(choices: Sequence[str]) -> str:
@@ -54,29 +59,41 @@ def fill(template: str, slots: Mapping[str, str]) -> str:
 class Reader:
     """Typed access to one row; every complaint names the place and the field."""
 
-    def __init__(self, row: Row, spec: TaskSpec, others: OtherAnswers | None = None) -> None:
-        """`others`: what options are drawn from where the row has none."""
-        self.row, self.spec, self.others = row, spec, others
+    def __init__(
+        self, row: Row, spec: TaskSpec, form: Form, others: OtherAnswers | None = None, base: int | None = None
+    ) -> None:
+        """`others`: what options are drawn from where the row has none. `base`: where places of choices are counted
+        from. Raises UserError for a row that isn't one of its form."""
+        self.row, self.spec, self.form, self.others, self.base = row, spec, form, others, base
         self.found: set[str] = set()
+        self.taken: Mapping[str, Any] = {}
+        if row.fault is not None:
+            raise UserError(row.fault, file=row.where)
+        if form.format is PLAIN:
+            return
+        values = form.values(row.values)
+        for field in form.format.required:
+            if field not in values:
+                raise self.bad(field, "is missing")
+        try:
+            self.taken = form.format.take(values)
+        except Unusable as exc:
+            raise self.bad(exc.field, exc.why) from None
 
     def path(self, field: str) -> str:
-        return self.spec.fields.get(field, field)
+        return self.form.paths.get(field) or self.spec.fields.get(field, field)
 
     def bad(self, field: str, why: str) -> UserError:
         return UserError(why, file=self.row.where, key=self.path(field))
 
     def get(self, field: str) -> Any:
         """The field's value, or MISSING (null counts as missing)."""
-        path = self.path(field)
-        value: Any = self.row.values
-        if path in self.row.values:  # a name may itself have a dot
-            value = self.row.values[path]
-        else:
-            for name in path.split("."):
-                value = value.get(name, MISSING) if isinstance(value, Mapping) else MISSING
-        if value is MISSING or value is None:
-            return MISSING
-        self.found.add(field)
+        if field in self.taken:
+            self.found.add(field)
+            return MISSING if self.taken[field] is None else self.taken[field]
+        value = lookup(self.row.values, self.path(field))
+        if value is not MISSING:
+            self.found.add(field)
         return value
 
     def text(self, field: str) -> str | None:
@@ -102,7 +119,8 @@ class Reader:
         if value is MISSING:
             return None
         if isinstance(value, str):
-            value = [value]
+            read = opened(value)
+            value = read if isinstance(read, list) and field == "tests" else [value]
         if not isinstance(value, Sequence) or not value:
             raise self.bad(field, f"must be a list of texts with at least one, got {value!r:.60}")
         return [self._string(field, item) for item in value]
@@ -128,7 +146,7 @@ class Reader:
 
     def choices(self) -> tuple[list[str], list[str]] | None:
         """Texts and labels. Takes a list, or the table {"text": [...], "label": [...]} that some data sets use."""
-        value = self.get("choices")
+        value = opened(self.get("choices"))
         table: Mapping[str, Any] = value if isinstance(value, Mapping) else {"text": value}
         value, labels = table.get("text"), table.get("label")
         if value is MISSING or value == []:
@@ -154,11 +172,11 @@ class Reader:
 
     def _chosen(self, raw: Any, answer: str, texts: list[str], labels: list[str]) -> str:
         """The text of the choice that the answer names by text, label or place."""
-        base: int | None = self.spec.options.get("answer_index_base")
-        if base is not None and isinstance(raw, int):
-            if not 0 <= raw - base < len(texts):
+        place = place_of(raw, texts, labels)
+        if self.base is not None and place is not None:
+            if not 0 <= place - self.base < len(texts):
                 raise self.bad("answer", f"{raw} isn't a place in a list of {len(texts)} choices")
-            return texts[raw - base]
+            return texts[place - self.base]
         same = [text for text in texts if content_hash(text) == content_hash(answer)]
         if same:
             return same[0]
@@ -168,14 +186,46 @@ class Reader:
             return texts[labels.index(label)]
         raise self.bad("answer", f"{answer!r:.60} is none of the choices and no letter of one")
 
+    def place(self) -> tuple[int, list[str]] | None:
+        """The answer where it may be the place of a choice, and the choices."""
+        choices = self.choices()
+        place = None if choices is None else place_of(self.get("answer"), *choices)
+        return None if choices is None or place is None else (place, choices[0])
+
+    def _asked(self) -> tuple[str | None, str | None]:
+        """The user's words, and the reply that a conversation ends with. Raises UserError for other conversations."""
+        value = opened(self.get("prompt"))
+        system = self.text("system") if {"system"} & {*self.form.paths, *self.spec.fields} else None
+        if not is_turns(value):
+            return self._under(system, self.text("prompt")), None
+        try:
+            turns = read_turns(value)
+        except ValueError as exc:
+            raise self.bad("prompt", str(exc)) from None
+        asked = None if turns.user is None else self._string("prompt", turns.user)
+        return self._under(turns.system or system, asked), turns.reply
+
+    def _under(self, system: str | None, user: str | None) -> str | None:
+        """The user's words under the row's system text: a model has one for all rows, `model.system`."""
+        how = self.spec.options.get("system")
+        if not system or not system.strip() or user is None or how == "drop":
+            return user
+        if how == "prepend":
+            return f"{self._string('prompt', system)}\n\n{user}"
+        field = "system" if "system" in self.form.paths else "prompt"
+        raise self.bad(
+            field, "has a system text, and a model has one for all rows (model.system); set options.system = 'prepend' "
+            "to put it before the prompt, or 'drop'"
+        )  # fmt: skip
+
     def problem(self, name: TaskName) -> tuple[Problem, str]:
         """The problem, and the bare prompt that decides its split."""
-        prompt = self.text("prompt")
+        prompt, reply = self._asked()
         if prompt is None or not prompt.strip():
             raise self.bad("prompt", "is missing" if prompt is None else "is empty")
         choices, tests, context = self.choices(), self.tests(), self.text("context")
         references = self.texts("reference")
-        reference = references[0] if references else None
+        reference = references[0] if references else reply
         data: dict[str, Any] = {"setup": self.text("setup")}
         defaults = self.spec.options.get("defaults", {})
         data |= {name: defaults.get(name) if (value := self.get(name)) is MISSING else value for name in SETTINGS}
@@ -190,7 +240,7 @@ class Reader:
         data["meta"] = meta if isinstance(meta, Mapping) else None
         slots = {"prompt": prompt, "context": context or "", "first_test": _shown(tests[0]) if tests else ""}
         slots["options"] = options_line(data["choices"]) if data["choices"] else ""
-        rendered = fill(self.spec.template, slots)
+        rendered = fill(self.spec.template or self.form.format.template, slots)
         ident = self.text("id") or f"{name}-{content_hash(self.row.where + json.dumps(slots))}"
         filled = {key: value for key, value in data.items() if value not in (None, "")}
         return Problem(ident, name, rendered, answer, filled), prompt

@@ -11,10 +11,10 @@ from omni_thinker.tasks.builtin.coding import CodingTask
 from omni_thinker.tasks.builtin.math import MathTask
 from omni_thinker.tasks.builtin.qa import QaTask
 from omni_thinker.tasks.builtin.writing import WritingTask
+from omni_thinker.tasks.files import file_task
 from omni_thinker.tasks.gym import GymTask
 from omni_thinker.tasks.hf import hf_task
-from omni_thinker.tasks.jsonl import jsonl_task
-from omni_thinker.tasks.pool import PooledTask
+from omni_thinker.tasks.pool import PooledTask, refuse_keys
 from omni_thinker.types import SPLITS, Problem, Split, TaskName, content_hash
 
 TASKS: Mapping[str, type[PooledTask]] = {task.kind: task for task in (MathTask, CodingTask, QaTask, WritingTask)}
@@ -53,12 +53,13 @@ def make_pools(tasks: Mapping[TaskName, Task], limits: Mapping[Split, int]) -> d
 def make_task(name: TaskName, spec: TaskSpec) -> Task:
     """The task that `spec` describes. Raises UserError naming the key where it can't be made."""
     kind, _, name_of_builtin = spec.source.partition(":")
-    if kind == "builtin" and name_of_builtin in TASKS:
-        return TASKS[name_of_builtin](name, spec)
     if spec.source == "jsonl":
-        return jsonl_task(name, spec)
+        return file_task(name, spec)
     if kind == "hf":
         return hf_task(name, spec)
+    refuse_keys(name, spec, ("format",))
+    if kind == "builtin" and name_of_builtin in TASKS:
+        return TASKS[name_of_builtin](name, spec)
     if kind == "reasoning_gym":
         return GymTask(name, spec)
     if kind == "python":

@@ -1,44 +1,70 @@
 """Rows of data sets as a task: what every adapter shares, whatever the rows were read from."""
 
 import difflib
+import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import chain, islice
 
-from omni_thinker.errors import UserError
+from omni_thinker.errors import UserError, printable
 from omni_thinker.plugins import did_you_mean
 from omni_thinker.recipe import RewardSpec, TaskSpec
 from omni_thinker.rewards.registry import is_verifiable
 from omni_thinker.tasks.distractors import OtherAnswers
+from omni_thinker.tasks.formats import PLAIN, Form, recognise
+from omni_thinker.tasks.places import Place, decide_base
 from omni_thinker.tasks.pool import split_of
 from omni_thinker.tasks.reader import FIELDS, SETTINGS, Reader, Row
+from omni_thinker.tasks.refused import Refusals
 from omni_thinker.types import POOL, SPLITS, Problem, Split, TaskName, content_hash
 
-ROW_OPTIONS = ("answer_index_base", "defaults", "distractors", "drop_overlap")
-"""`answer_index_base` (0 or 1): a whole-number answer is the place of a choice. `drop_overlap` (true): rows of
+ROW_OPTIONS = ("answer_index_base", "defaults", "distractors", "drop_overlap", "system")
+"""`answer_index_base` (0 or 1): a whole-number answer is the place of a choice, counted from there; without it the rows
+decide. `system` ("prepend" or "drop"): what becomes of a row's system text. `drop_overlap` (true): rows of
 train whose prompt is in validation or test, and rows of validation whose prompt is in test, are left out.
 `defaults` ({timeout = 5, packages = ["numpy"]}): settings of the reward for rows that don't have them.
 `distractors` ({from = "rows", count = N}): rows without choices get N, drawn from the answers to other rows."""
 DEFAULT_MAX_TOKENS = 128
 MAX_DISTRACTORS = 25
+HEAD = 64
+"""Rows by which their form is recognised."""
 NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?")
+_LATEX = re.compile(r"\\[A-Za-z]+|\$.*\$")
+_MOSTLY = 0.8
+_log = logging.getLogger(__name__)
 
 
 class RowTask:
-    """A task made of rows. Raises UserError naming file, line and field for the first bad row."""
+    """A task made of rows. Raises UserError naming file, line and field of the rows that can't be read."""
 
     def __init__(self, name: TaskName, spec: TaskSpec, rows: Iterable[Row]) -> None:
         self.name = name
         self.max_tokens: int = spec.max_tokens or DEFAULT_MAX_TOKENS
         check_spec(name, spec)
-        groups = _read(name, spec, rows)
+        rows = iter(rows)
+        head = list(islice(rows, HEAD))
+        self.form: Form = recognise(name, spec, [row.values for row in head if row.fault is None])
+        self.base, whole = _base(name, spec, self.form, chain(head, rows))
+        groups, self.refused = _read(name, spec, self.form, whole, self.base)
         if spec.options.get("drop_overlap"):
             _drop_overlap(groups)
         sizes = {"train": spec.train, "validation": spec.validation, "test": spec.test}
         self._pools: dict[Split, tuple[Problem, ...]] = {
             split: tuple(_shuffled(groups[split], spec.seed)[: sizes[split]]) for split in SPLITS
         }
-        self.reward: RewardSpec = spec.reward or _default_reward([p for group in groups.values() for p in group])
+        by_form = RewardSpec(sum={self.form.reward: 1.0}) if self.form.reward else None
+        self.reward: RewardSpec = (
+            spec.reward or by_form or _default_reward([p for group in groups.values() for p in group])
+        )
         self.verifiable: bool = is_verifiable(self.reward)
+        if self.form.guessed and self.form.format is not PLAIN:
+            _log.warning("%s", printable(f"tasks.{name}: {self.words()}"))
+
+    def words(self) -> str:
+        """What the rows were read as, in one line."""
+        where = ", ".join(f"{field} = {path}" for field, path in self.form.paths.items() if field in FIELDS)
+        return f"rows in the form {self.form.format.name} ({where}; reward {' + '.join(self.reward.sum)})"
 
     def problems(self, split: Split) -> Sequence[Problem]:
         """All problems of a split. Raises UserError where it holds none."""
@@ -70,7 +96,9 @@ def check_spec(name: TaskName, spec: TaskSpec) -> None:
     if not sound or type(drawn["count"]) is not int or not 1 <= drawn["count"] <= MAX_DISTRACTORS:
         said = f'takes {{from = "rows", count = N}} with N from 1 to {MAX_DISTRACTORS}'
         raise UserError(said, key=f"tasks.{name}.options.distractors")
-    if "{prompt}" not in spec.template:
+    if spec.options.get("system", "drop") not in ("drop", "prepend"):
+        raise UserError("must be 'prepend' or 'drop'", key=f"tasks.{name}.options.system")
+    if spec.template and "{prompt}" not in spec.template:
         raise UserError("must contain {prompt}", key=f"tasks.{name}.template")
     slots = ("prompt", "options", "context", "first_test")
     for slot in re.findall(r"\{(\w+)\}", spec.template):
@@ -84,32 +112,72 @@ def check_spec(name: TaskName, spec: TaskSpec) -> None:
                 raise UserError(f"{value!r} is named for {owners[value]} too", key=f"tasks.{name}.splits.{split}")
 
 
-def _read(name: TaskName, spec: TaskSpec, rows: Iterable[Row]) -> dict[Split, list[Problem]]:
-    """Problems by split; a split that no row names is carved out of train by content hash of the bare prompt."""
+def _read(
+    name: TaskName, spec: TaskSpec, form: Form, rows: Iterable[Row], base: int | None
+) -> tuple[dict[Split, list[Problem]], Refusals]:
+    """Problems by split, and the rows that were refused; a split that no row names is carved out of train by content
+    hash of the bare prompt."""
     parsed: list[tuple[str | None, str, Problem]] = []
     used_fields: set[str] = set()
     ids: dict[str, str] = {}
+    refused = Refusals(f"tasks.{name}")
     others = None
     if "distractors" in spec.options:
         rows = list(rows)
-        bare = [reader for row in rows if (reader := Reader(row, spec)).choices() is None]
-        others = OtherAnswers((answer for reader in bare if (answer := reader.text("answer")) is not None), spec.seed)
+        others = OtherAnswers(_bare_answers(spec, form, rows), spec.seed)
     for row in rows:
-        reader = Reader(row, spec, others)
-        problem, content = reader.problem(name)
-        if problem.id in ids:
-            raise UserError(
-                f"id {problem.id!r} is already used by {ids[problem.id]}", file=row.where, key=reader.path("id")
-            )
+        refused.total += 1
+        try:
+            reader = Reader(row, spec, form, others, base)
+            problem, content = reader.problem(name)
+            if problem.id in ids:
+                raise reader.bad("id", f"id {problem.id!r} is already used by {ids[problem.id]}")
+            split = reader.split()
+        except UserError as exc:
+            refused.add(exc)
+            continue
         ids[problem.id] = row.where
         used_fields |= reader.found
-        parsed.append((reader.split(), content, problem))
+        parsed.append((split, content, problem))
+    refused.settle(spec.skip_refused)
     if not parsed:
         raise UserError("no rows", key=f"tasks.{name}.{'files' if spec.files else 'source'}")
     for field in spec.fields:
         if field not in used_fields:
             raise UserError(f"no row has {spec.fields[field]!r}", key=f"tasks.{name}.fields.{field}")
-    return _by_split(name, spec, parsed)
+    return _by_split(name, spec, parsed), refused
+
+
+def _bare_answers(spec: TaskSpec, form: Form, rows: Iterable[Row]) -> Iterator[str]:
+    """The answers of rows without choices. Rows that are refused have none."""
+    for row in rows:
+        with suppress(UserError):
+            reader = Reader(row, spec, form)
+            if reader.choices() is None and (answer := reader.text("answer")) is not None:
+                yield answer
+
+
+def _base(name: TaskName, spec: TaskSpec, form: Form, rows: Iterable[Row]) -> tuple[int | None, Iterable[Row]]:
+    """Where places of choices are counted from, as the recipe or the rows say, and the rows again."""
+    if "answer_index_base" in spec.options:
+        return spec.options["answer_index_base"], rows
+    rows = iter(rows)
+    head = list(islice(rows, HEAD))
+    if not any(_places(spec, form, head)):
+        return None, chain(head, rows)
+    kept = [*head, *rows]
+    base, why = decide_base(name, _places(spec, form, kept))
+    if base is not None:
+        _log.warning("%s", printable(f"tasks.{name}: answers are places counted from {base} ({why})"))
+    return base, kept
+
+
+def _places(spec: TaskSpec, form: Form, rows: Iterable[Row]) -> Iterator[Place]:
+    for row in rows:
+        with suppress(UserError):
+            reader = Reader(row, spec, form)
+            if (found := reader.place()) is not None:
+                yield Place(*found, row.where)
 
 
 def _by_split(
@@ -165,5 +233,12 @@ def _default_reward(problems: Sequence[Problem]) -> RewardSpec:
     elif any("reference" in problem.data for problem in problems) or None in answers:
         verifier = "preference"
     else:
-        verifier = "short_answer"
+        verifier = "math" if _in_latex([answer for answer in answers if answer is not None]) else "short_answer"
     return RewardSpec(gate=("finished",), sum={verifier: 1.0})
+
+
+def _in_latex(answers: Sequence[str]) -> bool:
+    """Whether answers are numbers and formulas, some of them in LaTeX."""
+    latex = sum(_LATEX.search(answer) is not None for answer in answers)
+    numbers = sum(NUMBER.fullmatch(answer) is not None for answer in answers)
+    return latex > 0 and latex + numbers >= _MOSTLY * len(answers)

@@ -1,0 +1,36 @@
+"""`source = "jsonl"`: rows of files, each read by what its name ends in."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from omni_thinker.errors import UserError
+from omni_thinker.plugins import did_you_mean
+from omni_thinker.recipe import TaskSpec
+from omni_thinker.tasks.hf import is_saved, saved_rows
+from omni_thinker.tasks.jsonl import read_rows
+from omni_thinker.tasks.reader import Row
+from omni_thinker.tasks.rows import ROW_OPTIONS, RowTask
+from omni_thinker.tasks.tables import read_csv, read_list, read_parquet
+from omni_thinker.types import TaskName
+
+
+def file_task(name: TaskName, spec: TaskSpec) -> RowTask:
+    """The task of `spec.files`. Raises UserError for a missing file and for rows that can't be read."""
+    if not spec.files:
+        raise UserError("source 'jsonl' needs the names of its files", key=f"tasks.{name}.files")
+    for key in spec.options:
+        if key not in ROW_OPTIONS:
+            raise UserError(f"unknown option{did_you_mean(key, ROW_OPTIONS)}", key=f"tasks.{name}.options.{key}")
+    return RowTask(name, spec, (row for file in spec.files for row in rows_of(Path(file), f"tasks.{name}.files")))
+
+
+def rows_of(path: Path, key: str) -> Iterator[Row]:
+    """The rows of one file, or of a folder that `datasets` saved. Raises UserError naming `key` and the file."""
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        return read_parquet(path, key)
+    if suffix in (".csv", ".tsv"):
+        return read_csv(path, key)
+    if suffix == ".json" and (rows := read_list(path, key)) is not None:
+        return rows
+    return saved_rows(str(path), key) if is_saved(path) else read_rows(path, key)
