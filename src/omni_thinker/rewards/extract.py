@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from omni_thinker.thoughts import split_thoughts
+
 How = Literal["boxed", "heading", "announced", "block", "last", "whole"]
 """boxed: \\boxed{}; heading: a line of ####; announced: after "the answer is"; block: a fenced block; last: the last
 number or line; whole: the whole text."""
@@ -27,10 +29,6 @@ _SENTENCE = re.compile(r"\n|。|(?<=[^\s0-9])\.\s|(?<=[0-9])\.\s+(?=[A-Z])")
 # "#### Step 1", "#### 2. Compute": the heading of a part, no answer.
 _TITLE = re.compile(r"[\s:*_#]*(?:\d{1,2}[.)]\s+[^\W\d_]|(?!sqrt|pi\b|infinity)[^\W\d_]{2,})")
 _PARTS = re.compile(r"[\s:*_#]*(?:step|part|case|section|chapter|question|problem|example|phase)\b", re.IGNORECASE)
-_CLOSE = re.compile(r"</(?:think|thinking|thought|thoughts|reasoning)>", re.IGNORECASE)
-_OPEN = re.compile(r"<(?:think|thinking|thought|thoughts|reasoning)>", re.IGNORECASE)
-_FINAL = re.compile(r"<\|channel\|>\s*final\s*<\|message\|>")
-_CHANNEL = re.compile(r"<\|channel\|>\s*(?:analysis|commentary)\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,21 +45,8 @@ class Found:
 
 
 def without_thoughts(text: str) -> str:
-    """The response after its thoughts; "" where the thoughts never end (2501.12948, harmony's channels).
-
-    Prompts may end inside an open block, so a closing tag alone ends the thoughts, too."""
-    if "<" not in text:
-        return text
-    final = list(_FINAL.finditer(text))
-    if final:
-        return text[final[-1].end() :].partition("<|")[0]
-    if _CHANNEL.search(text):
-        return ""
-    closed = list(_CLOSE.finditer(text))
-    if closed:
-        text = text[closed[-1].end() :]
-    opened = _OPEN.search(text)
-    return text if opened is None else text[: opened.start()]
+    """The response after its thoughts; "" where the thoughts never end (2501.12948, harmony's channels)."""
+    return split_thoughts(text)[0]
 
 
 def boxed(text: str) -> str | None:
