@@ -9,6 +9,7 @@ import torch
 
 from omni_thinker.judging.base import Verdict, without_asking
 from omni_thinker.judging.tally import TalliedJudge
+from omni_thinker.models.load import compute_dtype, load_model, load_tokenizer
 
 _MAX_LOGITS = 1 << 26
 """Logits computed at once (positions x vocabulary): 256 MB in fp32."""
@@ -39,6 +40,12 @@ class LikelihoodJudge(TalliedJudge):
         self._system = system
         self._references: dict[tuple[str, str], float | None] = {}
         self._lock = threading.Lock()
+
+    @classmethod
+    def of(cls, name: str, margin: float, system: str) -> "LikelihoodJudge":
+        """The judge with the model of this name or folder. Raises UserError where it can't be loaded."""
+        tokenizer, model = load_tokenizer(name), load_model(name, compute_dtype("auto"))
+        return cls(model, tokenizer, margin, system=system, name=f"likelihood:{name}")
 
     async def compare(self, prompt: str, responses: Sequence[str], reference: str) -> list[Verdict]:
         """One verdict per response; `margin` in nats per token. An error where a text outgrows the model."""

@@ -11,7 +11,6 @@ from omni_thinker.judging.limits import Meter
 from omni_thinker.judging.pairwise import EndpointJudge
 from omni_thinker.judging.trained import Hidden, TrainedJudge
 from omni_thinker.models.home import home
-from omni_thinker.models.load import compute_dtype, load_model, load_tokenizer
 from omni_thinker.recipe import EndpointSpec, JudgeSpec
 
 
@@ -26,11 +25,8 @@ def _bare_judge(spec: JudgeSpec, system: str, hidden: Hidden) -> Judge:
     if spec.endpoint is not None and spec.kind == "endpoint":
         return make_endpoint_judge(spec.endpoint)
     if spec.kind == "builtin":
-        model, tokenizer = load_model("builtin", compute_dtype("auto")), load_tokenizer("builtin")
-        return TrainedJudge(model, tokenizer, spec.margin, hidden=hidden)
-    tokenizer = load_tokenizer(spec.model)
-    model = load_model(spec.model, compute_dtype("auto"))
-    return LikelihoodJudge(model, tokenizer, spec.margin, system=system, name=f"likelihood:{spec.model}")
+        return TrainedJudge.builtin(spec.margin, hidden)
+    return LikelihoodJudge.of(spec.model, spec.margin, system)
 
 
 def make_endpoint_judge(spec: EndpointSpec) -> EndpointJudge:

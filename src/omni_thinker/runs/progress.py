@@ -22,15 +22,12 @@ _logger = logging.getLogger("omni_thinker")
 class Progress:
     """Counts work in units (steps and evaluations of each kind) so that the time left can be told.
 
-    `expected[kind]` is how many units of a kind the run will do in all; `prior[kind]` a guess of its seconds,
-    used until the first one is measured. As a context manager it also says what any room warns of."""
+    `prior[kind]` is a guess of a unit's seconds, used until the first one is measured. As a context manager it also
+    says what any room warns of."""
 
-    def __init__(
-        self, expected: Mapping[str, int], prior: Mapping[str, float], *, console: Console | None = None
-    ) -> None:
-        self.expected, self.prior = dict(expected), prior
-        self.done: dict[str, int] = dict.fromkeys(expected, 0)
-        self.spent: dict[str, float] = dict.fromkeys(expected, 0.0)
+    def __init__(self, prior: Mapping[str, float] | None = None, *, console: Console | None = None) -> None:
+        self.prior = dict(prior or {})
+        self.expected, self.done, self.spent = dict[str, int](), dict[str, int](), dict[str, float]()
         self.console = console or Console(stderr=True, highlight=False)
         self.begin = time.monotonic()
         self._line, self._measured = "", self.begin
@@ -51,6 +48,11 @@ class Progress:
         if self.console.is_terminal:
             self._live.stop()
         _logger.removeHandler(self._handler)
+
+    def expect(self, expected: Mapping[str, int]) -> None:
+        """`expected[kind]` is how many units of a kind the run will do in all."""
+        self.expected = dict(expected)
+        self.done, self.spent = dict.fromkeys(expected, 0), dict.fromkeys(expected, 0.0)
 
     def say(self, text: str) -> None:
         """A line that stays."""

@@ -60,7 +60,7 @@ def run_parallel(
     run = RunDir(out, recipe, resume=resume)
     run.write_recipe(recipe)
     setup.keep_drawn(out)
-    with Progress({}, {}) as progress:
+    with Progress() as progress:
         count = len(recipe.study.seeds)
         progress.say(f"study {recipe.name!r} into {out}: {count} seeds, {min(jobs, count)} at a time")
         if not resume and (words := power_words(setup)):

@@ -85,7 +85,7 @@ def prepare(recipe: Recipe, *, with_judge: bool = True, resumed: Path | None = N
     """Make and check everything. Raises UserError for the first thing that is wrong.
 
     resumed: a run's directory, whose drawn problems are taken again."""
-    context = check_model(recipe)
+    room = check_model(recipe)
     tasks = make_tasks(recipe.tasks, recipe.data_root)
     limits: dict[Split, int] = {
         "validation": recipe.evaluation.validation_problems, "test": recipe.evaluation.test_problems
@@ -96,7 +96,7 @@ def prepare(recipe: Recipe, *, with_judge: bool = True, resumed: Path | None = N
     judge = make_judge(recipe.judge, recipe.model.system, last_states) if judged and with_judge else None
     rewards = make_rewards({name: task.reward for name, task in tasks.items()}, judge)
     drawn = tuple(task for task in tasks.values() if isinstance(task, GymTask))
-    usable, refused = screen(recipe, tasks, rewards.train, context)
+    usable, refused = screen(recipe, tasks, rewards.train, room)
     if any(usable[name] is not task for name, task in tasks.items()):
         tasks, pools = usable, make_pools(usable, limits)
     check_schedulers(recipe, {name: len(problems) for name, problems in pools["train"].items()}, judged)

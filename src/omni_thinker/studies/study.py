@@ -42,18 +42,19 @@ def run_study(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, A
     began = time.monotonic()
     if not resume:
         check_free(out)
-    work = plan_work(recipe)
-    with Progress(work.total, SECONDS) as progress:
+    with Progress(SECONDS) as progress:
         progress.show("checking tasks, rewards and every row")
         setup = prepare(recipe, resumed=out if resume else None)
+        work = plan_work(recipe)
+        progress.expect(work.total)
         with closing(RunDir(out, recipe, resume=resume)) as run:
+            run.open_journal(LOGS, usable=lambda value: usable(run.path, value), counts=setup.counting)
+            check_run(run, recipe, setup.pools, judged=setup.judge is not None)
             return _run(run, setup, work, progress, began, fresh=not resume)
 
 
 def _run(run: RunDir, setup: Setup, work: WorkPlan, progress: Progress, began: float, *, fresh: bool) -> dict[str, Any]:
     recipe = setup.recipe
-    run.open_journal(LOGS, usable=lambda value: usable(run.path, value), counts=setup.counting)
-    check_run(run, setup.recipe, setup.pools, judged=setup.judge is not None)
     setup.keep_drawn(run.path)
     run.journal.cut()
     progress.say(f"study {recipe.name!r} into {run.path}" + (", resumed" if run.journal.replaying else ""))
