@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from omni_thinker.rewards.math import boxed
+from omni_thinker.rewards.extract import boxed
 from omni_thinker.tasks.formats.base import Format, Unusable, Values, always
 from omni_thinker.tasks.turns import is_turns
 
