@@ -377,7 +377,10 @@ def test_hostile_program_never_passes_nor_harms_the_next(name: str) -> None:
 @pytest.mark.usefixtures("isolated")
 def test_hostile_programs_leave_no_process_file_or_socket() -> None:
     async def everything() -> list[TestReport]:
-        runs = [run_tests(program, hostile.TESTS, limits=Limits(timeout=hostile.DEADLINE_S)) for program in hostile.ALL.values()]
+        runs = [
+            run_tests(program, hostile.TESTS, limits=Limits(timeout=hostile.DEADLINE_S))
+            for program in hostile.ALL.values()
+        ]
         return list(await asyncio.gather(*runs))
 
     _run(GOOD)

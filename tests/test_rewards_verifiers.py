@@ -22,10 +22,10 @@ from omni_thinker.isolation import IsolationError, allow_weak_sandbox, shutdown
 from omni_thinker.recipe import RewardSpec
 from omni_thinker.rewards import make_reward, score_texts, validate
 from omni_thinker.rewards import math as math_module
-from omni_thinker.rewards.programs import unit_tests
-from omni_thinker.rewards.programs.solution import find_solution
 from omni_thinker.rewards.math import announced, boxed
 from omni_thinker.rewards.numbers import last_number, leading_number, to_number
+from omni_thinker.rewards.programs import unit_tests
+from omni_thinker.rewards.programs.solution import find_solution
 from omni_thinker.types import Problem, Score
 from timing import quickest
 

@@ -14,15 +14,7 @@ if TYPE_CHECKING:
 
     from omni_thinker.isolation.inside import script, usual
     from omni_thinker.isolation.inside.values import encode
-    from omni_thinker.isolation.inside.wire import (
-        ACCESS,
-        BINARY,
-        COMPARISONS,
-        UNARY,
-        Peer,
-        exception_named,
-        receive,
-    )
+    from omni_thinker.isolation.inside.wire import ACCESS, BINARY, COMPARISONS, UNARY, Peer, exception_named, receive
 else:
     import script
     import usual

@@ -9,7 +9,6 @@ import select
 import signal
 import sys
 import threading
-import traceback
 import types
 from typing import TYPE_CHECKING, Any
 
@@ -127,8 +126,8 @@ def _execute(program: str, usual_imports: bool) -> int:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         if code and not isinstance(end.code, int):
             print(end.code, file=sys.stderr)
-    except BaseException:
-        traceback.print_exc()
+    except BaseException as exc:
+        print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
         code = 1
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:

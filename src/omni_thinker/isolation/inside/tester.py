@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from omni_thinker.isolation.inside import outputs, usual
-    from omni_thinker.isolation.inside.values import Violation
+    from omni_thinker.isolation.inside.values import Violation, is_array
     from omni_thinker.isolation.inside.wire import (
         ACCESS,
         BINARY,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 else:
     import outputs
     import usual
-    from values import Violation
+    from values import Violation, is_array
     from wire import ACCESS, BINARY, COMPARISONS, UNARY, Gone, Peer, Proxy, exception_named
 
 _MODULE = "__main__"
@@ -187,11 +187,15 @@ def _restore(old: Any, new: Any) -> None:
     """Change the mutable `old` into `new`, in place and as deep as their shapes agree."""
     if type(old) is not type(new):
         return
+    if is_array(old):
+        if old.shape == new.shape and old.dtype == new.dtype and old.flags.writeable:
+            old[...] = new
+        return
     if isinstance(old, (list, dict)) and len(old) == len(new):
         keys = range(len(old)) if isinstance(old, list) else old.keys()
         if isinstance(old, list) or old.keys() == new.keys():
             for key in keys:
-                if type(old[key]) is type(new[key]) and isinstance(old[key], _CHANGEABLE):
+                if type(old[key]) is type(new[key]) and (isinstance(old[key], _CHANGEABLE) or is_array(old[key])):
                     _restore(old[key], new[key])
                 elif old[key] is not new[key]:
                     old[key] = new[key]

@@ -99,10 +99,8 @@ def encode(value: Any, refer: Callable[[Any], Any], depth: int = 0) -> Any:
         return ["DD", factory, *(encode(entry, refer, depth + 1) for entry in _parts(value))]
     if issubclass(kind, tuple) and isinstance(fields := getattr(kind, "_fields", None), tuple):
         return ["n", kind.__name__, list(fields), *(encode(item, refer, depth + 1) for item in tuple.__iter__(value))]
-    if (numpy := sys.modules.get("numpy")) is not None and isinstance(value, (numpy.ndarray, numpy.generic)):
-        if kind in (numpy.ndarray, value.dtype.type) and _NUMBERS.fullmatch(value.dtype.str):
-            shape = None if kind is not numpy.ndarray else list(value.shape)
-            return ["A", value.dtype.str, shape, value.tobytes().hex()]
+    if is_array(value) or _is_scalar(value):
+        return ["A", value.dtype.str, list(value.shape) if is_array(value) else None, value.tobytes().hex()]
     if isinstance(value, (type, type(len))):
         name: str = getattr(value, "__name__", "")
         return ["g", name] if _NAMED.get(name) is value else refer(value)
@@ -167,6 +165,18 @@ def decode(node: Any, resolve: Callable[[list[Any]], Any], depth: int = 0) -> An
         return resolve(node)
     except (ValueError, TypeError, IndexError, KeyError, OverflowError, ArithmeticError, AttributeError) as exc:
         raise Violation(f"malformed value: {exc}"[:200]) from None
+
+
+def is_array(value: Any) -> bool:
+    """Whether it is an array of numpy, of numbers, that crosses as data."""
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and type(value) is numpy.ndarray and bool(_NUMBERS.fullmatch(value.dtype.str))
+
+
+def _is_scalar(value: Any) -> bool:
+    numpy = sys.modules.get("numpy")
+    scalar = numpy is not None and isinstance(value, numpy.generic) and type(value) is value.dtype.type
+    return scalar and bool(_NUMBERS.fullmatch(value.dtype.str))
 
 
 def _array(kind: str, shape: list[int] | None, data: str) -> Any:

@@ -4,13 +4,13 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from omni_thinker.rewards.programs.lines import is_code, segments
+from omni_thinker.rewards.programs.lines import TRIPLE, begins_code, is_code, segments, string_left_open
 
 Language = Literal["python", "", "text", "other"]
 """What the fence says: Python, nothing (or nothing that is a language), plain text, another language."""
 
 _FENCE = re.compile(r"((?:[ \t]*>)?[ \t]*(?:(?:[-*+]|\d{1,9}[.)])[ \t]+)?)(`{3,}|~{3,})[ \t]*([^`]*)")
-_ONE_LINE = re.compile(r"[ \t]*(`{3,})[ \t]*([^`]*[^`\s])[ \t]*\1[ \t]*")
+_ONE_LINE = re.compile(r"[ \t]*(`+)[ \t]*([^`]*[^`\s])[ \t]*\1[ \t]*")
 _LINES = re.compile(r"\r\n|\r|\n")
 _QUOTE = re.compile(r"[ \t]*> ?")
 _WORD = re.compile(r"[A-Za-z][\w+#.-]*")
@@ -46,12 +46,16 @@ class _Open:
     language: Language = ""
     quoted: bool = False
     lines: list[str] = field(default_factory=list)
+    string: str = ""
+    """The triple quotes of the string that the last line left open."""
 
     def add(self, line: str) -> None:
         if self.quoted:
             line = _QUOTE.sub("", line, count=1)
         blank = len(line) - len(line.lstrip(" \t"))
         self.lines.append(line[min(self.margin, blank) :])
+        if self.language in ("python", "") and any(quotes in line for quotes in TRIPLE):
+            self.string = string_left_open(line, self.string)
 
     def closes(self, line: str) -> bool:
         """Whether the line ends this block: its marker or more of it, not indented like the code of a function."""
@@ -69,9 +73,12 @@ def read_blocks(text: str) -> list[Block]:
     lines = [line.lstrip("\ufeff") for line in _LINES.split(text)]
     found: list[Block] = []
     current = _Open(0)
+    last_of = {quotes: place for place, line in enumerate(lines) for quotes in TRIPLE if quotes in line}
     for place, line in enumerate(lines):
         fence = _FENCE.fullmatch(line)
-        if not current.marker:
+        if current.string and last_of[current.string] >= place:
+            current.add(line)  # a docstring may hold fences
+        elif not current.marker:
             if fence is None:
                 current.add(_one_line(line))
             elif not found and not fence[3].strip() and _begun_by_prompt(current.lines, lines[place + 1 :]):
@@ -109,8 +116,9 @@ def _finished(part: _Open) -> list[Block]:
     if not part.marker:
         return [Block(code, "", fenced=False) for code in segments(part.lines)]
     code = _joined(part.lines)
-    if part.language == "text" and "```" in code:
-        return [block for block in read_blocks(code) if block.fenced]
+    inner = [block for block in read_blocks(code) if block.fenced] if part.language == "text" and "```" in code else []
+    if inner:
+        return inner
     return [Block(code, part.language)] if code.strip() else []
 
 
@@ -125,7 +133,7 @@ def _last_line(part: _Open, line: str) -> str | None:
     bare = line.rstrip()
     ticks = len(bare) - len(bare.rstrip("`"))
     closed = part.marker[0] == "`" and ticks >= len(part.marker) and bare.count("`") == ticks
-    return bare[:-ticks] if closed else None
+    return bare[:-ticks] if closed and bare[:-ticks].strip() else None
 
 
 def _begun_by_prompt(before: list[str], after: list[str]) -> bool:
@@ -143,12 +151,13 @@ def _without_tag(lines: list[str]) -> list[str]:
 
 
 def _one_line(line: str) -> str:
-    """The code of a line that is a whole block (```python f = len```); any other line as it is."""
+    """The code of a line that is a whole block (```python f = len```, `f = len`); any other line as it is."""
     block = _ONE_LINE.fullmatch(line)
     if block is None:
         return line
-    tag, _, code = block[2].partition(" ")
-    return code.lstrip() if _language(tag) == "python" else block[2]
+    tag, _, rest = block[2].partition(" ")
+    code = rest.lstrip() if _language(tag) == "python" else block[2]
+    return code if begins_code(code) else line
 
 
 def _joined(lines: list[str]) -> str:

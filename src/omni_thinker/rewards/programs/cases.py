@@ -94,7 +94,9 @@ def _pairs(data: Mapping[str, Any]) -> list[tuple[Any, Any]] | None:
         raise Unusable("the tests are given twice: as statements, as tables, or as inputs and outputs")
     [(name, (inputs, outputs))] = ways.items()
     if not inputs or len(inputs) != len(outputs):
-        raise Unusable(f"{name}: needs as many outputs as inputs and at least one, got {len(outputs)} and {len(inputs)}")
+        raise Unusable(
+            f"{name}: needs as many outputs as inputs and at least one, got {len(outputs)} and {len(inputs)}"
+        )
     return list(zip(inputs, outputs, strict=True))
 
 
@@ -136,10 +138,10 @@ def _calls(data: Mapping[str, Any], pairs: Sequence[tuple[Any, Any]], names: Seq
         call, points = path, (_root(name),)
     else:  # a function, or a method of a class that has the usual name
         call, points = f"({_CLASS}().{name} if {_CLASS!r} in globals() else {name})", (_CLASS, name)
-    statements = tuple(f"assert same_result({call}(*{_arguments(given)!r}), {_value(wanted)!r})" for given, wanted in pairs)
-    return Tests(
-        _limits(data, script=False, leetcode=True), statements, _SAME.format(tolerance=tolerance), points
+    statements = tuple(
+        f"assert same_result({call}(*{_arguments(given)!r}), {_value(wanted)!r})" for given, wanted in pairs
     )
+    return Tests(_limits(data, script=False, leetcode=True), statements, _SAME.format(tolerance=tolerance), points)
 
 
 def _arguments(given: Any) -> list[Any]:
@@ -204,7 +206,9 @@ def _defined(gold: str, tests: str) -> tuple[str, ...]:
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             names.append(node.name)
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
         names += [target.id for target in targets if isinstance(target, ast.Name)]
     return tuple(dict.fromkeys(name for name in names if re.search(rf"\b{re.escape(name)}\b", tests)))
 

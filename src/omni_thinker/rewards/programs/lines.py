@@ -10,12 +10,16 @@ _LITERAL = re.compile(
 )
 # No Python has two operands side by side with nothing between them, and nearly every sentence has.
 _SENTENCE = re.compile(rf"(?:\b(?!(?:{_KEYWORDS})\b)\w+|[)\]}}])[ \t]+(?!(?:{_KEYWORDS})\b)\w")
-_MARKUP = re.compile(r"(?:[-*+>|][ \t]|\*\*|`|<|\||\d+[.)])")
+_MARKUP = re.compile(r"(?:\[/?[A-Z]+\]$|[-*+>|][ \t]|\*\*|`|<|\||\d+[.)])")
 _DEFINITION = r"(?:async[ \t]+def|def|class)[ \t]+\w+[ \t]*[\[(:]"
 _IMPORT = r"import[ \t]+[A-Za-z_][\w.]*[ \t]*(?:$|[,;\\]|as\b)|from[ \t]+[\w.]+[ \t]+import\b"
-_TYPE = r"[ \t]*:[ \t]*(?:[A-Z,]|[a-z_]\w*\.|(?:int|float|complex|bool|str|bytes|list|tuple|set|frozenset|dict|object)\b)"
+_TYPE = (
+    r"[ \t]*:[ \t]*(?:[A-Z,]|[a-z_]\w*\.|(?:int|float|complex|bool|str|bytes|list|tuple|set|frozenset|dict|object)\b)"
+)
 _ASSIGNMENT = rf"[A-Za-z_(\[*][\w.,*()\[\] \t+-]*(?:{_TYPE}[^=]*)?(?:\*\*|//|>>|<<|[-+*/%&|^@])?=(?!=)"
-_BLOCK = r"(?:async[ \t]+)?(?:if|elif|for|while|with|match|case|except)\b.*[:(\[{\\,]|(?:try|else|finally|except)[ \t]*:"
+_BLOCK = (
+    r"(?:async[ \t]+)?(?:if|elif|for|while|with|match|case|except)\b.*[:(\[{\\,]|(?:try|else|finally|except)[ \t]*:"
+)
 _STATEMENT = r"(?:assert|raise|del|global|await|pass)\b"
 _EXPRESSION = r"[A-Za-z_]\w*(?:\.\w+)*[ \t]*[(\[]|[(\[{]"
 _FIRST = re.compile(rf"{_DEFINITION}|{_IMPORT}|@[A-Za-z_]|{_ASSIGNMENT}")
@@ -56,12 +60,16 @@ def is_code(line: str) -> bool:
     return not _MARKUP.match(bare) and not _SENTENCE.search(bare) and _ANY.match(bare) is not None
 
 
+def begins_code(line: str) -> bool:
+    """Whether a line can hardly be anything but Python: a definition, an import, an assignment."""
+    return is_code(line) and _FIRST.match(line[:_LONGEST_LINE]) is not None
+
+
 def _begins(line: str) -> bool:
     bare = line.strip()
     if not bare or not is_code(bare) or bare[0] in ")]}.,":
         return False
-    # Indented, only what can hardly be anything else.
-    return not line[0].isspace() or _FIRST.match(bare[:_LONGEST_LINE]) is not None
+    return not line[0].isspace() or begins_code(bare)
 
 
 def _end(lines: Sequence[str], start: int) -> int:
@@ -83,6 +91,7 @@ def _end(lines: Sequence[str], start: int) -> int:
     return end
 
 
+TRIPLE = ("'''", '"""')
 _TOKEN = re.compile(r"'''|\"\"\"|'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"|\\.|#.*|[(\[{)\]}]")
 
 
@@ -101,13 +110,18 @@ def _open(line: str, depth: int, quote: str) -> tuple[int, str]:
             break
         place = token.end()
         text = token[0]
-        if text in ("'''", '"""'):
+        if text in TRIPLE:
             quote = text
         elif text in _OPENING:
             depth += 1
         elif text in _CLOSING:
             depth = max(0, depth - 1)
     return depth, quote
+
+
+def string_left_open(line: str, string: str) -> str:
+    """The triple quotes of the string that is open after the line; `string` before it. Prose opens none."""
+    return _open(line, 0, string)[1] if string or is_code(line.strip()) else ""
 
 
 def _indentation(line: str) -> int:

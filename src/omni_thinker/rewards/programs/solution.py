@@ -17,7 +17,7 @@ _MOST_BLOCKS = 500
 _DEFINED = re.compile(
     r"^(?:(?:async[ \t]+)?def|class)[ \t]+(\w+)[ \t]*[\[(:]|^(\w+)[ \t]*(?::[^=\n]*)?=[ \t]*lambda\b", re.MULTILINE
 )
-_ASSIGNED = re.compile(r"^[ \t]*((?:\w+[ \t]*,[ \t]*)*\w+)[ \t]*(?::[^=\n]*)?=(?!=)", re.MULTILINE)
+_ASSIGNED = re.compile(r"^([ \t]*)((?:\w+[ \t]*,[ \t]*)*\w+)[ \t]*(?::[^=\n]*)?=(?!=)", re.MULTILINE)
 _NESTED = re.compile(r"^[ \t]+(?:(?:async[ \t]+)?def|class)[ \t]+(\w+)", re.MULTILINE)
 _IMPORTED = re.compile(r"^[ \t]*(?:from[ \t]+[\w.]+[ \t]+)?import[ \t]+(\([^)]*\)|[^\n;]*)", re.MULTILINE)
 _ALIAS = re.compile(r"([\w.]+|\*)(?:[ \t]+as[ \t]+(\w+))?")
@@ -58,9 +58,19 @@ class _Piece:
         return frozenset(name or path.partition(".")[0] for path, name in aliases)
 
     @cached_property
+    def _targets(self) -> list[tuple[str, str]]:
+        """The indentation and the name of whatever is assigned."""
+        return [(margin, name.strip()) for margin, names in _ASSIGNED.findall(self.bare) for name in names.split(",")]
+
+    @cached_property
     def assigned(self) -> frozenset[str]:
-        targets = (name.strip() for names in _ASSIGNED.findall(self.bare) for name in names.split(","))
-        return frozenset((*targets, *_NESTED.findall(self.bare)))
+        """Global values."""
+        return frozenset(name for margin, name in self._targets if not margin)
+
+    @cached_property
+    def nested(self) -> frozenset[str]:
+        """Functions and classes within others, or under a condition."""
+        return frozenset(_NESTED.findall(self.bare))
 
     @cached_property
     def used(self) -> frozenset[str]:
@@ -68,7 +78,8 @@ class _Piece:
 
     @property
     def bound(self) -> frozenset[str]:
-        return self.defined | self.imported | self.assigned
+        """Names that it needs from nowhere else."""
+        return self.defined | self.imported | self.nested | {name for _, name in self._targets}
 
 
 def find_solution(text: str, wanted: Collection[str] = (), *, reads_input: bool = False) -> Solution:
@@ -83,7 +94,7 @@ def find_solution(text: str, wanted: Collection[str] = (), *, reads_input: bool 
     wanted = frozenset(wanted)
     candidates: list[_Piece] = []
     for eligible in _eligible(pieces):
-        if eligible and (not candidates or _defines_more(eligible, candidates, wanted)):
+        if eligible and (not candidates or (not _defines(candidates, wanted) and _defines(eligible, wanted))):
             candidates = eligible
     if not candidates:
         return Solution(text.lstrip("\ufeff"), "the whole text")
@@ -102,14 +113,13 @@ def _eligible(pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:
     yield list(pieces)
 
 
-def _defines_more(new: Sequence[_Piece], old: Sequence[_Piece], wanted: frozenset[str]) -> bool:
-    """Whether names are wanted, the old blocks bind none of them, and the new ones do."""
-    return not any(wanted & piece.bound for piece in old) and any(wanted & piece.bound for piece in new)
+def _defines(pieces: Sequence[_Piece], wanted: frozenset[str]) -> bool:
+    return any(wanted & (piece.defined | piece.assigned | piece.imported | piece.nested) for piece in pieces)
 
 
 def _fit(piece: _Piece, wanted: frozenset[str], reads_input: bool) -> tuple[int, ...]:
     if wanted:
-        return len(wanted & piece.defined), len(wanted & piece.bound)
+        return len(wanted & piece.defined), len(wanted & (piece.assigned | piece.imported)), len(wanted & piece.nested)
     if reads_input:
         reads, writes = bool(_READS.search(piece.bare)), bool(_WRITES.search(piece.bare))
         return reads and writes, reads, writes, bool(piece.used)
