@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from omni_thinker.isolation import launch, shutdown
-from omni_thinker.rewards.code import UnitTests
 from omni_thinker.rewards.math import Math
 from omni_thinker.rewards.parts import SamplePart
+from omni_thinker.rewards.programs.unit_tests import UnitTests
 from omni_thinker.runs.machine import machine
 from omni_thinker.types import Problem, Sample, Score
 

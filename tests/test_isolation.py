@@ -16,6 +16,7 @@ import pytest
 import hostile
 from omni_thinker.isolation import (
     IsolationError,
+    Limits,
     TestReport,
     WorkerPool,
     allow_weak_sandbox,
@@ -40,8 +41,11 @@ def _closed() -> Iterator[None]:
     assert not children()
 
 
-def run_tests_sync(program: str, tests: Sequence[str], **settings: Any) -> TestReport:
-    return asyncio.run(run_tests(program, tests, **settings))
+def run_tests_sync(
+    program: str, tests: Sequence[str], setup: str = "", entry_points: Sequence[str] = (), **limits: Any
+) -> TestReport:
+    run = run_tests(program, tests, setup=setup, entry_points=entry_points, limits=Limits(**limits))
+    return asyncio.run(run)
 
 
 def _run(program: str, tests: list[str] | None = None, timeout: float = 2.0) -> TestReport:
@@ -375,7 +379,10 @@ def test_hostile_program_never_passes_nor_harms_the_next(name: str) -> None:
 @pytest.mark.usefixtures("isolated")
 def test_hostile_programs_leave_no_process_file_or_socket() -> None:
     async def everything() -> list[TestReport]:
-        runs = [run_tests(program, hostile.TESTS, timeout=hostile.DEADLINE_S) for program in hostile.ALL.values()]
+        runs = [
+            run_tests(program, hostile.TESTS, limits=Limits(timeout=hostile.DEADLINE_S))
+            for program in hostile.ALL.values()
+        ]
         return list(await asyncio.gather(*runs))
 
     _run(GOOD)

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omni_thinker.isolation import shutdown, use_workers
-from omni_thinker.rewards.code import extract_code
 from omni_thinker.rewards.constraints import Constraints, sentences
 from omni_thinker.rewards.gates import Format
 from omni_thinker.rewards.math import Math, announced, boxed
 from omni_thinker.rewards.numbers import last_number, leading_number
 from omni_thinker.rewards.parts import Part
+from omni_thinker.rewards.programs.solution import find_solution
 from omni_thinker.rewards.text import Exact, ShortAnswer, normalise
 from omni_thinker.rewards.validate import group_of
 from omni_thinker.types import Problem, Score
@@ -88,7 +88,7 @@ def test_text_parts_of_poison_texts_never_score_1(part: Part, problem: Problem) 
 @given(st.text(max_size=300) | st.text(alphabet="0123456789.,-+/$%\\{}()[]#=eE boxedfrac\n", max_size=300))
 @settings(max_examples=300, deadline=None)
 def test_extraction_never_raises(text: str) -> None:
-    for extract in (boxed, announced, last_number, leading_number, extract_code, normalise, sentences):
+    for extract in (boxed, announced, last_number, leading_number, find_solution, normalise, sentences):
         extract(text)
     assert last_number(text, fractions=True) == last_number(text, fractions=True)
 

@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 from omni_thinker.errors import UserError
 from omni_thinker.isolation import IsolationError, allow_weak_sandbox, shutdown
 from omni_thinker.recipe import RewardSpec
-from omni_thinker.rewards import code, make_reward, score_texts, validate
+from omni_thinker.rewards import make_reward, score_texts, validate
 from omni_thinker.rewards import math as math_module
-from omni_thinker.rewards.code import extract_code
 from omni_thinker.rewards.math import announced, boxed
 from omni_thinker.rewards.numbers import last_number, leading_number, to_number
+from omni_thinker.rewards.programs import unit_tests
+from omni_thinker.rewards.programs.solution import find_solution
 from omni_thinker.types import Problem, Score
 from timing import quickest
 
@@ -273,7 +274,7 @@ def test_failing_sandbox_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     async def fail(*args: object, **options: object) -> None:
         raise IsolationError("no processes left")
 
-    monkeypatch.setattr(code, "run_tests", fail)
+    monkeypatch.setattr(unit_tests, "run_tests", fail)
     assert scores("unit_tests", [(DEF, ADD)])[0].status == "error"
 
 
@@ -288,8 +289,8 @@ def test_malformed_unit_tests_are_found_by_check(data: dict[str, Any]) -> None:
 
 @given(st.text(max_size=200))
 def test_extracting_code_from_any_text_never_raises(text: str) -> None:
-    extract_code(text)
-    extract_code(f"```{text}```\n{text}")
+    find_solution(text)
+    find_solution(f"```{text}```\n{text}")
 
 
 def test_mbpp_references_pass_validation(shared_data: Path) -> None:

@@ -395,3 +395,21 @@ def test_python_task_is_loaded_and_unusable_ones_are_refused(tmp_path: Path, mon
     ):
         with pytest.raises(UserError, match=message):
             make_task("t", TaskSpec(source=f"python:{place}"))
+
+
+def test_inputs_outputs_and_defaults_reach_the_reward(tmp_path: Path) -> None:
+    tables = [{"input": "2\n", "output": "4\n", "type": "stdin"}]
+    rows = [{"prompt": f"p{n}", "inputs": ["1"], "outputs": ["1"], "timeout": 9} for n in range(20)]
+    rows += [{"prompt": f"q{n}", "tests": tables} for n in range(20)]
+    defaults = {"timeout": 5, "packages": ["numpy"], "float_tolerance": 1e-6}
+    file = write(tmp_path / "rows.jsonl", rows)
+    task = load(file, template="{prompt}\n{first_test}", options={"defaults": defaults})
+    assert set(task.reward.sum) == {"unit_tests"}
+    of = {problem.prompt[0]: problem for problem in task.problems("train")}
+    assert of["p"].data == {"inputs": ["1"], "outputs": ["1"], **defaults, "timeout": 9}
+    assert of["q"].data == {"tests": [{"input": "2\n", "output": "4\n"}], **defaults}
+    assert of["q"].prompt.endswith("\nInput:\n2\n\nOutput:\n4\n")
+    with pytest.raises(UserError, match=r"tasks\.t\.options\.defaults\.timout: unknown key; did you mean 'timeout'"):
+        load(file, options={"defaults": {"timout": 5}})
+    with pytest.raises(UserError, match=r"options\.defaults: must be a table"):
+        load(file, options={"defaults": 5})

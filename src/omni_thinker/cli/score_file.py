@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -64,8 +64,8 @@ def score_lines(
     rows = list(_read(lines, source))
     if not rows:
         raise UserError("no rows", file=source, key="--in")
-    scorer, allowed = _reward(reward)
-    problems = [_problem(row, allowed) for row in rows]
+    scorer, settings = _reward(reward)
+    problems = [_problem(row, settings) for row in rows]
     faults = [scorer.check(problem) for problem in problems]
     refused = Refusals(str(source), len(rows))
     for number, fault in enumerate(faults, 1):
@@ -100,22 +100,24 @@ async def _score_all(reward: Reward, problems: list[Problem], texts: list[str]) 
     return list(await asyncio.gather(*map(one, problems, texts)))
 
 
-def _reward(name: str) -> tuple[Reward, bool]:
-    """The reward, and whether a recipe lets its scorer run answers as code."""
+def _reward(name: str) -> tuple[Reward, dict[str, Any]]:
+    """The reward, and the settings of a recipe for rows that lack them."""
     path, _, task = name.rpartition(":")
     if not path or name.startswith(PREFIX):
-        return make_reward(RewardSpec(gate=(), sum={name: 1.0}), judge=None), False
+        return make_reward(RewardSpec(gate=(), sum={name: 1.0}), judge=None), {}
     recipe = load_recipe(Path(path))
     if task not in recipe.tasks:
         raise UserError(f"no task {task!r}; it has {', '.join(recipe.tasks)}", file=path, key="--reward")
+    defaults = recipe.tasks[task].options.get("defaults")
     spec = make_tasks(recipe.tasks, recipe.data_root)[task].reward
     judge = None if is_verifiable(spec) else make_judge(recipe.judge, recipe.model.system, last_states)
-    return make_reward(spec, judge=judge), recipe.tasks[task].allow_evaluating_scorers
+    evaluates = {EVALUATES: True} if recipe.tasks[task].allow_evaluating_scorers else {}
+    return make_reward(spec, judge=judge), {**(defaults if isinstance(defaults, dict) else {}), **evaluates}
 
 
-def _problem(row: dict[str, Any], allowed: bool) -> Problem:
-    data = {key: value for key, value in row.items() if key not in (*_OWN, EVALUATES)}
-    data |= {EVALUATES: True} if allowed else {}  # a recipe's to say, not a row's
+def _problem(row: dict[str, Any], settings: Mapping[str, Any]) -> Problem:
+    # Whether a scorer may run answers as code is a recipe's to say, not a row's.
+    data = {**settings, **{key: value for key, value in row.items() if key not in (*_OWN, EVALUATES)}}
     answer = row.get("answer")
     return Problem(str(row["id"]), "score", str(row.get("prompt", "")), None if answer is None else str(answer), data)
 

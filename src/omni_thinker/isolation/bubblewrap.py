@@ -8,6 +8,7 @@ import sysconfig
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -54,6 +55,34 @@ def launch() -> Launch:
         if _launch is None:
             _launch = _find()
         return _launch
+
+
+def launch_programs(packages: Sequence[str]) -> Launch:
+    """How a sandbox is started whose programs may import these installed packages besides the standard library.
+
+    Nothing else that is installed is shown to them. Raises as `launch`, and for a package that isn't installed."""
+    plain = launch()
+    if not packages:
+        return plain
+    folders = dict(_files_of(packages))
+    if plain.strength == "weak":
+        return Launch((*plain.command, str(next(iter(folders.values())).parent), *packages), "weak")
+    wall = (str(shutil.which("bwrap")), *_arguments({f"{_PACKAGES}/{name}": path for name, path in folders.items()}))
+    python = (_python(), *_PYTHON, f"{_HARNESS}/{_SANDBOX.name}")
+    return Launch((*wall, *python, _PACKAGES, *packages), "bubblewrap")
+
+
+def _files_of(packages: Sequence[str]) -> Iterator[tuple[str, Path]]:
+    """The folders and files that installed packages consist of, by their names in site-packages."""
+    for package in packages:
+        try:
+            installed = distribution(package)
+        except PackageNotFoundError:
+            raise IsolationError(f"the package {package!r} isn't installed") from None
+        for name in dict.fromkeys(file.parts[0] for file in installed.files or ()):
+            path = Path(str(installed.locate_file(name))).resolve()
+            if name not in ("..", "__pycache__") and path.exists():
+                yield name, path
 
 
 def launch_scorer(script: str, handler: Path, packages: Sequence[str], *arguments: str) -> Launch:

@@ -16,8 +16,11 @@ from omni_thinker.tasks.places import place_of
 from omni_thinker.tasks.turns import is_turns, read_turns
 from omni_thinker.types import POOL, Problem, TaskName, content_hash
 
-SETTINGS = ("entry_point", "timeout", "format", "aliases", "letters_ok", "length_limit", "length_buffer")
-"""Handed to the row's reward as they are; it checks them."""
+SETTINGS = (
+    "entry_point", "timeout", "inputs", "outputs", "float_tolerance", "usual_imports", "packages", "format", "aliases",
+    "letters_ok", "length_limit", "length_buffer"
+)  # fmt: skip
+"""Handed to the row's reward as they are; it checks them. `options.defaults` has those of rows that lack them."""
 FIELDS = (
     "prompt", "system", "answer", "choices", "tests", "setup", "reference", "context", "constraints", "id", "split",
     POOL, *SETTINGS
@@ -122,6 +125,16 @@ class Reader:
             raise self.bad(field, f"must be a list of texts with at least one, got {value!r:.60}")
         return [self._string(field, item) for item in value]
 
+    def tests(self) -> list[Any] | None:
+        """Statements, or tables of input and output."""
+        value = opened(self.get("tests"))
+        tables = isinstance(value, list | tuple) and [
+            {"input": test["input"], "output": test["output"]}
+            for test in value
+            if isinstance(test, Mapping) and {"input", "output"} <= test.keys()
+        ]
+        return tables if tables and len(tables) == len(value) else self.texts("tests")
+
     def split(self) -> str | None:
         if self.row.split is not None:
             self.found.add("split")
@@ -210,11 +223,12 @@ class Reader:
         prompt, reply = self._asked()
         if prompt is None or not prompt.strip():
             raise self.bad("prompt", "is missing" if prompt is None else "is empty")
-        choices, tests, context = self.choices(), self.texts("tests"), self.text("context")
+        choices, tests, context = self.choices(), self.tests(), self.text("context")
         references = self.texts("reference")
         reference = references[0] if references else reply
         data: dict[str, Any] = {"setup": self.text("setup")}
-        data |= {name: None if (value := self.get(name)) is MISSING else value for name in SETTINGS}
+        defaults = self.spec.options.get("defaults", {})
+        data |= {name: defaults.get(name) if (value := self.get(name)) is MISSING else value for name in SETTINGS}
         data |= {"tests": tests, "choices": choices and choices[0], "reference": reference, "context": context}
         answer = self.answer(choices, reference)
         if choices is None and answer is not None and self.others is not None:
@@ -224,7 +238,7 @@ class Reader:
         data[POOL] = self.text(POOL)
         meta = self.row.values.get("meta")
         data["meta"] = meta if isinstance(meta, Mapping) else None
-        slots = {"prompt": prompt, "context": context or "", "first_test": tests[0] if tests else ""}
+        slots = {"prompt": prompt, "context": context or "", "first_test": _shown(tests[0]) if tests else ""}
         slots["options"] = options_line(data["choices"]) if data["choices"] else ""
         rendered = fill(self.spec.template or self.form.format.template, slots)
         ident = self.text("id") or f"{name}-{content_hash(self.row.where + json.dumps(slots))}"
@@ -238,3 +252,8 @@ class Reader:
         if not isinstance(value, Mapping):
             raise self.bad(field, f"must be a table, got {type(value).__name__}")
         return value
+
+
+def _shown(test: Any) -> str:
+    """A test as a prompt shows it."""
+    return test if isinstance(test, str) else f"Input:\n{test['input']}\nOutput:\n{test['output']}"

@@ -15,14 +15,15 @@ from omni_thinker.tasks.distractors import OtherAnswers
 from omni_thinker.tasks.formats import PLAIN, Form, recognise
 from omni_thinker.tasks.places import Place, decide_base
 from omni_thinker.tasks.pool import split_of
-from omni_thinker.tasks.reader import FIELDS, Reader, Row
+from omni_thinker.tasks.reader import FIELDS, SETTINGS, Reader, Row
 from omni_thinker.tasks.refused import Refusals
 from omni_thinker.types import POOL, SPLITS, Problem, Split, TaskName, content_hash
 
-ROW_OPTIONS = ("answer_index_base", "distractors", "drop_overlap", "system")
+ROW_OPTIONS = ("answer_index_base", "defaults", "distractors", "drop_overlap", "system")
 """`answer_index_base` (0 or 1): a whole-number answer is the place of a choice, counted from there; without it the rows
 decide. `system` ("prepend" or "drop"): what becomes of a row's system text. `drop_overlap` (true): rows of
 train whose prompt is in validation or test, and rows of validation whose prompt is in test, are left out.
+`defaults` ({timeout = 5, packages = ["numpy"]}): settings of the reward for rows that don't have them.
 `distractors` ({from = "rows", count = N}): rows without choices get N, drawn from the answers to other rows."""
 DEFAULT_MAX_TOKENS = 128
 MAX_DISTRACTORS = 25
@@ -57,13 +58,15 @@ class RowTask:
             spec.reward or by_form or _default_reward([p for group in groups.values() for p in group])
         )
         self.verifiable: bool = is_verifiable(self.reward)
-        if self.form.guessed and self.form.format is not PLAIN:
+        if (self.form.guessed or self.form.note) and self.form.format is not PLAIN:
             _log.warning("%s", printable(f"tasks.{name}: {self.words()}"))
 
     def words(self) -> str:
         """What the rows were read as, in one line."""
         where = ", ".join(f"{field} = {path}" for field, path in self.form.paths.items() if field in FIELDS)
-        return f"rows in the form {self.form.format.name} ({where}; reward {' + '.join(self.reward.sum)})"
+        return f"rows in the form {self.form.format.name} ({where}; reward {' + '.join(self.reward.sum)})" + (
+            f"; {self.form.note}" if self.form.note else ""
+        )
 
     def problems(self, split: Split) -> Sequence[Problem]:
         """All problems of a split. Raises UserError where it holds none."""
@@ -84,6 +87,12 @@ def check_spec(name: TaskName, spec: TaskSpec) -> None:
         raise UserError("must be 0 or 1", key=f"tasks.{name}.options.answer_index_base")
     if not isinstance(spec.options.get("drop_overlap", False), bool):
         raise UserError("must be true or false", key=f"tasks.{name}.options.drop_overlap")
+    defaults = spec.options.get("defaults", {})
+    if not isinstance(defaults, dict):
+        raise UserError("must be a table of settings", key=f"tasks.{name}.options.defaults")
+    for key in defaults:
+        if key not in SETTINGS:
+            raise UserError(f"unknown key{did_you_mean(key, SETTINGS)}", key=f"tasks.{name}.options.defaults.{key}")
     drawn = spec.options.get("distractors", {"from": "rows", "count": 1})
     sound = isinstance(drawn, dict) and set(drawn) == {"from", "count"} and drawn["from"] == "rows"
     if not sound or type(drawn["count"]) is not int or not 1 <= drawn["count"] <= MAX_DISTRACTORS:
@@ -217,7 +226,7 @@ def _drop_overlap(groups: dict[Split, list[Problem]]) -> None:
 def _default_reward(problems: Sequence[Problem]) -> RewardSpec:
     """The verifier that the rows speak for; a recipe's `reward` overrules it."""
     answers = [problem.answer for problem in problems]
-    if any("tests" in problem.data for problem in problems):
+    if any("tests" in problem.data or {"inputs", "outputs"} <= problem.data.keys() for problem in problems):
         verifier = "unit_tests"
     elif any("choices" in problem.data for problem in problems):
         verifier = "short_answer"

@@ -9,7 +9,8 @@ A verdict is what the tester hands in, over a pipe that no candidate has ever ha
 request. A program can print, exit, patch, search its memory or take over its socket: all it can do with any of that is
 answer for its own functions.
 
-Started with `python -I -S`, inside bubblewrap (bubblewrap.py): no network, a read-only file system."""
+Started with `python -I -S`, inside bubblewrap (bubblewrap.py): no network, a read-only file system. argv: none, or a
+folder and the packages in it that programs may import."""
 
 import json
 import os
@@ -125,8 +126,19 @@ def _verdict(received: bytes | None, secret: bytes, end: str, total: int) -> dic
     }
 
 
+def _load(folder: str, packages: list[str]) -> None:
+    """Import packages for programs and tests alike, once and before there are any."""
+    sys.path.append(folder)
+    os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")  # threads would not outlive a fork
+    for name in packages:
+        __import__(name)
+    os.environ.clear()
+
+
 def main() -> None:
     zygote.begin()
+    if len(sys.argv) > 1:
+        _load(sys.argv[1], sys.argv[2:])
     control = zygote.spawn(_serve)
     confine.hide()
     os.write(zygote.REPLIES, b'{"ready": true}\n')

@@ -10,9 +10,12 @@ import importlib
 import socket
 import sys
 import types
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from omni_thinker.isolation.inside import outputs, usual
+    from omni_thinker.isolation.inside.values import Violation, is_array
     from omni_thinker.isolation.inside.wire import (
         ACCESS,
         BINARY,
@@ -21,11 +24,13 @@ if TYPE_CHECKING:
         Gone,
         Peer,
         Proxy,
-        Violation,
         exception_named,
     )
 else:
-    from wire import ACCESS, BINARY, COMPARISONS, UNARY, Gone, Peer, Proxy, Violation, exception_named
+    import outputs
+    import usual
+    from values import Violation, is_array
+    from wire import ACCESS, BINARY, COMPARISONS, UNARY, Gone, Peer, Proxy, exception_named
 
 _MODULE = "__main__"
 """Module name that the tests run under."""
@@ -35,12 +40,17 @@ _ANYTHING = ("bool", "hash", "iter", "len", "next", "repr", "str")
 """What a program may do with whatever a test hands over, besides calling it."""
 
 
+class OtherModule(TypeError):
+    """The program's global is a module of another name, or none that tests may have."""
+
+
 class Tester(Peer):
     """Asks the program."""
 
-    def __init__(self, channel: socket.socket) -> None:
+    def __init__(self, channel: socket.socket, packages: list[str]) -> None:
         super().__init__(channel)
         self._classes: dict[int, type[BaseException]] = {}
+        self._modules = {*sys.stdlib_module_names, *packages}
 
     # -- what tests do with the program
 
@@ -67,12 +77,20 @@ class Tester(Peer):
             return name == "ne"
         raise TypeError("a program's object can't be combined with a test's value: the program would learn it")
 
+    def contains(self, container: Proxy, item: Any) -> bool:
+        """By the plain value where there is one, else by the program's own `__contains__`, else element by element."""
+        if container._based:
+            return item in self.plain(container)
+        if self.ask("has_contains", self.encode(container)) is True:
+            return bool(self.request("contains", container, item))
+        return super().contains(container, item)
+
     def found(self, name: str) -> Any:
         """The program's global of this name. A module is this process's own, if the name is its own, too."""
         node = self.ask("global", name)
         if isinstance(node, list) and len(node) == 2 and node[0] == "m":
-            if node[1] != name or name not in sys.stdlib_module_names:
-                raise TypeError(f"{name!r} isn't the module of that name; import it in the test's setup")
+            if node[1] != name or name not in self._modules:
+                raise OtherModule(f"{name!r} isn't the module of that name; import it in the test's setup")
             return importlib.import_module(name)
         return self.decode(node)
 
@@ -80,7 +98,7 @@ class Tester(Peer):
         try:
             return self.ask(name, *operands)
         except (StopIteration, StopAsyncIteration) as exc:
-            if name == "next":
+            if name in ("next", "anext"):
                 raise
             # It would end a loop of the test's, and with it the test.
             raise RuntimeError(f"the program raised {type(exc).__name__}") from None
@@ -118,6 +136,8 @@ class Tester(Peer):
             cls = self._class(lineage, str(known))
             given = tuple(self.decode(args))
             exc = cls.__new__(cls, *given)
+            if issubclass(base, SyntaxError):
+                base.__init__(exc, *given)  # what it says isn't made of its arguments alone
             exc.args = given
             vars(exc).update(self.decode(attributes))
             if lineage:
@@ -167,11 +187,15 @@ def _restore(old: Any, new: Any) -> None:
     """Change the mutable `old` into `new`, in place and as deep as their shapes agree."""
     if type(old) is not type(new):
         return
+    if is_array(old):
+        if old.shape == new.shape and old.dtype == new.dtype and old.flags.writeable:
+            old[...] = new
+        return
     if isinstance(old, (list, dict)) and len(old) == len(new):
         keys = range(len(old)) if isinstance(old, list) else old.keys()
         if isinstance(old, list) or old.keys() == new.keys():
             for key in keys:
-                if type(old[key]) is type(new[key]) and isinstance(old[key], _CHANGEABLE):
+                if type(old[key]) is type(new[key]) and (isinstance(old[key], _CHANGEABLE) or is_array(old[key])):
                     _restore(old[key], new[key])
                 elif old[key] is not new[key]:
                     old[key] = new[key]
@@ -191,9 +215,11 @@ def _restore(old: Any, new: Any) -> None:
 
 def run(channel: socket.socket, request: dict[str, Any]) -> tuple[int, str | None]:
     """(tests that hold, first reason why one doesn't). Raises Gone where the program's process ends first."""
-    tester = Tester(channel)
+    tester = Tester(channel, request["packages"])
+    if request["script"]:
+        return _count(request["tests"], lambda pair: _step_of_script(tester, request, *pair))
     try:
-        defined = tester.ask("program", request["program"])
+        defined = tester.ask("program", request["program"], request["usual_imports"])
         if not isinstance(defined, list):
             return 0, "the program broke the channel"
         space = _space(tester, request, {name for name in defined if isinstance(name, str)})
@@ -203,14 +229,36 @@ def run(channel: socket.socket, request: dict[str, Any]) -> tuple[int, str | Non
         raise
     except BaseException as exc:  # SystemExit above all
         return 0, _why(exc)
+    return _count(request["tests"], lambda test: _step(test, space))
+
+
+def _count(tests: list[Any], step: Callable[[Any], str | None]) -> tuple[int, str | None]:
     passed: int = 0
     reason: str | None = None
-    for test in request["tests"]:
-        problem = _step(test, space)
+    for test in tests:
+        problem = step(test)
         passed += problem is None
-        if problem is not None:
-            reason = reason or f"{test.strip()[:80]}: {problem}"
+        if problem is not None and reason is None:
+            name = f"input {test[0].strip()[:40]!r}" if isinstance(test, list) else " ".join(test.split())[:80]
+            reason = f"{name}: {problem}"
     return passed, reason
+
+
+def _step_of_script(tester: Tester, request: dict[str, Any], given: str, wanted: str) -> str | None:
+    """Why the program, run as a script with this input, doesn't print what is wanted."""
+    try:
+        reply = tester.ask("script", request["program"], given, request["usual_imports"])
+    except Gone:
+        raise
+    except BaseException as exc:
+        return _why(exc)
+    match reply:
+        case [0, str(output), str()]:
+            return outputs.difference(output, wanted, request["tolerance"])
+        case [int(code), str(), str(errors)]:
+            last = errors.strip().rpartition("\n")[2]
+            return last[:200] or (f"killed by signal {code - 128}" if code > 128 else f"exit code {code}")
+    return "the program broke the channel"
 
 
 def _space(tester: Tester, request: dict[str, Any], defined: set[str]) -> dict[str, Any]:
@@ -223,9 +271,18 @@ def _space(tester: Tester, request: dict[str, Any], defined: set[str]) -> dict[s
     module = types.ModuleType(_MODULE)  # `if __name__ == "__main__"` and unittest.main() mean what they say
     sys.modules[_MODULE] = module
     space = vars(module)
+    if request["usual_imports"]:
+        usual.provide(space)
+    imported = {alias.asname or alias.name for tree in trees for node in ast.walk(tree)
+                if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names}  # fmt: skip
     for name in sorted(used & defined):
         if name in entry_points or not hasattr(builtins, name):
-            value = tester.found(name)
+            try:
+                value = tester.found(name)
+            except OtherModule:
+                if name in imported:
+                    continue
+                raise
             if name in entry_points or not entry_points or type(value) is type(sys):
                 space[name] = value
     return space
