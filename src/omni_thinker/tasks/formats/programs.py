@@ -26,7 +26,7 @@ def _humaneval(values: Values) -> Values:
     return changed
 
 
-def pairs_of(value: Any) -> Values:
+def pairs_of(value: Any) -> dict[str, Any]:
     """Inputs and outputs: {"inputs": [...], "outputs": [...]}, or a list of {"input": ..., "output": ...}. Both may be
     JSON text. Raises Unusable for anything else."""
     value = opened(value)
