@@ -100,6 +100,36 @@ CASES: dict[str, Case] = {
         'def add7(x):\n    """Add 7."""\n    return x + 7\n',
         {"tests": ["def check(candidate):\n    assert candidate(1) == 8\n\ncheck(add7)\n"]}, "unit_tests",
     ),
+    "livecodebench": (
+        "livecodebench",
+        many(lambda n: {"question_content": f"Add {n}.", "question_id": f"p{n}", "starter_code": "",
+                        "public_test_cases": json.dumps([{"input": "1\n", "output": f"{n + 1}\n"}]),
+                        "private_test_cases": "eJwrSS0uUS", "metadata": "{}", "canonical": ""}),
+        {}, "Add 7.\n\nWrite a Python program that reads standard input and prints the output.", None,
+        {"inputs": ["1\n"], "outputs": ["8\n"]}, "unit_tests",
+    ),
+    "livecodebench, a function": (
+        "livecodebench",
+        many(lambda n: {"question_content": f"Add {n}.", "starter_code": f"class Solution:\n    def add{n}(self, x):",
+                        "public_test_cases": [{"input": "1", "output": f"{n + 1}", "testtype": "functional"}],
+                        "private_test_cases": json.dumps([{"input": "2", "output": f"{n + 2}"}]),
+                        "metadata": json.dumps({"func_name": f"add{n}"})}),
+        {}, "Add 7.\n\nBegin with this:\n```python\nclass Solution:\n    def add7(self, x):\n```", None,
+        {"inputs": ["1", "2"], "outputs": ["8", "9"], "entry_point": "add7"}, "unit_tests",
+    ),
+    "apps": (
+        "livecodebench",
+        many(lambda n: {"question": f"Add {n}.",
+                        "input_output": json.dumps({"inputs": ["1"], "outputs": [str(n + 1)]})}),
+        {}, "Add 7.\n\nWrite a Python program that reads standard input and prints the output.", None,
+        {"inputs": ["1"], "outputs": ["8"]}, "unit_tests",
+    ),
+    "verl, programs": (
+        "verl",
+        many(lambda n: {"data_source": "taco", "prompt": [user(f"Add {n}.")], "ability": "code", "reward_model": {
+            "ground_truth": json.dumps({"inputs": ["1"], "outputs": [str(n + 1)]})}}),
+        {}, "Add 7.", None, {"inputs": ["1"], "outputs": ["8"]}, "unit_tests",
+    ),
     "verl": (
         "verl",
         many(lambda n: {"data_source": "openai/gsm8k", "prompt": [user(f"What is {n} plus 2?")], "ability": "math",
@@ -217,11 +247,22 @@ def test_published_form_is_recognised_and_read_as_it_is(
     problems = {problem.prompt: problem for problem in everything(task)}
     assert len(problems) == ROWS
     found = problems[prompt]
-    assert found.answer == answer or (answer is None and found.answer == data["reference"])
+    assert found.answer == (data.get("reference") if answer is None else answer)
     assert {key: found.data[key] for key in data} == data
     said = [record.getMessage() for record in caplog.records if "rows in the form" in record.getMessage()]
     assert len(said) == (form != "plain")
+    assert any("packed in a pickle" in line for line in said) == (name == "livecodebench")
     assert all(f"tasks.t: rows in the form {form} (" in line and f"reward {reward})" in line for line in said)
+
+
+def program(problem: Problem) -> str:
+    """A right answer to one of the problems above that have inputs and outputs, but no gold."""
+    number = re.search(r"\d+", problem.prompt)
+    assert number is not None
+    if "entry_point" in problem.data:
+        name = problem.data["entry_point"]
+        return f"class Solution:\n    def {name}(self, x):\n        return x + {number[0]}\n"
+    return f"```python\nprint(int(input()) + {number[0]})\n```"
 
 
 class KnowsHalf(UnigramPolicy):
@@ -229,7 +270,7 @@ class KnowsHalf(UnigramPolicy):
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         super().__init__(None)
-        self.gold = {self.encode_prompt(p.prompt): p.answer or p.data["reference"] for p in problems}
+        self.gold = {self.encode_prompt(p.prompt): p.answer or p.data.get("reference") or program(p) for p in problems}
 
     def sample(
         self, requests: Sequence[SampleRequest], params: SamplingParams, on_group: OnGroup | None = None
@@ -331,8 +372,10 @@ REFUSED: list[tuple[str, Any, dict[str, Any], str]] = [
     ("a system column", {"system": "s", "question": "q", "chosen": "a", "rejected": "b"}, {}, r"system: has a system"),
     ("prompt and reply in one", {"chosen": "Human: a Assistant: b", "rejected": "Human: a Assistant: c"}, {},
      r"chosen: holds prompt and reply in one text"),
-    ("input and output", {"question_content": "q", "public_test_cases": '[{"input": "1", "output": "2"}]'}, {},
-     r"public_test_cases: holds pairs of input and output.*python:MODULE:CLASS"),
+    ("no tests", {"question_content": "q", "public_test_cases": "[]"}, {},
+     r"public_test_cases: must hold lists of inputs and outputs"),
+    ("a function by name alone", {"question": "q", "input_output": '{"inputs": [[1]], "outputs": [1], "fn_name": "f"}'},
+     {}, r"input_output: calls a function \(fn_name\)"),
     ("gold in info", {"question": "q", "answer": "", "info": {"gold": 3, "n": 4}}, {},
      r"answer: is empty; where info holds it, set fields\.answer = 'info\.KEY' \(it has gold, n\)"),
     ("gold is a table", {"data_source": "countdown", "prompt": [user("q")],

@@ -127,7 +127,7 @@ class Reader:
 
     def tests(self) -> list[Any] | None:
         """Statements, or tables of input and output."""
-        value = self.get("tests")
+        value = opened(self.get("tests"))
         tables = isinstance(value, list | tuple) and [
             {"input": test["input"], "output": test["output"]}
             for test in value

@@ -58,13 +58,15 @@ class RowTask:
             spec.reward or by_form or _default_reward([p for group in groups.values() for p in group])
         )
         self.verifiable: bool = is_verifiable(self.reward)
-        if self.form.guessed and self.form.format is not PLAIN:
+        if (self.form.guessed or self.form.note) and self.form.format is not PLAIN:
             _log.warning("%s", printable(f"tasks.{name}: {self.words()}"))
 
     def words(self) -> str:
         """What the rows were read as, in one line."""
         where = ", ".join(f"{field} = {path}" for field, path in self.form.paths.items() if field in FIELDS)
-        return f"rows in the form {self.form.format.name} ({where}; reward {' + '.join(self.reward.sum)})"
+        return f"rows in the form {self.form.format.name} ({where}; reward {' + '.join(self.reward.sum)})" + (
+            f"; {self.form.note}" if self.form.note else ""
+        )
 
     def problems(self, split: Split) -> Sequence[Problem]:
         """All problems of a split. Raises UserError where it holds none."""

@@ -48,6 +48,8 @@ class Format:
     take: Callable[[Values], Values] = _nothing
     reward: Callable[[Sequence[Values]], str] = _unsaid
     template: str = "{prompt}"
+    note: Callable[[Sequence[Values]], str] = _unsaid
+    """What people should know of these rows besides, "" for nothing."""
 
 
 def always(part: str) -> Callable[[Sequence[Values]], str]:

@@ -1,6 +1,12 @@
 """Programming problems with tests."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from omni_thinker.tasks.formats.base import Format, Unusable, Values, always
+from omni_thinker.tasks.paths import opened
+
+_READS = "\n\nWrite a Python program that reads standard input and prints the output."
 
 
 def _mbpp(values: Values) -> Values:
@@ -20,11 +26,46 @@ def _humaneval(values: Values) -> Values:
     return changed
 
 
+def pairs_of(value: Any) -> dict[str, Any]:
+    """Inputs and outputs: {"inputs": [...], "outputs": [...]}, or a list of {"input": ..., "output": ...}. Both may be
+    JSON text. Raises Unusable for anything else."""
+    value = opened(value)
+    if isinstance(value, Mapping):
+        given, wanted = (value.get(name, value.get(name + "s")) for name in ("input", "output"))
+        if value.get("fn_name"):
+            raise Unusable("tests", "calls a function (fn_name), which is written in several ways; turn it into assert "
+                           "statements, or into inputs, outputs and entry_point")  # fmt: skip
+    elif isinstance(value, list | tuple) and all(isinstance(test, Mapping) for test in value):
+        given, wanted = ([test.get(name) for test in value] for name in ("input", "output"))
+    else:
+        raise Unusable("tests", "must be a table of inputs and outputs, or a list of them")
+    if not isinstance(given, list | tuple) or not isinstance(wanted, list | tuple) or not given:
+        raise Unusable("tests", "must hold lists of inputs and outputs, with one of each at least")
+    return {"tests": None, "inputs": list(given), "outputs": list(wanted)}
+
+
 def _pairs(values: Values) -> Values:
-    raise Unusable(
-        "tests", "holds pairs of input and output, which unit_tests can't run; turn them into assert statements, or "
-        "name a reward part of your own (python:MODULE:CLASS) with format = 'plain'"
-    )  # fmt: skip
+    """Public tests, and private ones where these are JSON; a problem with a function has its name in `metadata`."""
+    tests = pairs_of(values["tests"])
+    private = opened(values.get("private"))
+    if isinstance(private, list | tuple | Mapping) and private:
+        more = pairs_of(private)
+        tests = {"tests": None, **{name: [*tests[name], *more[name]] for name in ("inputs", "outputs")}}
+    metadata, starter = opened(values.get("metadata")), values.get("starter")
+    name = metadata.get("func_name") if isinstance(metadata, Mapping) else None
+    prompt = values["prompt"]
+    if not isinstance(prompt, str):
+        raise Unusable("prompt", f"must be text, got {type(prompt).__name__}")
+    if name:
+        shown = f"\n\nBegin with this:\n```python\n{starter}\n```" if isinstance(starter, str) and starter else ""
+        return tests | {"prompt": prompt + shown, "entry_point": name}
+    return tests | {"prompt": prompt + _READS, "entry_point": None}
+
+
+def _packed(rows: Sequence[Values]) -> str:
+    """A pickle runs what it likes when it is opened, so tests in one are left alone."""
+    packed = any(isinstance(opened(values.get("private")), str) and values.get("private") for values in rows)
+    return "private tests are packed in a pickle and aren't opened, so the public ones alone decide" if packed else ""
 
 
 MBPP = Format(
@@ -65,10 +106,14 @@ LIVECODEBENCH = Format(
     {
         "prompt": ("question_content", "question", "description", "problem", "prompt"),
         "tests": ("public_test_cases", "input_output", "public_tests"),
+        "private": ("private_test_cases", "private_tests"),
+        "metadata": ("metadata",),
+        "starter": ("starter_code",),
         "id": ("question_id", "problem_id"),
     },
     ("prompt", "tests"),
     marks=("tests",),
     take=_pairs,
     reward=always("unit_tests"),
+    note=_packed,
 )

@@ -6,6 +6,7 @@ from typing import Any
 
 from omni_thinker.tasks.formats.base import Format, Unusable, Values
 from omni_thinker.tasks.formats.math import final_answer
+from omni_thinker.tasks.formats.programs import pairs_of
 from omni_thinker.tasks.paths import opened
 
 _LETTERS = "ABCDEFGHIJ"
@@ -41,8 +42,8 @@ def _ground_truth(values: Values) -> Values:
     if isinstance(gold, str) and gold.lstrip().startswith("{"):  # "[0, 1]" is an interval
         gold = opened(gold)
     if isinstance(gold, Mapping):
-        if set(gold) & {"inputs", "outputs", "functional", "assert_case"}:
-            raise Unusable("answer", "holds tests of programs; turn them into columns `prompt` and `tests`")
+        if {"inputs", "outputs"} <= set(gold):
+            return pairs_of(gold) | {"answer": None}
         if set(gold) != {"target"}:
             keys = ", ".join(map(str, list(gold)[:8]))
             raise Unusable("answer", f"is a table of {keys:.100}; name the gold by fields.answer, or a reward part of "

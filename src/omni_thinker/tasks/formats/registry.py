@@ -33,6 +33,7 @@ class Form:
     format: Format
     paths: Mapping[str, str]
     reward: str
+    note: str
     guessed: bool
 
     def values(self, row: Mapping[str, Any]) -> Values:
@@ -83,7 +84,7 @@ def _first_that_fits(spec: TaskSpec, row: Mapping[str, Any]) -> Format | None:
 def _form(form: Format, spec: TaskSpec, rows: Sequence[Mapping[str, Any]], *, guessed: bool) -> Form:
     paths = _paths(form, spec, rows)
     fitting = [values for row in rows if all(field in (values := _values(row, paths)) for field in form.required)]
-    return Form(form, paths, form.reward(fitting), guessed)
+    return Form(form, paths, form.reward(fitting), form.note(fitting), guessed)
 
 
 def _paths(form: Format, spec: TaskSpec, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
