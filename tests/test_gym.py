@@ -26,7 +26,7 @@ from omni_thinker.rewards import Failure, make_reward, score_texts, validate
 from omni_thinker.rewards.handlers.gym_values import from_json, to_json, without_floor
 from omni_thinker.studies.setup import prepare
 from omni_thinker.tasks.gym import GymTask
-from omni_thinker.tasks.gym_cache import cached, keep, kept_in
+from omni_thinker.tasks.gym.cache import cached, keep, kept_in
 from omni_thinker.tasks.registry import check_splits
 from omni_thinker.types import SPLITS, Problem, Score
 

@@ -16,7 +16,7 @@ from omni_thinker.studies.checks import check_model, screen
 from omni_thinker.studies.scheduled import check_schedulers
 from omni_thinker.tasks.base import Task
 from omni_thinker.tasks.gym import GymTask
-from omni_thinker.tasks.gym_cache import kept_in
+from omni_thinker.tasks.gym.cache import kept_in
 from omni_thinker.tasks.refused import Refusals
 from omni_thinker.tasks.registry import Pools, make_pools, make_tasks
 from omni_thinker.types import Split, TaskName

@@ -16,10 +16,10 @@ from omni_thinker.errors import UserError
 from omni_thinker.isolation import IsolationError
 from omni_thinker.recipe import RewardSpec, TaskSpec
 from omni_thinker.rewards.gym import EVALUATES, GYM, gym_set
-from omni_thinker.tasks.gym_cache import cached, keep
-from omni_thinker.tasks.gym_draws import DrawFailed, Draws, commonest
+from omni_thinker.tasks.gym.cache import cached, keep
+from omni_thinker.tasks.gym.draws import DrawFailed, Draws, commonest
 from omni_thinker.tasks.pool import Item, PooledTask
-from omni_thinker.types import SPLITS, Problem, Split, TaskName, content_hash
+from omni_thinker.types import SPLITS, Split, TaskName, content_hash
 
 MAX_DRAWS = 1_000_000
 """Size that a generator is asked for; it makes its items one by one, when they are read."""
