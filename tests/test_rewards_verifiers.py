@@ -24,8 +24,8 @@ from omni_thinker.rewards import code, make_reward, score_texts, validate
 from omni_thinker.rewards import math as math_module
 from omni_thinker.rewards.code import extract_code
 from omni_thinker.rewards.extract import announced, boxed
-from omni_thinker.rewards.reading.symbolic import plausible
 from omni_thinker.rewards.reading.numbers import last_number, leading_number, to_number
+from omni_thinker.rewards.reading.symbolic import plausible
 from omni_thinker.types import Problem, Score
 from timing import quickest
 
