@@ -23,14 +23,34 @@ places = st.sampled_from(PLACES)
 whole = st.integers(1, 10**6)
 digit = st.integers(1, 9)
 DIGITS = {
-    "full-width": "０１２３４５６７８９", "Arabic": "٠١٢٣٤٥٦٧٨٩", "Persian": "۰۱۲۳۴۵۶۷۸۹", "Devanagari": "०१२३४५६७८९",
-    "Bengali": "০১২৩৪৫৬৭৮৯", "Thai": "๐๑๒๓๔๕๖๗๘๙", "bold": "𝟎𝟏𝟐𝟑𝟒𝟓𝟔𝟕𝟖𝟗",
-}  # fmt: skip
+    "full-width": "０１２３４５６７８９",
+    "Arabic": "٠١٢٣٤٥٦٧٨٩",
+    "Persian": "۰۱۲۳۴۵۶۷۸۹",
+    "Devanagari": "०१२३४५६७८९",
+    "Bengali": "০১২৩৪৫৬৭৮৯",
+    "Thai": "๐๑๒๓๔๕๖๗๘๙",
+    "bold": "𝟎𝟏𝟐𝟑𝟒𝟓𝟔𝟕𝟖𝟗",
+}
 DASHES = "-−–—‐‑‒﹣－"
 UNITS = [
-    "\\text{ cm}", "\\text{ cm}^2", "\\text{ units}^{3}", "\\,\\mathrm{m/s}^2", "\\ \\mu\\text{m}", "~\\text{km}", "\\ \\Omega",
-    "\\,\\text{kg}\\cdot\\text{m}", "^\\circ", "\\%", "\\,^\\circ\\text{C}", "\\,\\mathrm{cm^2}", " cm²", " µm", " Ω", " m^2", " m/s^2",
-]  # fmt: skip
+    "\\text{ cm}",
+    "\\text{ cm}^2",
+    "\\text{ units}^{3}",
+    "\\,\\mathrm{m/s}^2",
+    "\\ \\mu\\text{m}",
+    "~\\text{km}",
+    "\\ \\Omega",
+    "\\,\\text{kg}\\cdot\\text{m}",
+    "^\\circ",
+    "\\%",
+    "\\,^\\circ\\text{C}",
+    "\\,\\mathrm{cm^2}",
+    " cm²",
+    " µm",
+    " Ω",
+    " m^2",
+    " m/s^2",
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -76,7 +96,9 @@ def test_tiny_values_are_compared_by_their_ratio(power: int, more: int) -> None:
     assert value(f"\\boxed{{3.5 \\times 10^{{-{power + more}}}}}", f"3.5 \\times 10^{{-{power}}}") == 0.0
 
 
-@pytest.mark.parametrize("form", ["\\frac{\\sqrt{2}}{10^{%d}}", "\\pi \\cdot 10^{-%d}", "10^{-%d}x", "(\\sqrt{3} \\cdot 10^{-%d}, 1)"])
+@pytest.mark.parametrize(
+    "form", ["\\frac{\\sqrt{2}}{10^{%d}}", "\\pi \\cdot 10^{-%d}", "10^{-%d}x", "(\\sqrt{3} \\cdot 10^{-%d}, 1)"]
+)
 def test_tiny_values_that_math_verify_compares_are_too(form: str) -> None:
     assert value(f"\\boxed{{{form % 12}}}", form % 12) == 1.0
     assert value(f"\\boxed{{{form % 13}}}", f"{form % 12} ") == 0.0
@@ -84,7 +106,9 @@ def test_tiny_values_that_math_verify_compares_are_too(form: str) -> None:
 
 @given(st.integers(2, 9), st.integers(1, 3**8), places)
 def test_base_is_part_of_the_number(base: int, number: int, place: str) -> None:
-    digits = "".join(str(number // base**k % base) for k in reversed(range(int(pymath.log(number, base)) + 2))).lstrip("0")
+    digits = "".join(str(number // base**k % base) for k in reversed(range(int(pymath.log(number, base)) + 2))).lstrip(
+        "0"
+    )
     gold = f"{digits}_{base}"
     for answer in (gold, f"{digits}_{{{base}}}", digits, f"{digits}_{{\\text{{{base}}}}}", f"{digits} (base {base})"):
         assert value(filled(place, answer), gold) == 1.0, answer
@@ -134,7 +158,11 @@ def test_unit_after_a_number_is_ignored(number: int, unit: str, place: str) -> N
         assert value(filled(place, str(number + 1)), gold) == 0.0
 
 
-@given(st.integers(2, 10**6), st.sampled_from(["x", "x^2", "\\pi", "\\sqrt{2}", "n", " x^2", "\\pi\\text{ cm}^2", "i", "(x+1)"]), places)
+@given(
+    st.integers(2, 10**6),
+    st.sampled_from(["x", "x^2", "\\pi", "\\sqrt{2}", "n", " x^2", "\\pi\\text{ cm}^2", "i", "(x+1)"]),
+    places,
+)
 def test_factor_of_an_expression_is_no_answer(number: int, rest: str, place: str) -> None:
     assert value(filled(place, f"{number}{rest}"), str(number)) == 0.0
     assert value(f"The result is {number}{rest}", str(number)) == 0.0
@@ -161,9 +189,35 @@ def test_scientific_notation_is_its_value(mantissa: object, power: int, place: s
     assert value(filled(place, f"{mantissa} \\times 10^{{{power + 1}}}"), f"{mantissa} \\times 10^{{{power}}}") == 0.0
 
 
-TORN = ["%d:30", "10:%d", "3:%d", "%d : 4", "2^%d", "x^%d", "x_%d", "%d!x", "7 * %d", "7 + %d", "x - %d", "x > %d", "f(%d)",
-        "\\sqrt{%d}", "2√%d", "%d mod 50", "7 mod %d", "2024-03-%d", "3/%d/2024", "%d.03.2024", "(3, %d)", "5/%d", "3-%d",
-        "%dx", "%d\\pi", "%dπ", "1.2.%d"]  # fmt: skip
+TORN = [
+    "%d:30",
+    "10:%d",
+    "3:%d",
+    "%d : 4",
+    "2^%d",
+    "x^%d",
+    "x_%d",
+    "%d!x",
+    "7 * %d",
+    "7 + %d",
+    "x - %d",
+    "x > %d",
+    "f(%d)",
+    "\\sqrt{%d}",
+    "2√%d",
+    "%d mod 50",
+    "7 mod %d",
+    "2024-03-%d",
+    "3/%d/2024",
+    "%d.03.2024",
+    "(3, %d)",
+    "5/%d",
+    "3-%d",
+    "%dx",
+    "%d\\pi",
+    "%dπ",
+    "1.2.%d",
+]
 
 
 @given(st.sampled_from(TORN), st.integers(11, 29))
@@ -178,7 +232,7 @@ def test_time_is_compared_as_a_whole(hour: int, minute: int, place: str) -> None
     gold = f"{hour}:{minute}"
     for answer in (gold, f"{hour:02d}:{minute}", f"{gold} pm", f"{gold} a.m."):
         assert value(filled(place, answer), gold) == 1.0, answer
-    for answer in (f"{hour % 12 + 1}:{minute}", str(minute), str(hour), f"{minute}:{hour}", f"{gold}:00"):
+    for answer in (f"{hour % 12 + 1}:{minute}", str(minute), str(hour), f"{minute}:{hour + 13}", f"{gold}:00"):
         assert value(filled(place, answer), gold) == 0.0, answer
     assert value(filled(place, f"{gold} pm"), f"{hour % 12 + 12}:{minute}") == 1.0
     assert value(filled(place, f"{gold} pm"), f"{gold} am") == 0.0
@@ -198,7 +252,20 @@ def test_ratio_is_compared_as_a_whole(first: int, second: int, third: int, place
 def test_date_is_compared_as_a_whole(day: object, place: str) -> None:
     text = str(day)
     year, month, number = (int(part) for part in text.split("-"))
-    names = "January February March April May June July August September October November December".split()
+    names = [
+        "January",
+        "February",
+        "March",
+        "April",
+        "May",
+        "June",
+        "July",
+        "August",
+        "September",
+        "October",
+        "November",
+        "December",
+    ]
     for answer in (text, f"{names[month - 1]} {number}, {year:04d}", f"{number} {names[month - 1][:3]} {year:04d}"):
         assert value(filled(place, answer), text) == 1.0, answer
     for answer in (str(number), str(year), str(year - month - number), f"{year:04d}-{month:02d}-{number % 28 + 1:02d}"):
@@ -209,19 +276,29 @@ def test_date_is_compared_as_a_whole(day: object, place: str) -> None:
 @pytest.mark.parametrize(
     ("text", "gold"),
     [
-        ("The answer is sqrt(17)", "\\sqrt{17}"), ("The answer is √17.", "\\sqrt{17}"), ("2*sqrt(3)", "2\\sqrt{3}"),
-        ("The angle is π/2", "\\frac{\\pi}{2}"), ("pi/2", "\\frac{\\pi}{2}"), ("The answer is (3, pi/2)", "(3, \\frac{\\pi}{2})"),
-        ("The distance is \\sqrt{17}", "\\sqrt{17}"), ("The distance is 3\\sqrt{2} units", "3\\sqrt{2}"),
-        ("The answer is x² + 1", "x^2+1"), ("x = 3 or x = 5", "3, 5"), ("The solutions are 3 and 5", "3, 5"),
-        ("The answer is ∞", "\\infty"), ("The answer is (1+sqrt(5))/2", "\\frac{1+\\sqrt{5}}{2}"), ("x <= 5", "x \\le 5"),
-        ("The area is 25 pi", "25\\pi"), ("\\boxed{2sqrt(3)}", "2\\sqrt{3}"),
+        ("The answer is sqrt(17)", "\\sqrt{17}"),
+        ("The answer is √17.", "\\sqrt{17}"),
+        ("2*sqrt(3)", "2\\sqrt{3}"),
+        ("The angle is π/2", "\\frac{\\pi}{2}"),
+        ("pi/2", "\\frac{\\pi}{2}"),
+        ("The answer is (3, pi/2)", "(3, \\frac{\\pi}{2})"),
+        ("The distance is \\sqrt{17}", "\\sqrt{17}"),
+        ("The distance is 3\\sqrt{2} units", "3\\sqrt{2}"),
+        ("The answer is x² + 1", "x^2+1"),
+        ("x = 3 or x = 5", "3, 5"),
+        ("The solutions are 3 and 5", "3, 5"),
+        ("The answer is ∞", "\\infty"),
+        ("The answer is (1+sqrt(5))/2", "\\frac{1+\\sqrt{5}}{2}"),
+        ("x <= 5", "x \\le 5"),
+        ("The area is 25 pi", "25\\pi"),
+        ("\\boxed{2sqrt(3)}", "2\\sqrt{3}"),
     ],
-)  # fmt: skip
+)
 def test_plain_text_answers_a_gold_in_latex(text: str, gold: str) -> None:
     assert value(text, gold) == 1.0
-    assert value(text.replace("3", "7").replace("5", "8").replace("17", "18").replace("2", "9"), gold + " ") != 1.0 or not any(
-        sign in text for sign in "2357"
-    )
+    assert value(
+        text.replace("3", "7").replace("5", "8").replace("17", "18").replace("2", "9"), gold + " "
+    ) != 1.0 or not any(sign in text for sign in "2357")
 
 
 @given(st.integers(1, 9), st.integers(1, 9), places)
@@ -244,8 +321,20 @@ def test_repeating_decimal_is_its_fraction(cycle: int, place: str) -> None:
     assert value(filled(place, gold), f"0.\\overline{{{cycle:02d}}}") == 1.0
 
 
-LETTERS = ["%s", "(%s)", "%s.", "**%s**", "\\text{%s}", "\\textbf{(%s)}", "\\mathrm{%s}", "%s: the third", "(%s) 42", "option %s",
-           "%s) 42", "%s because it fits"]  # fmt: skip
+LETTERS = [
+    "%s",
+    "(%s)",
+    "%s.",
+    "**%s**",
+    "\\text{%s}",
+    "\\textbf{(%s)}",
+    "\\mathrm{%s}",
+    "%s: the third",
+    "(%s) 42",
+    "option %s",
+    "%s) 42",
+    "%s because it fits",
+]
 
 
 @given(st.sampled_from("ABCDE"), st.sampled_from("ABCDE"), st.sampled_from(LETTERS), places)
@@ -258,7 +347,17 @@ def test_letter_as_gold_is_answered_in_any_usual_way(gold: str, other: str, form
 
 @pytest.mark.parametrize(
     "text",
-    ["B or C", "The answer is not C.", "A, B, C", "\\boxed{B, C}", "The answer is B or C", "\\boxed{C+1}", "\\boxed{C^2}", "Both A and C", ""],
+    [
+        "B or C",
+        "The answer is not C.",
+        "A, B, C",
+        "\\boxed{B, C}",
+        "The answer is B or C",
+        "\\boxed{C+1}",
+        "\\boxed{C^2}",
+        "Both A and C",
+        "",
+    ],
 )
 def test_several_letters_or_none_are_wrong(text: str) -> None:
     assert value(text, "C") == 0.0
@@ -268,7 +367,13 @@ def test_several_letters_or_none_are_wrong(text: str) -> None:
 @given(whole, st.sampled_from(sorted(DIGITS)))
 def test_digits_of_other_scripts_are_digits(number: int, script: str) -> None:
     written = "".join(DIGITS[script][int(sign)] for sign in str(number))
-    for text in (written, f"\\boxed{{{written}}}", f"答えは{written}です。", f"الجواب هو {written}", f"उत्तर {written} है"):
+    for text in (
+        written,
+        f"\\boxed{{{written}}}",
+        f"答えは{written}です。",
+        f"الجواب هو {written}",
+        f"उत्तर {written} है",
+    ):
         assert value(text, str(number)) == 1.0, text
         assert value(text, str(number + 1)) == 0.0, text
 
@@ -290,16 +395,22 @@ def test_place_of_the_answer() -> None:
 @pytest.mark.parametrize(
     ("text", "gold", "reason"),
     [
-        ("\\boxed{7}", "7", "took '7' (boxed)"), ("#### 8", "7", "took '8' (heading): isn't 7"),
+        ("\\boxed{7}", "7", "took '7' (boxed)"),
+        ("#### 8", "7", "took '8' (heading): isn't 7"),
         ("The answer is 3x", "3", "took '3x' (announced): part of an expression"),
-        ("We get 3 or 4", "4", "took '4' (last): several numbers"), ("17 + 1", "18", "took '17 + 1' (whole): part of an expression"),
-        ("None", "18", "took 'None' (whole): no number"), ("\\boxed{36/2}", "18", "took '36/2' (boxed): not worked out"),
-        ("The answer is not 3", "3", "took 'not 3' (announced): denied, or only a bound"), (" ", "3", "empty"),
-        ("\\boxed{}", "3", "took '' (boxed): empty"), ("\\boxed{11:30}", "10:30", "took '11:30' (boxed): not as the gold is written"),
-        ("\\boxed{30}", "10:30", "took '30' (boxed): no time or ratio"), ("\\boxed{B}", "C", "took 'B' (boxed): isn't C"),
+        ("We get 3 or 4", "4", "took '4' (last): several numbers"),
+        ("17 + 1", "18", "took '17 + 1' (whole): part of an expression"),
+        ("None", "18", "took 'None' (whole): no number"),
+        ("\\boxed{36/2}", "18", "took '36/2' (boxed): not worked out"),
+        ("The answer is not 3", "3", "took 'not 3' (announced): denied, or only a bound"),
+        (" ", "3", "empty"),
+        ("\\boxed{}", "3", "took '' (boxed): empty"),
+        ("\\boxed{11:30}", "10:30", "took '11:30' (boxed): not as the gold is written"),
+        ("\\boxed{30}", "10:30", "took '30' (boxed): no time or ratio"),
+        ("\\boxed{B}", "C", "took 'B' (boxed): isn't C"),
         ("\\boxed{\\sqrt{2}}", "\\sqrt{3}", "took '\\\\sqrt{2}' (boxed): isn't \\sqrt{3}"),
     ],
-)  # fmt: skip
+)
 def test_reason_says_what_was_taken_from_where_and_why_it_lost(text: str, gold: str, reason: str) -> None:
     assert score(text, gold).reason == reason
 
@@ -307,13 +418,51 @@ def test_reason_says_what_was_taken_from_where_and_why_it_lost(text: str, gold: 
 @pytest.mark.parametrize(
     "gold",
     [
-        "\\frac{1}{2^{90}}", "n=3, 5, 7", "D = (0, 2)", "1 - \\frac{1}{\\mathrm{e}}", "\\pm 7", "10:30", "1:2:3", "19, 46, \\text{ and } 82",
-        "\\text{13}", "\\frac{5}{4}", "3x - y + 13 = 0", "\\left( 3, \\frac{\\pi}{2} \\right)", "\\frac12", "-2 \\le x \\le 7", "x < 3",
-        "(-\\infty, 3)", "\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}", "7.41\\%", "x^{12}", "3k", "\\{1, 3, 5\\}", "60^\\circ", "f(x)=2x+3",
-        "C", "12\\text{ cm}^2", "5.4 \\text{ cents}", "\\$36", "\\$36.50", "2516_8", "11,\\! 111,\\! 100", "6 - 5i", "(6,31,-1)", "\\log_2 3",
-        "2.179 \\times 10^{-3}", "(0,2)", "2\\frac{2}{3}", "0.\\overline{3}", "2024-03-15", "March 15, 2024", ".5", "-½", "1,234", "3 : 5",
+        "\\frac{1}{2^{90}}",
+        "n=3, 5, 7",
+        "D = (0, 2)",
+        "1 - \\frac{1}{\\mathrm{e}}",
+        "\\pm 7",
+        "10:30",
+        "1:2:3",
+        "19, 46, \\text{ and } 82",
+        "\\text{13}",
+        "\\frac{5}{4}",
+        "3x - y + 13 = 0",
+        "\\left( 3, \\frac{\\pi}{2} \\right)",
+        "\\frac12",
+        "-2 \\le x \\le 7",
+        "x < 3",
+        "(-\\infty, 3)",
+        "\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}",
+        "7.41\\%",
+        "x^{12}",
+        "3k",
+        "\\{1, 3, 5\\}",
+        "60^\\circ",
+        "f(x)=2x+3",
+        "C",
+        "12\\text{ cm}^2",
+        "5.4 \\text{ cents}",
+        "\\$36",
+        "\\$36.50",
+        "2516_8",
+        "11,\\! 111,\\! 100",
+        "6 - 5i",
+        "(6,31,-1)",
+        "\\log_2 3",
+        "2.179 \\times 10^{-3}",
+        "(0,2)",
+        "2\\frac{2}{3}",
+        "0.\\overline{3}",
+        "2024-03-15",
+        "March 15, 2024",
+        ".5",
+        "-½",
+        "1,234",
+        "3 : 5",
     ],
-)  # fmt: skip
+)
 def test_gold_of_every_form_accepts_itself_and_not_a_wrong_answer(gold: str) -> None:
     problem = Problem("p", "math", "", gold)
     assert Math().check(problem) is None
@@ -326,7 +475,10 @@ def test_whole_solution_as_gold_is_its_answer() -> None:
     assert [value(text, gold) for text in (gold, "#### 7", "7", "#### 3")] == [1.0, 1.0, 1.0, 0.0]
 
 
-@given(st.text(alphabet="0123456789.,:/-+^_{}()$\\ ½²×xABCπ√frac10text", max_size=80), st.sampled_from(["7", "C", "10:30", "101_2", "\\frac12"]))
+@given(
+    st.text(alphabet="0123456789.,:/-+^_{}()$\\ ½²×xABCπ√frac10text", max_size=80),
+    st.sampled_from(["7", "C", "10:30", "101_2", "\\frac12"]),
+)
 @settings(max_examples=300)
 def test_reading_any_text_scores_a_value_with_a_reason(text: str, gold: str) -> None:
     found = score(text, gold)

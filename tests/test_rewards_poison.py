@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from omni_thinker.isolation import shutdown, use_workers
 from omni_thinker.rewards.constraints import Constraints, sentences
-from omni_thinker.rewards.gates import Format
 from omni_thinker.rewards.extract import announced, boxed
+from omni_thinker.rewards.gates import Format
 from omni_thinker.rewards.math import Math
-from omni_thinker.rewards.reading.numbers import last_number, leading_number
 from omni_thinker.rewards.parts import Part
 from omni_thinker.rewards.programs.solution import find_solution
+from omni_thinker.rewards.reading.numbers import last_number, leading_number
 from omni_thinker.rewards.text import Exact, ShortAnswer, normalise
 from omni_thinker.rewards.validate import group_of
 from omni_thinker.types import Problem, Score

@@ -19,10 +19,11 @@ _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BARE_BOX = re.compile(r"\\boxed\s*([^\s{}$a-zA-Z][^\s$]*)")
 _BETWEEN_BOXES = re.compile(r"[ ,;$&]*(?:and|or|\\text\s*\{\s*(?:and|or)\s*\}|\\q?quad|\\ )?[ ,;$&]*")
 _BRACES = re.compile(r"[{}]")
-_ANSWER_TAGS = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_WIDEST_GAP = 40
+"""Characters between boxes of one list."""
 _ANNOUNCED = re.compile(
-    r"answers?\s+(?:to\b[^.\n]{0,60}?\s)?(?:is|are|would\s+be|should\s+be|must\s+be|equals)\b|answers?[*_)\]\"' \t]{0,4}[:=：]"
-    r"|^[ \t]*A:|^[ \t>#*_]*(?:the\s+)?(?:final\s+)?answers?[ \t*_]*$",
+    r"answers?\s+(?:to\b[^.\n]{0,60}?\s)?(?:is|are|would\s+be|should\s+be|must\s+be|equals)\b"
+    r"|answers?[*_)\]\"' \t]{0,4}[:=：]|^[ \t]*A:|^[ \t>#*_]*(?:the\s+)?(?:final\s+)?answers?[ \t*_]*$",
     re.IGNORECASE | re.MULTILINE,
 )
 _SENTENCE = re.compile(r"\n|。|(?<=[^\s0-9])\.\s|(?<=[0-9])\.\s+(?=[A-Z])")
@@ -69,7 +70,7 @@ def _boxed(text: str) -> tuple[str | None, int]:
         content = text[match.end() : close]
         if not contents:
             end = close + 1
-        elif not _BETWEEN_BOXES.fullmatch(text, close + 1, before):
+        elif before - close > _WIDEST_GAP or not _BETWEEN_BOXES.fullmatch(text, close + 1, before):
             break
         if content not in contents:
             contents.insert(0, content)
@@ -141,8 +142,9 @@ def sentence(text: str) -> str:
 def find(text: str) -> Found:
     """The answer in a text without thoughts: in <answer> tags if there are any; there boxed, after "####", announced,
     or else the whole. A "final answer" that is announced after the last box comes before it."""
-    if "<" in text and (tagged := _ANSWER_TAGS.findall(text)):
-        text = tagged[-1]
+    if "</answer>" in text:
+        before = text.rpartition("</answer>")[0]
+        text = before.rpartition("<answer>")[2]
     answer, end = _boxed(text)
     if answer is not None:
         later = _final(text[end:]) if "inal" in text[end:] else None

@@ -207,7 +207,7 @@ def _by_value(found: Found, gold: Value | None) -> Score | None:
 def _attempts(text: str, found: Found, listed: bool) -> list[str]:
     """The texts that Math-Verify may find the answer in: first what was written, then the answer alone."""
     if found.how == "boxed":
-        latex = to_latex(found.text)
+        latex = to_latex(found.text) if len(found.text) <= LONGEST_ANSWER else found.text.strip()
         return [text] if latex == found.text.strip() else [text, f"\\boxed{{{latex}}}"]
     if found.how == "whole":
         tail = expression(found.text, marked=False, listed=listed)
@@ -217,7 +217,8 @@ def _attempts(text: str, found: Found, listed: bool) -> list[str]:
         texts = [found.text if found.how == "heading" or tail else text]
     if "\\" in texts[0] and "$" not in texts[0]:
         texts.append(f"${texts[0].strip()}$")  # bare LaTeX has no marks that Math-Verify could find
-    return texts if tail is None else [*texts, f"\\boxed{{{tail}}}"]
+    # Between dollar signs Math-Verify finds it by itself.
+    return texts if tail is None or "$" in found.text else [*texts, f"\\boxed{{{tail}}}"]
 
 
 def _lost(found: Found, why: str) -> Score:

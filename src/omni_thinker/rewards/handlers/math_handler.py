@@ -33,7 +33,10 @@ def _parsed_gold(text: str) -> list[Any]:
 
 
 def _far(gold: Any, answer: Any) -> bool:
-    """Whether two things that Math-Verify takes as equal aren't: it compares with an absolute tolerance."""
+    """Whether two things differ by their size alone, so that Math-Verify needn't be asked.
+
+    It would take very small ones as equal, for it compares with an absolute tolerance, and it may never end where a
+    logarithm is compared with a large number."""
     if isinstance(gold, MatrixBase) and isinstance(answer, MatrixBase):
         pairs = zip(gold.flat(), answer.flat(), strict=False)
         return any(_far(first, second) for first, second in pairs)
@@ -83,12 +86,11 @@ def _apart_at_a_point(gold: Any, answer: Any) -> bool:
 
 
 def _same(gold: Any, answer: Any) -> bool:
-    if not verify(gold, answer, timeout_seconds=None):
-        return False
     try:
-        return not _far(gold, answer)
+        far = _far(gold, answer)
     except (TypeError, ValueError, AttributeError, ArithmeticError, NotImplementedError):
-        return True  # nothing that has a size
+        far = False  # nothing that has a size
+    return not far and bool(verify(gold, answer, timeout_seconds=None))
 
 
 def handle(request: dict[str, Any]) -> dict[str, Any]:

@@ -8,10 +8,11 @@ SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+"
 
 _SAME = {
     "−": "-", "⁄": "/", "∕": "/", "∶": ":", "⋅": "·", "∙": "·", "•": "·", "∗": "*", "٫": ".", "٬": ",", "٪": "%",
-    "、": ",", "。": ". ", "‹": "<", "›": ">", "\u00b5": "\u03bc", "\u2126": "\u03a9", "’": "'", "‘": "'", "“": '"', "”": '"',
+    "、": ",", "。": ". ", "‹": "<", "›": ">", "\u00b5": "\u03bc", "\u2126": "\u03a9", "’": "'", "‘": "'",
+    "“": '"', "”": '"',
 }  # fmt: skip
 # A dash between spaces is punctuation, unless it opens an answer ("is – 5"): a dash of its own width never does.
-_PAUSE = re.compile(r"\s+[—―]\s+|(?<![=:(,\s])(?<!\bis)(?<!\bare)\s+–\s+")
+_PAUSE = re.compile(r"(?<!\s)\s+[—―]\s+|(?<![=:(,\s])(?<!\bis)(?<!\bare)\s+–\s+")
 
 
 class _Folded(dict[int, str]):

@@ -15,7 +15,7 @@ _BEFORE = re.compile(
         [\^_√]\s*[{{(]?\s*[-+]?
       | (?:(?<![A-Za-z])[A-Za-z]|sqrt|sin|cos|tan|log|ln|exp|gcd|lcm|max|min|mod)[({{]\s*     # f(3)
       | \\(?:sqrt|[dtc]?frac|log|ln|sin|cos|tan|binom|bar|hat|vec|overline|times|cdot|div)(?![a-z])[^$\s]{{0,20}}\s*
-      | \b[bp]?mod\b[ ({{]*
+      | \b(?:[bp]?mod\b[ ({{]*|[Ss]tep[ ]+)
       | (?:\S[ \t]+|[0-9)}}|]|(?<![A-Za-z<])[A-Za-z])[<>≤≥≠]=?\s*                             # x > 3
       | {_OPERAND}[ \t]*[*×·/÷+^]\s*                                                           # 5 * 3
       | [0-9][ \t]*x[ \t]*                                                                    # 5 x 3
@@ -55,7 +55,12 @@ def glued_before(before: str, number: str) -> bool:
     """Whether a number continues what stands before it: 2^10, f(3), 5 * 3, 12 - 5, 10:30, 2024-03-15."""
     near = before[-_NEARBY:]
     word = near.rstrip(" $")
-    if word[-2:].isalpha() and len(word) < len(near) and not word.endswith("mod") and "\\" not in near:
+    if (
+        word[-2:].isalpha()
+        and len(word) < len(near)
+        and not word.casefold().endswith(("mod", "step"))
+        and "\\" not in near
+    ):
         return False  # "has 12": what almost all numbers of prose follow, at no cost
     return _BEFORE.search(near) is not None or (number[:1] in "+-" and _SUBTRACTED.search(near) is not None)
 

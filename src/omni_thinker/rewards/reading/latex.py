@@ -1,4 +1,4 @@
-"""LaTeX around numbers, taken off: 12\\text{ cm}^2 is "12 cm", 2\\frac{1}{2} is "2 1/2", 1.5 \\times 10^3 is "1.5e3"."""
+"""LaTeX around numbers, taken off: 12\\text{ cm}^2 is "12 cm", 2\\frac{1}{2} is "2 1/2", 3 \\times 10^3 is "3e3"."""
 
 import re
 from fractions import Fraction
@@ -11,9 +11,13 @@ _MARKUP = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf|tt|normal)|mbox|hbox|bold|boldsymbol|operatorname|emph|unit)"
     r"\s*\{([^{}]*)\}(\s*\^\s*(?:\{[^{}]*\}|-?[0-9])|[²³])?"
 )
-_UNIT_SIGNS = re.compile(r"\\(?:(mu)(?=\s*(?:\\[,;: ]|~)?\s*(?:\\text|\\mathrm|[A-Za-z]))|(Omega|ohm)|(AA|celsius|angstrom))(?![A-Za-z])")
+_UNIT_SIGNS = re.compile(
+    r"\\(?:(mu)(?=\s*(?:\\[,;: ]|~)?\s*(?:\\text|\\mathrm|[A-Za-z]))|(Omega|ohm)|(AA|celsius|angstrom))(?![A-Za-z])"
+)
 _DEGREES = re.compile(r"\^\s*(?:\\circ|\{\s*\\(?:circ|degree)\s*\})|\\(?:degree|textdegree)(?![A-Za-z])|°")
-_SPACES = re.compile(r"\\!\s*|\\[,;: ]|\{[,:]\}|\\left(?![a-z])|\\right(?![a-z])|\\\(|\\\)|\\\[|\\\]|~(?=\s*(?:\\[a-z ]|[A-Za-z]))")
+_SPACES = re.compile(
+    r"\\!\s*|\\[,;: ]|\{[,:]\}|\\left(?![a-z])|\\right(?![a-z])|\\\(|\\\)|\\\[|\\\]|~(?=\s*(?:\\[a-z ]|[A-Za-z]))"
+)
 _SLOT = r"(?:\{\s*([-+]?[0-9]{1,30})\s*\}|\s*([0-9]))"
 _FRACTION = re.compile(rf"\\(?:[dtc]?frac|nicefrac|sfrac)\s*{_SLOT}\s*{_SLOT}")
 _REPEATING = re.compile(

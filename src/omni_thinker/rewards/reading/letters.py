@@ -7,11 +7,19 @@ from omni_thinker.rewards.reading.latex import plain
 _GOLD = re.compile(r"[\s$*]*\(?([A-J])[).]?[\s$*.]*")
 _BESIDE = r"[\s*_$\"'(\[{]*"
 _NAMED = r"(?:(?:the\s+)?(?:correct\s+|right\s+|best\s+)?(?:option|choice|letter|alternative|answer)s?\s*(?:is\b|:)?)?"
-_LEADING = re.compile(rf"{_BESIDE}{_NAMED}{_BESIDE}([A-Ja-j])(?![\w^'’²³])([\s*_\"'$)\]}}.:,;-]*)(.*)", re.DOTALL | re.IGNORECASE)
-_OPTION = re.compile(r"\b(?:option|choice|letter|alternative)s?\s*(?:is\b)?[\s:*_$\"'(\[]*([A-J])(?![\w^'’])|\(([A-J])\)")
+_LEADING = re.compile(
+    rf"{_BESIDE}{_NAMED}{_BESIDE}([A-Ja-j])(?![\w^'’²³])([\s*_\"'$)\]}}.:,;-]*)(.*)", re.DOTALL | re.IGNORECASE
+)
+_OPTION = re.compile(
+    r"\b(?:option|choice|letter|alternative)s?\s*(?:is\b)?[\s:*_$\"'(\[]*([A-J])(?![\w^'’])|\(([A-J])\)"
+)
 _ENDING = re.compile(r"(?:\b(?:choose|pick|select|is|be)|[:：→])\s*[*_(\[\"']*([A-J])[*_)\]\"'.!\s]*$")
-_OTHER = re.compile(r"\(?\s*(?:or\b|and\b|/|&)?\s*[(*]*[A-J](?![\w'’])[)*.\s]*(?:$|or\b|and\b|,|/)|(?:or|and|/|&)\s*\(?[A-J](?![\w'’])")
+_OTHER = re.compile(
+    r"\(?\s*(?:or\b|and\b|/|&)?\s*[(*]*[A-J](?![\w'’])[)*.\s]*(?:$|or\b|and\b|,|/)|(?:or|and|/|&)\s*\(?[A-J](?![\w'’])"
+)
 _EXPRESSION = re.compile(r"[-+=^*/(\[]")
+_LONGEST = 400
+"""Characters of an answer that are read."""
 _REASON = re.compile(r"because|since|as|is|which|for|\W|$", re.IGNORECASE)
 
 
@@ -28,6 +36,7 @@ def find_letter(segment: str, *, marked: bool) -> str | None:
     text = plain(segment).replace("$", " ")
     if not marked:
         text = text.strip().rpartition("\n")[2]
+    text = text.strip()[:_LONGEST] if marked else text[-_LONGEST:]
     match = _LEADING.fullmatch(text.strip())
     labelled = bool(match and re.search(r"[).:]", match[2])) and "\n" not in segment.strip()
     if match and (marked or labelled or not match[3]) and (letter := _alone(match[1], match[2], match[3])):

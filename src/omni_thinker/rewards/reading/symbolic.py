@@ -5,6 +5,8 @@ import re
 from omni_thinker.rewards.reading.characters import SUPERSCRIPTS, fold
 
 LONGEST_ANSWER = 300
+_NEARBY = 1000
+"""Characters of a text that an expression is looked for in."""
 _DEEPEST = 20
 _HOPELESS = re.compile(
     r"""
@@ -28,7 +30,9 @@ _SIGNS = {
     "β": r"\beta ",
 }  # fmt: skip
 _SUPERSCRIPT = re.compile("[⁻⁺]?[⁰¹²³⁴-⁹]+")
-_ROOT = re.compile(r"(?<![\\A-Za-z])(?:sqrt|√)\s*(?:\(([^()]{1,100})\)|\{([^{}]{1,100})\}|([0-9]+(?:\.[0-9]+)?|[a-z])(?![a-z]))")
+_ROOT = re.compile(
+    r"(?<![\\A-Za-z])(?:sqrt|√)\s*(?:\(([^()]{1,100})\)|\{([^{}]{1,100})\}|([0-9]+(?:\.[0-9]+)?|[a-z])(?![a-z]))"
+)
 _POWER = re.compile(r"\^\s*\(([^()]{1,60})\)")
 _VERB = r"\b(?:is|are|be|equals?|gives?|get|obtain|has|have)\b|:"
 _LEAD = re.compile(rf".*(?:{_VERB}|(?<![<>=!])=(?!=))", re.IGNORECASE | re.DOTALL)
@@ -73,8 +77,13 @@ def expression(text: str, *, marked: bool, listed: bool) -> str | None:
         text = text.strip().rpartition("\n")[2]
         lead = (_LIST_LEAD if listed else _LEAD).match(text)
         text = text[lead.end() :] if lead else text
+    text = text[:_NEARBY] if marked else text[-_NEARBY:]
     text = _UNIT.sub("", _REASON.sub("", text).rstrip(" .*"))
     if listed:
         text = re.sub(r"\s+or\s+", ", ", text)
     found = to_latex(text)
-    return None if not found or len(found) > LONGEST_ANSWER or _WORD.search(re.sub(r"\\[a-z]+\{[^{}]*\}", "", found)) else found
+    return (
+        None
+        if not found or len(found) > LONGEST_ANSWER or _WORD.search(re.sub(r"\\[a-z]+\{[^{}]*\}", "", found))
+        else found
+    )

@@ -14,8 +14,11 @@ _LARGEST_EXPONENT = 2000
 _BITS = 20_000
 _ENOUGH_DIGITS = 6
 """Significant digits of a decimal that may stand for a fraction."""
+_FRAC = "frac"
 _VARIABLE = re.compile(rf"\s*(?:[{VARIABLES}]|[B-HJ-Z])(?![A-Za-z])")
-_TOKEN = re.compile(r"\s*(?:([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]{1,3})?|\.[0-9]+)|(\\[dtc]?frac)|(\\times|\\cdot|[×·*])|([-+/^(){}]))")
+_TOKEN = re.compile(
+    r"\s*(?:([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]{1,3})?|\.[0-9]+)|(\\[dtc]?frac)|(\\times|\\cdot|[×·*])|([-+/^(){}]))"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +131,7 @@ class _Product:
 
     def _atom(self) -> Fraction:
         token = self._next()
-        if token == "frac":
+        if token == _FRAC:
             self._place += 1
             return _bounded(self._group() / self._group())
         if token in ("(", "{"):
@@ -154,7 +157,7 @@ def _tokens(text: str) -> list[str]:
         if not match:
             return ["?"]
         number, frac, times, sign = match.groups()
-        tokens.append(number or (frac and "frac") or (times and "*") or sign)
+        tokens.append(number or (frac and _FRAC) or (times and "*") or sign)
         place = match.end()
     return tokens
 

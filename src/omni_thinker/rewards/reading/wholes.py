@@ -11,7 +11,8 @@ _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct",
 _MONTH = r"(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]{0,6}\.?"
 _PART = r"[0-9]{1,12}(?:\.[0-9]{1,12})?"
 _COLONS = re.compile(
-    rf"(?<![0-9A-Za-z_:.])({_PART}(?:\s?:\s?{_PART}){{1,9}})(?![0-9]|:|\.[0-9])\s*(?:([ap])\.?\s?m\b\.?)?", re.IGNORECASE
+    rf"(?<![0-9A-Za-z_:.])({_PART}(?:\s?:\s?{_PART}){{1,9}})(?![0-9]|:|\.[0-9])\s*(?:([ap])\.?\s?m\b\.?)?",
+    re.IGNORECASE,
 )
 _RATIO = re.compile(rf"\s*({_PART})\s*(?:/|to)\s*({_PART})\s*\.?\s*")
 _ISO = re.compile(r"(?<![0-9A-Za-z_/.-])([0-9]{4})([-/.])([0-9]{1,2})\2([0-9]{1,2})(?![0-9A-Za-z_/-])")
@@ -20,7 +21,18 @@ _MONTH_DAY = re.compile(rf"\b{_MONTH}\s+([0-9]{{1,2}})(?:st|nd|rd|th)?\b(?:,?\s+
 _DAY_MONTH = re.compile(
     rf"\b([0-9]{{1,2}})(?:st|nd|rd|th)?\s+(?:of\s+)?{_MONTH}(?![a-z])(?:,?\s+([0-9]{{4}})\b)?", re.IGNORECASE
 )
-_NAMES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "twelve": 12, "sixteen": 16}
+_NAMES = {
+    "two": 2,
+    "three": 3,
+    "four": 4,
+    "five": 5,
+    "six": 6,
+    "seven": 7,
+    "eight": 8,
+    "nine": 9,
+    "twelve": 12,
+    "sixteen": 16,
+}
 _BASE = rf"(?:[0-9]{{1,2}}|{'|'.join(_NAMES)})"
 _BASED = re.compile(
     rf"(?<![\w.\\^])(-?)\(?([0-9A-F][0-9A-F ]{{0,60}}(?:\.[0-9A-F]+)?)\)?\s*"
