@@ -33,6 +33,7 @@ from omni_thinker.isolation import (
 )
 from omni_thinker.isolation.inside import guard
 from omni_thinker.recipe import RewardSpec, TaskSpec, load_recipe
+from omni_thinker.rewards.gym import EVALUATES
 from omni_thinker.rewards.registry import make_reward
 from omni_thinker.tasks.registry import make_task
 from omni_thinker.types import Group, Problem, Sample, Score
@@ -344,9 +345,9 @@ def test_set_that_evaluates_answers_needs_permission_of_the_recipe() -> None:
 
 def test_row_cannot_grant_permission_to_evaluate(tmp_path: Path) -> None:
     row = {"id": 1, "response": "x", "gym": "simple_integration", "gym_config": {}, "evaluates": True, "entry": {}}
-    [problem] = [score_file._problem(row, allowed=False)]
+    [problem] = [score_file._problem(row, {})]
     assert "evaluates" not in problem.data
-    assert score_file._problem(row, allowed=True).data["evaluates"] is True
+    assert score_file._problem(row, {EVALUATES: True}).data["evaluates"] is True
     for wrong in ('"yes"', "1"):
         recipe = tmp_path / "r.toml"
         recipe.write_text(f'[tasks.t]\nsource = "reasoning_gym:gcd"\nallow_evaluating_scorers = {wrong}\n')

@@ -276,8 +276,8 @@ def test_white_space_and_blank_lines_of_an_output_do_not_count(lines: list[list[
 @settings(max_examples=40)
 @given(LINES, LINES)
 def test_outputs_with_other_words_or_lines_differ(one: list[list[str]], other: list[list[str]]) -> None:
-    texts = ["\n".join(" ".join(words) for words in lines) for lines in (one, other)]
-    assert (difference(*texts, 0.0) is None) == (one == other)
+    text, other_text = ("\n".join(" ".join(words) for words in lines) for lines in (one, other))
+    assert (difference(text, other_text, 0.0) is None) == (one == other)
 
 
 @pytest.mark.parametrize(

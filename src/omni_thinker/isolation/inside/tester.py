@@ -136,8 +136,8 @@ class Tester(Peer):
             cls = self._class(lineage, str(known))
             given = tuple(self.decode(args))
             exc = cls.__new__(cls, *given)
-            if issubclass(base, SyntaxError):
-                base.__init__(exc, *given)  # what it says isn't made of its arguments alone
+            if isinstance(exc, SyntaxError):
+                SyntaxError.__init__(exc, *given)  # what it says isn't made of its arguments alone
             exc.args = given
             vars(exc).update(self.decode(attributes))
             if lineage:

@@ -127,7 +127,7 @@ class Proxy:
         self._peer.request("delitem", self, key)
 
     def __contains__(self, item: Any) -> bool:
-        return self._peer.contains(self, item)
+        return bool(self._peer.contains(self, item))
 
     def __instancecheck__(self, value: Any) -> bool:
         return isinstance(value, Proxy) and bool(self._peer.request("isinstance", value, self))

@@ -133,11 +133,11 @@ def _calls(data: Mapping[str, Any], pairs: Sequence[tuple[Any, Any]], names: Seq
     if len(names) != 1:
         raise Unusable("inputs of a function need one entry_point, the function")
     name = names[0]
+    points: tuple[str, ...] = (_root(name),)
     if "." in name:
-        path = name if "()" in name else name.replace(".", "().", 1)
-        call, points = path, (_root(name),)
+        call = name if "()" in name else name.replace(".", "().", 1)
     else:  # a function, or a method of a class that has the usual name
-        call, points = f"({_CLASS}().{name} if {_CLASS!r} in globals() else {name})", (_CLASS, name)
+        call, points = f"({_CLASS}().{name} if {_CLASS!r} in globals() else {name})", (_CLASS, *points)
     statements = tuple(
         f"assert same_result({call}(*{_arguments(given)!r}), {_value(wanted)!r})" for given, wanted in pairs
     )
