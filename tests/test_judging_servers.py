@@ -1,9 +1,10 @@
-"""A study with a judged task against real servers: `transformers serve` with the built-in model, and vLLM."""
+"""A study with a judged task against real servers: `transformers serve` with the built-in model, a proxy, and vLLM."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -24,7 +25,7 @@ UP_S = 240.0
 
 
 @contextmanager
-def server(command: Sequence[str], port: int, log: Path) -> Iterator[str]:
+def server(command: Sequence[str], port: int, log: Path, health: str = "/health") -> Iterator[str]:
     """Start a server, wait until it is healthy, and end it and its children."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
     with log.open("wb") as stream:
@@ -32,7 +33,7 @@ def server(command: Sequence[str], port: int, log: Path) -> Iterator[str]:
             command, stdout=stream, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
         try:
-            _wait(process, f"http://127.0.0.1:{port}/health", log)
+            _wait(process, f"http://127.0.0.1:{port}{health}", log)
             yield f"http://127.0.0.1:{port}/v1"
         finally:
             os.killpg(process.pid, 15)
@@ -100,6 +101,30 @@ def test_judged_study_with_transformers_serve_reads_verdicts(repo: Path, builtin
     assert steps[-1]["judge/requests"] > 0
     assert steps[-1]["judge/verdicts"] > 0, "some replies could be read"
     assert result["arms"]["joint"][0]["test"]["writing"]["n"] == 2
+
+
+@pytest.mark.slow
+def test_judged_study_through_a_litellm_proxy_ends(repo: Path, builtin_model: Path, tmp_path: Path) -> None:
+    proxy = shutil.which("litellm")
+    if proxy is None:
+        # It isn't installed for this test: releases of it were tampered with, so a person picks the version.
+        pytest.skip("no litellm command: install litellm[proxy] of a checked version in a venv of its own, on the PATH")
+    served, port = free_port(), free_port()
+    command = [
+        sys.executable, "-m", "transformers.cli.transformers", "serve", str(builtin_model),
+        "--device", "cpu", "--dtype", "float32", "--port", str(served),
+    ]  # fmt: skip
+    with server(command, served, tmp_path / "serve.log") as behind:
+        parameters = {"model": f"openai/{builtin_model}", "api_base": behind, "api_key": "none"}
+        settings = tmp_path / "proxy.yaml"  # JSON is YAML, too
+        settings.write_text(json.dumps({"model_list": [{"model_name": "judge", "litellm_params": parameters}]}))
+        start = [proxy, "--config", str(settings), "--host", "127.0.0.1", "--port", str(port)]
+        with server(start, port, tmp_path / "proxy.log", "/health/liveliness") as url:
+            result, steps = judged_study(repo, url, "judge", tmp_path / "run")
+    assert set(result["arms"]) == {"start", "joint"}
+    assert len(steps) == 2
+    assert steps[-1]["judge/requests"] > 0
+    assert steps[-1]["judge/verdicts"] > 0, "some replies could be read through the proxy"
 
 
 @pytest.mark.slow
