@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from omni_thinker.errors import UserError
 from omni_thinker.judging.base import Verdict, without_asking
 from omni_thinker.judging.tally import TalliedJudge
+from omni_thinker.models.load import compute_dtype, load_model, load_tokenizer
 
 MAX_PROMPT, MAX_ANSWER = 320, 320
 """Tokens that are read: of a longer request its beginning and its end, of a longer answer its beginning."""
@@ -164,6 +165,12 @@ class TrainedJudge(TalliedJudge):
         self.caveat = caveat(card)
         self._lock = threading.Lock()
         self._asked: WeakKeyDictionary[asyncio.AbstractEventLoop, list[_Asked]] = WeakKeyDictionary()
+
+    @classmethod
+    def builtin(cls, margin: float, hidden: Hidden) -> "TrainedJudge":
+        """The judge with the built-in model, loaded for it alone."""
+        tokenizer, model = load_tokenizer("builtin"), load_model("builtin", compute_dtype("auto"))
+        return cls(model, tokenizer, margin, hidden=hidden)
 
     async def compare(self, prompt: str, responses: Sequence[str], reference: str) -> list[Verdict]:
         """One verdict per response; `margin` in log-odds."""
