@@ -365,7 +365,7 @@ def test_two_tasks_of_one_set_keep_their_options_apart() -> None:
     def drawn(task: GymTask) -> list[str]:
         return [problem.prompt for problem in task.problems("train")]
 
-    keys = [{"options": {"difficulty": 6}}, {"options": {"difficulty": 9}}]
+    keys: list[dict[str, Any]] = [{"options": {"difficulty": 6}}, {"options": {"difficulty": 9}}]
     together = [gym_task("codeio", **key) for key in keys]
     found = [drawn(task) for task in together]
     alone = []

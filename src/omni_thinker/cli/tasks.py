@@ -35,7 +35,7 @@ def tasks_show(
     split: Annotated[str, typer.Option(help="The split: train, validation or test.")] = "train",
     difficulty: Annotated[
         float | None,
-        typer.Option(min=0, max=10, help="Difficulty of a built-in task, or level of a reasoning-gym set."),
+        typer.Option(min=0, max=10, help="Difficulty of a generated task."),
     ] = None,
     overrides: Set = None,
     skip_refused: SkipRefused = False,
