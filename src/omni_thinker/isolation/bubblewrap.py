@@ -79,7 +79,10 @@ def _files_of(packages: Sequence[str]) -> Iterator[tuple[str, Path]]:
             installed = distribution(package)
         except PackageNotFoundError:
             raise IsolationError(f"the package {package!r} isn't installed") from None
-        for name in dict.fromkeys(file.parts[0] for file in installed.files or ()):
+        names = dict.fromkeys(file.parts[0] for file in installed.files or ())
+        if package not in names:
+            raise IsolationError(f"the package {package!r} isn't installed as a folder of its own")
+        for name in names:
             path = Path(str(installed.locate_file(name))).resolve()
             if name not in ("..", "__pycache__") and path.exists():
                 yield name, path
