@@ -185,6 +185,26 @@ def test_score_writes_rows_in_input_order_and_refuses_an_existing_file(run: Run,
     assert "exists" in err
 
 
+def test_score_explain_shows_row_by_row_what_was_taken_and_why_it_lost(run: Run, tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"id": "right", "response": "\\boxed{18}", "answer": "18"},
+        {"id": "torn", "response": "We meet\x1b at 10:30", "answer": "30"},
+        {"id": "none", "response": "no idea", "answer": "3"},
+    ]
+    path, out = write_rows(tmp_path, rows), tmp_path / "scores.jsonl"
+    code, text, _ = run("score", "--reward", "math", "--in", path, "--out", out, "--explain", "--json")
+    assert code == 0
+    *table, _, last = text.splitlines()
+    assert [line.split()[:2] for line in table] == [["id", "value"], ["right", "1"], ["torn", "0"], ["none", "0"]]
+    assert table[1].endswith("took '18' (boxed)")
+    assert table[2].endswith("took '30' (last): part of an expression")
+    assert table[3].endswith("took 'no idea' (whole): no number")
+    assert "\x1b" not in text
+    reasons = [json.loads(line)["reason"] for line in out.read_text("utf-8").splitlines()]
+    assert [row["reason"] for row in json.loads(last)["explained"]] == reasons
+    assert reasons[0] == "math: took '18' (boxed)"
+
+
 def test_scoring_programs_without_bubblewrap_needs_allow_weak_sandbox(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

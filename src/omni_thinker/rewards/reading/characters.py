@@ -28,9 +28,9 @@ def _fold(sign: str) -> str:
         return _SAME[sign]
     if sign.isascii():
         return sign
-    kind = unicodedata.category(sign)
-    if kind == "Nd":
+    if sign.isdecimal():
         return str(unicodedata.decimal(sign))
+    kind = unicodedata.category(sign)
     if 0xFF01 <= ord(sign) <= 0xFF5E:  # the full-width forms of ASCII
         return chr(ord(sign) - 0xFEE0)
     if kind == "No" and (fraction := re.fullmatch(r"(\d+)⁄(\d+)", unicodedata.normalize("NFKC", sign))):

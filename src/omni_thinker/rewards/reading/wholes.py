@@ -17,9 +17,9 @@ _COLONS = re.compile(
 _RATIO = re.compile(rf"\s*({_PART})\s*(?:/|to)\s*({_PART})\s*\.?\s*")
 _ISO = re.compile(r"(?<![0-9A-Za-z_/.-])([0-9]{4})([-/.])([0-9]{1,2})\2([0-9]{1,2})(?![0-9A-Za-z_/-])")
 _YEAR_LAST = re.compile(r"(?<![0-9A-Za-z_/.-])([0-9]{1,2})([-/.])([0-9]{1,2})\2([0-9]{4})(?![0-9A-Za-z_/-])")
-_MONTH_DAY = re.compile(rf"\b{_MONTH}\s+([0-9]{{1,2}})(?:st|nd|rd|th)?\b(?:,?\s+([0-9]{{4}})\b)?", re.IGNORECASE)
+_MONTH_DAY = re.compile(rf"\b{_MONTH}\s+([0-9]{{1,2}})(?:st|[nr]d|th)?\b(?:,?\s+([0-9]{{4}})\b)?", re.IGNORECASE)
 _DAY_MONTH = re.compile(
-    rf"\b([0-9]{{1,2}})(?:st|nd|rd|th)?\s+(?:of\s+)?{_MONTH}(?![a-z])(?:,?\s+([0-9]{{4}})\b)?", re.IGNORECASE
+    rf"\b([0-9]{{1,2}})(?:st|[nr]d|th)?\s+(?:of\s+)?{_MONTH}(?![a-z])(?:,?\s+([0-9]{{4}})\b)?", re.IGNORECASE
 )
 _NAMES = {
     "two": 2,
