@@ -1,5 +1,6 @@
 """One process to a run directory."""
 
+import errno
 import json
 import os
 import socket
@@ -11,6 +12,7 @@ from filelock import FileLock, Timeout
 from omni_thinker.errors import UserError
 
 NAME = "lock"
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 class Lock:
@@ -25,7 +27,10 @@ class Lock:
             self._lock.acquire()
         except Timeout:
             raise UserError(f"is in use by {_owner(path)}; wait for it, or stop it", file=folder) from None
-        except OSError as exc:  # a file that merely exists would outlive a killed process
+        except OSError as exc:
+            if exc.errno not in _NO_LOCKS:
+                raise
+            # A file that merely exists would outlive a killed process.
             raise UserError(
                 f"can't be locked ({exc.strerror or exc}); use a folder on a disk with file locks", file=folder
             ) from None
