@@ -35,7 +35,7 @@ _BRACED = re.compile(r"(?<![\w^_}\])])\{([^{}]*)\}")
 def plain(text: str) -> str:
     """`text` without the LaTeX that people wrap numbers in; characters folded. Meant for one answer, not for prose."""
     text = fold(text)
-    if "." in text:
+    if "." in text and ("\\" in text or "(" in text or ".." in text or "…" in text):
         text = _REPEATING.sub(_repeating, text)
     if "\\" in text or "{" in text or "°" in text:
         text = _MARKUP.sub(_unit, _UNIT_SIGNS.sub(lambda m: "μ" if m[1] else "Ω" if m[2] else "°", text))

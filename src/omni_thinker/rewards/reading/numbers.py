@@ -19,6 +19,7 @@ _QUANTITY = rf"(?:{_QUOTIENT}|{_DECIMAL})"
 _COIN = f"[{CURRENCY}]"
 # A minus belongs to the number unless something stands right before it that it could be subtracted from.
 _FIND = re.compile(
+    rf"(?=[-+\s{CURRENCY}.0-9])"  # what it can't begin with is passed over at once
     rf"(?:(?<![0-9A-Za-z_.)\]}}])[-+]\s?)?{_COIN}?\s?(?:(?<=[{CURRENCY}\s])-)?(?:(?<![0-9.])|(?<=[A-Za-z]\.)){_QUANTITY}"
 )
 _ALONE = re.compile(rf"\s*([-+]?)\s*{_COIN}?\s*([-+]?)\s*({_QUANTITY})\s*(?:{_COIN}|\\?%)?\s*\.?\s*")
