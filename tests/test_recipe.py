@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from omni_thinker.errors import UserError
 from omni_thinker.recipe import load_recipe, parse_recipe
+from omni_thinker.recipe.rl import PRESETS, Preset
 
 TASKS: dict[str, Any] = {"a": {"source": "builtin:math"}, "b": {"source": "builtin:qa"}}
 
@@ -64,3 +66,12 @@ def test_overrides_are_parsed_as_toml_or_text(tmp_path: Path) -> None:
     for bad in ("rl.lr", "=3", "name.x=1"):
         with pytest.raises(UserError):
             load_recipe(path, ["name=word", bad])
+
+
+def test_page_on_losses_has_the_presets(repo: Path) -> None:
+    page = (repo / "docs" / "training.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| (\w+) \| ([\d.]+) \| ([\d.]+) \| arXiv", page, re.M)
+    table = {
+        name: Preset(advantage, normaliser, float(low), float(high)) for name, advantage, normaliser, low, high in rows
+    }
+    assert table == PRESETS
