@@ -33,10 +33,7 @@ def tasks_show(
     source: Annotated[str, typer.Argument(help="A source such as builtin:math, or RECIPE:TASK.")],
     count: Annotated[int, typer.Option(min=1, help="Number of problems.")] = 3,
     split: Annotated[str, typer.Option(help="The split: train, validation or test.")] = "train",
-    difficulty: Annotated[
-        float | None,
-        typer.Option(min=0, max=10, help="Difficulty of a generated task."),
-    ] = None,
+    difficulty: Annotated[float | None, typer.Option(min=0, max=10, help="Difficulty of a generated task.")] = None,
     overrides: Set = None,
     skip_refused: SkipRefused = False,
     json_: Json = False,
