@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math as pymath
 from collections.abc import Iterator
 from fractions import Fraction
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -484,12 +482,3 @@ def test_reading_any_text_scores_a_value_with_a_reason(text: str, gold: str) -> 
     found = score(text, gold)
     if found.status == "value":
         assert found.reason
-
-
-def test_public_cases_are_as_expected(shared_data: Path) -> None:
-    path = shared_data.parent / "cases" / "math.jsonl"
-    if not path.is_file():
-        pytest.skip(f"no {path}")
-    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    wrong = [row["id"] for row in rows if value(row["response"], row["answer"]) != row["expected"]]
-    assert len(wrong) <= 0.02 * len(rows), wrong
