@@ -12,30 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from omni_thinker.cli.app import main
 from omni_thinker.isolation import allow_weak_sandbox, shutdown, use_workers
 
 Run = Callable[..., tuple[int, str, str]]
 
 ROWS: list[dict[str, object]] = [{"prompt": f"What is {n} + 1?", "answer": str(n + 1)} for n in range(60)]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Calls the command in a folder of its own; (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["omni-thinker", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else int(bool(end.code))
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 def write_recipe(folder: Path, tasks: str, extra: str = "") -> Path:

@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omni_thinker.cli.app import main
 from omni_thinker.errors import UserError
 from omni_thinker.recipe import TaskSpec
 from omni_thinker.tasks import tables
@@ -168,25 +167,6 @@ def test_missing_pyarrow_and_a_file_after_hf_name_the_remedy(tmp_path: Path, mon
     (tmp_path / "rows.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match=r"needs pyarrow; run: pip install 'omni-thinker\[hf\]'"):
         load(tmp_path / "rows.parquet")
-
-
-@pytest.fixture
-def run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Callable[..., tuple[int, str, str]]:
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["omni-thinker", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else int(bool(end.code))
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 RECIPE = """
