@@ -11,6 +11,7 @@ import pytest
 from omni_thinker.errors import UserError
 from omni_thinker.recipe import load_recipe, parse_recipe
 from omni_thinker.recipe.rl import PRESETS, Preset
+from omni_thinker.tasks.registry import make_tasks
 
 TASKS: dict[str, Any] = {"a": {"source": "builtin:math"}, "b": {"source": "builtin:qa"}}
 
@@ -75,3 +76,9 @@ def test_page_on_losses_has_the_presets(repo: Path) -> None:
         name: Preset(advantage, normaliser, float(low), float(high)) for name, advantage, normaliser, low, high in rows
     }
     assert table == PRESETS
+
+
+@pytest.mark.parametrize("name", ["equal-budgets", "schedulers", "short-probes"])
+def test_tasks_of_committed_studies_can_be_made(repo: Path, name: str) -> None:
+    recipe = load_recipe(repo / "docs" / "studies" / name / "recipe.toml")
+    assert {*make_tasks(recipe.tasks, recipe.data_root)} == {"math", "coding", "qa", "writing"}
