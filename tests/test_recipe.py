@@ -78,7 +78,7 @@ def test_page_on_losses_has_the_presets(repo: Path) -> None:
     assert table == PRESETS
 
 
-@pytest.mark.parametrize("name", ["equal-budgets", "schedulers", "short-probes"])
+@pytest.mark.parametrize("name", ["equal-budgets", "short-probes"])
 def test_tasks_of_committed_studies_can_be_made(repo: Path, name: str) -> None:
     recipe = load_recipe(repo / "docs" / "studies" / name / "recipe.toml")
     assert {*make_tasks(recipe.tasks, recipe.data_root)} == {"math", "coding", "qa", "writing"}

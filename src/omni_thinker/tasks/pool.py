@@ -46,7 +46,7 @@ def refuse_keys(name: TaskName, spec: TaskSpec, keys: Iterable[str]) -> None:
     for key in keys:
         if (
             key == "template" and spec.template == "{prompt}"
-        ):  # changes nothing; earlier runs wrote it into their recipe
+        ):  # changes nothing; earlier runs wrote it down
             continue
         if getattr(spec, key) != TaskSpec.model_fields[key].get_default(call_default_factory=True):
             raise UserError(f"source {spec.source!r} doesn't use this key; remove it", key=f"tasks.{name}.{key}")
