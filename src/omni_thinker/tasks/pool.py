@@ -44,9 +44,7 @@ def level(rng: random.Random, difficulty: float) -> int:
 def refuse_keys(name: TaskName, spec: TaskSpec, keys: Iterable[str]) -> None:
     """UserError where a key is set that this source would silently ignore."""
     for key in keys:
-        if (
-            key == "template" and spec.template == "{prompt}"
-        ):  # changes nothing; earlier runs wrote it down
+        if key == "template" and spec.template == "{prompt}":  # changes nothing; earlier runs wrote it down
             continue
         if getattr(spec, key) != TaskSpec.model_fields[key].get_default(call_default_factory=True):
             raise UserError(f"source {spec.source!r} doesn't use this key; remove it", key=f"tasks.{name}.{key}")
