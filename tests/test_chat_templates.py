@@ -144,12 +144,9 @@ def test_form_is_learned_sampled_trained_and_exported_token_by_token(
 @given(st.dates(datetime.date(1971, 1, 1)), st.sampled_from(["%Y-%m-%d", "%d %b %Y", "%-d. %B %y", "%A, %j", "%H:%M"]))
 def test_date_in_a_template_is_that_of_strftime(day: datetime.date, form: str) -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"x": 0}, "x")), eos_token="x")
-    template = (
-        "{{ messages[0].content }} {% if true %}{{ strftime_now("
-        + repr(form)
-        + ") }}{% endif %}\n  {% if 1 %}.{% endif %}"
-    )
-    expected = f"Hi {day.strftime(form)}."
+    asked = f"{{{{ strftime_now({form!r}) }}}}"
+    template = "  {% if 1 %}{{ messages[0].content }}{% endif %} " + asked + "\n  {% if 1 %}.{% endif %}"
+    expected = f"Hi {day.strftime(form)}\n."
     assert chat_of(template, tokenizer, day=day.isoformat()).prompt_text("Hi") == expected
 
 
@@ -251,6 +248,8 @@ DROPS = NAMELESS.replace("{% for m in messages %}", "{% for m in messages if m['
         (REFUSES, "Be kind.", "[user]Be kind.\n\nHi[assistant]"),
         (REFUSES, "", "[user]Hi[assistant]"),
         (DROPS, "Be kind.", "[user]Be kind.\n\nHi[assistant]"),
+        ("[{{ messages[0].content }}]", "Be kind.", "[Be kind.\n\nHi]"),
+        ("[{{ messages[0].content }}]", "", "[Hi]"),
     ],
 )
 def test_chat_prompt_contains_the_given_system_text_only(
@@ -287,9 +286,7 @@ def test_answer_follows_the_prompt_without_a_space_of_the_tokenizers_own(scheme:
         assert target[-1:] == chat.facts.turn_end
 
 
-@pytest.mark.parametrize(
-    "answer", ["  x ", "x\n\n", "\n", "", "a [OVER] b", "\n\nx", "12 3", "    return 1", "é\u2028"]
-)
+@pytest.mark.parametrize("answer", ["  x ", "x\n\n", "\n", "", "a [END] b", "\n\nx", "12 3", "    return 1", "é\u2028"])
 @pytest.mark.parametrize("name", ["the plain form", "nothing ends a turn", "opens a thought", "a text ends a turn"])
 def test_answers_that_the_template_leaves_alone_stay_as_they_are(spec_of: MakeSpec, name: str, answer: str) -> None:
     form = FORMS[name]
@@ -324,6 +321,7 @@ UNWRITTEN = {
     "cuts answers at a mark": (
         CHATML.replace("{{ m.content }}", "{{ m.content.split('#') | last }}"), "x#", "leaves out the answer 'x#'"
     ),
+    "an end within the answer": (CHATML, "so <|im_end|> there", "holds '<|im_end|>', where answers end"),
     "ends long answers in another way": (
         CHATML + LATER + "{% if messages[1].content | length > 20 %}!{% endif %}{% endif %}", "x" * 30, "unlike others"
     ),

@@ -43,7 +43,7 @@ class Room:
         """Why the chat template can't write the problem, and with `gold` its answer, or None."""
         try:
             if gold and problem.answer is not None:
-                self.chat.target_text(problem.chat, problem.answer)
+                self.chat.target_text(problem.chat, problem.answer, self.chat.prompt_text(problem.chat))
             elif not isinstance(problem.chat, str):
                 self.chat.prompt_text(problem.chat)
         except UserError as exc:

@@ -62,8 +62,8 @@ def system_support(renderer: Renderer) -> Literal["yes", "none", "own"]:
     """Whether the template takes a system turn (see ChatFacts)."""
     system = {"role": "system", "content": f"{WORD}-system"}
     rendered = renderer.attempt([system, USER])
-    if rendered is None or system["content"] not in rendered:
-        return "none"
+    if rendered is None or system["content"] not in rendered or rendered.count(WORD) < 2:
+        return "none"  # or it takes the place of the user's
     bare, empty = renderer.attempt([USER]), renderer.attempt([{**system, "content": ""}, USER])
     # Longer without a system turn than with an empty one: the template fills in its own.
     return "own" if bare is not None and empty is not None and len(bare) > len(empty) else "yes"

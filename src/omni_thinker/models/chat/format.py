@@ -49,6 +49,7 @@ class ChatFormat:
         Raises UserError where the template is missing or can't render the plainest prompt."""
         self.tokenizer, self.system = tokenizer, system
         self._renderer = Renderer(tokenizer, options or {}, day, where)
+        self._variants: dict[str, ChatFormat] = {}
         own = () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
         self._ends = tuple(dict.fromkeys((*own, *ends)))
         self._plain = check_plain(self._renderer)
@@ -62,7 +63,7 @@ class ChatFormat:
         stops = {*self._ends, *(() if end.stop_text else tokens[-1:])}
         answered = self._renderer.attempt([*self._messages(Chat(WORD)), REPLY], generate=False) or ""
         begins = self.tokenizer.bos_token_id
-        written = begins is not None and self._encode(self._plain)[:1] == [begins]
+        written = begins is not None and self.encode(self._plain)[:1] == [begins]
         adds = begins is not None and self.tokenizer.encode(WORD)[:1] == [begins]
         return ChatFacts(
             turn_end=tokens,
@@ -75,6 +76,21 @@ class ChatFormat:
             generation_prompt=generation_prompt(self._renderer),
         )
 
+    def under(self, options: Mapping[str, Any]) -> "ChatFormat":
+        """The same template with these options besides. Raises UserError as the constructor does."""
+        key = repr(sorted(options.items()))
+        if key not in self._variants:
+            own = self._renderer
+            self._variants[key] = ChatFormat(
+                self.tokenizer,
+                ends=self._ends,
+                system=self.system,
+                options={**own.options, **options},
+                day=own.day,
+                where=own.where,
+            )
+        return self._variants[key]
+
     def prompt_text(self, chat: str | Chat) -> str:
         """The chat up to where the assistant begins, as text. Raises UserError where the template refuses it."""
         return self._render(self._messages(chat), generate=True)
@@ -84,21 +100,21 @@ class ChatFormat:
 
         No system words give no system turn, or an empty one where the template would put in words of its own. A
         template that has no system turn gets the words at the head of the first user's."""
-        return self._encode(self.prompt_text(chat))
+        return self.encode(self.prompt_text(chat))
 
-    def target_ids(self, chat: str | Chat, answer: str) -> tuple[int, ...]:
+    def target_ids(self, chat: str | Chat, answer: str, *, prompt: str | None = None) -> tuple[int, ...]:
         """What a model would have sampled after `prompt_ids(chat)`, had it given this answer: what the template puts
-        before the answer, the answer as the template has it, and the end of the turn.
+        before the answer, the answer as the template has it, and the end of the turn. `prompt`: the text that it
+        follows, where that isn't `prompt_text(chat)`.
 
         Raises UserError where the template doesn't write such an answer."""
-        prompt, text = self.target_text(chat, answer)
+        prompt = self.prompt_text(chat) if prompt is None else prompt
         end = self._turn_end.token
-        return (*self._after(prompt, text), *(() if end is None else (end,)))
+        return (*self._after(prompt, self.target_text(chat, answer, prompt)), *(() if end is None else (end,)))
 
-    def target_text(self, chat: str | Chat, answer: str) -> tuple[str, str]:
-        """`prompt_text`, and what follows as `target_ids` has it, but for an end that the template doesn't write."""
+    def target_text(self, chat: str | Chat, answer: str, prompt: str) -> str:
+        """What `target_ids` encodes, without an end that the template doesn't write."""
         messages, end = self._messages(chat), self._turn_end
-        prompt = self._render(messages, generate=True)
         whole = self._render([*messages, {"role": "assistant", "content": answer}], generate=False)
         before = prompt
         if not whole.startswith(prompt):
@@ -110,18 +126,31 @@ class ChatFormat:
         if not whole.startswith(before) or not whole.endswith(closing) or len(before) + len(closing) > len(whole):
             raise self._bad(f"the chat template writes this answer unlike others: {_parting(before, whole)}")
         body = whole[len(before) : len(whole) - len(closing)]
+        if held := next((mark for mark in self._stops if mark in answer), None):
+            raise self._bad(f"the answer {answer!r:.60} holds {held!r}, where answers end")
         nothing = [*messages, {"role": "assistant", "content": ""}]
-        if answer.strip() and answer.strip() not in body and whole == self._render(nothing, generate=False):
+        left_out = answer.strip() and answer.strip() not in body
+        if left_out and whole == self._renderer.attempt(nothing, generate=False):
             raise self._bad(f"the chat template leaves out the answer {answer!r:.60}")
-        return prompt, body + end.text
+        return body + end.text
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a text in which the template has written the special ones already."""
+        return [int(token) for token in self.tokenizer.encode(text, add_special_tokens=False)]
 
     def render_ids(self, messages: Sequence[Message]) -> list[int]:
         """Messages as they are, up to where the assistant begins, as tokens. Raises UserError as `prompt_text`."""
-        return self._encode(self._render(messages, generate=True))
+        return self.encode(self._render(messages, generate=True))
 
     @cached_property
     def _turn_end(self) -> TurnEnd:
         return turn_end(self._renderer, self._ends)
+
+    @cached_property
+    def _stops(self) -> tuple[str, ...]:
+        """What ends an answer, as text."""
+        tokens = self.tokenizer.convert_ids_to_tokens(list(self.facts.stop_ids))
+        return tuple(filter(None, (*tokens, self.facts.stop_text)))
 
     @cached_property
     def _takes_system(self) -> Any:
@@ -145,22 +174,18 @@ class ChatFormat:
         except Refused as exc:
             raise self._bad(f"the chat template can't render this chat: {exc}") from None
 
-    def _encode(self, text: str) -> list[int]:
-        # The template has written the special tokens already.
-        return [int(token) for token in self.tokenizer.encode(text, add_special_tokens=False)]
-
     def _after(self, prompt: str, text: str) -> tuple[int, ...]:
         """`text` as tokens that follow those of `prompt`.
 
         Where a token of both together would lie on both sides, the text is encoded by itself. Some tokenizers put a
         space before that, which something in front keeps away. Raises UserError where all change the text."""
-        first, both = self._encode(prompt), self._encode(prompt + text)
+        first, both = self.encode(prompt), self.encode(prompt + text)
         if both[: len(first)] == first:
             return tuple(both[len(first) :])
         mark = self.tokenizer.convert_ids_to_tokens(self._ends[0]) if self._ends else ""
         wanted = self._decode(both)
         for lead in ("", "\n", mark):
-            before, ids = self._encode(lead), self._encode(lead + text)
+            before, ids = self.encode(lead), self.encode(lead + text)
             alone = ids[len(before) :]
             if ids[: len(before)] == before and self._decode([*first, *alone]) == wanted:
                 return tuple(alone)
