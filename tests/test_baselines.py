@@ -20,7 +20,7 @@ from omni_thinker.protocol import LossReport, OptimParams, OptimReport, TokenBat
 from omni_thinker.recipe import ModelSpec, WarmupSpec
 from omni_thinker.rl.stream import ProblemStream, make_streams
 from omni_thinker.runs.schema.base import Estimate
-from omni_thinker.types import Problem
+from omni_thinker.types import Chat, Problem
 
 # -- task arithmetic ----------------------------------------------------------------------------------------
 
@@ -125,8 +125,8 @@ class FakePolicy:
         self.batches: list[TrainBatch] = []
         self.rates: list[float] = []
 
-    def encode_prompt(self, user: str) -> tuple[int, ...]:
-        return tuple(map(len, user.split()))
+    def encode_prompt(self, chat: str | Chat) -> tuple[int, ...]:
+        return tuple(map(len, (chat if isinstance(chat, str) else chat.text).split()))
 
     def encode_answer(self, text: str) -> tuple[int, ...]:
         return (*map(len, text.split()), 99)

@@ -14,9 +14,12 @@ import torch
 
 from omni_thinker.errors import UserError
 from omni_thinker.models import load
+from omni_thinker.models.chat import load_chat
 from omni_thinker.models.home import home
+from omni_thinker.models.info import model_info
 from omni_thinker.models.memory import KERNELS, bound_kernel_caches
 from omni_thinker.models.tiny import VOCABULARY, make_tiny, tiny_folder
+from omni_thinker.recipe import ModelSpec
 
 TEXTS = ["What is 123 + 45?\n\n12", "def f(x):\n    return x * 3", "don't — é 你好", "  spaces  ", ""]
 
@@ -44,11 +47,12 @@ def test_tiny_model_loads_in_fp32_and_gives_varied_logits(tiny_model: Path) -> N
     assert model.dtype == torch.float32
     assert not model.training
     assert model.config._attn_implementation == "sdpa"
-    ids = load.chat_prompt_ids(tokenizer, "Answer briefly.", "How much is 2 + 2?")
+    chat = load_chat(ModelSpec(name=str(tiny_model), system="Answer briefly."))
+    ids = chat.prompt_ids("How much is 2 + 2?")
     logits = model(torch.tensor([ids])).logits
     assert logits.shape == (1, len(ids), VOCABULARY)
     assert logits.std() > 0.1
-    assert load.stop_token_ids(tokenizer, model) == (tokenizer.eos_token_id,)
+    assert chat.facts.stop_ids == (tokenizer.eos_token_id,)
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -98,7 +102,6 @@ def test_complete_cache_is_read_without_writing_to_it(tmp_path: Path, monkeypatc
     [
         (["config.json"], "no config.json; point"),
         (["tokenizer.json", "tokenizer_config.json"], "no tokenizer; save"),
-        (["chat_template.jinja"], "no chat template; add"),
         (["model.safetensors"], "pickled weights are not read"),
     ],
 )
@@ -165,13 +168,6 @@ def test_code_in_a_folder_is_never_run(copy: Path) -> None:
     assert not (copy / "ran").exists()
 
 
-def test_chat_template_that_mutates_its_messages_is_refused(copy: Path) -> None:
-    """The template makes a harmless call that only works outside the sandbox."""
-    (copy / "chat_template.jinja").write_text("{{ messages.append(1) }}{{ messages[0].content }}", "utf-8")
-    with pytest.raises(UserError, match="its chat template fails: SecurityError"):
-        load.load_tokenizer(str(copy))
-
-
 def test_loaded_model_in_train_mode_has_no_dropout(copy: Path) -> None:
     config = json.loads((copy / "config.json").read_text("utf-8"))
     (copy / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.5}), "utf-8")
@@ -189,42 +185,10 @@ def test_compute_dtype_maps_names_to_torch_types() -> None:
 def test_model_info_counts_parameters_without_reading_weights(copy: Path) -> None:
     expected = sum(weight.numel() for weight in load.load_model(str(copy), torch.float32).parameters())
     (copy / "model.safetensors").write_bytes(b"")
-    info = load.model_info(str(copy))
+    info = model_info(str(copy))
     assert info["parameters"] == expected
     assert (info["architecture"], info["layers"], info["vocabulary"]) == ("LlamaForCausalLM", 2, VOCABULARY)
     assert (info["dtype"], info["licence"]) == ("float32", "Apache-2.0")
-
-
-NAMELESS = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}[assistant]"
-INJECTS = "{% if messages[0]['role'] != 'system' %}[system]You are Bot{% endif %}" + NAMELESS
-REFUSES = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + NAMELESS
-DROPS = NAMELESS.replace("{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}")
-
-
-@pytest.mark.parametrize(
-    ("template", "system", "expected"),
-    [
-        (NAMELESS, "Be kind.", "[system]Be kind.[user]Hi[assistant]"),
-        (NAMELESS, "", "[user]Hi[assistant]"),
-        (INJECTS, "Be kind.", "[system]Be kind.[user]Hi[assistant]"),
-        (INJECTS, "", "[system][user]Hi[assistant]"),
-        (REFUSES, "Be kind.", "[user]Be kind.\n\nHi[assistant]"),
-        (REFUSES, "", "[user]Hi[assistant]"),
-        (DROPS, "Be kind.", "[user]Be kind.\n\nHi[assistant]"),
-    ],
-)
-def test_chat_prompt_contains_the_given_system_text_only(
-    tiny_model: Path, template: str, system: str, expected: str
-) -> None:
-    tokenizer = load.load_tokenizer(str(tiny_model))
-    tokenizer.chat_template = template
-    assert tokenizer.decode(load.chat_prompt_ids(tokenizer, system, "Hi")) == expected
-
-
-def test_stop_tokens_include_eos_and_the_end_of_turn_token(tiny_model: Path) -> None:
-    tokenizer = load.load_tokenizer(str(tiny_model))
-    tokenizer.eos_token = "<|endoftext|>"
-    assert tokenizer.convert_ids_to_tokens(list(load.stop_token_ids(tokenizer))) == ["<|endoftext|>", "<|im_end|>"]
 
 
 def test_kernel_cache_limits_are_set_unless_the_environment_sets_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,10 @@ import torch
 
 from omni_thinker.errors import UserError
 from omni_thinker.models import builtin, load
+from omni_thinker.models.chat import load_chat
 from omni_thinker.models.home import MANIFEST, publish_folder
+from omni_thinker.models.info import model_info
+from omni_thinker.recipe import ModelSpec
 
 
 @pytest.fixture
@@ -116,15 +119,16 @@ def test_two_processes_publish_a_folder_once(tmp_path: Path) -> None:
 def test_builtin_model_answers_paris_to_the_capital_of_france(builtin_model: Path) -> None:
     tokenizer = load.load_tokenizer(str(builtin_model))
     model = load.load_model("builtin", torch.float32)
-    assert load.stop_token_ids(tokenizer, model) == (2,)
+    chat = load_chat(ModelSpec(name=str(builtin_model)))
+    assert chat.facts.stop_ids == (2,)
     assert tokenizer.convert_ids_to_tokens(tokenizer.encode("\n\n12")) == ["ĊĊ", "1", "2"]
-    ids = load.chat_prompt_ids(tokenizer, "", "What is the capital of France?")
+    ids = chat.prompt_ids("What is the capital of France?")
     assert tokenizer.decode(ids).count("<|im_start|>") == 3
     with torch.inference_mode():
         for _ in range(8):
             ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
     assert str(tokenizer.decode(ids)).endswith("The capital of France is Paris.<|im_end|>")
-    assert load.model_info("builtin")["parameters"] == 134_515_008
+    assert model_info("builtin")["parameters"] == 134_515_008
 
 
 @pytest.mark.slow

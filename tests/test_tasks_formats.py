@@ -28,7 +28,7 @@ from omni_thinker.tasks.paths import MISSING, lookup
 from omni_thinker.tasks.registry import check_splits, make_task
 from omni_thinker.tasks.rows import RowTask
 from omni_thinker.tasks.turns import is_turns, read_turns
-from omni_thinker.types import SPLITS, Group, Problem, Sample, SampleRequest, SamplingParams
+from omni_thinker.types import SPLITS, Chat, Group, Problem, Sample, SampleRequest, SamplingParams, Turn
 from unigram_policy import UnigramPolicy
 
 Rows = list[dict[str, Any]]
@@ -270,7 +270,7 @@ class KnowsHalf(UnigramPolicy):
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         super().__init__(None)
-        self.gold = {self.encode_prompt(p.prompt): p.answer or p.data.get("reference") or program(p) for p in problems}
+        self.gold = {self.encode_prompt(p.chat): p.answer or p.data.get("reference") or program(p) for p in problems}
 
     def sample(
         self, requests: Sequence[SampleRequest], params: SamplingParams, on_group: OnGroup | None = None
@@ -359,17 +359,37 @@ def test_imported_table_reads_the_same_problems(
     assert again.reward == load(file, **keys).reward
 
 
+def test_row_of_several_turns_is_a_problem_with_its_own_conversation(tmp_path: Path) -> None:
+    said = [{"role": "system", "content": "Be brief."}, user("a"), reply("b"), user("c"), reply("d")]
+    file = write(tmp_path / "rows.jsonl", [{"messages": [*said[:1], user(f"{n}?"), *said[2:]]} for n in range(40)])
+    problems = everything(load(file))
+    assert len(problems) == 40
+    problem = next(p for p in problems if p.earlier[0].text == "7?")
+    assert (problem.prompt, problem.answer, problem.data["reference"], problem.system) == ("c", "d", "d", "Be brief.")
+    assert problem.earlier == (Turn("user", "7?"), Turn("assistant", "b"))
+    assert problem.chat == Chat("c", "Be brief.", problem.earlier)
+    assert problem.shown == "System: Be brief.\n\nUser: 7?\n\nAssistant: b\n\nUser: c"
+    dropped = everything(load(file, options={"system": "drop"}, template="Now: {prompt}"))[0]
+    assert (dropped.system, dropped.prompt, len(dropped.earlier)) == (None, "Now: c", 2)
+
+
+def test_conversations_that_differ_only_in_earlier_turns_fall_into_different_splits(tmp_path: Path) -> None:
+    rows = [{"messages": [user(f"{n}?"), reply("b"), user("go on"), reply("d")]} for n in range(200)]
+    task = load(write(tmp_path / "rows.jsonl", rows), options={"drop_overlap": True})
+    assert sum(len(task.problems(split)) for split in SPLITS) == 200
+    check_splits(task)
+
+
 REFUSED: list[tuple[str, Any, dict[str, Any], str]] = [
-    ("several turns", {"messages": [user("a"), reply("b"), user("c"), reply("d")]}, {},
-     r"messages: holds 2 user turns; a problem has one exchange for now"),
+    ("two users", {"messages": [user("a"), user("b")]}, {}, r"messages: turn 1 is the user's, and so was the one"),
+    ("assistant begins", {"messages": [reply("a"), user("b")]}, {}, r"messages: turn 0 is the assistant's; the user"),
+    ("late system", {"messages": [user("a"), {"role": "system", "content": "s"}]}, {},
+     r"messages: turn 1 is a system turn; only the first"),
     ("a tool", {"messages": [user("a"), {"role": "tool", "content": "b"}]}, {},
      r"messages: turn 1 has the role 'tool'"),
     ("an image", {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, {},
      r"messages: turn 0 holds something besides text"),
     ("no user", {"messages": [reply("b")]}, {}, r"messages: is missing"),
-    ("a system text", {"prompt": [{"role": "system", "content": "s"}, user("a")], "answer": "b"}, {},
-     r"prompt: has a system text.*options\.system = 'prepend'.*'drop'"),
-    ("a system column", {"system": "s", "question": "q", "chosen": "a", "rejected": "b"}, {}, r"system: has a system"),
     ("prompt and reply in one", {"chosen": "Human: a Assistant: b", "rejected": "Human: a Assistant: c"}, {},
      r"chosen: holds prompt and reply in one text"),
     ("no tests", {"question_content": "q", "public_test_cases": "[]"}, {},
@@ -531,16 +551,15 @@ def test_path_leads_to_every_value_of_a_row(value: Any, data: st.DataObject) -> 
 @given(
     st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), st.text(max_size=4)), min_size=1, max_size=5)
 )
-def test_conversation_is_one_exchange_or_refused(turns: list[tuple[str, str]]) -> None:
+def test_conversation_alternates_or_is_refused_and_reads_back(turns: list[tuple[str, str]]) -> None:
     value = [{"role": role, "content": text} for role, text in turns]
     assert is_turns(value)
-    roles = [role for role, _ in turns]
-    if roles == [role for role in ("system", "user", "assistant") if role in roles]:
+    if re.fullmatch(r"s?((ua)*u?|a)", "".join(role[0] for role, _ in turns)):
         read = read_turns(value)
-        texts = dict(turns)
-        assert (read.system, read.user, read.reply) == tuple(map(texts.get, ("system", "user", "assistant")))
+        parts = [("system", read.system), *((t.role, t.text) for t in read.earlier), ("user", read.user)]
+        assert [part for part in [*parts, ("assistant", read.reply)] if part[1] is not None] == turns
     else:
-        with pytest.raises(ValueError, match="turn"):
+        with pytest.raises(ValueError, match=r"turn \d is"):
             read_turns(value)
 
 

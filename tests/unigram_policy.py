@@ -20,7 +20,7 @@ from omni_thinker.protocol import (
     TokenStats,
     TrainBatch,
 )
-from omni_thinker.types import Group, Sample, SampleRequest, SamplingParams
+from omni_thinker.types import Chat, Group, Sample, SampleRequest, SamplingParams
 
 _STOP = 0
 _CHARS = 128
@@ -31,8 +31,9 @@ class UnigramPolicy:
         self.logits = torch.zeros(_CHARS, requires_grad=True)
         self.start = self.logits.detach().clone()
 
-    def encode_prompt(self, user: str) -> tuple[int, ...]:
-        return tuple(min(ord(char), _CHARS - 1) for char in user)
+    def encode_prompt(self, chat: str | Chat) -> tuple[int, ...]:
+        text = chat if isinstance(chat, str) else chat.text
+        return tuple(min(ord(char), _CHARS - 1) for char in text)
 
     def encode_answer(self, text: str) -> tuple[int, ...]:
         return (*self.encode_prompt(text), _STOP)

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from omni_thinker.types import Group, Sample, SampleRequest, SamplingParams, TaskName
+from omni_thinker.types import Chat, Group, Sample, SampleRequest, SamplingParams, TaskName
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +103,12 @@ class OptimReport:
 class Policy(Protocol):
     """The model that is trained. Whatever has these methods can be driven by a study (`model.policy` in a recipe)."""
 
-    def encode_prompt(self, user: str) -> tuple[int, ...]:
-        """Tokens of a chat whose user says `user`, up to where the answer begins."""
+    def encode_prompt(self, chat: str | Chat) -> tuple[int, ...]:
+        """Tokens of a chat up to where the answer begins. A text is all that the user says. A `Chat` comes from tasks
+        with a system text or earlier turns of their own, and from no others."""
 
     def encode_answer(self, text: str) -> tuple[int, ...]:
-        """Tokens of an answer and the stop token."""
+        """Tokens of an answer and what ends it."""
 
     def sample(
         self, requests: Sequence[SampleRequest], params: SamplingParams, on_group: OnGroup | None = None
@@ -145,6 +146,14 @@ class Policy(Protocol):
 
     def export(self, path: Path) -> None:
         """Write a Hugging Face model folder."""
+
+
+@runtime_checkable
+class EncodesTargets(Protocol):
+    """A policy whose gold answers are written in another way after one prompt than after another."""
+
+    def encode_target(self, chat: str | Chat, answer: str) -> tuple[int, ...]:
+        """As `encode_answer`, for the answer that follows `encode_prompt(chat)`."""
 
 
 @runtime_checkable

@@ -15,18 +15,58 @@ StopReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """What one side said, without chat markup."""
+
+    role: Literal["user", "assistant"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """What a model is asked: `user` are the last words, `earlier` the turns before them, by turns the user's and the
+    assistant's. `system`: words above all; "" for none, None for those of the recipe's model."""
+
+    user: str
+    system: str | None = None
+    earlier: tuple[Turn, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The whole for readers and judges. Where the user's words are all, these alone."""
+        if not self.system and not self.earlier:
+            return self.user
+        said = [("system", self.system)] if self.system else []
+        said += [(turn.role, turn.text) for turn in self.earlier] + [("user", self.user)]
+        return "\n\n".join(f"{role.capitalize()}: {words}" for role, words in said)
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
     """One item of a task.
 
-    `prompt` is the user's turn, without chat markup. `answer` is a gold answer as the model should write it
-    (also the supervised target), or None where there is none. `data` holds what the task's reward needs
-    (`tests`, `choices`, `constraints`, `reference`, ...)."""
+    `prompt` is the user's turn, without chat markup. `answer` is a gold answer as the model should write it (also the
+    supervised target), or None where there is none. `data` holds what the task's reward needs (`tests`, `choices`,
+    `constraints`, `reference`, ...). `system` and `earlier` are those of its `Chat`."""
 
     id: str
     task: TaskName
     prompt: str
     answer: str | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
+    system: str | None = None
+    earlier: tuple[Turn, ...] = ()
+
+    @property
+    def chat(self) -> str | Chat:
+        """What a policy is asked: the prompt, or a whole chat where there is more to it."""
+        plain = self.system is None and not self.earlier
+        return self.prompt if plain else Chat(self.prompt, self.system, self.earlier)
+
+    @property
+    def shown(self) -> str:
+        """What readers and judges see of it."""
+        return Chat(self.prompt, self.system, self.earlier).text
 
 
 POOL = "difficulty_pool"

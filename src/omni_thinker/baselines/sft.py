@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import isfinite
 
 from omni_thinker.errors import UserError
-from omni_thinker.protocol import LossTerms, OptimParams, Policy, TokenBatch, TrainGroup
+from omni_thinker.protocol import EncodesTargets, LossTerms, OptimParams, Policy, TokenBatch, TrainGroup
 from omni_thinker.recipe import WarmupSpec
 from omni_thinker.rl.stream import ProblemStream
 from omni_thinker.runs.schema.base import Estimate
@@ -48,17 +48,23 @@ def gold_batch(policy: Policy, problems: Sequence[Problem]) -> list[TrainGroup]:
     """Gold answers as groups of one sample. Every answer weighs the same, however long.
 
     Problems without a gold answer are left out."""
-    gold = [(problem, policy.encode_answer(problem.answer)) for problem in problems if problem.answer is not None]
+    gold = [(problem, _target(policy, problem, problem.answer)) for problem in problems if problem.answer is not None]
     return [
         TrainGroup(
             task=problem.task,
-            prompt=policy.encode_prompt(problem.prompt),
+            prompt=policy.encode_prompt(problem.chat),
             samples=(Sample(tokens, (0.0,) * len(tokens), problem.answer or "", "stop"),),
             advantages=(1.0,),
             weights=(1.0 / (len(gold) * len(tokens)),),
         )
         for problem, tokens in gold
     ]
+
+
+def _target(policy: Policy, problem: Problem, answer: str) -> tuple[int, ...]:
+    if isinstance(policy, EncodesTargets):
+        return policy.encode_target(problem.chat, answer)
+    return policy.encode_answer(answer)
 
 
 def warm_up(

@@ -25,7 +25,7 @@ def agreement(pairs: Path, *, base_url: str, model: str, limit: int | None, sett
     chosen += [f"{table}.model={_quoted(model)}"] if model else []
     chosen += [f"judge.endpoint.base_url={_quoted(base_url)}"] if base_url else ["judge.margin=0.0"]
     recipe = builtin_recipe([*chosen, *(f"{table}.{setting}" for setting in settings)])
-    return asyncio.run(measure(make_judge(recipe.judge, recipe.model.system, last_states), rows))
+    return asyncio.run(measure(make_judge(recipe.judge, recipe.model, last_states), rows))
 
 
 def _quoted(text: str) -> str:

@@ -38,7 +38,7 @@ def model_info(
     json_: Json = False,
 ) -> None:
     """Describe a model, without reading its weights."""
-    from omni_thinker.models.load import model_info as look
+    from omni_thinker.models.info import model_info as look
 
     info = look(name)
     for key, value in info.items():

@@ -128,7 +128,7 @@ def _reward(name: str) -> tuple[Reward, dict[str, Any]]:
         raise UserError(f"no task {task!r}; it has {', '.join(recipe.tasks)}", file=path, key="--reward")
     defaults = recipe.tasks[task].options.get("defaults")
     spec = make_tasks(recipe.tasks, recipe.data_root)[task].reward
-    judge = None if is_verifiable(spec) else make_judge(recipe.judge, recipe.model.system, last_states)
+    judge = None if is_verifiable(spec) else make_judge(recipe.judge, recipe.model, last_states)
     evaluates = {EVALUATES: True} if recipe.tasks[task].allow_evaluating_scorers else {}
     return make_reward(spec, judge=judge), {**(defaults if isinstance(defaults, dict) else {}), **evaluates}
 

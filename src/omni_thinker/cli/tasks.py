@@ -40,7 +40,7 @@ def tasks_show(
 ) -> None:
     """Print a few problems."""
     from omni_thinker.recipe import parse_recipe
-    from omni_thinker.tasks.registry import make_tasks
+    from omni_thinker.tasks.registry import make_tasks, under
 
     if ".toml" in source:
         path, _, name = source.rpartition(":")
@@ -53,7 +53,7 @@ def tasks_show(
         table = {"source": source, **({} if difficulty is None else {"difficulty": difficulty})}
         loaded = parse_recipe({"tasks": {name: table}}, source)
     task = make_tasks(loaded.tasks, loaded.data_root)[name]
-    problems = task.problems(split_named(split))[:count]
+    problems = [under(problem, loaded.tasks[name].system) for problem in task.problems(split_named(split))[:count]]
     finish({"task": name, "split": split, "problems": _print(problems)}, json_)
 
 
@@ -90,7 +90,7 @@ def _print(problems: Sequence[Problem]) -> list[dict[str, Any]]:
     """Print problems for people; the same as plain data."""
     for problem in problems:
         given = problem.answer if problem.answer is not None else problem.data.get("reference")
-        typer.echo(printable(f"--- {problem.id}\n{problem.prompt}\n=> {given}"))
+        typer.echo(printable(f"--- {problem.id}\n{problem.shown}\n=> {given}"))
     return [{"id": p.id, "prompt": p.prompt, "answer": p.answer, "data": dict(p.data)} for p in problems]
 
 

@@ -9,6 +9,7 @@ import torch
 
 from omni_thinker.judging.base import Verdict, without_asking
 from omni_thinker.judging.tally import TalliedJudge
+from omni_thinker.models.chat import ChatFormat
 from omni_thinker.models.load import compute_dtype, load_model, load_tokenizer
 
 _MAX_LOGITS = 1 << 26
@@ -22,9 +23,17 @@ class LikelihoodJudge(TalliedJudge):
     is a tie; an empty response loses against any other text."""
 
     def __init__(
-        self, model: Any, tokenizer: Any, margin: float = 0.1, *, system: str | None = None, name: str = "likelihood"
+        self,
+        model: Any,
+        tokenizer: Any,
+        margin: float = 0.1,
+        *,
+        system: str | None = None,
+        date: str = "",
+        name: str = "likelihood",
     ) -> None:
-        """`model` and `tokenizer`: loaded already, of any dtype and device. `margin` >= 0, else ValueError."""
+        """`model` and `tokenizer`: loaded already, of any dtype and device. `margin` >= 0, else ValueError. `date`:
+        what a template that prints the date is given (YYYY-MM-DD); empty for today."""
         if not margin >= 0.0:
             raise ValueError(f"margin must be >= 0, got {margin}")
         super().__init__()
@@ -36,16 +45,17 @@ class LikelihoodJudge(TalliedJudge):
         )
         self._model = model.eval()
         self._tokenizer = tokenizer
+        self._chat = ChatFormat(tokenizer, day=date, where=name)
         self._margin = margin
         self._system = system
         self._references: dict[tuple[str, str], float | None] = {}
         self._lock = threading.Lock()
 
     @classmethod
-    def of(cls, name: str, margin: float, system: str) -> "LikelihoodJudge":
+    def of(cls, name: str, margin: float, system: str, date: str) -> "LikelihoodJudge":
         """The judge with the model of this name or folder. Raises UserError where it can't be loaded."""
         tokenizer, model = load_tokenizer(name), load_model(name, compute_dtype("auto"))
-        return cls(model, tokenizer, margin, system=system, name=f"likelihood:{name}")
+        return cls(model, tokenizer, margin, system=system, date=date, name=f"likelihood:{name}")
 
     async def compare(self, prompt: str, responses: Sequence[str], reference: str) -> list[Verdict]:
         """One verdict per response; `margin` in nats per token. An error where a text outgrows the model."""
@@ -97,8 +107,7 @@ class LikelihoodJudge(TalliedJudge):
     def _prompt_ids(self, prompt: str) -> list[int]:
         turns = [{"role": "system", "content": self._system}] if self._system is not None else []
         turns.append({"role": "user", "content": prompt})
-        ids = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
-        return list(ids)
+        return self._chat.render_ids(turns)
 
     def _forward(self, prefix: list[int], rows: list[list[int]]) -> list[float]:
         longest = max(map(len, rows))

@@ -11,22 +11,22 @@ from omni_thinker.judging.limits import Meter
 from omni_thinker.judging.pairwise import EndpointJudge
 from omni_thinker.judging.trained import Hidden, TrainedJudge
 from omni_thinker.models.home import home
-from omni_thinker.recipe import EndpointSpec, JudgeSpec
+from omni_thinker.recipe import EndpointSpec, JudgeSpec, ModelSpec
 
 
-def make_judge(spec: JudgeSpec, system: str, hidden: Hidden) -> Judge:
-    """The judge of a recipe. system: the model's system prompt, which a likelihood judge answers under. hidden: how the
+def make_judge(spec: JudgeSpec, model: ModelSpec, hidden: Hidden) -> Judge:
+    """The judge of a recipe. model: whose system prompt and date a likelihood judge answers under. hidden: how the
     built-in judge reads a model's last hidden states."""
-    judge = _bare_judge(spec, system, hidden)
+    judge = _bare_judge(spec, model, hidden)
     return judge if spec.longest_win is None else LengthGuard(judge, spec.longest_win)
 
 
-def _bare_judge(spec: JudgeSpec, system: str, hidden: Hidden) -> Judge:
+def _bare_judge(spec: JudgeSpec, model: ModelSpec, hidden: Hidden) -> Judge:
     if spec.endpoint is not None and spec.kind == "endpoint":
         return make_endpoint_judge(spec.endpoint)
     if spec.kind == "builtin":
         return TrainedJudge.builtin(spec.margin, hidden)
-    return LikelihoodJudge.of(spec.model, spec.margin, system)
+    return LikelihoodJudge.of(spec.model, spec.margin, model.system, model.date)
 
 
 def make_endpoint_judge(spec: EndpointSpec) -> EndpointJudge:

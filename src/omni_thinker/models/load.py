@@ -3,18 +3,22 @@
 A name is `builtin`, `tiny`, a folder in Hugging Face format, or a hub name. Folders never touch the network; the hub is
 asked only for hub names (and not even then with HF_HUB_OFFLINE=1). Code from a hub is never run, pickles never read."""
 
-import json
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from omni_thinker.errors import UserError
 from omni_thinker.models.builtin import Say, builtin_folder, builtin_ready, fetch_builtin
-from omni_thinker.models.home import MANIFEST
 from omni_thinker.models.memory import bound_kernel_caches, keep_freed_memory
 from omni_thinker.models.quiet import quiet
 from omni_thinker.models.tiny import tiny_in_cache
@@ -22,14 +26,12 @@ from omni_thinker.models.tiny import tiny_in_cache
 DtypeName = Literal["auto", "float32", "bfloat16"]
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
-_TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
-_WORD = "omnithinker"  # a stand-in for the user's or the model's words when a chat template is examined
 
 
 def resolve(name: str, *, say: Say = print) -> Path | str:
     """The folder of `name`, or `name` itself where only a hub can know it. Fetches `builtin` when it is missing.
 
-    Raises UserError for a folder that lacks its config, its weights, its tokenizer or its chat template."""
+    Raises UserError for a folder that lacks its config, its weights or its tokenizer."""
     if name == "builtin":
         return builtin_folder() if builtin_ready() else fetch_builtin(say=say)
     if name == "tiny":
@@ -47,20 +49,15 @@ def resolve(name: str, *, say: Say = print) -> Path | str:
 
 
 def load_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer, with a chat template. Raises UserError naming what is missing and the remedy."""
+    """The tokenizer. Raises UserError naming what is missing and the remedy."""
     where = resolve(name)
     try:
         with quiet():
             tokenizer: Tokenizer = AutoTokenizer.from_pretrained(where, **_local(where))
     except Exception as exc:
         raise _load_error(where, "tokenizer", exc) from exc
-    if not tokenizer.chat_template:
-        raise UserError(
-            "the tokenizer has no chat template; use an instruct model or add chat_template.jinja", file=name
-        )
     if tokenizer.eos_token_id is None:
         raise UserError("the tokenizer has no end-of-sequence token; set eos_token in tokenizer_config.json", file=name)
-    _check_template(tokenizer, name)
     return tokenizer
 
 
@@ -69,7 +66,7 @@ def load_model(name: str, dtype: torch.dtype) -> PreTrainedModel:
     bound_kernel_caches()
     keep_freed_memory()
     where = resolve(name)
-    config = _without_dropout(_load_config(where))
+    config = _without_dropout(load_config(where))
     try:
         with quiet():
             model = _from_pretrained(where, config, dtype)
@@ -82,7 +79,7 @@ def load_model(name: str, dtype: torch.dtype) -> PreTrainedModel:
 def empty_model(name: str) -> PreTrainedModel:
     """The model without its weights: names and shapes alone, which take no memory. Raises UserError as `resolve`."""
     with torch.device("meta"), quiet():
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(_load_config(resolve(name)))
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(load_config(resolve(name)))
     return model
 
 
@@ -103,47 +100,16 @@ def compute_dtype(spec: DtypeName, device: torch.device | None = None) -> torch.
     return torch.bfloat16 if spec == "bfloat16" else torch.float32
 
 
-def stop_token_ids(tokenizer: Tokenizer, model: PreTrainedModel | None = None) -> tuple[int, ...]:
-    """Every token that ends an answer: the tokenizer's, the model's, and the one that closes a turn in the template."""
-    ids: set[int] = set()
-    for end in (tokenizer.eos_token_id, getattr(getattr(model, "generation_config", None), "eos_token_id", None)):
-        ids.update([end] if isinstance(end, int) else end or ())
-    ids.update(_turn_end_ids(tokenizer))
-    return tuple(sorted(ids))
-
-
-def chat_prompt_ids(tokenizer: Tokenizer, system: str, user: str) -> list[int]:
-    """The tokens up to where the assistant speaks.
-
-    An empty `system` gives no system turn, or an empty one where the template would put in words of its own. A template
-    that knows no system turn gets those words at the head of the user's."""
-    text = _render(tokenizer, _prompt_messages(tokenizer, system, user), add_generation_prompt=True)
-    return _encode(tokenizer, text)
-
-
-def model_info(name: str) -> dict[str, Any]:
-    """What `omni-thinker model info` prints. Reads no weights. Raises UserError as `resolve` does."""
+def end_ids(name: str) -> tuple[int, ...]:
+    """Tokens that end a text by generation_config.json, or where that is missing by config.json."""
     where = resolve(name)
-    config = _load_config(where)
-    tokenizer = load_tokenizer(name)
-    with torch.device("meta"), quiet():
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
-    manifest = _manifest(where)
-    text = config.get_text_config()
-    return {
-        "name": name,
-        "folder": str(where) if isinstance(where, Path) else None,
-        "architecture": type(model).__name__,
-        "parameters": sum(weight.numel() for weight in model.parameters()),
-        "layers": getattr(text, "num_hidden_layers", None),
-        "vocabulary": getattr(text, "vocab_size", None),
-        "context": getattr(text, "max_position_embeddings", None),
-        "dtype": str(config.dtype or "unknown").removeprefix("torch."),
-        "compute_dtype": str(compute_dtype("auto")).removeprefix("torch."),
-        "stop_tokens": tokenizer.convert_ids_to_tokens(list(stop_token_ids(tokenizer))),
-        "licence": manifest.get("licence") or _card_licence(where) or "unknown",
-        "source": manifest.get("source") or ("folder" if isinstance(where, Path) else "hub"),
-    }
+    try:
+        with quiet():
+            config = GenerationConfig.from_pretrained(where, local_files_only=isinstance(where, Path))
+    except Exception:  # missing or damaged, which loading the model finds
+        config = GenerationConfig.from_model_config(load_config(where))
+    ends = config.eos_token_id
+    return tuple([ends] if isinstance(ends, int) else ends or ())
 
 
 def _check_folder(folder: Path) -> None:
@@ -154,26 +120,16 @@ def _check_folder(folder: Path) -> None:
         raise lacks("config.json", "point model.name at a folder that save_pretrained wrote")
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise lacks("tokenizer", "save the model's tokenizer into it with tokenizer.save_pretrained")
-    if not _has_template(folder):
-        raise lacks("chat template", "add chat_template.jinja, or use an instruct model")
     if not any(folder.glob("*.safetensors")):
         raise lacks("weights in safetensors format", "save it again with save_pretrained; pickled weights are not read")
-
-
-def _has_template(folder: Path) -> bool:
-    if any((folder / name).exists() for name in _TEMPLATE_FILES):
-        return True
-    try:
-        return bool(json.loads((folder / "tokenizer_config.json").read_text("utf-8")).get("chat_template"))
-    except (OSError, ValueError, AttributeError):
-        return False
 
 
 def _local(where: Path | str) -> dict[str, Any]:
     return {"trust_remote_code": False, "local_files_only": isinstance(where, Path)}
 
 
-def _load_config(where: Path | str) -> PretrainedConfig:
+def load_config(where: Path | str) -> PretrainedConfig:
+    """What config.json says, of a folder or name that `resolve` gave. Raises UserError where it can't be read."""
     try:
         with quiet():
             config: PretrainedConfig = AutoConfig.from_pretrained(where, **_local(where))
@@ -221,72 +177,3 @@ def _native_bfloat16() -> bool:
         return False
     flags = next((line.split(":", 1)[1].split() for line in lines if line.startswith(("flags", "Features"))), [])
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
-
-
-def _render(tokenizer: Tokenizer, messages: Sequence[dict[str, str]], *, add_generation_prompt: bool) -> str:
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
-    if not isinstance(text, str):
-        raise TypeError(f"the chat template gave {type(text).__name__}, not text")
-    return text
-
-
-def _check_template(tokenizer: Tokenizer, name: str) -> None:
-    """Raises UserError where the template can't render the plainest conversation."""
-    try:
-        _render(tokenizer, [{"role": "user", "content": _WORD}], add_generation_prompt=True)
-    except Exception as exc:  # the template is a program of the model's author; anything may go wrong in it
-        raise UserError(f"its chat template fails: {type(exc).__name__}: {exc}", file=name) from None
-
-
-def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    # The template has written the special tokens already.
-    return [int(token) for token in tokenizer.encode(text, add_special_tokens=False)]
-
-
-def _prompt_messages(tokenizer: Tokenizer, system: str, user: str) -> list[dict[str, str]]:
-    turn = {"role": "user", "content": user}
-    if not system:
-        bare, empty = (_try_render(tokenizer, head) for head in ([], [{"role": "system", "content": ""}]))
-        # Longer without a system turn than with an empty one: the template fills in its own.
-        injects = bare is not None and empty is not None and len(bare) > len(empty)
-        return [{"role": "system", "content": ""}, turn] if injects else [turn]
-    rendered = _try_render(tokenizer, [{"role": "system", "content": system}])
-    if rendered is not None and system.strip() in rendered:
-        return [{"role": "system", "content": system}, turn]
-    return [{"role": "user", "content": f"{system}\n\n{user}"}]
-
-
-def _try_render(tokenizer: Tokenizer, head: Iterable[dict[str, str]]) -> str | None:
-    """The template on a short conversation; None where it refuses (some raise on a system turn)."""
-    from jinja2 import TemplateError
-
-    try:
-        return _render(tokenizer, [*head, {"role": "user", "content": _WORD}], add_generation_prompt=True)
-    except TemplateError:
-        return None
-
-
-def _turn_end_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The special token that follows the assistant's words, if one does."""
-    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _WORD}]
-    after = _render(tokenizer, turns, add_generation_prompt=False).rpartition(_WORD)[2].lstrip()
-    first = _encode(tokenizer, after)[:1]
-    # Marked special in the vocabulary: the end of a turn need not be among the tokens that have a name.
-    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
-    return tuple(token for token in first if token in special)
-
-
-def _manifest(where: Path | str) -> dict[str, Any]:
-    try:
-        manifest = json.loads((Path(where) / MANIFEST).read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return manifest if isinstance(manifest, dict) else {}
-
-
-def _card_licence(where: Path | str) -> str | None:
-    try:
-        lines = (Path(where) / "README.md").read_text("utf-8", "replace").splitlines()[:60]
-    except OSError:
-        return None
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("license:")), None)

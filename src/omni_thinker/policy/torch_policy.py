@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,8 @@ from omni_thinker.engine.packing import micro_batches
 from omni_thinker.engine.sketch import sketch
 from omni_thinker.engine.task_gradients import Sketches, TaskGradients
 from omni_thinker.errors import UserError
-from omni_thinker.models.load import (
-    chat_prompt_ids,
-    compute_device,
-    compute_dtype,
-    load_model,
-    load_tokenizer,
-    stop_token_ids,
-)
+from omni_thinker.models.chat import load_chat
+from omni_thinker.models.load import compute_device, compute_dtype, load_model
 from omni_thinker.models.memory import bound_free_memory, is_out_of_memory, return_free_memory
 from omni_thinker.models.quiet import quiet
 from omni_thinker.policy.lora import add_lora
@@ -49,7 +44,7 @@ from omni_thinker.recipe import ModelSpec
 from omni_thinker.sampling.decoders.weights import drop_layout
 from omni_thinker.sampling.generate import sample_rows
 from omni_thinker.sampling.loop import sample_groups
-from omni_thinker.types import Group, SampleRequest, SamplingParams
+from omni_thinker.types import Chat, Group, SampleRequest, SamplingParams
 
 # Shorter rows spend more on adding up gradients, longer ones hold more: 0.5 MB a token of the built-in model.
 TOKEN_BUDGET = 2048
@@ -85,7 +80,8 @@ class TorchPolicy:
         """Load `folder` if given (a checkpoint of the same model), else `spec.name`. `seed` draws LoRA's factors."""
         self.spec = spec
         name = str(folder or spec.name)
-        self.tokenizer = load_tokenizer(name)
+        self.chat = load_chat(spec, name)
+        self.tokenizer = self.chat.tokenizer
         device = compute_device(spec.device)
         # No dropout: the trainer must compute what the sampler sampled from.
         self.model: PreTrainedModel = load_model(name, compute_dtype(spec.dtype, device)).to(device)  # type: ignore[arg-type]
@@ -96,8 +92,7 @@ class TorchPolicy:
         if spec.activation_checkpointing:
             use_checkpointing(self.model)
         self._task_gradients = TaskGradients(self.model)
-        self.stop_ids = frozenset(stop_token_ids(self.tokenizer, self.model))
-        self.stop_id = int(self.tokenizer.eos_token_id)
+        self.stop_ids = frozenset(self.chat.facts.stop_ids)
         self._reference: PreTrainedModel | None = None
         self._start_factors: list[torch.Tensor] | None = None
         trained = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
@@ -111,11 +106,14 @@ class TorchPolicy:
         self._updates.reset()
         return_free_memory()  # the moments: twice the weights
 
-    def encode_prompt(self, user: str) -> tuple[int, ...]:
-        return tuple(chat_prompt_ids(self.tokenizer, self.spec.system, user))
+    def encode_prompt(self, chat: str | Chat) -> tuple[int, ...]:
+        return tuple(self.chat.prompt_ids(chat))
 
     def encode_answer(self, text: str) -> tuple[int, ...]:
-        return (*self.tokenizer.encode(text, add_special_tokens=False), self.stop_id)
+        return self.encode_target("", text)
+
+    def encode_target(self, chat: str | Chat, answer: str) -> tuple[int, ...]:
+        return self.chat.target_ids(chat, answer)
 
     def decode(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
@@ -125,6 +123,8 @@ class TorchPolicy:
     ) -> list[Group]:
         if not requests:
             return []
+        if end := self.chat.facts.stop_text:
+            requests = [replace(request, stop=(*request.stop, end)) for request in requests]
         # Each by itself: how a request is answered must not depend on its company.
         can_share = [supports_group_rows(self.model, len(request.prompt) + request.max_tokens) for request in requests]
         groups: dict[int, Group] = {}

@@ -1,8 +1,9 @@
 """The tables `[model]` and `[model.lora]` of a recipe. Imports no torch."""
 
-from typing import Annotated, Literal
+from datetime import date
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue
 
 from omni_thinker.recipe.types import Positive, Table
 
@@ -15,6 +16,16 @@ class LoraSpec(Table):
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
 
 
+def _written(value: Any) -> Any:
+    return value.isoformat() if type(value) is date else value  # TOML has dates
+
+
+def _checked(text: str) -> str:
+    if text and date.fromisoformat(text).isoformat() != text:
+        raise ValueError("a date is YYYY-MM-DD")
+    return text
+
+
 class ModelSpec(Table):
     """`name`: `builtin`, `tiny` (random, for tests), a Hugging Face folder, or a hub name."""
 
@@ -25,6 +36,13 @@ class ModelSpec(Table):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: a GPU where torch finds one."""
     system: str = ""
+    """Words above every chat; empty for none. `tasks.NAME.system` and a row's own come first."""
+    chat_template: str = ""
+    """A Jinja file in place of the model's own template. What is exported has it."""
+    template_options: dict[str, JsonValue] = Field(default_factory=dict)
+    """Variables of the template, such as `enable_thinking`, `reasoning_effort`, `date_string` or `tools`."""
+    date: Annotated[str, AfterValidator(_checked), BeforeValidator(_written)] = ""
+    """The date that a template prints as today's (YYYY-MM-DD). Empty: the day that the run begins, which is kept."""
     lora: LoraSpec | None = None
     activation_checkpointing: bool = False
     """Compute a layer's activations again in the backward pass instead of keeping them (arXiv 1604.06174): a third more

@@ -53,6 +53,8 @@ class TaskSpec(Table):
     template: str = ""
     """The user's turn; `{prompt}`, `{options}`, `{context}` and `{first_test}` are filled in one pass. Empty: that of
     the rows' form, `{prompt}` for plain rows."""
+    system: str | None = None
+    """Words above this task's chats, in place of `model.system`; "" for none. A row's own come first."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Passed on to the source."""
     stop: tuple[Annotated[str, Field(min_length=1, max_length=100)], ...] = ()

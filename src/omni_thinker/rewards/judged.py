@@ -47,7 +47,7 @@ class Preference(JudgedPart):
         if reference is None:
             return [Score.error("preference: the problem has no reference")] * len(texts)
         to_compare = list(dict.fromkeys(text for text in texts if text.split() != reference.split()))
-        verdicts = await self._judge.compare(problem.prompt, to_compare, reference) if to_compare else []
+        verdicts = await self._judge.compare(problem.shown, to_compare, reference) if to_compare else []
         known = dict(zip(to_compare, verdicts, strict=True))
         return [_score(known.get(text)) for text in texts]
 
@@ -68,9 +68,9 @@ class Ranking(JudgedPart):
 
     async def _scores(self, texts: Sequence[str], problem: Problem) -> list[Score]:
         if self._rounds is None and isinstance(self._judge, Ranker):
-            scores = await self._judge.rank(problem.prompt, texts)
+            scores = await self._judge.rank(problem.shown, texts)
         else:
-            scores = await tournament(self._judge, problem.prompt, texts, self._rounds or 4)
+            scores = await tournament(self._judge, problem.shown, texts, self._rounds or 4)
         return [_named("ranking", score) for score in scores]
 
 
@@ -92,7 +92,7 @@ class Rubric(JudgedPart):
 
     async def _scores(self, texts: Sequence[str], problem: Problem) -> list[Score]:
         rubric = read_rubric(problem.data.get("rubric"))
-        return [_named("rubric", score) for score in await self._rater.rate(problem.prompt, texts, rubric)]
+        return [_named("rubric", score) for score in await self._rater.rate(problem.shown, texts, rubric)]
 
     def check(self, problem: Problem) -> str | None:
         try:

@@ -68,7 +68,7 @@ def evaluate(
     flat = [problem for of_task in problems.values() for problem in of_task]
     requests = [
         SampleRequest(
-            policy.encode_prompt(problem.prompt),
+            policy.encode_prompt(problem.chat),
             max_tokens[problem.task],
             stable_seed(seed, "evaluate", problem.task, problem.id),
             (stops or {}).get(problem.task, ()),

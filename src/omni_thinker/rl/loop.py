@@ -149,7 +149,7 @@ class Learner:
         drawn = [item for task, count in quotas.items() for item in self.streams[task].take(count)]
         requests = [
             SampleRequest(
-                self.policy.encode_prompt(problem.prompt),
+                self.policy.encode_prompt(problem.chat),
                 self.max_tokens[problem.task],
                 seed,
                 self.stops.get(problem.task, ()),

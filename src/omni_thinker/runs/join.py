@@ -8,7 +8,7 @@ from pathlib import Path
 from omni_thinker.runs.files import write_whole
 from omni_thinker.runs.journal import NAME, Line, encode, read_lines
 
-SHARED = ("begun", "recipe", "model", "judge", "problems")
+SHARED = ("begun", "recipe", "model", "template", "judge", "problems")
 """Moves that every run begins with."""
 
 

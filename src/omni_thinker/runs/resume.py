@@ -2,13 +2,15 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
 from omni_thinker.errors import UserError
-from omni_thinker.models.load import model_info
-from omni_thinker.recipe import Recipe
+from omni_thinker.models.chat.dates import today
+from omni_thinker.models.load import resolve
+from omni_thinker.recipe import Recipe, load_recipe
 from omni_thinker.runs.files import checksum
 from omni_thinker.runs.journal import NAME as JOURNAL
 from omni_thinker.runs.rundir import RunDir
@@ -28,6 +30,17 @@ _READ_BYTES = 1 << 30
 _ABSENT = object()
 
 
+def dated(recipe: Recipe, run: Path | None) -> Recipe:
+    """The recipe with the date that chat templates print: its own, else that of the `run` to be resumed, else today's.
+
+    Raises UserError where the run's recipe can't be read."""
+    if recipe.model.date:
+        return recipe
+    file = None if run is None else run / "recipe.toml"
+    begun = load_recipe(file).model.date if file is not None and file.is_file() else ""
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"date": begun or today()})})
+
+
 def check_run(run: RunDir, recipe: Recipe, pools: Pools, *, judged: bool) -> None:
     """Note what a run begins with; `judged`: there is a judge. Raises UserError, naming each key, where a run that is
     resumed has something else."""
@@ -40,6 +53,8 @@ def check_run(run: RunDir, recipe: Recipe, pools: Pools, *, judged: bool) -> Non
     if list(recipe.study.seeds)[: len(done)] != done:
         raise UserError(f"the run has {done}; new seeds must follow these", file=run.path, key="study.seeds")
     _check_model(run, recipe.model.name)
+    if recipe.model.chat_template:
+        _check_unchanged(run, "template", [Path(recipe.model.chat_template).expanduser()], "model.chat_template")
     if recipe.judge.kind == "likelihood" and judged:
         _check_model(run, recipe.judge.model, "judge")
     _check_problems(run, pools)
@@ -69,20 +84,25 @@ def _check_problems(run: RunDir, pools: Pools) -> None:
 def _digest(problems: Sequence[Problem]) -> str:
     digest = sha256()
     for problem in problems:
-        digest.update(json.dumps([problem.id, problem.prompt, problem.answer, problem.data], default=repr).encode())
+        chat = problem.prompt if isinstance(problem.chat, str) else asdict(problem.chat)
+        digest.update(json.dumps([problem.id, chat, problem.answer, problem.data], default=repr).encode())
     return digest.hexdigest()
 
 
 def _check_model(run: RunDir, name: str, role: Literal["model", "judge"] = "model") -> None:
     """Note what the model's folder holds. Raises UserError where it has changed under a run."""
-    folder = model_info(name)["folder"]
-    if folder is None:
+    folder = resolve(name)
+    if not isinstance(folder, Path):
         return  # of a hub, which names what it gives by its content, or made here
-    now = {path.name: _print(path) for path in sorted(Path(folder).iterdir()) if path.is_file()}
-    recorded = run.journal.once(role, lambda: now)
+    _check_unchanged(run, role, sorted(folder.iterdir()), "model.name" if role == "model" else "judge.model")
+
+
+def _check_unchanged(run: RunDir, what: str, files: Sequence[Path], key: str) -> None:
+    now = {path.name: _print(path) for path in files if path.is_file()}
+    recorded = run.journal.once(what, lambda: now)
     if recorded != now and isinstance(recorded, dict):
         changed = [file for file in {**recorded, **now} if recorded.get(file) != now.get(file)]
-        key = "model.name" if role == "model" else "judge.model"
+        folder = files[0].parent if files else None
         raise UserError(f"has changed since the run began: {', '.join(changed)}", file=folder, key=key)
 
 

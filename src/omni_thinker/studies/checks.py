@@ -4,17 +4,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from transformers import PreTrainedTokenizerBase
-
 from omni_thinker.baselines.adapters import unmergeable
 from omni_thinker.errors import UserError
-from omni_thinker.models.load import chat_prompt_ids, empty_model, load_tokenizer, model_info
+from omni_thinker.models.chat import ChatFormat, load_chat
+from omni_thinker.models.load import empty_model
 from omni_thinker.policy.lora import add_lora
 from omni_thinker.recipe import Recipe
 from omni_thinker.rewards.base import Reward
 from omni_thinker.tasks.base import Task
 from omni_thinker.tasks.gym import GymTask
 from omni_thinker.tasks.refused import Refusals, joined, screened_by
+from omni_thinker.tasks.registry import under
 from omni_thinker.tasks.rows import RowTask
 from omni_thinker.types import Problem, Split, TaskName
 
@@ -23,22 +23,32 @@ from omni_thinker.types import Problem, Split, TaskName
 class Room:
     """What a model's context has room for. `context` in tokens, None where the model names none."""
 
-    tokenizer: PreTrainedTokenizerBase
-    system: str
+    chat: ChatFormat
     context: int | None
 
     def missing(self, problem: Problem, max_tokens: int) -> str | None:
         """Why the prompt of `problem` leaves no room for an answer of so many tokens, or None."""
         # A token is at least one byte, so short prompts need not be tokenized.
-        if self.context is None or len(problem.prompt.encode("utf-8", "replace")) + max_tokens < self.context // 2:
+        if self.context is None or len(problem.shown.encode("utf-8", "replace")) + max_tokens < self.context // 2:
             return None
-        length = len(chat_prompt_ids(self.tokenizer, self.system, problem.prompt))
+        length = len(self.chat.prompt_ids(problem.chat))
         if length + max_tokens <= self.context:
             return None
         return (
             f"has a prompt of {length} tokens; with max_tokens = {max_tokens} that is more than the model's context of "
             f"{self.context}"
         )
+
+    def unwritten(self, problem: Problem, gold: bool) -> UserError | None:
+        """Why the chat template can't write the problem, and with `gold` its answer, or None."""
+        try:
+            if gold and problem.answer is not None:
+                self.chat.target_text(problem.chat, problem.answer, self.chat.prompt_text(problem.chat))
+            elif not isinstance(problem.chat, str):
+                self.chat.prompt_text(problem.chat)
+        except UserError as exc:
+            return exc
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +59,16 @@ class _Checks:
     reward: Reward
     room: Room
     max_tokens: int
+    system: str | None
+    warmed: bool
 
     def fault(self, problem: Problem, split: Split) -> UserError | None:
         """Why a row can't be used, or None."""
         if (why := self.reward.check(problem)) is not None:
             return UserError(f"can't score {split} row {problem.id!r}: {why}", key=f"tasks.{self.task}.reward")
+        problem = under(problem, self.system)
+        if (why := self.room.unwritten(problem, split == "train" and self.warmed)) is not None:
+            return UserError(f"{split} row {problem.id!r}: {why.message}", key=f"tasks.{self.task}")
         if (why := self.room.missing(problem, self.max_tokens)) is not None:
             return UserError(f"{split} row {problem.id!r} {why}", key=f"tasks.{self.task}.max_tokens")
         return None
@@ -74,12 +89,12 @@ def check_model(recipe: Recipe) -> Room:
     if recipe.model.lora is not None and "merge" in recipe.study.arms:
         # The sum of several adapters' factors isn't the sum of what they do.
         raise UserError("merging needs whole weights; leave out 'merge' or model.lora", key="study.arms")
-    context: int | None = model_info(recipe.model.name)["context"]
-    tokenizer = load_tokenizer(recipe.model.name)
+    config = empty_model(recipe.model.name).config.get_text_config()
+    chat = load_chat(recipe.model)
     for name, spec in recipe.tasks.items():
-        if held := [text for text in spec.stop if any(token in text for token in tokenizer.all_special_tokens)]:
+        if held := [text for text in spec.stop if any(token in text for token in chat.tokenizer.all_special_tokens)]:
             raise UserError(f"{held[0]!r} contains a special token, which answers never have", key=f"tasks.{name}.stop")
-    return Room(tokenizer, recipe.model.system, context)
+    return Room(chat, getattr(config, "max_position_embeddings", None))
 
 
 def screen(
@@ -94,7 +109,7 @@ def screen(
     for name, task in tasks.items():
         # Nobody wrote the prompts of reasoning-gym, so nobody could shorten them.
         skip = recipe.tasks[name].skip_refused or isinstance(task, GymTask)
-        checks = _Checks(name, rewards[name], room, task.max_tokens)
+        checks = _Checks(name, rewards[name], room, task.max_tokens, recipe.tasks[name].system, recipe.warmup.steps > 0)
         screened[name], unusable = screened_by(task, checks.fault, skip)
         refused[name] = joined((task.refused, unusable)) if isinstance(task, RowTask) else unusable
     return screened, refused

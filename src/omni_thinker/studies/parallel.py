@@ -21,7 +21,7 @@ from omni_thinker.runs.join import join_runs
 from omni_thinker.runs.journal import NAME as JOURNAL
 from omni_thinker.runs.lock import Lock
 from omni_thinker.runs.progress import Progress
-from omni_thinker.runs.resume import refuse_changes
+from omni_thinker.runs.resume import dated, refuse_changes
 from omni_thinker.runs.rundir import RunDir, check_free
 from omni_thinker.studies.estimate import power_words
 from omni_thinker.studies.setup import prepare
@@ -48,6 +48,7 @@ def run_parallel(
     Raises UserError before anything is written for whatever can be checked beforehand, and where a seed ends with an
     error; the others are then stopped, and kept."""
     _check_limits(recipe)
+    recipe = dated(recipe, out if resume else None)
     now = recipe.model_dump(mode="json")
     if resume:
         refuse_changes(out, load_recipe(out / "recipe.toml").model_dump(mode="json"), now)

@@ -130,7 +130,7 @@ class Session:
         lacking = [problem for problem in problems if "reference" not in problem.data]
         requests = [
             SampleRequest(
-                self.policy.encode_prompt(problem.prompt),
+                self.policy.encode_prompt(problem.chat),
                 self.setup.tasks[problem.task].max_tokens,
                 study_seed(self.seed, "reference", problem.id),
                 self.setup.stops.get(problem.task, ()),
@@ -268,7 +268,7 @@ class Session:
                     step=step,
                     task=task,
                     problem=group.problem.id,
-                    prompt=group.problem.prompt,
+                    prompt=group.problem.shown,
                     answer=group.problem.answer,
                     reference=group.problem.data.get("reference"),
                     response=sample.text,

@@ -91,14 +91,14 @@ def prepare(recipe: Recipe, *, with_judge: bool = True, resumed: Path | None = N
         "validation": recipe.evaluation.validation_problems, "test": recipe.evaluation.test_problems
     }  # fmt: skip
     with kept_in(None if resumed is None else resumed / DRAWN):
-        pools = make_pools(tasks, limits)
+        pools = make_pools(tasks, limits, recipe.tasks)
     judged = [name for name, task in tasks.items() if not task.verifiable]
-    judge = make_judge(recipe.judge, recipe.model.system, last_states) if judged and with_judge else None
+    judge = make_judge(recipe.judge, recipe.model, last_states) if judged and with_judge else None
     rewards = make_rewards({name: task.reward for name, task in tasks.items()}, judge)
     drawn = tuple(task for task in tasks.values() if isinstance(task, GymTask))
     usable, refused = screen(recipe, tasks, rewards.train, room)
     if any(usable[name] is not task for name, task in tasks.items()):
-        tasks, pools = usable, make_pools(usable, limits)
+        tasks, pools = usable, make_pools(usable, limits, recipe.tasks)
     check_schedulers(recipe, {name: len(problems) for name, problems in pools["train"].items()}, judged)
     return Setup(recipe, tasks, rewards.train, rewards.evaluation, rewards.gates, pools, judge, refused, drawn)
 

@@ -16,7 +16,7 @@ from typing import Any
 from omni_thinker.recipe import Recipe
 from omni_thinker.runs.checkpoints import usable
 from omni_thinker.runs.progress import Progress
-from omni_thinker.runs.resume import check_run
+from omni_thinker.runs.resume import check_run, dated
 from omni_thinker.runs.rundir import RunDir, check_free
 from omni_thinker.runs.schema.base import with_seeds
 from omni_thinker.runs.schema.plan import StudyPlan
@@ -42,6 +42,7 @@ def run_study(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, A
     began = time.monotonic()
     if not resume:
         check_free(out)
+    recipe = dated(recipe, out if resume else None)
     with Progress(SECONDS) as progress:
         progress.show("checking tasks, rewards and every row")
         setup = prepare(recipe, resumed=out if resume else None)

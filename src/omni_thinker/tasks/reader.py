@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from omni_thinker.errors import UserError
@@ -13,7 +13,7 @@ from omni_thinker.tasks.distractors import OtherAnswers
 from omni_thinker.tasks.formats import PLAIN, Form, Unusable
 from omni_thinker.tasks.paths import MISSING, lookup, opened
 from omni_thinker.tasks.places import place_of
-from omni_thinker.tasks.turns import is_turns, read_turns
+from omni_thinker.tasks.turns import Turns, is_turns, read_turns
 from omni_thinker.types import POOL, Problem, TaskName, content_hash
 
 SETTINGS = (
@@ -192,35 +192,34 @@ class Reader:
         place = None if choices is None else place_of(self.get("answer"), *choices)
         return None if choices is None or place is None else (place, choices[0])
 
-    def _asked(self) -> tuple[str | None, str | None]:
-        """The user's words, and the reply that a conversation ends with. Raises UserError for other conversations."""
+    def _turns(self) -> Turns:
+        """What is asked, with what came before it and the reply that the row ends with. Raises UserError for turns that
+        no model takes."""
         value = opened(self.get("prompt"))
         system = self.text("system") if {"system"} & {*self.form.paths, *self.spec.fields} else None
         if not is_turns(value):
-            return self._under(system, self.text("prompt")), None
+            return self._under(Turns(system, self.text("prompt"), None))
         try:
             turns = read_turns(value)
         except ValueError as exc:
             raise self.bad("prompt", str(exc)) from None
-        asked = None if turns.user is None else self._string("prompt", turns.user)
-        return self._under(turns.system or system, asked), turns.reply
+        for text in (turns.system, *(turn.text for turn in turns.earlier), turns.user, turns.reply):
+            if text is not None:
+                self._string("prompt", text)
+        return self._under(replace(turns, system=turns.system or system))
 
-    def _under(self, system: str | None, user: str | None) -> str | None:
-        """The user's words under the row's system text: a model has one for all rows, `model.system`."""
+    def _under(self, turns: Turns) -> Turns:
+        """The turns with the row's system text where `options.system` wants it."""
+        system, user = turns.system, turns.user
         how = self.spec.options.get("system")
         if not system or not system.strip() or user is None or how == "drop":
-            return user
-        if how == "prepend":
-            return f"{self._string('prompt', system)}\n\n{user}"
-        field = "system" if "system" in self.form.paths else "prompt"
-        raise self.bad(
-            field, "has a system text, and a model has one for all rows (model.system); set options.system = 'prepend' "
-            "to put it before the prompt, or 'drop'"
-        )  # fmt: skip
+            return replace(turns, system=None)
+        return replace(turns, system=None, user=f"{system}\n\n{user}") if how == "prepend" else turns
 
     def problem(self, name: TaskName) -> tuple[Problem, str]:
-        """The problem, and the bare prompt that decides its split."""
-        prompt, reply = self._asked()
+        """The problem, and the bare words that decide its split."""
+        turns = self._turns()
+        prompt, reply = turns.user, turns.reply
         if prompt is None or not prompt.strip():
             raise self.bad("prompt", "is missing" if prompt is None else "is empty")
         choices, tests, context = self.choices(), self.tests(), self.text("context")
@@ -243,7 +242,8 @@ class Reader:
         rendered = fill(self.spec.template or self.form.format.template, slots)
         ident = self.text("id") or f"{name}-{content_hash(self.row.where + json.dumps(slots))}"
         filled = {key: value for key, value in data.items() if value not in (None, "")}
-        return Problem(ident, name, rendered, answer, filled), prompt
+        content = "\n\n".join([*(turn.text for turn in turns.earlier), prompt])
+        return Problem(ident, name, rendered, answer, filled, turns.system, turns.earlier), content
 
     def _table(self, field: str) -> Mapping[str, Any] | None:
         value = self.get(field)

@@ -1,6 +1,7 @@
 """From a recipe's task table to a task, and the check that splits share no prompt."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from omni_thinker.errors import UserError
@@ -41,13 +42,25 @@ def make_tasks(specs: Mapping[TaskName, TaskSpec], data_root: str = "") -> dict[
     return {name: make_task(name, spec if root is None else spec.under(root)) for name, spec in specs.items()}
 
 
-def make_pools(tasks: Mapping[TaskName, Task], limits: Mapping[Split, int]) -> dict[Split, Pools]:
-    """The problems of every split, at most `limits` of a task. Raises UserError where splits share a prompt."""
+def make_pools(
+    tasks: Mapping[TaskName, Task], limits: Mapping[Split, int], specs: Mapping[TaskName, TaskSpec]
+) -> dict[Split, Pools]:
+    """The problems of every split, at most `limits` of a task, under the system texts of `specs`. Raises UserError
+    where splits share a prompt."""
     for task in tasks.values():
         check_splits(task)
     return {
-        split: {name: task.problems(split)[: limits.get(split)] for name, task in tasks.items()} for split in SPLITS
+        split: {
+            name: [under(problem, specs[name].system) for problem in task.problems(split)[: limits.get(split)]]
+            for name, task in tasks.items()
+        }
+        for split in SPLITS
     }
+
+
+def under(problem: Problem, system: str | None) -> Problem:
+    """The problem under its task's system text, where it has none of its own."""
+    return problem if system is None or problem.system is not None else replace(problem, system=system)
 
 
 def make_task(name: TaskName, spec: TaskSpec) -> Task:
@@ -90,9 +103,9 @@ def split_overlap(task: Task) -> list[Overlap]:
     overlaps: list[Overlap] = []
     for split in SPLITS:
         for problem in task.problems(split):
-            home = homes.setdefault(content_hash(problem.prompt), split)
+            home = homes.setdefault(content_hash(problem.shown), split)
             if home != split:
-                overlaps.append((home, split, problem.prompt))
+                overlaps.append((home, split, problem.shown))
     return overlaps
 
 

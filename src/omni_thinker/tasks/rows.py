@@ -21,8 +21,8 @@ from omni_thinker.types import POOL, SPLITS, Problem, Split, TaskName, content_h
 
 ROW_OPTIONS = ("answer_index_base", "defaults", "distractors", "drop_overlap", "system")
 """`answer_index_base` (0 or 1): a whole-number answer is the place of a choice, counted from there; without it the rows
-decide. `system` ("prepend" or "drop"): what becomes of a row's system text. `drop_overlap` (true): rows of
-train whose prompt is in validation or test, and rows of validation whose prompt is in test, are left out.
+decide. `system` ("prepend" or "drop"): a row's system text goes before its prompt, or nowhere. `drop_overlap` (true):
+rows of train whose prompt is in validation or test, and rows of validation whose prompt is in test, are left out.
 `defaults` ({timeout = 5, packages = ["numpy"]}): settings of the reward for rows that don't have them.
 `distractors` ({from = "rows", count = N}): rows without choices get N, drawn from the answers to other rows."""
 DEFAULT_MAX_TOKENS = 128
@@ -219,8 +219,8 @@ def _shuffled(problems: Iterable[Problem], seed: int) -> list[Problem]:
 def _drop_overlap(groups: dict[Split, list[Problem]]) -> None:
     taken: set[str] = set()
     for split in reversed(SPLITS):  # test keeps all it has
-        groups[split] = [problem for problem in groups[split] if content_hash(problem.prompt) not in taken]
-        taken |= {content_hash(problem.prompt) for problem in groups[split]}
+        groups[split] = [problem for problem in groups[split] if content_hash(problem.shown) not in taken]
+        taken |= {content_hash(problem.shown) for problem in groups[split]}
 
 
 def _default_reward(problems: Sequence[Problem]) -> RewardSpec:

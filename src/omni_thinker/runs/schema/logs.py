@@ -58,7 +58,7 @@ class Answer:
     problem: str
     """Id of the problem."""
     prompt: str
-    """The question, without chat markup."""
+    """What was asked, without chat markup: the user's turn, or the whole conversation."""
     answer: str | None
     """Gold answer, where there is one."""
     reference: str | None

@@ -1,0 +1,55 @@
+"""What can be said of a model without its weights."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from omni_thinker.models.chat import load_chat
+from omni_thinker.models.home import MANIFEST
+from omni_thinker.models.load import compute_dtype, load_config, resolve
+from omni_thinker.models.quiet import quiet
+from omni_thinker.recipe import ModelSpec
+
+
+def model_info(name: str) -> dict[str, Any]:
+    """What `omni-thinker model info` prints. Reads no weights. Raises UserError as `resolve` does."""
+    where = resolve(name)
+    config = load_config(where)
+    chat = load_chat(ModelSpec(name=name))
+    with torch.device("meta"), quiet():
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    manifest = _manifest(where)
+    text = config.get_text_config()
+    return {
+        "name": name,
+        "folder": str(where) if isinstance(where, Path) else None,
+        "architecture": type(model).__name__,
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "layers": getattr(text, "num_hidden_layers", None),
+        "vocabulary": getattr(text, "vocab_size", None),
+        "context": getattr(text, "max_position_embeddings", None),
+        "dtype": str(config.dtype or "unknown").removeprefix("torch."),
+        "compute_dtype": str(compute_dtype("auto")).removeprefix("torch."),
+        "stop_tokens": chat.tokenizer.convert_ids_to_tokens(list(chat.facts.stop_ids)),
+        "licence": manifest.get("licence") or _card_licence(where) or "unknown",
+        "source": manifest.get("source") or ("folder" if isinstance(where, Path) else "hub"),
+    }
+
+
+def _manifest(where: Path | str) -> dict[str, Any]:
+    try:
+        manifest = json.loads((Path(where) / MANIFEST).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return manifest if isinstance(manifest, dict) else {}
+
+
+def _card_licence(where: Path | str) -> str | None:
+    try:
+        lines = (Path(where) / "README.md").read_text("utf-8", "replace").splitlines()[:60]
+    except OSError:
+        return None
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("license:")), None)
