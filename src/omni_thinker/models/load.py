@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from omni_thinker.errors import UserError
-from omni_thinker.models.builtin import Say, builtin_folder, builtin_ready, fetch_builtin
+from omni_thinker.models.builtin import builtin_folder, builtin_ready, fetch_builtin
+from omni_thinker.models.gguf import Say, gguf_folder
 from omni_thinker.models.home import MANIFEST
 from omni_thinker.models.memory import bound_kernel_caches, keep_freed_memory
 from omni_thinker.models.quiet import quiet
@@ -23,13 +24,17 @@ DtypeName = Literal["auto", "float32", "bfloat16"]
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 _TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
+_DEQUANTISED = ("mxfp4",)
+"""Kinds of quantised weights that transformers turns into plain ones on any machine."""
 _WORD = "omnithinker"  # a stand-in for the user's or the model's words when a chat template is examined
 
 
 def resolve(name: str, *, say: Say = print) -> Path | str:
-    """The folder of `name`, or `name` itself where only a hub can know it. Fetches `builtin` when it is missing.
+    """The folder of `name`, or `name` itself where only a hub can know it. Fetches `builtin` when it is missing, and
+    converts GGUF files.
 
-    Raises UserError for a folder that lacks its config, its weights, its tokenizer or its chat template."""
+    Raises UserError for a folder that lacks its config, its weights, its tokenizer or its chat template, and for
+    adapters."""
     if name == "builtin":
         return builtin_folder() if builtin_ready() else fetch_builtin(say=say)
     if name == "tiny":
@@ -37,6 +42,8 @@ def resolve(name: str, *, say: Say = print) -> Path | str:
     if not name.strip():
         raise UserError("a model needs a name: builtin, tiny, a folder or a hub name", key="model.name")
     folder = Path(name).expanduser()
+    if folder.suffix == ".gguf" and folder.is_file():
+        folder = gguf_folder(folder, say=say)
     if folder.is_dir():
         _check_folder(folder)
         return folder
@@ -86,6 +93,12 @@ def empty_model(name: str) -> PreTrainedModel:
     return model
 
 
+def settings(folder: Path) -> dict[str, Any]:
+    """A model's config as transformers reads it, defaults filled in. Raises UserError where it can't be read."""
+    table: dict[str, Any] = _load_config(folder).to_dict()
+    return table
+
+
 def compute_device(spec: Literal["auto", "cpu", "cuda"] = "auto") -> torch.device:
     """Raises UserError where a GPU is asked for and torch finds none."""
     has_gpu = torch.cuda.is_available()
@@ -128,7 +141,7 @@ def model_info(name: str) -> dict[str, Any]:
     tokenizer = load_tokenizer(name)
     with torch.device("meta"), quiet():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
-    manifest = _manifest(where)
+    manifest = _json(Path(where) / MANIFEST)
     text = config.get_text_config()
     return {
         "name": name,
@@ -150,6 +163,7 @@ def _check_folder(folder: Path) -> None:
     def lacks(what: str, remedy: str) -> UserError:
         return UserError(f"the model folder has no {what}; {remedy}", file=folder)
 
+    _check_kind(folder)
     if not (folder / "config.json").is_file():
         raise lacks("config.json", "point model.name at a folder that save_pretrained wrote")
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
@@ -160,13 +174,33 @@ def _check_folder(folder: Path) -> None:
         raise lacks("weights in safetensors format", "save it again with save_pretrained; pickled weights are not read")
 
 
+def _check_kind(folder: Path) -> None:
+    """Raises UserError for folders that hold something else than one model."""
+    if (folder / "adapter_config.json").is_file():
+        if (folder / "config.json").is_file():
+            raise UserError("holds an adapter beside a model; move the files adapter_* elsewhere", file=folder)
+        base = _json(folder / "adapter_config.json").get("base_model_name_or_path") or "BASE"
+        remedy = f"merge it first: omni-thinker merge {base} {folder} --out NEW"
+        raise UserError(f"is an adapter, not a model; {remedy}", file=folder)
+    if (folder / "snapshots").is_dir() and not (folder / "config.json").is_file():
+        raise UserError("is a cache of the hub; name one of the folders below its snapshots", file=folder)
+    if not any(folder.glob("*.safetensors")) and (files := sorted(folder.glob("*.gguf"))):
+        raise UserError(f"holds GGUF files; name one of them, such as {files[0]}", file=folder)
+
+
 def _has_template(folder: Path) -> bool:
     if any((folder / name).exists() for name in _TEMPLATE_FILES):
         return True
+    return bool(_json(folder / "tokenizer_config.json").get("chat_template"))
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """A table in a file; empty where there is none."""
     try:
-        return bool(json.loads((folder / "tokenizer_config.json").read_text("utf-8")).get("chat_template"))
-    except (OSError, ValueError, AttributeError):
-        return False
+        table = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return table if isinstance(table, dict) else {}
 
 
 def _local(where: Path | str) -> dict[str, Any]:
@@ -179,6 +213,11 @@ def _load_config(where: Path | str) -> PretrainedConfig:
             config: PretrainedConfig = AutoConfig.from_pretrained(where, **_local(where))
     except Exception as exc:
         raise _load_error(where, "config.json", exc) from exc
+    if quantised := config.to_dict().get("quantization_config"):
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+        if method not in _DEQUANTISED:
+            why = f"its weights are quantised ({method or 'unknown'}), so they can't be trained"
+            raise UserError(f"{why}; name the model that it was made of", file=where)
     return config
 
 
@@ -274,14 +313,6 @@ def _turn_end_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
     # Marked special in the vocabulary: the end of a turn need not be among the tokens that have a name.
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
     return tuple(token for token in first if token in special)
-
-
-def _manifest(where: Path | str) -> dict[str, Any]:
-    try:
-        manifest = json.loads((Path(where) / MANIFEST).read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return manifest if isinstance(manifest, dict) else {}
 
 
 def _card_licence(where: Path | str) -> str | None:

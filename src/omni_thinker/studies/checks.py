@@ -2,11 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 from transformers import PreTrainedTokenizerBase
 
-from omni_thinker.baselines.adapters import unmergeable
 from omni_thinker.errors import UserError
 from omni_thinker.models.load import chat_prompt_ids, empty_model, load_tokenizer, model_info
 from omni_thinker.policy.lora import add_lora
@@ -64,13 +62,10 @@ def check_model(recipe: Recipe) -> Room:
 
     Raises UserError where the model, its tokenizer or its chat template is missing, where adapters can't be used, and
     for stop texts that no answer can have."""
-    for key, needed in (("model.lora", recipe.model.lora is not None), ("study.probes", "lora" in recipe.study.probes)):
-        if needed and find_spec("peft") is None:
-            raise UserError("LoRA needs peft: pip install 'omni-thinker[lora]'", key=key)
-    if "lora" in recipe.study.probes:
-        adapted = add_lora(empty_model(recipe.model.name), recipe.study.probe_lora, key="study.probe_lora")
-        if "merge" in recipe.study.arms and (odd := unmergeable(adapted)):
-            raise UserError(f"adapters of {odd} can't be added up by the arm 'merge'", key="study.probe_lora.targets")
+    probes = recipe.study.probe_lora if "lora" in recipe.study.probes else None
+    for key, spec in (("model.lora", recipe.model.lora), ("study.probe_lora", probes)):
+        if spec is not None:
+            add_lora(empty_model(recipe.model.name), spec, key=key)
     if recipe.model.lora is not None and "merge" in recipe.study.arms:
         # The sum of several adapters' factors isn't the sum of what they do.
         raise UserError("merging needs whole weights; leave out 'merge' or model.lora", key="study.arms")
