@@ -14,9 +14,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from omni_thinker.baselines.adapters import CONFIG, FACTORS
+from omni_thinker.baselines.adapters import CONFIG, FACTORS, Adapter
 from omni_thinker.baselines.folders import merge_folders
 from omni_thinker.baselines.merge_rules import MergeRule
+from omni_thinker.baselines.tensors import Tensors
 from omni_thinker.errors import UserError
 from omni_thinker.models.quiet import quiet
 
@@ -133,6 +134,7 @@ FORMS = [
     Form("gaussian", "llama", {"init_lora_weights": "gaussian"}),
     Form("orthogonal", "llama", {"init_lora_weights": "orthogonal", "r": 4}),
     Form("random", "llama", {"init_lora_weights": False}),
+    Form("eva", "llama", {"init_lora_weights": "eva"}),
     Form("mica", "llama", {"init_lora_weights": "mica"}),
     Form("pissa", "llama", {**ALL, "init_lora_weights": "pissa"}),
     Form(
@@ -257,6 +259,7 @@ REFUSED = [
     (Form("random residual", "llama", {}), {"init_lora_weights": "pissa_niter_4"}, "began with 'pissa_niter_4'"),
     (Form("quantised residual", "llama", {}), {"init_lora_weights": "loftq"}, "loftq"),
     (Form("gradients", "llama", {}), {"init_lora_weights": "lora_ga"}, "began with 'lora_ga'"),
+    (Form("covariances", "llama", {}), {"init_lora_weights": "corda"}, "corda"),
     (Form("unknown start", "llama", {}), {"init_lora_weights": "of next year"}, "began with 'of next year'"),
     (Form("another target", "llama", {}), {"target_modules": ["q_proj"]}, "adapts"),
     (Form("one more target", "llama", {}), {"target_modules": ["q_proj", "v_proj", "o_proj"]}, "has no weights for"),
@@ -312,3 +315,21 @@ def test_adapter_of_another_model_or_with_a_changed_file_is_refused(
     assert "can't be merged by peft" in words()
     (adapter / FACTORS).rename(adapter / "adapter_model.bin")
     assert "has no adapter_model.safetensors; save it again" in words()
+
+
+def test_one_layer_of_the_base_is_in_memory_at_a_time(bases: Callable[[str], Path], tmp_path: Path) -> None:
+    form = Form("", "llama", {**ALL, "use_dora": True})
+    trained(bases("llama"), tmp_path / "adapter", form.config())
+    adapter, start = Adapter(tmp_path / "adapter", str(bases("llama"))), Tensors(bases("llama"))
+    adapter.check(start)
+
+    def held() -> int:
+        return sum(weight.numel() for weight in adapter._root.parameters() if weight.device.type != "meta")
+
+    factors, changed = held(), 0
+    for name in sorted(start.shapes):
+        changed += adapter.change(name, start[name]) is not None
+        assert held() <= factors
+        assert not adapter._changes
+    assert changed == 14, "every linear layer of both blocks"
+    assert held() == 0
