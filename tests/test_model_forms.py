@@ -90,6 +90,7 @@ def test_keys_of_a_config_that_change_nothing_may_differ(tiny_model: Path, tmp_p
         "eos_token_id": 0,
         "torch_dtype": "float32",
         "initializer_range": 1.0,
+        "version_of_a_trainer": "1.2",
     }
     expert = changed(copy(tiny_model, tmp_path / "expert", **free))
     merge_folders(tiny_model, [expert], MergeRule(), tmp_path / "out")

@@ -110,11 +110,14 @@ class Adapter:
         return bool(tied) and not stored and getattr(tokens, "tied_adapter", None) is not None
 
     def _whole(self, path: str, layer: torch.nn.Module) -> None:
-        """Raises UserError where the file lacks weights of the adapter."""
+        """Raises UserError where the file lacks weights of the adapter, or has some that are no parameters."""
         base = {id(weight) for weight in _base(layer).parameters()}
         for name, weight in layer.named_parameters():
             if weight.device.type == "meta" and id(weight) not in base:
                 raise UserError(f"has no weights for '{path}.{name}'", file=self.path)
+        for name, buffer in layer.named_buffers():
+            if "modules_to_save" in name and buffer.device.type != "meta":
+                raise UserError(f"saved '{path}.{name}', which isn't trained by gradients", file=self.path)
 
     def _merge(self, path: str, layer: Any) -> None:
         base, adds = _base(layer), _adds(layer) and self._init not in _RESIDUAL
@@ -179,18 +182,16 @@ def _adapted(model: torch.nn.Module, folder: Path) -> Any:
     config.inference_mode = True
     if hasattr(config, "init_lora_weights"):
         config.init_lora_weights = True  # what an initialisation did is redone where there are weights
-    with quiet():
-        adapted = PeftModel(model, config, _NAME, low_cpu_mem_usage=True)
-        weights = load_peft_weights(
-            str(folder), "cpu", key_mapping=getattr(model, "_checkpoint_conversion_mapping", None)
-        )
-        # The first time nothing can be copied; it says which weights there must be room for.
-        found = set_peft_model_state_dict(adapted, weights)
-        if found.unexpected_keys:
-            raise UserError(f"adapts {found.unexpected_keys[0]!r}, which the model doesn't have", file=folder)
-        for name in adapted.state_dict().keys() - set(found.missing_keys):
-            _make_room(adapted, name)
-        set_peft_model_state_dict(adapted, weights)
+    adapted = PeftModel(model, config, _NAME, low_cpu_mem_usage=True)
+    names = getattr(model, "_checkpoint_conversion_mapping", None)
+    weights = load_peft_weights(str(folder), "cpu", key_mapping=names)
+    # The first time nothing can be copied; it says which weights there must be room for.
+    found = set_peft_model_state_dict(adapted, weights)
+    if found.unexpected_keys:
+        raise UserError(f"adapts {found.unexpected_keys[0]!r}, which the model doesn't have", file=folder)
+    for name in adapted.state_dict().keys() - set(found.missing_keys):
+        _make_room(adapted, name)
+    set_peft_model_state_dict(adapted, weights)
     return adapted
 
 
@@ -235,11 +236,11 @@ def _move_residual(layer: Any, init: str) -> None:
     """Take from the base weight what its factors began as, as peft does when it loads such an adapter."""
     if not hasattr(layer, _RESIDUAL[init]) or _NAME not in layer.lora_A:
         return
-    factors = [layer.lora_A[_NAME].weight, layer.lora_B[_NAME].weight]
-    trained = [factor.data for factor in factors]
+    factors = layer.lora_A[_NAME], layer.lora_B[_NAME]
+    trained = [factor.weight.data for factor in factors]
     getattr(layer, _RESIDUAL[init])(*((_NAME, init) if init == "pissa" else (_NAME,)))
-    for place, factor in zip((layer.lora_A, layer.lora_B), trained, strict=True):
-        place[_NAME].weight.data = factor
+    for factor, weight in zip(factors, trained, strict=True):
+        factor.weight.data = weight
 
 
 def _tied(model: torch.nn.Module) -> set[str]:
@@ -254,7 +255,8 @@ def _tied(model: torch.nn.Module) -> set[str]:
 def _by_peft(folder: Path) -> Iterator[None]:
     """Turns whatever peft and transformers raise about an adapter into one line."""
     try:
-        yield
+        with quiet():
+            yield
     except UserError:
         raise
     except Exception as exc:

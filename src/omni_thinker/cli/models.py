@@ -36,7 +36,7 @@ def model_fetch(
 
 @model_app.command("info")
 def model_info(
-    name: Annotated[str, typer.Argument(help="builtin, tiny, a Hugging Face folder, or a hub name.")] = "builtin",
+    name: Annotated[str, typer.Argument(help="builtin, tiny, a folder, a GGUF file, or a hub name.")] = "builtin",
     json_: Json = False,
 ) -> None:
     """Describe a model, without reading its weights."""
@@ -49,8 +49,8 @@ def model_info(
 
 
 def merge_models(
-    start: Annotated[str, typer.Argument(help="The model they were trained from: builtin, or a Hugging Face folder.")],
-    experts: Annotated[list[Path], typer.Argument(help="Folders of models trained from START, or of LoRA adapters.")],
+    start: Annotated[str, typer.Argument(help="The model they were trained from: builtin, a folder, a GGUF file.")],
+    experts: Annotated[list[Path], typer.Argument(help="Folders of models trained from START, or of adapters.")],
     out: Annotated[Path, typer.Option(help="Folder for the merged model. It must not exist.")],
     method: Annotated[str, typer.Option(help="linear (task arithmetic), ties, dare or dare_ties.")] = "linear",
     density: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of each change to use.")] = 1.0,

@@ -94,9 +94,10 @@ def empty_model(name: str) -> PreTrainedModel:
 
 
 def settings(folder: Path) -> dict[str, Any]:
-    """A model's config as transformers reads it, defaults filled in. Raises UserError where it can't be read."""
-    table: dict[str, Any] = _load_config(folder).to_dict()
-    return table
+    """A model's config as its class knows it, defaults filled in. Raises UserError where it can't be read."""
+    config = _load_config(folder)
+    known = type(config)().to_dict().keys() | {"quantization_config"}
+    return {key: value for key, value in config.to_dict().items() if key in known}
 
 
 def compute_device(spec: Literal["auto", "cpu", "cuda"] = "auto") -> torch.device:
