@@ -136,17 +136,23 @@ def test_shard_index_that_names_files_outside_its_folder_is_refused(
     assert words in refused("merge", tiny_model, experts[0], "--out", tmp_path / "out")
 
 
+LORA = '{"peft_type": "LORA", "target_modules": ["down_proj"], "layers_to_transform": [0]'
+
+
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ("[]", "an adapter of another kind"),
-        ('{"peft_type": "IA3"}', "an adapter of another kind"),
-        ('{"peft_type": "LORA"}', "its r must be a rank"),
-        ('{"r": 0, "lora_alpha": 4}', "its r must be a rank"),
-        ('{"r": 2, "lora_alpha": NaN}', "its r must be a rank"),
-        ('{"r": 2, "lora_alpha": 4}', "has another shape than"),
-        ('{"r": 2, "lora_alpha": 4, "init_lora_weights": "pissa_niter_4"}', "only plain LoRA adapters"),
-        ("{", "not a LoRA adapter"),
+        ("[]", "can't be merged by peft"),
+        ("{}", "an adapter of the kind None"),
+        ('{"peft_type": "NEXT_YEARS"}', "can't be merged by peft"),
+        ('{"peft_type": "IA3"}', "lora_A.weight', which the model doesn't have"),
+        ('{"peft_type": "LORA", "target_modules": "(("}', "can't be merged by peft"),
+        (f'{LORA}, "r": 0}}', "can't be merged by peft"),
+        (f'{LORA}, "r": "two"}}', "can't be merged by peft"),
+        (f'{LORA}, "r": 2, "lora_alpha": NaN}}', "holds numbers that aren't finite"),
+        (f'{LORA}, "r": 3}}', "can't be merged by peft: Error(s) in loading"),
+        ("{", "can't be merged by peft"),
+        ("[" * 100_000, "can't be merged by peft"),
     ],
 )
 def test_malformed_adapter_is_refused_with_one_line(
@@ -156,17 +162,9 @@ def test_malformed_adapter_is_refused_with_one_line(
     folder.mkdir()
     (folder / "adapter_config.json").write_text(config, "utf-8")
     name = "base_model.model.model.layers.0.mlp.down_proj"
-    factors = {f"{name}.lora_A.weight": torch.ones(2, 3), f"{name}.lora_B.weight": torch.ones(4, 5)}
+    factors = {f"{name}.lora_A.weight": torch.ones(2, 128), f"{name}.lora_B.weight": torch.ones(64, 2)}
     save_file(factors, folder / "adapter_model.safetensors")
     assert words in refused("merge", tiny_model, folder, "--out", tmp_path / "out")
-    if words.startswith("has another"):
-        for missing in ("lora_A", "lora_B"):
-            save_file({n: f for n, f in factors.items() if missing not in n}, folder / "adapter_model.safetensors")
-            assert "adapter" in refused("merge", tiny_model, folder, "--out", tmp_path / "out")
-        save_file({}, folder / "adapter_model.safetensors")
-        assert "has no factors" in refused("merge", tiny_model, folder, "--out", tmp_path / "out")
-    (folder / "adapter_model.safetensors").write_bytes(b"torn")
-    assert "not a LoRA adapter" in refused("merge", tiny_model, folder, "--out", tmp_path / "out")
 
 
 def test_experts_with_other_tensors_or_torn_files_are_refused(

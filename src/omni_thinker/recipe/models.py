@@ -27,7 +27,7 @@ def _checked(text: str) -> str:
 
 
 class ModelSpec(Table):
-    """`name`: `builtin`, `tiny` (random, for tests), a Hugging Face folder, or a hub name."""
+    """`name`: `builtin`, `tiny` (random, for tests), a Hugging Face folder, a GGUF file, or a hub name."""
 
     name: str = "builtin"
     policy: Annotated[str, Field(pattern=r"^(torch|python:.+)$")] = "torch"

@@ -45,9 +45,9 @@ def join_runs(folders: Sequence[Path], out: Path, logs: Sequence[str], shared: M
 def _follow_base(config: Path, before: Path, after: Path) -> None:
     """An adapter names the folder of the model that it belongs to, which may have moved with it."""
     table = json.loads(config.read_text("utf-8"))
-    base = Path(table.get("base_model_name_or_path") or "")
-    if base.is_relative_to(before):
-        table["base_model_name_or_path"] = str(after / base.relative_to(before))
+    base = Path(table.get("base_model_name_or_path") or "").absolute()
+    if base.is_relative_to(before.absolute()):
+        table["base_model_name_or_path"] = str(after.absolute() / base.relative_to(before.absolute()))
         write_whole(config, lambda path: path.write_text(json.dumps(table, indent=2, sort_keys=True), "utf-8"))
 
 

@@ -2,12 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 
-from omni_thinker.baselines.adapters import unmergeable
 from omni_thinker.errors import UserError
 from omni_thinker.models.chat import ChatFormat, load_chat
-from omni_thinker.models.load import empty_model
+from omni_thinker.models.load import empty_model, load_config, resolve
 from omni_thinker.policy.lora import add_lora
 from omni_thinker.recipe import Recipe
 from omni_thinker.rewards.base import Reward
@@ -79,17 +77,14 @@ def check_model(recipe: Recipe) -> Room:
 
     Raises UserError where the model, its tokenizer or its chat template is missing, where adapters can't be used, and
     for stop texts that no answer can have."""
-    for key, needed in (("model.lora", recipe.model.lora is not None), ("study.probes", "lora" in recipe.study.probes)):
-        if needed and find_spec("peft") is None:
-            raise UserError("LoRA needs peft: pip install 'omni-thinker[lora]'", key=key)
-    if "lora" in recipe.study.probes:
-        adapted = add_lora(empty_model(recipe.model.name), recipe.study.probe_lora, key="study.probe_lora")
-        if "merge" in recipe.study.arms and (odd := unmergeable(adapted)):
-            raise UserError(f"adapters of {odd} can't be added up by the arm 'merge'", key="study.probe_lora.targets")
+    probes = recipe.study.probe_lora if "lora" in recipe.study.probes else None
+    for key, spec in (("model.lora", recipe.model.lora), ("study.probe_lora", probes)):
+        if spec is not None:
+            add_lora(empty_model(recipe.model.name), spec, key=key)
     if recipe.model.lora is not None and "merge" in recipe.study.arms:
         # The sum of several adapters' factors isn't the sum of what they do.
         raise UserError("merging needs whole weights; leave out 'merge' or model.lora", key="study.arms")
-    config = empty_model(recipe.model.name).config.get_text_config()
+    config = load_config(resolve(recipe.model.name)).get_text_config()
     chat = load_chat(recipe.model)
     for name, spec in recipe.tasks.items():
         if held := [text for text in spec.stop if any(token in text for token in chat.tokenizer.all_special_tokens)]:

@@ -139,8 +139,10 @@ class SeedWalk:
         def write(path: Path) -> None:
             for weights in (start, *(expert.weights for expert in experts)):
                 session.weights.verify(weights)
-            kind = Adapter if self._experts_from == "lora" else Weights
-            merge(start, [kind(expert.weights) for expert in experts], rule, path)
+            if self._experts_from == "lora":
+                merge(start, [Adapter(expert.weights, session.recipe.model.name) for expert in experts], rule, path)
+            else:
+                merge(start, [Weights(expert.weights) for expert in experts], rule, path)
 
         path = session.weights.make_file(unit.arm, write)
         session.weights.load(path)
