@@ -16,6 +16,7 @@ import json
 import resource
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -33,7 +34,7 @@ from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.protocol import LossTerms, TokenBatch, TrainGroup
 from omni_thinker.recipe import ModelSpec
 from omni_thinker.types import Group, SampleRequest, SamplingParams
-from tiny_models import VOCABULARY, families, tiny_model
+from tiny_models import families, tiny_model
 
 BOUND = 1e-4
 """Nats, in fp32."""
@@ -41,6 +42,8 @@ LENGTHS = ((16, 10), (26, 14))
 """Tokens of each prompt and of its answers: 26 and 40 in all."""
 GROUP = 4
 SECONDS, BYTES = 90.0, 12 * 2**30
+_PATIENCE = 20
+"""How many times longer by the clock, on a busy machine."""
 BEGIN, END = "<!-- begin: architectures -->", "<!-- end: architectures -->"
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 
@@ -132,18 +135,19 @@ def _short(exc: BaseException) -> str:
 # -- many models ------------------------------------------------------------------------------------------------------
 
 
-def child(names: Sequence[str]) -> None:
-    """Check these families, a line of JSON for each check, to standard output."""
+def child(names: Sequence[str], seconds: float) -> None:
+    """Check these families, a line of JSON for each check, to standard output; each for so many seconds at most."""
     resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
     for name in names:
         for spread in (False, True):
             row: dict[str, Any] = {"family": name, "spread": spread}
-            began = time.monotonic()
+            began = time.process_time()
+            signal.setitimer(signal.ITIMER_PROF, seconds)  # of the processor, then the process is ended
             try:
                 row = check(name, spread=spread, checkpointed=spread)
             except Exception as exc:  # what must not happen: it is told as it is
                 row |= {"crashed": _short(exc)}
-            print(json.dumps(row | {"seconds": round(time.monotonic() - began, 2)}), flush=True)
+            print(json.dumps(row | {"seconds": round(time.process_time() - began, 2)}), flush=True)
 
 
 def sweep(names: Sequence[str], results: Path, *, seconds: float = SECONDS) -> list[dict[str, Any]]:
@@ -166,13 +170,13 @@ def sweep(names: Sequence[str], results: Path, *, seconds: float = SECONDS) -> l
 
 def _run(names: Sequence[str], seconds: float) -> Iterator[dict[str, Any]]:
     """Rows of one child, which may end early; the family that it ended at gets a row, too."""
-    command = [sys.executable, __file__, "--child", *names]
+    command = [sys.executable, __file__, "--seconds", str(seconds), "--child", *names]
     current, spread = names[0], False
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         order = list(names)
         while True:
-            ready, _, _ = select.select([process.stdout], [], [], seconds)
+            ready, _, _ = select.select([process.stdout], [], [], _PATIENCE * seconds)
             line = process.stdout.readline() if ready else ""
             if line:
                 row = json.loads(line)
@@ -183,7 +187,8 @@ def _run(names: Sequence[str], seconds: float) -> Iterator[dict[str, Any]]:
             if current:
                 process.kill()
                 process.wait()
-                why = f"exit code {process.returncode}" if ready else f"nothing for {seconds:.0f} s"
+                slow = not ready or process.returncode == -signal.SIGPROF
+                why = f"more than {seconds:.0f} s" if slow else f"exit code {process.returncode}"
                 yield from ({"family": current, "spread": which, "crashed": why} for which in {spread, True})
             return
 
@@ -255,7 +260,7 @@ def main() -> None:
     parser.add_argument("--child", nargs="*", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.child is not None:
-        child(chosen.child)
+        child(chosen.child, chosen.seconds)
         return
     names = chosen.only.split(",") if chosen.only else families()
     rows = sweep(names, chosen.results, seconds=chosen.seconds)

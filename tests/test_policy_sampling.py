@@ -21,8 +21,8 @@ from omni_thinker.recipe import ModelSpec
 from omni_thinker.sampling.decoders.base import MULTIPLE, Decoder, MaskedDecoder, filled
 from omni_thinker.sampling.decoders.cuda_graph import StaticDecoder
 from omni_thinker.sampling.decoders.fused import FusedDecoder, LlamaDecoder
-from omni_thinker.sampling.draw import draw
 from omni_thinker.sampling.decoders.rows import CachedRowsDecoder, RecomputingDecoder
+from omni_thinker.sampling.draw import draw
 from omni_thinker.sampling.loop import sample_groups, uniforms
 from omni_thinker.types import Group, SampleRequest, SamplingParams
 

@@ -81,9 +81,8 @@ def load_model(name: str, dtype: torch.dtype) -> PreTrainedModel:
 
 def empty_model(name: str) -> PreTrainedModel:
     """The model without its weights: names and shapes alone, which take no memory. Raises UserError as `resolve`."""
-    with torch.device("meta"), quiet():
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(_load_config(resolve(name)))
-    return model
+    where = resolve(name)
+    return _empty(where, _load_config(where))
 
 
 def compute_device(spec: Literal["auto", "cpu", "cuda"] = "auto") -> torch.device:
@@ -126,8 +125,7 @@ def model_info(name: str) -> dict[str, Any]:
     where = resolve(name)
     config = _load_config(where)
     tokenizer = load_tokenizer(name)
-    with torch.device("meta"), quiet():
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    model = _empty(where, config)
     manifest = _manifest(where)
     text = config.get_text_config()
     return {
@@ -144,6 +142,15 @@ def model_info(name: str) -> dict[str, Any]:
         "licence": manifest.get("licence") or _card_licence(where) or "unknown",
         "source": manifest.get("source") or ("folder" if isinstance(where, Path) else "hub"),
     }
+
+
+def _empty(where: Path | str, config: PretrainedConfig) -> PreTrainedModel:
+    try:
+        with torch.device("meta"), quiet():
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    except Exception as exc:  # of what its configuration says, or of no causal language model at all
+        raise _load_error(where, "model", exc) from exc
+    return model
 
 
 def _check_folder(folder: Path) -> None:

@@ -75,6 +75,8 @@ def check_model(recipe: Recipe) -> Room:
         # The sum of several adapters' factors isn't the sum of what they do.
         raise UserError("merging needs whole weights; leave out 'merge' or model.lora", key="study.arms")
     context: int | None = model_info(recipe.model.name)["context"]
+    if context is not None and context < 1:  # as some name one that has no end
+        context = None
     tokenizer = load_tokenizer(recipe.model.name)
     for name, spec in recipe.tasks.items():
         if held := [text for text in spec.stop if any(token in text for token in tokenizer.all_special_tokens)]:

@@ -29,14 +29,14 @@ EXACT_NATS = 1e-4
 """Worst difference of a token in fp32. Sums in another order come to 1e-6 to 3e-5, and the least error of a mask, a
 position or a cache that was met to 1e-3."""
 ROUNDED_NATS = 0.1
-"""Worst mean over the tokens of a sample in bf16, whose rounding alone comes to 0.01 to 0.04 of a token as improbable as
+"""Worst mean over a made-up batch in bf16, whose rounding alone comes to 0.01 to 0.04 for tokens as improbable as
 random ones are. A worst token would tell less: a router that chooses another expert is rounding, too."""
 COPIED_PARAMETERS = 400_000_000
 """Models of up to so many parameters are tried in fp32, on a copy (1.6 GB), and then once more as they are."""
 _GRADIENT = 1e-2
 """Relative difference of a gradient with and without checkpointing, in fp32."""
-_CHANGED = 8
-"""Tokens at the end of a sequence that are changed to see whether earlier ones mind."""
+_CHANGED, _CUT = 7, 11
+"""Tokens at the end of a sequence that are changed, and cut off, to see whether earlier ones mind."""
 _NAMES = {
     "written-out": "the written-out pass",
     "packed": "packed rows",
@@ -110,17 +110,16 @@ class _Proof:
     def _check_definition(self) -> None:
         """A plain pass gives the same log-probs twice, whatever comes later in the sequence."""
         tokens = [*self.groups[0].prompt, *self.groups[0].samples[0].tokens]
-        kept = max(2, len(tokens) - _CHANGED)
+        kept, short = (max(2, len(tokens) - count) for count in (_CHANGED, _CUT))
         changed = tokens[:kept] + tokens[: len(tokens) - kept][::-1]
-        before_T = self.truth.longest_T[: kept - 1]
+        truth_T = self.truth.longest_T
         again, other, cut = (
-            sequence_logprobs(self.exact, row, self.truth.temperature)[: kept - 1]
-            for row in (tokens, changed, tokens[:kept])
+            sequence_logprobs(self.exact, row, self.truth.temperature) for row in (tokens, changed, tokens[:short])
         )
-        if wrong := self._wrong(again, before_T):
+        if wrong := self._wrong(again, truth_T):
             raise _refused(f"two passes over the same tokens differ {wrong}")
-        for found in (other, cut):
-            if wrong := self._wrong(found, before_T):
+        for found in (other[: kept - 1], cut):
+            if wrong := self._wrong(found, truth_T[: len(found)]):
                 raise _refused(f"later tokens change the log-probs of earlier ones {wrong}, so it isn't causal")
 
     def _first(self, names: Sequence[Any], compute: Callable[[PreTrainedModel, Any], torch.Tensor]) -> Any:
