@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 import training
-from omni_thinker.engine.logprobs import answer_logprobs
+from omni_thinker.engine.logprobs import answer_logprobs, layouts
 from omni_thinker.models.load import compute_device
 from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.protocol import TrainGroup
@@ -94,10 +94,10 @@ def gradients(policy: TorchPolicy) -> dict[str, float]:
     """Largest difference of a parameter's gradient, relative to its largest entry."""
     groups = _ragged(policy)
     found = []
-    for packed in (True, False):
+    for layout in (layouts(policy.model)[0], layouts(policy.model)[-2]):
         policy.model.zero_grad()
         policy.reset_optimizer()
-        answer_logprobs(policy.model, groups, temperature=1.0, packed=packed).logprobs_N.sum().backward()
+        answer_logprobs(policy.model, groups, temperature=1.0, layout=layout).logprobs_N.sum().backward()
         found.append([master.grad.clone() for master in policy._masters if master.grad is not None])
     worst = max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-12)) for a, b in zip(*found, strict=True))
     policy.reset_optimizer()

@@ -57,7 +57,7 @@ def _padded(policy: TorchPolicy, groups: list[TrainGroup], chosen: argparse.Name
         for begin in range(0, len(group.samples), chosen.peer_rows):
             samples = group.samples[begin : begin + chosen.peer_rows]
             part = TrainGroup(group.task, group.prompt, samples, (1.0,) * len(samples), (1.0,) * len(samples))
-            scored = answer_logprobs(policy.model, [part], temperature=1.0, packed=False)
+            scored = answer_logprobs(policy.model, [part], temperature=1.0, layout="padded")
             (-scored.logprobs_N.sum() * group.weights[0]).backward()
 
 

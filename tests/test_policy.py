@@ -11,7 +11,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from omni_thinker.engine.layout import supports_group_rows
 from omni_thinker.errors import UserError
 from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.protocol import LossReport, LossTerms, OptimParams, TokenBatch, TrainGroup
@@ -280,7 +279,7 @@ def test_lora_starts_at_the_base_and_trains_only_factors(tiny_model: Path) -> No
     base, policy = _policy(tiny_model), _policy(tiny_model, lora=LORA)
     groups = _groups(base)
     assert torch.equal(_logits(policy.model, groups), _logits(base.model, groups))
-    assert supports_group_rows(policy.model, 40), "the wrapped model samples and trains in the fast layout too"
+    assert policy._proven.paths(40).layout == "written-out", "the wrapped model trains in the fast layout too"
     assert [[s.tokens for s in g.samples] for g in _groups(policy)] == [[s.tokens for s in g.samples] for g in groups]
     assert policy._names
     assert all("lora_" in name for name in policy._names)

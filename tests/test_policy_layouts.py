@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from itertools import pairwise, product
 from typing import Any
 
@@ -14,14 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from omni_thinker.engine.attention.hf import NAME, use_blocks
-from omni_thinker.engine.layout import supports_group_rows
-from omni_thinker.engine.logprobs import _select, answer_logprobs
+from omni_thinker.engine.attention import hf
+from omni_thinker.engine.logprobs import _select, answer_logprobs, layouts
 from omni_thinker.engine.packing import MULTIPLE, micro_batches, pack, row_length
 from omni_thinker.engine.softmax import ROWS_AT_ONCE, ChosenLogprobs
-from omni_thinker.policy.torch_policy import use_checkpointing
+from omni_thinker.policy.proof.prove import prove
 from omni_thinker.protocol import TrainGroup
-from omni_thinker.sampling.loop import sample_groups
+from omni_thinker.sampling.loop import DECODERS, sample_groups
 from omni_thinker.types import Sample, SampleRequest, SamplingParams
 
 VOCABULARY = 97
@@ -125,9 +125,9 @@ def _gradients(model: PreTrainedModel, loss: torch.Tensor) -> dict[str, torch.Te
 @pytest.mark.parametrize("family", ATTENTION)
 def test_packed_logprobs_and_gradients_equal_padded(family: str, temperature: float) -> None:
     model, groups = make_model(family), make_groups(RAGGED)
-    assert supports_group_rows(model, 21)
-    packed = answer_logprobs(model, groups, temperature=temperature, packed=True)
-    padded = answer_logprobs(model, groups, temperature=temperature, packed=False)
+    assert prove(model, longest=40).layout == layouts(model)[0]
+    packed = answer_logprobs(model, groups, temperature=temperature, layout=layouts(model)[0])
+    padded = answer_logprobs(model, groups, temperature=temperature, layout="padded")
     assert packed.sample_N.tolist() == padded.sample_N.tolist()
     torch.testing.assert_close(packed.logprobs_N, padded.logprobs_N, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(packed.entropy_N, padded.entropy_N, atol=1e-5, rtol=1e-5)
@@ -144,36 +144,28 @@ def test_packed_logprobs_and_gradients_equal_padded(family: str, temperature: fl
 
 
 @pytest.mark.parametrize("family", [*ATTENTION, *SPECIAL])
-def test_supported_models_have_equal_packed_and_padded_logprobs(family: str) -> None:
-    """A model whose log-probs change in the shared row must be reported as unsupported."""
+def test_chosen_layout_and_decoder_equal_single_rows(family: str) -> None:
+    """Whatever the family's layers are, on other tokens than those that the choice was made by."""
     model, groups = make_model(family), make_groups(RAGGED)
-    if not supports_group_rows(model, 21):
-        return
+    paths = prove(model, longest=40)
     with torch.no_grad():
-        packed = answer_logprobs(model, groups, temperature=1.0, packed=True).logprobs_N
-        padded = answer_logprobs(model, groups, temperature=1.0, packed=False).logprobs_N
-    torch.testing.assert_close(packed, padded, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("family", [*ATTENTION, *SPECIAL])
-def test_sampled_logprobs_of_supported_models_equal_padded(family: str) -> None:
-    """The sampler's log-probs are those of the plain padded pass, for every family it takes."""
-    model = make_model(family)
-    if not supports_group_rows(model, 21):
-        return
+        chosen = answer_logprobs(model, groups, temperature=1.0, layout=paths.layout).logprobs_N
+        single = answer_logprobs(model, groups, temperature=1.0, layout="single").logprobs_N
+    torch.testing.assert_close(chosen, single, atol=1e-4, rtol=1e-4)
     rng = torch.Generator().manual_seed(5)
     requests = [
         SampleRequest(_ids(9, rng), 8, 1),
         SampleRequest(_ids(3, rng), 12, 2),
         SampleRequest(_ids(5, rng), 1, 3),
     ]
-    drawn = sample_groups(model, requests, SamplingParams(group_size=3), frozenset([EOS]), lambda _: "")
+    make = DECODERS[paths.decoder]
+    drawn = sample_groups(model, requests, SamplingParams(3), frozenset([EOS]), lambda _: "", decoder=make)
     zeros = (0.0,) * 3
     groups = [TrainGroup("t", g.prompt, g.samples, zeros, zeros) for g in drawn]
     with torch.no_grad():
-        padded = answer_logprobs(model, groups, temperature=1.0, packed=False).logprobs_N
+        single = answer_logprobs(model, groups, temperature=1.0, layout="single").logprobs_N
     sampled = torch.tensor([x for g in drawn for s in g.samples for x in s.logprobs])
-    torch.testing.assert_close(sampled, padded, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(sampled, single, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma3_text", "llama"])
@@ -183,28 +175,20 @@ def test_activation_checkpointing_of_any_family_gives_the_same_gradient(family: 
     for lean in (False, True):
         none = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)  # load_model leaves none either
         model = make_model(family, **(none if family == "gpt2" else {}))
-        use_blocks(model)
-        if lean:
-            use_checkpointing(model)
-        made = answer_logprobs(model, make_groups(RAGGED), temperature=1.0, packed=True, recompute=lean)
+        made = answer_logprobs(model, make_groups(RAGGED), temperature=1.0, layout=layouts(model)[0], recompute=lean)
         found.append(_gradients(model, made.logprobs_N.sum()))
     assert found[0].keys() == found[1].keys()
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient, atol=1e-5, rtol=1e-4, msg=_named(name))
 
 
-def test_model_with_a_window_shorter_than_the_row_is_not_packed() -> None:
-    model = make_model("mistral", sliding_window=16)
-    assert supports_group_rows(model, 16)
-    assert not supports_group_rows(model, 17)
-    assert supports_group_rows(make_model("mistral", sliding_window=None), 10_000)
-
-
 def test_packed_groups_have_the_logprobs_of_groups_alone() -> None:
     model, groups = make_model("llama"), make_groups(RAGGED)
     with torch.no_grad():
-        whole = answer_logprobs(model, groups, temperature=1.0, packed=True).logprobs_N
-        alone = torch.cat([answer_logprobs(model, [g], temperature=1.0, packed=True).logprobs_N for g in groups])
+        whole = answer_logprobs(model, groups, temperature=1.0, layout=layouts(model)[0]).logprobs_N
+        alone = torch.cat(
+            [answer_logprobs(model, [g], temperature=1.0, layout=layouts(model)[0]).logprobs_N for g in groups]
+        )
     torch.testing.assert_close(whole, alone, atol=1e-5, rtol=1e-5)
 
 
@@ -254,9 +238,9 @@ def test_padding_of_a_packed_row_changes_no_logprob_and_no_gradient(
     multiple: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, groups = make_model("llama"), make_groups(RAGGED)
-    plain = answer_logprobs(model, groups, temperature=1.0, packed=False)
+    plain = answer_logprobs(model, groups, temperature=1.0, layout="padded")
     monkeypatch.setattr("omni_thinker.engine.logprobs.pack", lambda groups, _: pack(groups, multiple))
-    filled = answer_logprobs(model, groups, temperature=1.0, packed=True)
+    filled = answer_logprobs(model, groups, temperature=1.0, layout=layouts(model)[0])
     torch.testing.assert_close(filled.logprobs_N, plain.logprobs_N, atol=1e-5, rtol=1e-5)
     one, other = (_gradients(model, scored.logprobs_N.sum()) for scored in (filled, plain))
     for name in other:
@@ -301,7 +285,7 @@ def test_chunked_head_gives_the_logprobs_and_gradients_of_the_whole(
     found = []
     for held in (2**27, 20 * VOCABULARY * 4):
         monkeypatch.setattr("omni_thinker.engine.softmax._HELD", held)
-        scored = answer_logprobs(model, groups, temperature=0.8, packed=True)
+        scored = answer_logprobs(model, groups, temperature=0.8, layout=layouts(model)[0])
         weights = torch.linspace(-1, 1, len(scored.logprobs_N))
         found.append((scored.logprobs_N, scored.entropy_N, _gradients(model, (scored.logprobs_N * weights).sum())))
     (whole, entropy, gradients), (cut, cut_entropy, cut_gradients) = found
@@ -324,7 +308,7 @@ def test_recomputed_activations_change_no_gradient(family: str) -> None:
     for recompute in (False, True):
         kept.clear()
         with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
-            scored = answer_logprobs(model, groups, temperature=1.0, packed=True, recompute=recompute)
+            scored = answer_logprobs(model, groups, temperature=1.0, layout=layouts(model)[0], recompute=recompute)
         sizes.append(sum(kept))
         found.append(_gradients(model, scored.logprobs_N.sum()))
     assert sizes[1] < sizes[0] / 3
@@ -391,20 +375,28 @@ def test_temperature_divides_bf16_logits_in_fp32(temperature: float) -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(ATTENTION))
-def test_blockwise_attention_changes_no_logprob_and_no_gradient(kind: str) -> None:
+def test_blockwise_attention_changes_no_logprob_and_no_gradient(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs several groups in a row, with and without cutting attention at the groups."""
-    plain, cut = make_model(kind), make_model(kind)
-    cut.load_state_dict(plain.state_dict())
-    use_blocks(cut)
-    assert cut.config._attn_implementation == NAME
-    groups = made_groups()
-    results = []
-    for model in (plain, cut):
-        scored = answer_logprobs(model, groups, temperature=1.0, packed=True)
+    model, groups, calls = make_model(kind), made_groups(), []
+    kept = hf.sdpa_attention_forward
+
+    def counted(*args: Any, **options: Any) -> Any:
+        calls.append(1)
+        return kept(*args, **options)
+
+    monkeypatch.setattr(hf, "sdpa_attention_forward", counted)
+    results, counts = [], []
+    for blocks in (nullcontext, hf.blocks):
+        monkeypatch.setattr("omni_thinker.engine.logprobs.blocks", lambda lengths, blocks=blocks: blocks(lengths))
+        calls.clear()
+        model.zero_grad()
+        scored = answer_logprobs(model, groups, temperature=1.0, layout="packed")
+        counts.append(len(calls))
         (scored.logprobs_N * torch.linspace(-1, 1, len(scored.logprobs_N))).sum().backward()
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
         results.append((scored.logprobs_N.detach(), gradients))
     (logprobs, gradients), (logprobs_cut, gradients_cut) = results
+    assert counts[1] == 4 * counts[0], "three groups and the filling"
     torch.testing.assert_close(logprobs_cut, logprobs, atol=1e-5, rtol=1e-5)
     assert len(gradients) == len(gradients_cut) > 0
     for own, other in zip(gradients_cut, gradients, strict=True):

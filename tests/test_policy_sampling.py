@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,15 @@ import torch
 from scipy.stats import chisquare
 
 from omni_thinker.engine.logprobs import answer_logprobs
+from omni_thinker.policy.proof.prove import Paths
 from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.protocol import TrainGroup
 from omni_thinker.recipe import ModelSpec
 from omni_thinker.sampling.decoders.base import MULTIPLE, Decoder, MaskedDecoder, filled
 from omni_thinker.sampling.decoders.cuda_graph import StaticDecoder
 from omni_thinker.sampling.decoders.fused import FusedDecoder, LlamaDecoder
+from omni_thinker.sampling.decoders.rows import CachedRowsDecoder, RecomputingDecoder
 from omni_thinker.sampling.draw import draw
-from omni_thinker.sampling.generate import sample_rows
 from omni_thinker.sampling.loop import sample_groups, uniforms
 from omni_thinker.types import Group, SampleRequest, SamplingParams
 
@@ -96,7 +98,7 @@ def _trainer_logprobs(policy: TorchPolicy, groups: Sequence[Group], temperature:
     zeros = [(0.0,) * len(g.samples) for g in groups]
     trained = [TrainGroup("t", g.prompt, g.samples, z, z) for g, z in zip(groups, zeros, strict=True)]
     with torch.no_grad():
-        scored = answer_logprobs(policy.model, trained, temperature=temperature, packed=False)
+        scored = answer_logprobs(policy.model, trained, temperature=temperature, layout="padded")
     return [float(x) for x in scored.logprobs_N]
 
 
@@ -318,95 +320,48 @@ def test_uniforms_of_samples_and_seeds_are_distinct() -> None:
 # -- one row per sample, for models without free masks ------------------------------------------------------
 
 
-def _rows(
-    policy: TorchPolicy, requests: Sequence[SampleRequest], size: int = 3, temperature: float = 1.0
-) -> list[Group]:
-    return sample_rows(policy.model, requests, SamplingParams(size, temperature), policy.stop_ids, policy.decode)
+@pytest.mark.parametrize("kind", [CachedRowsDecoder, RecomputingDecoder])
+@pytest.mark.parametrize("temperature", [1.0, 0.6, 0.0])
+def test_rows_draw_what_a_shared_computation_draws(tiny_model: Path, kind: type[Decoder], temperature: float) -> None:
+    """The random numbers are the same, and so are the answers, with samples that end early and columns that leave."""
+    policy = TorchPolicy(ModelSpec(name=str(tiny_model), dtype="float32"))
+    requests = [
+        SampleRequest(policy.encode_prompt(p), limit, 7 + limit) for p, limit in zip(PROMPTS, LIMITS, strict=True)
+    ]
+    stops = frozenset(range(3, 120))
+    told: dict[int, Group] = {}
+    drawn = [
+        sample_groups(
+            policy.model, requests, SamplingParams(6, temperature), stops, policy.decode, told.__setitem__, decoder=own
+        )
+        for own in (FusedDecoder, kind)
+    ]
+    assert _tokens(drawn[1]) == _tokens(drawn[0])
+    assert temperature == 0 or len({len(t) for own in _tokens(drawn[1]) for t in own}) > 4
+    assert _logprobs(drawn[1]) == pytest.approx(_trainer_logprobs(policy, drawn[1], temperature), abs=1e-4)
+    assert told == dict(enumerate(drawn[1]))
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_sample_rows_logprobs_equal_the_trainers(
-    policy: TorchPolicy, requests: list[SampleRequest], temperature: float
-) -> None:
-    groups = _rows(policy, requests, temperature=temperature)
-    assert groups == _rows(policy, requests, temperature=temperature)
-    assert [len(g.samples) for g in groups] == [3] * 4
-    assert len(set(_tokens(groups)[0])) == 3
-    for request, group in zip(requests, groups, strict=True):
-        assert all(1 <= len(s.tokens) <= request.max_tokens for s in group.samples)
-    assert _logprobs(groups) == pytest.approx(_trainer_logprobs(policy, groups, temperature), abs=1e-4)
+def test_rows_of_a_model_without_a_cache_are_refused(tiny_model: Path) -> None:
+    model: Any = TorchPolicy(ModelSpec(name=str(tiny_model), dtype="float32")).model
+    forward = model.forward
+    model.forward = lambda **options: SimpleNamespace(logits=forward(**options).logits)
+    with pytest.raises(ValueError, match="returns no cache"), torch.no_grad():
+        CachedRowsDecoder(model, 2, 3).prefill([(1, 2, 3)])
 
 
-def test_sample_rows_end_at_stop_tokens_or_max_tokens(policy: TorchPolicy, requests: list[SampleRequest]) -> None:
-    stops = frozenset({_common(policy, requests), *range(3, 120)})
-    groups = sample_rows(policy.model, requests, SamplingParams(8), stops, policy.decode)
-    kinds = set()
-    for request, group in zip(requests, groups, strict=True):
-        for sample in group.samples:
-            kinds.add(sample.stop)
-            assert (sample.tokens[-1] in stops) == (sample.stop == "stop")
-            assert not stops & set(sample.tokens[:-1])
-            assert sample.stop == "stop" or len(sample.tokens) == request.max_tokens
-            assert sample.text == policy.decode([t for t in sample.tokens if t not in stops])
-    assert kinds == {"stop", "length"}
-
-
-def test_greedy_sample_rows_equal_greedy_samples(policy: TorchPolicy, requests: list[SampleRequest]) -> None:
-    assert _tokens(_rows(policy, requests, 2, 0.0)) == _tokens(_sample(policy, requests, 2, 0.0))
-
-
-@pytest.mark.parametrize("setting", [{"repetition_penalty": 5.0}, {"min_p": 0.5}, {"no_repeat_ngram_size": 1}])
-def test_sample_rows_ignore_generation_config(
-    policy: TorchPolicy, requests: list[SampleRequest], setting: dict[str, float], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Many chat models ship penalties in generation_config.json; answers drawn under one don't have the log-probs
-    that are reported."""
-    plain = _tokens(_rows(policy, requests))
-    for key, value in setting.items():
-        monkeypatch.setattr(policy.model.generation_config, key, value)
-    assert _tokens(_rows(policy, requests)) == plain
-
-
-def test_sample_rows_do_not_advance_the_global_generator(policy: TorchPolicy, requests: list[SampleRequest]) -> None:
-    torch.manual_seed(7)
-    before = torch.random.get_rng_state()
-    _rows(policy, requests[:1])
-    assert torch.equal(before, torch.random.get_rng_state())
-
-
-def test_sample_rows_apply_filters_and_stop_texts(policy: TorchPolicy, requests: list[SampleRequest]) -> None:
-    """Log-probs are those of the filtered distribution, so they are 0 where one token is left."""
-    draws = (policy.model, requests)
-    best = sample_rows(*draws, SamplingParams(1, 0.0), policy.stop_ids, policy.decode)
-    only = sample_rows(*draws, SamplingParams(2, 1.0, top_k=1), policy.stop_ids, policy.decode)
-    for one, other in zip(best, only, strict=True):
-        assert all(sample.tokens == one.samples[0].tokens for sample in other.samples)
-        assert all(x == 0.0 for sample in other.samples for x in sample.logprobs)
-    few = sample_rows(*draws, SamplingParams(3, 1.0, top_p=0.01), policy.stop_ids, policy.decode)
-    assert min(x for group in few for sample in group.samples for x in sample.logprobs) > -8.0, "of 500 tokens a few"
-
-    whole = _rows(policy, requests, 4)
-    stopped = 0
-    for request, group in zip(requests, whole, strict=True):
-        text = next((s.text for s in group.samples if len(s.text) > 8), "")
-        if not text:
-            continue
-        stop = text[3:6]
-        cut = _rows(policy, [replace(request, stop=(stop,))], 4)[0]
-        for before, after in zip(group.samples, cut.samples, strict=True):
-            assert after.tokens == before.tokens[: len(after.tokens)]
-            assert stop not in after.text
-            stopped += after.stop == "stop" and len(after.tokens) < len(before.tokens)
-    assert stopped > 0
-
-
-def test_request_beyond_the_window_changes_no_other_sample(
+def test_request_of_another_length_class_changes_no_other_sample(
     policy: TorchPolicy, requests: list[SampleRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One request is too long for the model's window."""
+    """One request is too long for what the others are sampled by."""
     alone = policy.sample(requests, SamplingParams(2))
     most = max(len(request.prompt) + request.max_tokens for request in requests)
-    monkeypatch.setattr("omni_thinker.policy.torch_policy.supports_group_rows", lambda _, length: length <= most)
+    known = policy._proven.paths(most)
+
+    def paths(length: int, slots: int = 0) -> Paths:
+        return known if length <= most else replace(known, decoder="rows")
+
+    monkeypatch.setattr(policy._proven, "paths", paths)
     long = replace(requests[0], prompt=tuple(requests[0].prompt) * 20)
     told: dict[int, Group] = {}
     found = policy.sample([long, *requests], SamplingParams(2), told.__setitem__)

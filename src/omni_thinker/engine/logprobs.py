@@ -1,17 +1,27 @@
 """Log-probs of given answers under a model: the one place where training looks at logits."""
 
+import inspect
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from transformers import PreTrainedModel
 
 from omni_thinker.engine.attention.hf import blocks
+from omni_thinker.engine.checkpointing import checkpointed
 from omni_thinker.engine.llama import answer_states, knows
 from omni_thinker.engine.packing import GPU_MULTIPLE, MULTIPLE, PackedRow, pack
 from omni_thinker.engine.softmax import ChosenLogprobs, HeadLogprobs
 from omni_thinker.protocol import TrainGroup
+
+Layout = Literal["written-out", "packed", "padded", "single"]
+"""How the answers of groups are laid out for a training pass, fastest first.
+
+written-out: whole groups in one row, by layers that are written out here. packed: the same row through the model's own
+layers, with a free mask. padded: a row for each sample, filled up to one length. single: a row for each sample by
+itself, without a mask: slow, and what a model is by definition."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,32 +37,62 @@ class AnswerTokens:
     """Tokens that the model was run on."""
 
 
-def answer_logprobs(
-    model: PreTrainedModel, groups: Sequence[TrainGroup], *, temperature: float, packed: bool, recompute: bool = False
-) -> AnswerTokens:
-    """Score the answers in `groups` at the temperature they were sampled at.
+def layouts(model: PreTrainedModel) -> tuple[Layout, ...]:
+    """The layouts that may suit a model, fastest first. Whether they do, only a trial tells."""
+    every: tuple[Layout, ...] = get_args(Layout)
+    return every if knows(model) else every[1:]
 
-    `packed` lays all groups out in one row (each prompt once); otherwise every sample has its padded row, which
-    any causal LM understands and which is the reference that the packed layout is tested against. `recompute` keeps
-    fewer activations where the model's layers are written out here; elsewhere the model's own switch decides."""
-    if packed and knows(model):
+
+def answer_logprobs(
+    model: PreTrainedModel, groups: Sequence[TrainGroup], *, temperature: float, layout: Layout, recompute: bool = False
+) -> AnswerTokens:
+    """Score the answers in `groups` at the temperature they were sampled at. `recompute`: keep each layer's input alone
+    and compute the rest again for the gradient, where the layers know how."""
+    if layout == "written-out":
         row = pack(groups, MULTIPLE if model.device.type == "cpu" else GPU_MULTIPLE)
         return _from_states(model, answer_states(model, row, recompute=recompute), row, temperature)
-    return (_packed if packed else _padded)(model, groups, temperature)
+    score = {"packed": _packed, "padded": _padded, "single": _single}[layout]
+    with checkpointed(model) if recompute and torch.is_grad_enabled() else nullcontext():
+        return score(model, groups, temperature)
+
+
+def accepts(model: PreTrainedModel, argument: str, *, passed_on: bool = False) -> bool:
+    """Whether the model's forward takes an argument of this name, or passes on whatever it is given."""
+    inside: Any = getattr(model, "get_base_model", lambda: model)()
+    parameters = inspect.signature(inside.forward).parameters
+    return argument in parameters or (passed_on and any(p.kind is p.VAR_KEYWORD for p in parameters.values()))
+
+
+def plain_logits(model: PreTrainedModel, tokens_1_T: torch.Tensor) -> torch.Tensor:
+    """Logits [1, T, V] of one sequence by the model's own forward pass: no mask, no filling, no cache."""
+    no_cache = {"use_cache": False} if accepts(model, "use_cache", passed_on=True) else {}
+    logits: torch.Tensor = model(input_ids=tokens_1_T, **no_cache).logits
+    return logits
+
+
+def free_mask(model: PreTrainedModel, visible: torch.Tensor) -> torch.Tensor:
+    """A mask of any shape, True where a token is seen, as the model's attention reads masks: many that aren't sdpa add
+    theirs to the scores."""
+    if model.config._attn_implementation == "sdpa":
+        return visible
+    dtype = model.get_input_embeddings().weight.dtype
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, torch.finfo(dtype).min)
 
 
 def _packed(model: PreTrainedModel, groups: Sequence[TrainGroup], temperature: float) -> AnswerTokens:
     row = pack(groups)
     device = model.device
+    source_N = row.source_N.to(device)
+    fewer: dict[str, Any] = {"logits_to_keep": source_N} if accepts(model, "logits_to_keep") else {}
     with blocks(row.lengths):
         out = model(
             input_ids=row.tokens_T[None].to(device),
             position_ids=row.positions_T[None].to(device),
-            attention_mask=row.mask_T_T[None, None].to(device),
+            attention_mask=free_mask(model, row.mask_T_T[None, None].to(device)),
             use_cache=False,
-            logits_to_keep=row.source_N.to(device),
+            **fewer,
         )
-    return _answers(out.logits[0], row, temperature)
+    return _answers(out.logits[0] if fewer else out.logits[0, source_N], row, temperature)
 
 
 def _from_states(model: PreTrainedModel, states_N_C: torch.Tensor, row: PackedRow, temperature: float) -> AnswerTokens:
@@ -94,6 +134,20 @@ def _padded(model: PreTrainedModel, groups: Sequence[TrainGroup], temperature: f
     logprobs_N, entropy_N = _select(out.logits[at[:, 0], at[:, 1]], target_N, temperature)
     sample_N = torch.tensor([r for r, (_, answer) in enumerate(rows) for _ in answer], device=device)
     return AnswerTokens(logprobs_N, entropy_N, sample_N, tokens.numel())
+
+
+def _single(model: PreTrainedModel, groups: Sequence[TrainGroup], temperature: float) -> AnswerTokens:
+    parts = []
+    for group in groups:
+        for sample in group.samples:
+            row = torch.tensor([[*group.prompt, *sample.tokens]], device=model.device)
+            logits_N_V = plain_logits(model, row)[0, len(group.prompt) - 1 : -1]
+            parts.append(_select(logits_N_V, row[0, len(group.prompt) :], temperature))
+    logprobs, entropies = zip(*parts, strict=True)
+    counts = torch.tensor([len(part) for part in logprobs])
+    sample_N = torch.arange(len(parts)).repeat_interleave(counts).to(model.device)
+    computed = sum(len(group.prompt) + len(sample.tokens) for group in groups for sample in group.samples)
+    return AnswerTokens(torch.cat(logprobs), torch.cat(entropies), sample_N, computed)
 
 
 def _select(logits_N_V: torch.Tensor, target_N: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:

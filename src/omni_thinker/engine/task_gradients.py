@@ -8,7 +8,7 @@ watched are a few down-projections spread over the depth."""
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import combinations
-from math import isfinite
+from math import isfinite, prod
 from typing import Any
 
 import torch
@@ -73,12 +73,15 @@ class TaskGradients:
             if not output.requires_grad:
                 return
             x = inputs[0].detach()
+            owners_T = _owners(groups, tasks, x.shape)
+            if owners_T is None:
+                return
 
             def on_gradient(gradient: torch.Tensor) -> None:
                 with torch.no_grad():
                     x_T_R = x.reshape(-1, x.shape[-1]) @ in_C_R.to(x.dtype)
                     delta_T_R = gradient.reshape(-1, gradient.shape[-1]) @ out_C_R.to(gradient.dtype)
-                    owner_T = _owners(groups, tasks, x.shape).to(x.device)
+                    owner_T = owners_T.to(x.device)
                     for number, task in enumerate(tasks):
                         mine = owner_T == number
                         into[task][entries] += (delta_T_R[mine].float().t() @ x_T_R[mine].float()).flatten().cpu()
@@ -88,9 +91,12 @@ class TaskGradients:
         return on_forward
 
 
-def _owners(groups: Sequence[TrainGroup], tasks: Sequence[TaskName], shape: Sequence[int]) -> torch.Tensor:
+def _owners(groups: Sequence[TrainGroup], tasks: Sequence[TaskName], shape: Sequence[int]) -> torch.Tensor | None:
     """The number of the task that each token of a pass belongs to: of one row that holds all groups, or of a padded row
-    for each sample. What fills a row up has no gradient, so it may belong to anyone."""
+    for each sample. What fills a row up has no gradient, so it may belong to anyone. None where it can't be told, as in
+    layers that see some of the tokens (experts)."""
+    if len(tasks) == 1:
+        return torch.zeros(prod(shape[:-1]), dtype=torch.long)
     samples = sum(len(group.samples) for group in groups)
     numbers = torch.tensor([tasks.index(group.task) for group in groups])
     if len(shape) == 3 and shape[0] == samples and samples > 1:
@@ -98,6 +104,8 @@ def _owners(groups: Sequence[TrainGroup], tasks: Sequence[TaskName], shape: Sequ
         return numbers.repeat_interleave(counts).repeat_interleave(shape[1])
     tokens = shape[-2] if len(shape) < 3 else shape[0] * shape[1]
     lengths = [row_length(group) for group in groups]
+    if tokens < sum(lengths):
+        return None
     lengths[-1] += tokens - sum(lengths)
     return numbers.repeat_interleave(torch.tensor(lengths))
 

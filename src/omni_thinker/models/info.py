@@ -3,13 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
-
 from omni_thinker.models.chat import load_chat
 from omni_thinker.models.home import MANIFEST
-from omni_thinker.models.load import compute_dtype, json_table, load_config, resolve
-from omni_thinker.models.quiet import quiet
+from omni_thinker.models.load import compute_dtype, empty_model, json_table, load_config, resolve
 from omni_thinker.recipe import ModelSpec
 
 
@@ -18,8 +14,7 @@ def model_info(name: str) -> dict[str, Any]:
     where = resolve(name)
     config = load_config(where)
     chat = load_chat(ModelSpec(name=name))
-    with torch.device("meta"), quiet():
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    model = empty_model(name)
     manifest = json_table(Path(where) / MANIFEST)
     text = config.get_text_config()
     return {

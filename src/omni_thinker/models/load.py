@@ -85,8 +85,13 @@ def load_model(name: str, dtype: torch.dtype) -> PreTrainedModel:
 
 def empty_model(name: str) -> PreTrainedModel:
     """The model without its weights: names and shapes alone, which take no memory. Raises UserError as `resolve`."""
-    with torch.device("meta"), quiet():
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(load_config(resolve(name)))
+    where = resolve(name)
+    config = load_config(where)
+    try:
+        with torch.device("meta"), quiet():
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    except Exception as exc:  # of what its configuration says, or of no causal language model at all
+        raise _load_error(where, "model", exc) from exc
     return model
 
 

@@ -15,12 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from omni_thinker.engine.attention.hf import computed_again, use_blocks
-from omni_thinker.engine.layout import supports_group_rows
-from omni_thinker.engine.llama import knows
 from omni_thinker.engine.logprobs import AnswerTokens, answer_logprobs
 from omni_thinker.engine.optimizer import Masters
-from omni_thinker.engine.packing import micro_batches
+from omni_thinker.engine.packing import micro_batches, row_length
 from omni_thinker.engine.sketch import sketch
 from omni_thinker.engine.task_gradients import Sketches, TaskGradients
 from omni_thinker.errors import UserError
@@ -31,6 +28,8 @@ from omni_thinker.models.load import compute_device, compute_dtype, load_model, 
 from omni_thinker.models.memory import bound_free_memory, is_out_of_memory, return_free_memory
 from omni_thinker.models.quiet import quiet
 from omni_thinker.policy.lora import add_lora
+from omni_thinker.policy.proof.chosen import Proven
+from omni_thinker.policy.proof.prove import Paths
 from omni_thinker.protocol import (
     Loss,
     LossReport,
@@ -44,8 +43,7 @@ from omni_thinker.protocol import (
 )
 from omni_thinker.recipe import ModelSpec
 from omni_thinker.sampling.decoders.weights import drop_layout
-from omni_thinker.sampling.generate import sample_rows
-from omni_thinker.sampling.loop import sample_groups
+from omni_thinker.sampling.loop import DECODERS, sample_groups
 from omni_thinker.types import Chat, Group, SampleRequest, SamplingParams
 
 # Shorter rows spend more on adding up gradients, longer ones hold more: 0.5 MB a token of the built-in model.
@@ -88,11 +86,10 @@ class TorchPolicy:
         # No dropout: the trainer must compute what the sampler sampled from.
         self.model: PreTrainedModel = load_model(name, compute_dtype(spec.dtype, device)).to(device)  # type: ignore[arg-type]
         self.token_budget = TOKEN_BUDGET if device.type == "cpu" else GPU_TOKEN_BUDGET
-        use_blocks(self.model)
         if spec.lora is not None:
             self.model = add_lora(self.model, spec.lora, seed=seed)
-        if spec.activation_checkpointing:
-            use_checkpointing(self.model)
+        self.model.eval()
+        self._proven = Proven(self.model, recompute=spec.activation_checkpointing)
         self._task_gradients = TaskGradients(self.model)
         self.stop_ids = frozenset(self.chat.facts.stop_ids)
         self._reference: PreTrainedModel | None = None
@@ -128,22 +125,19 @@ class TorchPolicy:
         if end := self.chat.facts.stop_text:
             requests = [replace(request, stop=(*request.stop, end)) for request in requests]
         # Each by itself: how a request is answered must not depend on its company.
-        can_share = [supports_group_rows(self.model, len(request.prompt) + request.max_tokens) for request in requests]
+        places_of: dict[str, list[int]] = {}
+        for place, request in enumerate(requests):
+            places_of.setdefault(self._decoder(request, params.group_size), []).append(place)
         groups: dict[int, Group] = {}
-        with self._evaluating():
-            for draw, shared in ((sample_groups, True), (sample_rows, False)):
-                places = [place for place, can in enumerate(can_share) if can is shared]
-                if not places:
-                    continue
+        for name, places in places_of.items():
 
-                def tell(place: int, group: Group, places: Sequence[int] = places) -> None:
-                    if on_group is not None:
-                        on_group(places[place], group)
+            def tell(place: int, group: Group, places: Sequence[int] = places) -> None:
+                if on_group is not None:
+                    on_group(places[place], group)
 
-                sampled = draw(
-                    self.model, [requests[place] for place in places], params, self.stop_ids, self.decode, tell
-                )
-                groups |= dict(zip(places, sampled, strict=True))
+            part = [requests[place] for place in places]
+            sampled = sample_groups(self.model, part, params, self.stop_ids, self.decode, tell, decoder=DECODERS[name])
+            groups |= dict(zip(places, sampled, strict=True))
         bound_free_memory()
         return [groups[place] for place in range(len(requests))]
 
@@ -170,7 +164,7 @@ class TorchPolicy:
         total, computed = 0.0, 0
         stats: dict[str, TokenStats] = {}
         sketches: Sketches = {}
-        for groups in micro_batches(batch, self.token_budget):
+        for groups in self._micro_batches(batch):
             reference_N = self.logprobs(groups, temperature=temperature, reference=True) if reference else None
             with self._task_gradients.watching(groups, sketches):
                 tokens = self._score(self.model, groups, temperature)
@@ -272,10 +266,22 @@ class TorchPolicy:
             written = {str(file.relative_to(path)) for file in path.rglob("*")} - {"generation_config.json"}
             copy_companions(source, path, but={*written, MANIFEST, "README.md"})
 
-    def _score(self, model: PreTrainedModel, groups: Sequence[TrainGroup], temperature: float) -> AnswerTokens:
+    def _decoder(self, request: SampleRequest, group_size: int) -> str:
+        prompt = len(request.prompt)
+        return self._proven.paths(prompt + request.max_tokens, prompt + group_size * request.max_tokens).decoder
+
+    def _paths(self, groups: Sequence[TrainGroup]) -> Paths:
         longest = max(len(g.prompt) + max(len(s.tokens) for s in g.samples) for g in groups)
-        packed, recompute = supports_group_rows(model, longest), self.spec.activation_checkpointing
-        return answer_logprobs(model, groups, temperature=temperature, packed=packed, recompute=recompute)
+        return self._proven.paths(longest, sum(map(row_length, groups)))
+
+    def _micro_batches(self, batch: TrainBatch) -> Iterator[Sequence[TrainGroup]]:
+        for groups in micro_batches(batch, self.token_budget):
+            # A pass for each sample: which task a gradient belongs to is known of a group by itself.
+            yield from [[group] for group in groups] if self._paths(groups).layout == "single" else [groups]
+
+    def _score(self, model: PreTrainedModel, groups: Sequence[TrainGroup], temperature: float) -> AnswerTokens:
+        paths = self._paths(groups)
+        return answer_logprobs(model, groups, temperature=temperature, layout=paths.layout, recompute=paths.recompute)
 
     @contextmanager
     def _start_model(self) -> Iterator[PreTrainedModel]:
@@ -292,31 +298,10 @@ class TorchPolicy:
         finally:
             self._put(present)
 
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """Turn activation checkpointing off: with it, transformers' layers keep no keys and values."""
-        if not self.model.training:
-            yield
-            return
-        self.model.eval()
-        try:
-            yield
-        finally:
-            self.model.train()
-
     @torch.no_grad()
     def _put(self, values: Sequence[torch.Tensor]) -> None:
         for param, value in zip(self._params, values, strict=True):
             param.copy_(value)
-
-
-def use_checkpointing(model: PreTrainedModel) -> None:
-    """For passes through the model's own layers. They checkpoint in training mode only, which without dropout computes
-    the same. Does nothing where the layers are written out here, or the architecture knows no checkpoints."""
-    if not knows(model) and model.supports_gradient_checkpointing:
-        options = {"use_reentrant": False, "context_fn": computed_again}
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
-        model.train()
 
 
 def _token_batch(

@@ -18,10 +18,19 @@ from omni_thinker.sampling.decoders.base import MULTIPLE, Decoder, MaskedDecoder
 from omni_thinker.sampling.decoders.cuda_graph import StaticDecoder
 from omni_thinker.sampling.decoders.fused import FusedDecoder
 from omni_thinker.sampling.decoders.native import NativeDecoder, speeds_up
+from omni_thinker.sampling.decoders.rows import CachedRowsDecoder, RecomputingDecoder, RowDecoder
 from omni_thinker.sampling.draw import draw
 from omni_thinker.types import Group, Sample, SampleRequest, SamplingParams, StopReason
 
 Decode = Callable[[Sequence[int]], str]
+DECODERS: dict[str, type[Decoder]] = {
+    "native": NativeDecoder,
+    "fused": FusedDecoder,
+    "static": StaticDecoder,
+    "masked": MaskedDecoder,
+    "rows": CachedRowsDecoder,
+    "recomputing": RecomputingDecoder,
+}
 MAX_SEQUENCES = {"cpu": 256}
 """Samples in flight at once, by kind of device; elsewhere as many as a GPU's matrix units like."""
 _MAX_ELSEWHERE = 1024
@@ -50,7 +59,7 @@ def sample_groups(
     max_sequences = max_sequences or MAX_SEQUENCES.get(model.device.type, _MAX_ELSEWHERE)
     # Requests of like length go together: less padding, and a batch ends when its longest answer does.
     order = sorted(range(len(requests)), key=lambda i: (requests[i].max_tokens, len(requests[i].prompt)))
-    width = max(1, max_sequences // params.group_size)
+    width = 1 if issubclass(make, RowDecoder) else max(1, max_sequences // params.group_size)
     drawn: dict[int, Group] = {}
     for begin in range(0, len(order), width):
         chunk = order[begin : begin + width]
@@ -66,13 +75,19 @@ def sample_groups(
     return [drawn[i] for i in range(len(requests))]
 
 
+def decoders(model: PreTrainedModel) -> list[str]:
+    """Names of the decoders that may suit a model, fastest first. Whether they do, only a trial tells.
+
+    Hand-written where the model's layers are known: static for a GPU; for a CPU native, or fused without it."""
+    written_out: list[str] = []
+    if knows_weights(model):
+        written_out = ["static"] if model.device.type != "cpu" else [*["native"] * speeds_up(model), "fused"]
+    return [*written_out, "masked", "rows", "recomputing"]
+
+
 def fastest_decoder(model: PreTrainedModel) -> type[Decoder]:
-    """Hand-written where the model's layers are known: static for a GPU; for a CPU native, or fused without it."""
-    if not knows_weights(model):
-        return MaskedDecoder
-    if model.device.type != "cpu":
-        return StaticDecoder
-    return NativeDecoder if speeds_up(model) else FusedDecoder
+    """The first of `decoders`."""
+    return DECODERS[decoders(model)[0]]
 
 
 class _Chunk:

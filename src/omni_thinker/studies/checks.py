@@ -84,12 +84,14 @@ def check_model(recipe: Recipe) -> Room:
     if recipe.model.lora is not None and "merge" in recipe.study.arms:
         # The sum of several adapters' factors isn't the sum of what they do.
         raise UserError("merging needs whole weights; leave out 'merge' or model.lora", key="study.arms")
-    config = load_config(resolve(recipe.model.name)).get_text_config()
+    context = getattr(load_config(resolve(recipe.model.name)).get_text_config(), "max_position_embeddings", None)
+    if context is not None and context < 1:  # as some name one that has no end
+        context = None
     chat = load_chat(recipe.model)
     for name, spec in recipe.tasks.items():
         if held := [text for text in spec.stop if any(token in text for token in chat.tokenizer.all_special_tokens)]:
             raise UserError(f"{held[0]!r} contains a special token, which answers never have", key=f"tasks.{name}.stop")
-    return Room(chat, getattr(config, "max_position_embeddings", None))
+    return Room(chat, context)
 
 
 def screen(

@@ -9,18 +9,10 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-NAME = "omni_thinker_blocks"
 _lengths: ContextVar[tuple[int, ...]] = ContextVar("lengths", default=())
-
-
-def use_blocks(model: PreTrainedModel) -> None:
-    """Let a model that attends by sdpa do it in blocks inside `blocks`; outside nothing changes."""
-    if model.config._attn_implementation == "sdpa":
-        model.set_attn_implementation(NAME)
 
 
 @contextmanager
@@ -39,7 +31,7 @@ def computed_again() -> tuple[AbstractContextManager[None], AbstractContextManag
     return nullcontext(), blocks(_lengths.get())
 
 
-def _attention(
+def attention(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -47,8 +39,9 @@ def _attention(
     attention_mask: torch.Tensor | None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
+    """transformers' own attention by sdpa: inside `blocks` for each block by itself, elsewhere as it is."""
     lengths = _lengths.get()
-    if len(lengths) < 2 or attention_mask is None:
+    if attention_mask is None or not _can_cut(lengths, query, key, attention_mask, options):
         whole: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         return whole
     # split, not slices: its backward is one concatenation instead of a padded copy for each block.
@@ -61,5 +54,16 @@ def _attention(
     return torch.cat(out, dim=1), None
 
 
-AttentionInterface.register(NAME, _attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+def _can_cut(
+    lengths: Sequence[int], query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor, options: dict[str, Any]
+) -> bool:
+    """Whether queries and keys are the row's tokens, and nothing but the mask is laid over them."""
+    total = sum(lengths)
+    if len(lengths) < 2 or options.get("position_bias") is not None:
+        return False
+    return query.shape[2] == key.shape[2] == mask.shape[-1] == mask.shape[-2] == total
+
+
+# In the place of the plain one, not beside it under another name: layers of sparse attention apply their own mask only
+# where the attention is called "sdpa" or "eager".
+AttentionInterface.register("sdpa", attention)

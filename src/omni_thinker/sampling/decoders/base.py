@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from omni_thinker.engine.logprobs import accepts, free_mask
 from omni_thinker.types import TokenIds
 
 MULTIPLE = 8
@@ -59,6 +60,8 @@ class BufferLayer(CacheLayerMixin):
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def keep_rows(self, rows: torch.Tensor) -> None:
+        if not self.is_initialized:  # a layer that uses another's keys
+            return
         self.keys = self.keys.index_select(0, rows)
         self.values = self.values.index_select(0, rows)
 
@@ -97,10 +100,10 @@ def prefill(
     out = model(
         input_ids=tokens.to(device),
         position_ids=positions.to(device),
-        attention_mask=mask[:, None].to(device),
+        attention_mask=free_mask(model, mask[:, None].to(device)),
         past_key_values=Cache(layers=list(layers)),
         use_cache=True,
-        logits_to_keep=1,
+        **({"logits_to_keep": 1} if accepts(model, "logits_to_keep") else {}),
     )
     return layers, valid.to(device), out.logits[:, -1]
 
@@ -129,7 +132,7 @@ class MaskedDecoder:
         out = self.model(
             input_ids=token_P_G,
             position_ids=self._position_P[:, None].expand_as(token_P_G),
-            attention_mask=(prompt | own_answer)[:, None],
+            attention_mask=free_mask(self.model, (prompt | own_answer)[:, None]),
             past_key_values=self._cache,
             use_cache=True,
         )

@@ -1,0 +1,46 @@
+"""The paths of one policy's model, proved when a length is first met."""
+
+import logging
+
+from transformers import PreTrainedModel
+
+from omni_thinker.errors import printable
+from omni_thinker.models.memory import return_free_memory
+from omni_thinker.policy.proof.lengths import Lengths, Reach
+from omni_thinker.policy.proof.memory import identity, recall, remember
+from omni_thinker.policy.proof.prove import Paths, prove
+from omni_thinker.sampling.loop import decoders
+
+_log = logging.getLogger(__name__)
+
+
+class Proven:
+    """How a model is sampled and trained, by length."""
+
+    def __init__(self, model: PreTrainedModel, *, recompute: bool = False) -> None:
+        """Tries the model on short sequences. Raises UserError where it can't be trained at all."""
+        self._model, self._recompute = model, recompute
+        self._identity = identity(model, [recompute, decoders(model)])
+        self._lengths = Lengths(model.config)
+        self._known: dict[Reach, Paths] = {}
+        self._said: set[str] = set()
+        self.paths(1)
+
+    def paths(self, length: int, slots: int = 0) -> Paths:
+        """For a sequence of `length` tokens in a row, or a cache, of `slots`. Raises UserError as at the start."""
+        reach = self._lengths.reach(length, slots)
+        if reach not in self._known:
+            self._known[reach] = self._prove(reach)
+        return self._known[reach]
+
+    def _prove(self, reach: Reach) -> Paths:
+        key = f"{self._identity}-{reach.tried}"
+        paths = recall(key)
+        if paths is None:
+            paths = prove(self._model, longest=reach.tried, recompute=self._recompute)
+            return_free_memory()
+            remember(key, paths)
+        if paths.notes and (words := paths.words()) not in self._said:
+            self._said.add(words)
+            _log.warning("model.name: %s", printable(words))
+        return paths
