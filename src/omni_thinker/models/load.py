@@ -4,7 +4,7 @@ A name is `builtin`, `tiny`, a folder in Hugging Face format, or a hub name. Fol
 asked only for hub names (and not even then with HF_HUB_OFFLINE=1). Code from a hub is never run, pickles never read."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -117,8 +117,18 @@ def chat_prompt_ids(tokenizer: Tokenizer, system: str, user: str) -> list[int]:
 
     An empty `system` gives no system turn, or an empty one where the template would put in words of its own. A template
     that knows no system turn gets those words at the head of the user's."""
-    text = _render(tokenizer, _prompt_messages(tokenizer, system, user), add_generation_prompt=True)
-    return _encode(tokenizer, text)
+    return encode_text(tokenizer, chat_prompt_text(tokenizer, system, user))
+
+
+def chat_prompt_text(tokenizer: Tokenizer, system: str, user: str, options: Mapping[str, Any] | None = None) -> str:
+    """The text that `chat_prompt_ids` encodes. `options`: the template's own, such as `enable_thinking`."""
+    messages = _prompt_messages(tokenizer, system, user)
+    return _render(tokenizer, messages, add_generation_prompt=True, options=options)
+
+
+def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Tokens of a text in which a template has written the special ones already."""
+    return [int(token) for token in tokenizer.encode(text, add_special_tokens=False)]
 
 
 def model_info(name: str) -> dict[str, Any]:
@@ -223,8 +233,16 @@ def _native_bfloat16() -> bool:
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
 
 
-def _render(tokenizer: Tokenizer, messages: Sequence[dict[str, str]], *, add_generation_prompt: bool) -> str:
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
+def _render(
+    tokenizer: Tokenizer,
+    messages: Sequence[dict[str, str]],
+    *,
+    add_generation_prompt: bool,
+    options: Mapping[str, Any] | None = None,
+) -> str:
+    text = tokenizer.apply_chat_template(
+        list(messages), tokenize=False, add_generation_prompt=add_generation_prompt, **(options or {})
+    )
     if not isinstance(text, str):
         raise TypeError(f"the chat template gave {type(text).__name__}, not text")
     return text
@@ -236,11 +254,6 @@ def _check_template(tokenizer: Tokenizer, name: str) -> None:
         _render(tokenizer, [{"role": "user", "content": _WORD}], add_generation_prompt=True)
     except Exception as exc:  # the template is a program of the model's author; anything may go wrong in it
         raise UserError(f"its chat template fails: {type(exc).__name__}: {exc}", file=name) from None
-
-
-def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    # The template has written the special tokens already.
-    return [int(token) for token in tokenizer.encode(text, add_special_tokens=False)]
 
 
 def _prompt_messages(tokenizer: Tokenizer, system: str, user: str) -> list[dict[str, str]]:
@@ -270,7 +283,7 @@ def _turn_end_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
     """The special token that follows the assistant's words, if one does."""
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _WORD}]
     after = _render(tokenizer, turns, add_generation_prompt=False).rpartition(_WORD)[2].lstrip()
-    first = _encode(tokenizer, after)[:1]
+    first = encode_text(tokenizer, after)[:1]
     # Marked special in the vocabulary: the end of a turn need not be among the tokens that have a name.
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
     return tuple(token for token in first if token in special)

@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from omni_thinker.models.load import (
 )
 from omni_thinker.models.memory import bound_free_memory, is_out_of_memory, return_free_memory
 from omni_thinker.models.quiet import quiet
+from omni_thinker.models.think_form import ask, think_form
 from omni_thinker.policy.lora import add_lora
 from omni_thinker.protocol import (
     Loss,
@@ -49,7 +51,8 @@ from omni_thinker.recipe import ModelSpec
 from omni_thinker.sampling.decoders.weights import drop_layout
 from omni_thinker.sampling.generate import sample_rows
 from omni_thinker.sampling.loop import sample_groups
-from omni_thinker.types import Group, SampleRequest, SamplingParams
+from omni_thinker.sampling.thinking import gold_sample
+from omni_thinker.types import Group, Sample, SampleRequest, SamplingParams, Thinking, ThoughtRule
 
 # Shorter rows spend more on adding up gradients, longer ones hold more: 0.5 MB a token of the built-in model.
 TOKEN_BUDGET = 2048
@@ -86,6 +89,7 @@ class TorchPolicy:
         self.spec = spec
         name = str(folder or spec.name)
         self.tokenizer = load_tokenizer(name)
+        self.think_form = think_form(self.tokenizer, spec.system)
         device = compute_device(spec.device)
         # No dropout: the trainer must compute what the sampler sampled from.
         self.model: PreTrainedModel = load_model(name, compute_dtype(spec.dtype, device)).to(device)  # type: ignore[arg-type]
@@ -114,6 +118,13 @@ class TorchPolicy:
     def encode_prompt(self, user: str) -> tuple[int, ...]:
         return tuple(chat_prompt_ids(self.tokenizer, self.spec.system, user))
 
+    def ask(self, user: str, thinking: Thinking) -> tuple[tuple[int, ...], ThoughtRule | None]:
+        return ask(self.tokenizer, self.think_form, self.spec.system, user, thinking)
+
+    def gold(self, user: str, answer: str, thinking: Thinking) -> tuple[tuple[int, ...], Sample]:
+        prompt, rule = self.ask(user, thinking)
+        return prompt, gold_sample(self.encode_answer(answer), answer, rule, self.decode)
+
     def encode_answer(self, text: str) -> tuple[int, ...]:
         return (*self.tokenizer.encode(text, add_special_tokens=False), self.stop_id)
 
@@ -126,7 +137,7 @@ class TorchPolicy:
         if not requests:
             return []
         # Each by itself: how a request is answered must not depend on its company.
-        can_share = [supports_group_rows(self.model, len(request.prompt) + request.max_tokens) for request in requests]
+        can_share = [supports_group_rows(self.model, len(request.prompt) + request.longest) for request in requests]
         groups: dict[int, Group] = {}
         with self._evaluating():
             for draw, shared in ((sample_groups, True), (sample_rows, False)):
@@ -171,8 +182,8 @@ class TorchPolicy:
         for groups in micro_batches(batch, self.token_budget):
             reference_N = self.logprobs(groups, temperature=temperature, reference=True) if reference else None
             with self._task_gradients.watching(groups, sketches):
-                tokens = self._score(self.model, groups, temperature)
-                token_batch = _token_batch(groups, tokens.logprobs_N, tokens.sample_N, reference_N)
+                tokens, reference_N = _drawn(groups, self._score(self.model, groups, temperature), reference_N)
+                token_batch = _token_batch(groups, tokens, reference_N)
                 terms = loss(token_batch)
                 terms.loss.backward()
             total += terms.loss.item()
@@ -309,11 +320,28 @@ def use_checkpointing(model: PreTrainedModel) -> None:
         model.train()
 
 
-def _token_batch(
-    groups: Sequence[TrainGroup], logprobs_N: torch.Tensor, sample_N: torch.Tensor, reference_N: torch.Tensor | None
-) -> TokenBatch:
+def _drawn(
+    groups: Sequence[TrainGroup], tokens: AnswerTokens, reference_N: torch.Tensor | None
+) -> tuple[AnswerTokens, torch.Tensor | None]:
+    """Without the tokens that were written for the model: it chose none of them."""
+    samples = [sample for group in groups for sample in group.samples]
+    if not any(sample.forced for sample in samples):
+        return tokens, reference_N
+    drawn = [place not in sample.forced for sample in samples for place in range(len(sample.tokens))]
+    drawn_N = torch.tensor(drawn, device=tokens.logprobs_N.device)
+    kept = replace(
+        tokens,
+        logprobs_N=tokens.logprobs_N[drawn_N],
+        entropy_N=tokens.entropy_N[drawn_N],
+        sample_N=tokens.sample_N[drawn_N],
+    )
+    return kept, None if reference_N is None else reference_N[drawn_N]
+
+
+def _token_batch(groups: Sequence[TrainGroup], tokens: AnswerTokens, reference_N: torch.Tensor | None) -> TokenBatch:
+    logprobs_N, sample_N = tokens.logprobs_N, tokens.sample_N
     device = logprobs_N.device
-    old = [x for group in groups for sample in group.samples for x in sample.logprobs]
+    old = [x for group in groups for sample in group.samples for x in sample.drawn_logprobs]
     advantages_S = torch.tensor([a for group in groups for a in group.advantages], device=device)
     weights_S = torch.tensor([w for group in groups for w in group.weights], device=device)
     return TokenBatch(
@@ -341,13 +369,13 @@ def _add_stats(
         kl_N = ratio_N.exp() - 1 - ratio_N  # k3: unbiased, never negative
     begin = 0
     for group in groups:
-        tokens = slice(begin, begin + group.tokens)
-        begin += group.tokens
+        tokens = slice(begin, begin + group.drawn)
+        begin += group.drawn
         stats[group.task] = stats.get(group.task, TokenStats()) + TokenStats(
-            tokens=group.tokens,
+            tokens=group.drawn,
             entropy=float(entropy_N[tokens].sum()),
             clipped=float(clipped_N[tokens].sum()),
             mismatch=float(difference_N[tokens].abs().sum()),
             kl=0.0 if kl_N is None else float(kl_N[tokens].sum()),
-            kl_tokens=0 if kl_N is None else group.tokens,
+            kl_tokens=0 if kl_N is None else group.drawn,
         )

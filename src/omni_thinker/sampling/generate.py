@@ -9,7 +9,8 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from omni_thinker.protocol import OnGroup
-from omni_thinker.sampling.loop import Decode, stop_place
+from omni_thinker.sampling.loop import stop_place
+from omni_thinker.sampling.thinking import Decode
 from omni_thinker.types import Group, Sample, SampleRequest, SamplingParams
 
 

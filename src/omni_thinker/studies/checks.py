@@ -8,7 +8,8 @@ from transformers import PreTrainedTokenizerBase
 
 from omni_thinker.baselines.adapters import unmergeable
 from omni_thinker.errors import UserError
-from omni_thinker.models.load import chat_prompt_ids, empty_model, load_tokenizer, model_info
+from omni_thinker.models.load import empty_model, load_tokenizer, model_info
+from omni_thinker.models.think_form import ThinkForm, ask, think_form
 from omni_thinker.policy.lora import add_lora
 from omni_thinker.recipe import Recipe
 from omni_thinker.rewards.base import Reward
@@ -16,28 +17,34 @@ from omni_thinker.tasks.base import Task
 from omni_thinker.tasks.gym import GymTask
 from omni_thinker.tasks.refused import Refusals, joined, screened_by
 from omni_thinker.tasks.rows import RowTask
-from omni_thinker.types import Problem, Split, TaskName
+from omni_thinker.types import Problem, Split, TaskName, Thinking
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What a model's context has room for. `context` in tokens, None where the model names none."""
+    """What a model's context has room for. `context` in tokens, None where the model names none. `form`: how it thinks,
+    None where it doesn't."""
 
     tokenizer: PreTrainedTokenizerBase
     system: str
     context: int | None
+    form: ThinkForm | None = None
 
-    def missing(self, problem: Problem, max_tokens: int) -> str | None:
-        """Why the prompt of `problem` leaves no room for an answer of so many tokens, or None."""
+    def missing(self, problem: Problem, max_tokens: int, thinking: Thinking = "auto") -> str | None:
+        """Why the prompt of `problem` leaves no room for thoughts and an answer of so many tokens, or None."""
+        budget = thinking if isinstance(thinking, int) else 0
         # A token is at least one byte, so short prompts need not be tokenized.
-        if self.context is None or len(problem.prompt.encode("utf-8", "replace")) + max_tokens < self.context // 2:
+        size = len(problem.prompt.encode("utf-8", "replace")) + max_tokens + budget
+        if self.context is None or size < self.context // 2:
             return None
-        length = len(chat_prompt_ids(self.tokenizer, self.system, problem.prompt))
-        if length + max_tokens <= self.context:
+        prompt, rule = ask(self.tokenizer, self.form, self.system, problem.prompt, thinking)
+        longest = max_tokens if rule is None else rule.longest(max_tokens)
+        if len(prompt) + longest <= self.context:
             return None
+        thoughts = f" and thinking = {budget}" if budget else ""
         return (
-            f"has a prompt of {length} tokens; with max_tokens = {max_tokens} that is more than the model's context of "
-            f"{self.context}"
+            f"has a prompt of {len(prompt)} tokens; with max_tokens = {max_tokens}{thoughts} that is more than the "
+            f"model's context of {self.context}"
         )
 
 
@@ -49,12 +56,13 @@ class _Checks:
     reward: Reward
     room: Room
     max_tokens: int
+    thinking: Thinking
 
     def fault(self, problem: Problem, split: Split) -> UserError | None:
         """Why a row can't be used, or None."""
         if (why := self.reward.check(problem)) is not None:
             return UserError(f"can't score {split} row {problem.id!r}: {why}", key=f"tasks.{self.task}.reward")
-        if (why := self.room.missing(problem, self.max_tokens)) is not None:
+        if (why := self.room.missing(problem, self.max_tokens, self.thinking)) is not None:
             return UserError(f"{split} row {problem.id!r} {why}", key=f"tasks.{self.task}.max_tokens")
         return None
 
@@ -63,7 +71,7 @@ def check_model(recipe: Recipe) -> Room:
     """What the model's context has room for. Reads no weights.
 
     Raises UserError where the model, its tokenizer or its chat template is missing, where adapters can't be used, and
-    for stop texts that no answer can have."""
+    for stop texts that no answer can have, and for a budget of thoughts where the model knows none."""
     for key, needed in (("model.lora", recipe.model.lora is not None), ("study.probes", "lora" in recipe.study.probes)):
         if needed and find_spec("peft") is None:
             raise UserError("LoRA needs peft: pip install 'omni-thinker[lora]'", key=key)
@@ -76,10 +84,16 @@ def check_model(recipe: Recipe) -> Room:
         raise UserError("merging needs whole weights; leave out 'merge' or model.lora", key="study.arms")
     context: int | None = model_info(recipe.model.name)["context"]
     tokenizer = load_tokenizer(recipe.model.name)
+    form = think_form(tokenizer, recipe.model.system)
     for name, spec in recipe.tasks.items():
+        if isinstance(spec.thinking, int) and form is None:
+            raise UserError(
+                'neither the chat template nor the vocabulary of the model knows thoughts; use "auto"',
+                key=f"tasks.{name}.thinking",
+            )
         if held := [text for text in spec.stop if any(token in text for token in tokenizer.all_special_tokens)]:
             raise UserError(f"{held[0]!r} contains a special token, which answers never have", key=f"tasks.{name}.stop")
-    return Room(tokenizer, recipe.model.system, context)
+    return Room(tokenizer, recipe.model.system, context, form)
 
 
 def screen(
@@ -94,7 +108,7 @@ def screen(
     for name, task in tasks.items():
         # Nobody wrote the prompts of reasoning-gym, so nobody could shorten them.
         skip = recipe.tasks[name].skip_refused or isinstance(task, GymTask)
-        checks = _Checks(name, rewards[name], room, task.max_tokens)
+        checks = _Checks(name, rewards[name], room, task.max_tokens, recipe.tasks[name].thinking)
         screened[name], unusable = screened_by(task, checks.fault, skip)
         refused[name] = joined((task.refused, unusable)) if isinstance(task, RowTask) else unusable
     return screened, refused

@@ -1,0 +1,116 @@
+"""How a model thinks before it answers: read off its chat template and its vocabulary.
+
+A prompt may end within an open block of thoughts, behind a closed one, or before any; then the model opens one itself,
+or doesn't think."""
+
+import re
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from omni_thinker.models.load import chat_prompt_text, encode_text
+from omni_thinker.thoughts import CHANNELS, MARKS
+from omni_thinker.types import Mark, Thinking, ThoughtRule, ThoughtState
+
+_SWITCHES = ("enable_thinking", "thinking")
+"""What templates call the option that turns thoughts off when it is false."""
+
+
+@dataclass(frozen=True, slots=True)
+class ThinkForm:
+    """The marks of a model's thoughts. `template`: the chat template writes them, so the model was taught to think;
+    else they are only in its vocabulary. `switch`: the option by which the template turns thoughts off."""
+
+    open: Mark
+    close: Mark
+    closing: tuple[int, ...]
+    template: bool
+    switch: str | None
+
+    def state(self, prompt: str) -> ThoughtState:
+        """How a rendered prompt ends."""
+        end = prompt.rstrip()
+        # "<|channel>thought": a word may follow the mark.
+        if re.search(re.escape(self.open.text) + r"\w*\Z", end):
+            return "open"
+        return "closed" if end.endswith(self.close.text) else "absent"
+
+    def closed(self, prompt: str) -> str:
+        """A rendered prompt after which a model answers without thoughts."""
+        if self.state(prompt) == "closed":
+            return prompt
+        if (self.open.text, self.close.text) == CHANNELS:
+            return prompt + self.close.text
+        if self.state(prompt) == "open":
+            return prompt + ("" if prompt.endswith("\n") else "\n") + f"\n{self.close.text}\n\n"
+        return f"{prompt}{self.open.text}\n\n{self.close.text}\n\n"
+
+    def rule(self, prompt: str, budget: int | None) -> ThoughtRule:
+        """How an answer to a rendered prompt is told from its thoughts."""
+        return ThoughtRule(self.open, self.close, self.closing, self.state(prompt), budget)
+
+
+def think_form(tokenizer: Tokenizer, system: str = "") -> ThinkForm | None:
+    """The form of a model's thoughts; None where neither its template nor its vocabulary knows any."""
+    template = _template(tokenizer)
+    prompt = chat_prompt_text(tokenizer, system, "?").rstrip()
+    vocabulary = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    at_end = [pair for pair in MARKS if prompt.endswith(pair)]
+    written = [pair for pair in MARKS if pair[0] in template or pair[1] in template]
+    held = [pair for pair in MARKS if _in_vocabulary(pair[1], vocabulary)]
+    found = [*at_end, *written, *held]
+    if not found:
+        return None
+    opening, closing = found[0]
+    code = _code(template)
+    switch = next((name for name in _SWITCHES if re.search(rf"(?<![\w.]){name}\b", code)), None)
+    # The answer's channel is that of another message.
+    whole = f"<|end|><|start|>assistant{closing}" if found[0] == CHANNELS else f"\n{closing}\n\n"
+    return ThinkForm(
+        _mark(tokenizer, opening),
+        _mark(tokenizer, closing),
+        tuple(encode_text(tokenizer, whole)),
+        found[0] in (*at_end, *written),
+        switch,
+    )
+
+
+def ask(
+    tokenizer: Tokenizer, form: ThinkForm | None, system: str, user: str, thinking: Thinking
+) -> tuple[tuple[int, ...], ThoughtRule | None]:
+    """The tokens of a prompt, up to where the model goes on, and how its thoughts are told from its answer.
+
+    `thinking`: "auto" is what the template does. "off" is the template's own switch where it has one that helps, else
+    an empty block; a model whose template doesn't think is asked as ever. A number is a budget of tokens."""
+    text = chat_prompt_text(tokenizer, system, user)
+    if form is None:
+        return tuple(encode_text(tokenizer, text)), None
+    if thinking == "off" and form.template:
+        if form.switch is not None:
+            text = chat_prompt_text(tokenizer, system, user, {form.switch: False})
+        if form.switch is None or form.state(text) == "open":
+            text = form.closed(text)
+    budget = thinking if isinstance(thinking, int) else None
+    return tuple(encode_text(tokenizer, text)), form.rule(text, budget)
+
+
+def _mark(tokenizer: Tokenizer, text: str) -> Mark:
+    ids = tuple(encode_text(tokenizer, text))
+    added = tokenizer.added_tokens_decoder
+    return Mark(text, ids, bool(ids) and ids[0] in added and ids[-1] in added)
+
+
+def _in_vocabulary(mark: str, vocabulary: set[str]) -> bool:
+    return set(re.findall(r"<\|\w+\|>", mark)) <= vocabulary if mark == CHANNELS[1] else mark in vocabulary
+
+
+def _code(template: str) -> str:
+    """What a template computes with, without the texts that it writes."""
+    blocks = re.findall(r"\{[%{].*?[%}]\}", template, re.DOTALL)
+    return " ".join(re.sub(r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"", "", block) for block in blocks)
+
+
+def _template(tokenizer: Tokenizer) -> str:
+    """The source of the chat template, of all where there are several."""
+    template = tokenizer.chat_template or ""
+    return template if isinstance(template, str) else "\n".join(map(str, template.values()))
