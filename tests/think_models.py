@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from omni_thinker.types import Mark, ThoughtRule, ThoughtState
 
 _TURNS = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
 _BEGIN = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}PUT{% endif %}"
@@ -57,3 +60,27 @@ def save_model(tiny: Path, folder: Path, made: Any, *, likely: tuple[str, ...] =
     model.save_pretrained(folder)
     made.save_pretrained(folder)
     return folder
+
+
+STOP = 0
+OPENS, CLOSES = 0x1000, 0x1001
+"""Tokens that are marks, where all others are characters."""
+
+
+def decode(tokens: Sequence[int]) -> str:
+    return "".join(chr(token) for token in tokens if token not in (OPENS, CLOSES, STOP))
+
+
+def rule_for(state: ThoughtState, budget: int | None = None, *, own: bool = True) -> ThoughtRule:
+    if own:
+        return ThoughtRule(
+            Mark("<think>", (OPENS,), True), Mark("</think>", (CLOSES,), True), (10, CLOSES, 10), state, budget
+        )
+    marks = (Mark(text, tuple(map(ord, text)), False) for text in TAGS)
+    return ThoughtRule(*marks, tuple(map(ord, "\n</think>\n")), state, budget)
+
+
+def ids_of(text: str, *, own: bool = True) -> list[int]:
+    if own:
+        return [{"[": OPENS, "]": CLOSES, "$": STOP}.get(char, ord(char)) for char in text]
+    return [STOP if char == "$" else ord(char) for char in text.replace("[", "<think>").replace("]", "</think>")]
