@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omni_thinker.baselines.sft import gold_batch, gold_loss
+from omni_thinker.cli.score_file import explained, score_lines
 from omni_thinker.errors import UserError
 from omni_thinker.models.think_form import ask, think_form
 from omni_thinker.policy.torch_policy import TorchPolicy
@@ -268,6 +270,17 @@ def test_verifiers_are_given_the_answer_and_never_the_thoughts() -> None:
     assert [score.value for score in scores] == [0.0, 1.0, 0.0, 1.0]
 
 
+def test_scored_files_leave_thoughts_out_and_say_so(tmp_path: Path) -> None:
+    said = ["<think>42</think>\n\n7", "hm</think>42", "<think>42", "it is 42", "mind the <think> tag: 42"]
+    rows = [json.dumps({"id": str(n), "response": text, "answer": "42"}) for n, text in enumerate(said)]
+    results = score_lines("math", rows, "rows")
+    assert [row["value"] for row in results] == [0.0, 1.0, 0.0, 1.0, 0.0]
+    assert [str(row["reason"]).startswith("thoughts left out") for row in results] == [True, True, True, False, True]
+    assert "thoughts left out" in explained(results)[1]
+    assert [row["value"] for row in score_lines("finished", rows, "rows")] == [1.0, 1.0, 0.0, 1.0, 1.0]
+    assert "no answer after the thoughts" in score_lines("short_answer", rows, "rows")[2]["reason"]
+
+
 def test_metrics_tell_thoughts_from_answers() -> None:
     thinks = (
         _sample(4, Thoughts("", 6, True)),
@@ -327,6 +340,19 @@ def test_thinking_policy_answers_apart_from_its_thoughts(thinking: Path) -> None
     assert all(sample.text == "" for sample in (*budget.samples, *auto.samples) if not sample.answered)
     assert not any(sample.forced for sample in (*auto.samples, *off.samples))
     assert policy.tokenizer.decode(off.prompt).endswith("</think>\n\n")
+
+
+def test_default_limit_that_thoughts_would_fill_is_warned_of(
+    thinking: Path, tiny_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def warned(model: Path, **keys: Any) -> bool:
+        caplog.clear()
+        task = {"source": "builtin:math", **keys}
+        check_model(parse_recipe({"model": {"name": str(model)}, "tasks": {"math": task}}, "test"))
+        return "math: the model thinks first" in caplog.text
+
+    assert warned(thinking)
+    assert not any((warned(thinking, max_tokens=9), warned(thinking, thinking=9), warned(tiny_model)))
 
 
 def test_room_counts_the_budget_and_the_answer(thinking: Path) -> None:

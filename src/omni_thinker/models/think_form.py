@@ -19,21 +19,19 @@ _SWITCHES = ("enable_thinking", "thinking")
 @dataclass(frozen=True, slots=True)
 class ThinkForm:
     """The marks of a model's thoughts. `template`: the chat template writes them, so the model was taught to think;
-    else they are only in its vocabulary. `switch`: the option by which the template turns thoughts off."""
+    else they are only in its vocabulary. `switch`: the option by which the template turns thoughts off. `opens`: its
+    prompts end within thoughts."""
 
     open: Mark
     close: Mark
     closing: tuple[int, ...]
     template: bool
     switch: str | None
+    opens: bool
 
     def state(self, prompt: str) -> ThoughtState:
         """How a rendered prompt ends."""
-        end = prompt.rstrip()
-        # "<|channel>thought": a word may follow the mark.
-        if re.search(re.escape(self.open.text) + r"\w*\Z", end):
-            return "open"
-        return "closed" if end.endswith(self.close.text) else "absent"
+        return _state(prompt, self.open.text, self.close.text)
 
     def closed(self, prompt: str) -> str:
         """A rendered prompt after which a model answers without thoughts."""
@@ -72,6 +70,7 @@ def think_form(tokenizer: Tokenizer, system: str = "") -> ThinkForm | None:
         tuple(encode_text(tokenizer, whole)),
         found[0] in (*at_end, *written),
         switch,
+        _state(prompt, opening, closing) == "open",
     )
 
 
@@ -92,6 +91,14 @@ def ask(
             text = form.closed(text)
     budget = thinking if isinstance(thinking, int) else None
     return tuple(encode_text(tokenizer, text)), form.rule(text, budget)
+
+
+def _state(prompt: str, opening: str, closing: str) -> ThoughtState:
+    end = prompt.rstrip()
+    # "<|channel>thought": a word may follow the mark.
+    if re.search(re.escape(opening) + r"\w*\Z", end):
+        return "open"
+    return "closed" if end.endswith(closing) else "absent"
 
 
 def _mark(tokenizer: Tokenizer, text: str) -> Mark:

@@ -1,5 +1,6 @@
 """What is checked of a recipe before step 0, besides what its parts check themselves."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -18,6 +19,8 @@ from omni_thinker.tasks.gym import GymTask
 from omni_thinker.tasks.refused import Refusals, joined, screened_by
 from omni_thinker.tasks.rows import RowTask
 from omni_thinker.types import Problem, Split, TaskName, Thinking
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,10 @@ def check_model(recipe: Recipe) -> Room:
             raise UserError(
                 'neither the chat template nor the vocabulary of the model knows thoughts; use "auto"',
                 key=f"tasks.{name}.thinking",
+            )
+        if form is not None and spec.thinking == "auto" and spec.max_tokens is None and form.opens:
+            _log.warning(
+                "%s: the model thinks first, within its max_tokens; tasks.%s.thinking = 512 gives room", name, name
             )
         if held := [text for text in spec.stop if any(token in text for token in tokenizer.all_special_tokens)]:
             raise UserError(f"{held[0]!r} contains a special token, which answers never have", key=f"tasks.{name}.stop")
