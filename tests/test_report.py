@@ -379,6 +379,7 @@ def sample_lines() -> list[dict[str, Any]]:
                 "score": None if abstained else float(at % 2),
                 "parts": {} if abstained else {"exact": float(at % 2), "finished": 1.0},
                 "reason": "no verdict" if abstained else None,
+                **({"thoughts": f"Hm. {HOSTILE}"} if (task, at, arm) == ("qa", 0, "joint") else {}),
             }
         )
     return lines
@@ -592,6 +593,12 @@ def test_report_shows_samples_of_arms_side_by_side(full: Path, page: Page) -> No
     )
     assert "abstained" in page.text
     assert "no verdict" in page.text
+
+
+def test_report_folds_thoughts(html: str) -> None:
+    begin = '<details class="thoughts"><summary>Thoughts</summary><pre>Hm. '
+    assert html.count(begin) == html.count('class="thoughts"') == 1
+    assert HOSTILE not in html
 
 
 def test_run_with_missing_extras_still_makes_a_report(bare: Path) -> None:

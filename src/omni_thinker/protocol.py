@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from omni_thinker.types import Chat, Group, Sample, SampleRequest, SamplingParams, TaskName
+from omni_thinker.types import Chat, Group, Sample, SampleRequest, SamplingParams, TaskName, Thinking, ThoughtRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +15,8 @@ class TrainGroup:
     """The training data of one group: the samples that have a score, with one advantage and token weight each.
 
     `weights` multiply every token's loss of a sample; they are set over the whole batch, so the loss of a
-    batch is a plain sum and cutting it into micro-batches changes nothing."""
+    batch is a plain sum and cutting it into micro-batches changes nothing. Tokens that were written for the model
+    (`Sample.forced`) are context alone: a loss never sees them."""
 
     task: TaskName
     prompt: tuple[int, ...]
@@ -26,6 +27,11 @@ class TrainGroup:
     @property
     def tokens(self) -> int:
         return sum(len(sample.tokens) for sample in self.samples)
+
+    @property
+    def drawn(self) -> int:
+        """Tokens that a loss sees."""
+        return sum(sample.drawn for sample in self.samples)
 
 
 TrainBatch = Sequence[TrainGroup]
@@ -149,11 +155,15 @@ class Policy(Protocol):
 
 
 @runtime_checkable
-class EncodesTargets(Protocol):
-    """A policy whose gold answers are written in another way after one prompt than after another."""
+class Thinks(Protocol):
+    """A policy whose model may think before it answers, or whose gold answers depend on the prompt."""
 
-    def encode_target(self, chat: str | Chat, answer: str) -> tuple[int, ...]:
-        """As `encode_answer`, for the answer that follows `encode_prompt(chat)`."""
+    def ask(self, chat: str | Chat, thinking: Thinking) -> tuple[tuple[int, ...], ThoughtRule | None]:
+        """The tokens of `encode_prompt`, with thoughts turned off where `thinking` says so, and how thoughts are told
+        from the answer; None where the model knows none."""
+
+    def gold(self, chat: str | Chat, answer: str, thinking: Thinking) -> tuple[tuple[int, ...], Sample]:
+        """The prompt of `ask`, and a sample that is this answer; an empty block before it is forced."""
 
 
 @runtime_checkable

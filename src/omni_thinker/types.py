@@ -12,6 +12,10 @@ TokenIds = Sequence[int]
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 StopReason = Literal["stop", "length"]
+Thinking = Literal["auto", "off"] | int
+"""Thoughts before an answer: as the template has them, none, or at most so many tokens."""
+ThoughtState = Literal["open", "closed", "absent"]
+"""Whether a prompt ends within thoughts, behind them, or without any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,27 +94,113 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
+class Mark:
+    """A text that begins or ends thoughts, and its tokens. `own`: the vocabulary has tokens for it that nothing else is
+    made of, so it is found by these; else by its text."""
+
+    text: str
+    ids: tuple[int, ...]
+    own: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ThoughtRule:
+    """How thoughts are told from an answer in what a model writes after a prompt.
+
+    Thoughts end with the first `close`. `state`: how the prompt ends; where it has no thoughts, they begin if the model
+    writes `open` first of all. `budget`: after so many tokens of thoughts `closing`, which holds `close`, is written
+    for the model; None: never."""
+
+    open: Mark
+    close: Mark
+    closing: tuple[int, ...]
+    state: ThoughtState
+    budget: int | None = None
+
+    def longest(self, max_tokens: int) -> int:
+        """The most tokens that thoughts and an answer of `max_tokens` may have together."""
+        if self.budget is None:
+            return max_tokens
+        return self.opening_room + self.budget + len(self.closing) + max_tokens
+
+    @property
+    def opening_room(self) -> int:
+        """Tokens within which a model must have opened its thoughts."""
+        return 0 if self.state == "open" else len(self.open.text.encode()) + 2
+
+
+@dataclass(frozen=True, slots=True)
 class SampleRequest:
     """One prompt to draw a group for. `max_tokens` counts the stop token; `seed` fixes the group's draws alone,
     so that a result depends on neither the order nor the company of the requests. A sample ends where one of the texts
-    `stop` does, and its text before it."""
+    `stop` does, and its text before it.
+
+    `thoughts`: how the model thinks. With a budget `max_tokens` bounds the answer alone, without one all. Texts of
+    `stop` don't end thoughts."""
 
     prompt: TokenIds
     max_tokens: int
     seed: int
     stop: tuple[str, ...] = ()
+    thoughts: ThoughtRule | None = None
+
+    @property
+    def longest(self) -> int:
+        """The most tokens that a sample may have."""
+        return self.max_tokens if self.thoughts is None else self.thoughts.longest(self.max_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Thoughts:
+    """What comes before an answer. `tokens`: how many of the sample's, marks included. `closed` is False where they
+    never end. `forced`: places of the tokens that were written for the model."""
+
+    text: str
+    tokens: int
+    closed: bool
+    forced: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One sampled answer. `tokens` includes the stop token where `stop` is "stop".
+    """One sampled answer. `tokens` includes the stop token where `stop` is "stop", and the thoughts.
 
-    `logprobs` has one entry per token, in nats, under the distribution that was sampled from."""
+    `logprobs` has one entry per token, in nats, under the distribution that was sampled from; 0 for tokens that were
+    written for the model. `text` is the answer after the thoughts, "" where these never end."""
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     text: str
     stop: StopReason
+    thoughts: Thoughts | None = None
+
+    @property
+    def forced(self) -> tuple[int, ...]:
+        """Places of tokens that the model didn't draw. They are no part of a loss or of a mean."""
+        return () if self.thoughts is None else self.thoughts.forced
+
+    @property
+    def drawn(self) -> int:
+        """How many tokens the model drew."""
+        return len(self.tokens) - len(self.forced)
+
+    @property
+    def drawn_logprobs(self) -> tuple[float, ...]:
+        """`logprobs` of the tokens that the model drew."""
+        forced = self.forced
+        if not forced:
+            return self.logprobs
+        return tuple(x for place, x in enumerate(self.logprobs) if place not in forced)
+
+    @property
+    def answer_length(self) -> int:
+        """Tokens after the thoughts."""
+        return len(self.tokens) - (0 if self.thoughts is None else self.thoughts.tokens)
+
+    @property
+    def answered(self) -> bool:
+        """Whether there is an answer: not where thoughts never end."""
+        return self.thoughts is None or self.thoughts.closed
 
 
 @dataclass(frozen=True, slots=True)

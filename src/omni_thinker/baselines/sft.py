@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from math import isfinite
 
 from omni_thinker.errors import UserError
-from omni_thinker.protocol import EncodesTargets, LossTerms, OptimParams, Policy, TokenBatch, TrainGroup
+from omni_thinker.protocol import LossTerms, OptimParams, Policy, Thinks, TokenBatch, TrainGroup
 from omni_thinker.recipe import WarmupSpec
 from omni_thinker.rl.stream import ProblemStream
 from omni_thinker.runs.schema.base import Estimate
-from omni_thinker.types import Problem, Sample, TaskName
+from omni_thinker.types import Problem, Sample, TaskName, Thinking
 
 Check = Callable[[int], Mapping[TaskName, Estimate]]
 """Measures every task on validation after a step."""
@@ -44,27 +44,33 @@ def gold_loss(batch: TokenBatch) -> LossTerms:
     return LossTerms(-(batch.logprobs_N * batch.weights_N).sum(), clipped_N)
 
 
-def gold_batch(policy: Policy, problems: Sequence[Problem]) -> list[TrainGroup]:
+def gold_batch(
+    policy: Policy, problems: Sequence[Problem], thinking: Mapping[TaskName, Thinking] | None = None
+) -> list[TrainGroup]:
     """Gold answers as groups of one sample. Every answer weighs the same, however long.
 
-    Problems without a gold answer are left out."""
-    gold = [(problem, _target(policy, problem, problem.answer)) for problem in problems if problem.answer is not None]
+    Problems without a gold answer are left out. Where a prompt ends within thoughts, these are closed before the
+    answer, which is no part of the loss."""
+    gold = [problem for problem in problems if problem.answer is not None]
+    samples = [_gold_sample(policy, problem, (thinking or {}).get(problem.task, "auto")) for problem in gold]
     return [
         TrainGroup(
             task=problem.task,
-            prompt=policy.encode_prompt(problem.chat),
-            samples=(Sample(tokens, (0.0,) * len(tokens), problem.answer or "", "stop"),),
+            prompt=prompt,
+            samples=(sample,),
             advantages=(1.0,),
-            weights=(1.0 / (len(gold) * len(tokens)),),
+            weights=(1.0 / (len(gold) * sample.drawn),),
         )
-        for problem, tokens in gold
+        for problem, (prompt, sample) in zip(gold, samples, strict=True)
     ]
 
 
-def _target(policy: Policy, problem: Problem, answer: str) -> tuple[int, ...]:
-    if isinstance(policy, EncodesTargets):
-        return policy.encode_target(problem.chat, answer)
-    return policy.encode_answer(answer)
+def _gold_sample(policy: Policy, problem: Problem, thinking: Thinking) -> tuple[tuple[int, ...], Sample]:
+    answer = problem.answer or ""
+    if isinstance(policy, Thinks):
+        return policy.gold(problem.chat, answer, thinking)
+    tokens = policy.encode_answer(answer)
+    return policy.encode_prompt(problem.chat), Sample(tokens, (0.0,) * len(tokens), answer, "stop")
 
 
 def warm_up(
@@ -74,6 +80,7 @@ def warm_up(
     check: Check,
     on_step: Callable[[int, float, list[TaskName]], None],
     *,
+    thinking: Mapping[TaskName, Thinking] | None = None,
     begun: WarmupState | None = None,
     keep: Callable[[WarmupState], None] = lambda _: None,
 ) -> WarmupReport:
@@ -102,7 +109,7 @@ def warm_up(
                 spec.batch // len(active) + ((i - step) % len(active) < spec.batch % len(active))
             )
         ]
-        batch = gold_batch(policy, problems)
+        batch = gold_batch(policy, problems, thinking)
         report = policy.forward_backward(batch, gold_loss)
         optim = policy.optim_step(OptimParams(spec.lr * min(1.0, (step + 1) / 3)))
         if not (optim.applied and isfinite(report.loss)):

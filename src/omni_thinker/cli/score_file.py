@@ -17,11 +17,11 @@ from omni_thinker.recipe import RewardSpec, load_recipe
 from omni_thinker.rewards.base import Reward
 from omni_thinker.rewards.gym import EVALUATES
 from omni_thinker.rewards.registry import is_verifiable, make_reward
-from omni_thinker.rewards.validate import score_texts
+from omni_thinker.rewards.validate import sample_of
 from omni_thinker.runs.rundir import to_json
 from omni_thinker.tasks.refused import Refusals
 from omni_thinker.tasks.registry import make_tasks
-from omni_thinker.types import Problem
+from omni_thinker.types import Group, Problem
 
 _ROWS_AT_ONCE = 64
 _REFUSED: dict[str, Any] = {"id": "", "status": "refused", "value": None, "parts": {}, "reason": "", "seconds": 0.0}
@@ -105,13 +105,15 @@ async def _score_all(reward: Reward, problems: list[Problem], texts: list[str]) 
     async def one(problem: Problem, text: str) -> dict[str, Any]:
         async with limit:
             began = time.perf_counter()
-            [score] = await score_texts(reward, problem, [text])
+            sample = sample_of(text)
+            [score] = await reward.score(Group((), (sample,)), problem)
+            remarks = ["thoughts left out"] if sample.thoughts else []
             return {
                 "id": problem.id,
                 "status": score.status,
                 "value": score.value,
                 "parts": dict(score.parts),
-                "reason": score.reason,
+                "reason": ": ".join([*remarks, *([score.reason] if score.reason else [])]) or None,
                 "seconds": round(time.perf_counter() - began, 6),
             }
 

@@ -36,6 +36,7 @@ def evaluate_model(model: str, recipe: Recipe, split: str, references: Path | No
         params=recipe.evaluation.sampling,
         seed=study_seed(recipe.study.seeds[0], chosen),
         stops=setup.stops,
+        thinking=setup.thinking,
     )
     notes = [f"{task}: no references, so only the checkable part was scored; see --references." for task in unjudged]
     notes += setup.left_out

@@ -27,6 +27,7 @@ from omni_thinker.models.home import MANIFEST
 from omni_thinker.models.load import compute_device, compute_dtype, load_model, resolve
 from omni_thinker.models.memory import bound_free_memory, is_out_of_memory, return_free_memory
 from omni_thinker.models.quiet import quiet
+from omni_thinker.models.think_form import ask, think_form
 from omni_thinker.policy.lora import add_lora
 from omni_thinker.policy.proof.chosen import Proven
 from omni_thinker.policy.proof.prove import Paths
@@ -44,7 +45,8 @@ from omni_thinker.protocol import (
 from omni_thinker.recipe import ModelSpec
 from omni_thinker.sampling.decoders.weights import drop_layout
 from omni_thinker.sampling.loop import DECODERS, sample_groups
-from omni_thinker.types import Chat, Group, SampleRequest, SamplingParams
+from omni_thinker.sampling.thinking import gold_sample
+from omni_thinker.types import Chat, Group, Sample, SampleRequest, SamplingParams, Thinking, ThoughtRule
 
 # Shorter rows spend more on adding up gradients, longer ones hold more: 0.5 MB a token of the built-in model.
 TOKEN_BUDGET = 2048
@@ -82,6 +84,7 @@ class TorchPolicy:
         self._name = name = str(folder or spec.name)
         self.chat = load_chat(spec, name)
         self.tokenizer = self.chat.tokenizer
+        self.think_form = think_form(self.chat)
         device = compute_device(spec.device)
         # No dropout: the trainer must compute what the sampler sampled from.
         self.model: PreTrainedModel = load_model(name, compute_dtype(spec.dtype, device)).to(device)  # type: ignore[arg-type]
@@ -108,11 +111,17 @@ class TorchPolicy:
     def encode_prompt(self, chat: str | Chat) -> tuple[int, ...]:
         return tuple(self.chat.prompt_ids(chat))
 
-    def encode_answer(self, text: str) -> tuple[int, ...]:
-        return self.encode_target("", text)
+    def ask(self, chat: str | Chat, thinking: Thinking) -> tuple[tuple[int, ...], ThoughtRule | None]:
+        text, rule = ask(self.chat, self.think_form, chat, thinking)
+        return tuple(self.chat.encode(text)), rule
 
-    def encode_target(self, chat: str | Chat, answer: str) -> tuple[int, ...]:
-        return self.chat.target_ids(chat, answer)
+    def gold(self, chat: str | Chat, answer: str, thinking: Thinking) -> tuple[tuple[int, ...], Sample]:
+        text, rule = ask(self.chat, self.think_form, chat, thinking)
+        target = self.chat.target_ids(chat, answer, prompt=text)
+        return tuple(self.chat.encode(text)), gold_sample(target, answer, rule, self.decode)
+
+    def encode_answer(self, text: str) -> tuple[int, ...]:
+        return self.chat.target_ids("", text)
 
     def decode(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
@@ -167,8 +176,8 @@ class TorchPolicy:
         for groups in self._micro_batches(batch):
             reference_N = self.logprobs(groups, temperature=temperature, reference=True) if reference else None
             with self._task_gradients.watching(groups, sketches):
-                tokens = self._score(self.model, groups, temperature)
-                token_batch = _token_batch(groups, tokens.logprobs_N, tokens.sample_N, reference_N)
+                tokens, reference_N = _drawn(groups, self._score(self.model, groups, temperature), reference_N)
+                token_batch = _token_batch(groups, tokens, reference_N)
                 terms = loss(token_batch)
                 terms.loss.backward()
             total += terms.loss.item()
@@ -268,7 +277,7 @@ class TorchPolicy:
 
     def _decoder(self, request: SampleRequest, group_size: int) -> str:
         prompt = len(request.prompt)
-        return self._proven.paths(prompt + request.max_tokens, prompt + group_size * request.max_tokens).decoder
+        return self._proven.paths(prompt + request.longest, prompt + group_size * request.longest).decoder
 
     def _paths(self, groups: Sequence[TrainGroup]) -> Paths:
         longest = max(len(g.prompt) + max(len(s.tokens) for s in g.samples) for g in groups)
@@ -304,11 +313,28 @@ class TorchPolicy:
             param.copy_(value)
 
 
-def _token_batch(
-    groups: Sequence[TrainGroup], logprobs_N: torch.Tensor, sample_N: torch.Tensor, reference_N: torch.Tensor | None
-) -> TokenBatch:
+def _drawn(
+    groups: Sequence[TrainGroup], tokens: AnswerTokens, reference_N: torch.Tensor | None
+) -> tuple[AnswerTokens, torch.Tensor | None]:
+    """Without the tokens that were written for the model: it chose none of them."""
+    samples = [sample for group in groups for sample in group.samples]
+    if not any(sample.forced for sample in samples):
+        return tokens, reference_N
+    drawn = [place not in sample.forced for sample in samples for place in range(len(sample.tokens))]
+    drawn_N = torch.tensor(drawn, device=tokens.logprobs_N.device)
+    kept = replace(
+        tokens,
+        logprobs_N=tokens.logprobs_N[drawn_N],
+        entropy_N=tokens.entropy_N[drawn_N],
+        sample_N=tokens.sample_N[drawn_N],
+    )
+    return kept, None if reference_N is None else reference_N[drawn_N]
+
+
+def _token_batch(groups: Sequence[TrainGroup], tokens: AnswerTokens, reference_N: torch.Tensor | None) -> TokenBatch:
+    logprobs_N, sample_N = tokens.logprobs_N, tokens.sample_N
     device = logprobs_N.device
-    old = [x for group in groups for sample in group.samples for x in sample.logprobs]
+    old = [x for group in groups for sample in group.samples for x in sample.drawn_logprobs]
     advantages_S = torch.tensor([a for group in groups for a in group.advantages], device=device)
     weights_S = torch.tensor([w for group in groups for w in group.weights], device=device)
     return TokenBatch(
@@ -336,13 +362,13 @@ def _add_stats(
         kl_N = ratio_N.exp() - 1 - ratio_N  # k3: unbiased, never negative
     begin = 0
     for group in groups:
-        tokens = slice(begin, begin + group.tokens)
-        begin += group.tokens
+        tokens = slice(begin, begin + group.drawn)
+        begin += group.drawn
         stats[group.task] = stats.get(group.task, TokenStats()) + TokenStats(
-            tokens=group.tokens,
+            tokens=group.drawn,
             entropy=float(entropy_N[tokens].sum()),
             clipped=float(clipped_N[tokens].sum()),
             mismatch=float(difference_N[tokens].abs().sum()),
             kl=0.0 if kl_N is None else float(kl_N[tokens].sum()),
-            kl_tokens=0 if kl_N is None else group.tokens,
+            kl_tokens=0 if kl_N is None else group.drawn,
         )

@@ -2,9 +2,9 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, StrictBool
+from pydantic import Field, StrictBool, field_validator
 
 from omni_thinker.recipe.types import Count, Positive, PositiveFloat, Table
 
@@ -29,6 +29,10 @@ class TaskSpec(Table):
     source: str
     weight: Annotated[PositiveFloat, Field(ge=1e-6, le=1e6)] = 1.0
     max_tokens: Positive | None = None
+    """Tokens of an answer, its end included. With a budget of thoughts it counts what follows them, else all."""
+    thinking: Literal["auto", "off"] | Count = "auto"
+    """Thoughts of a model that thinks before it answers. `auto`: as its chat template has them. `off`: none. A number:
+    after so many tokens the block of thoughts is closed for the model."""
     train: Positive | None = None
     validation: Positive | None = None
     test: Positive | None = None
@@ -65,6 +69,14 @@ class TaskSpec(Table):
     allow_evaluating_scorers: StrictBool = False
     """reasoning-gym: take sets whose scorer runs answers as Python beside the expected answer. That stays inside the
     sandbox and touches no other score, but an answer can award itself one."""
+
+    @field_validator("thinking", mode="before")
+    @classmethod
+    def _thinking(cls, value: Any) -> Any:
+        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        if not whole and value not in ("auto", "off"):
+            raise ValueError('must be "auto", "off" or a number of tokens')
+        return value
 
     def under(self, root: Path) -> "TaskSpec":
         """The same task with its files under `root`; an absolute path stays as it is."""

@@ -13,9 +13,11 @@ _LONGEST_TEXT = 20_000
 
 
 class Finished(SamplePart):
-    """1 where the model stopped by itself, 0 where it ran into the token limit."""
+    """1 where the model stopped by itself, 0 where it ran into the token limit or ended within its thoughts."""
 
     async def score_sample(self, sample: Sample, problem: Problem) -> Score:
+        if not sample.answered:
+            return valued(0.0, "ended within its thoughts")
         return valued(1.0) if sample.stop == "stop" else valued(0.0, "ran into the token limit")
 
 

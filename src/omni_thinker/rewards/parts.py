@@ -40,10 +40,10 @@ class SamplePart(Part):
     """A part that looks at one sample at a time."""
 
     async def score(self, group: Group, problem: Problem) -> list[Score]:
-        distinct = list({(sample.text, sample.stop): sample for sample in group.samples}.values())
+        distinct = list({_key(sample): sample for sample in group.samples}.values())
         scores = await asyncio.gather(*(self._guarded(sample, problem) for sample in distinct))
-        known = {(s.text, s.stop): score for s, score in zip(distinct, scores, strict=True)}
-        return [known[sample.text, sample.stop] for sample in group.samples]
+        known = {_key(s): score for s, score in zip(distinct, scores, strict=True)}
+        return [known[_key(sample)] for sample in group.samples]
 
     async def _guarded(self, sample: Sample, problem: Problem) -> Score:
         try:
@@ -54,6 +54,11 @@ class SamplePart(Part):
     @abstractmethod
     async def score_sample(self, sample: Sample, problem: Problem) -> Score:
         """The score of one sample. What it raises becomes Score.error."""
+
+
+def _key(sample: Sample) -> tuple[str, str, bool]:
+    """What scores of single samples may depend on."""
+    return sample.text, sample.stop, sample.answered
 
 
 def valued(value: float, reason: str | None = None) -> Score:

@@ -10,19 +10,22 @@ _WORD = re.compile(r"\w+")
 
 
 def _length(sample: Sample) -> int:
-    """Tokens, or words where a text came without them (scored from a file)."""
-    return len(sample.tokens) or len(sample.text.split())
+    """Tokens of the answer, or words where a text came without them (scored from a file)."""
+    return sample.answer_length if sample.tokens else len(sample.text.split())
 
 
 class Brevity(Part):
     """1 for the shortest sample of a group, 0 for the longest, linear between (length reward of arXiv 2501.12599).
 
-    All 1 where all are of one length."""
+    All 1 where all are of one length. A sample that ended within its thoughts gave no answer, so it gets 0."""
 
     async def score(self, group: Group, problem: Problem) -> list[Score]:
-        lengths = [_length(sample) for sample in group.samples]
+        lengths = [_length(sample) for sample in group.samples if sample.answered]
         shortest, spread = min(lengths, default=0), max(lengths, default=0) - min(lengths, default=0)
-        return [valued(1.0 - (length - shortest) / spread if spread else 1.0) for length in lengths]
+        return [
+            valued(1.0 - (_length(sample) - shortest) / spread if spread else 1.0) if sample.answered else _unanswered()
+            for sample in group.samples
+        ]
 
 
 class NotOverlong(SamplePart):
@@ -32,6 +35,8 @@ class NotOverlong(SamplePart):
     of the limit where it isn't given."""
 
     async def score_sample(self, sample: Sample, problem: Problem) -> Score:
+        if not sample.answered:
+            return _unanswered()
         limit = int(problem.data["length_limit"])
         buffer = int(problem.data.get("length_buffer", max(1, limit // 5)))
         return valued(min(1.0, max(0.0, (limit - _length(sample)) / buffer)))
@@ -54,6 +59,10 @@ class NotRepetitive(SamplePart):
         ]
         runs = [tuple(units[i : i + _RUN]) for i in range(len(units) - _RUN + 1)]
         return valued(len(set(runs)) / len(runs) if runs else 1.0)
+
+
+def _unanswered() -> Score:
+    return valued(0.0, "ended within its thoughts")
 
 
 def _whole(value: object) -> bool:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from omni_thinker.rewards.base import Reward
 from omni_thinker.rewards.hybrid import HybridReward
-from omni_thinker.types import Group, Problem, Sample, Score
+from omni_thinker.thoughts import split_thoughts
+from omni_thinker.types import Group, Problem, Sample, Score, Thoughts
 
 _PROBLEMS_AT_ONCE = 64
 
@@ -17,6 +18,17 @@ class Failure:
 
     problem: str
     reason: str
+
+
+def sample_of(text: str) -> Sample:
+    """A finished sample with this text, whose thoughts are no part of the answer. Of what model it is nobody knows, so
+    all marks of thoughts count."""
+    said, unfinished = split_thoughts(text)
+    if said == text:
+        return Sample((), (), text, "stop")
+    said = said.lstrip("\r\n")
+    closed = not unfinished or bool(said.strip())
+    return Sample((), (), said, "stop", Thoughts("", 0, closed))
 
 
 def group_of(texts: Sequence[str]) -> Group:

@@ -81,7 +81,7 @@ class _Weigher:
 
     def __init__(self, kind: str, groups: Sequence[ScoredGroup], max_tokens: int, drawn: float) -> None:
         self.kind, self.max_tokens, self.drawn = kind, max_tokens, drawn
-        lengths = [(g.problem.task, len(s.tokens)) for g in groups for s in _valued(g)]
+        lengths = [(g.problem.task, s.drawn) for g in groups for s in _valued(g)]
         self.samples = len(lengths)
         self.tokens = sum(length for _, length in lengths)
         self.task_tokens: Counter[str] = Counter()
@@ -114,5 +114,5 @@ def train_group(
         prompt=scored.group.prompt,
         samples=tuple(samples),
         advantages=tuple(advantages),
-        weights=tuple(weigh(scored.problem.task, len(sample.tokens)) for sample in samples),
+        weights=tuple(weigh(scored.problem.task, sample.drawn) for sample in samples),
     )

@@ -10,10 +10,11 @@ from omni_thinker.protocol import Policy
 from omni_thinker.rewards.base import Reward
 from omni_thinker.rl.batch import ScoredGroup
 from omni_thinker.rl.metrics import Metrics, group_metrics, sampled_entropy
+from omni_thinker.rl.requests import request_for
 from omni_thinker.rl.scoring import Scoring, stop_on_errors, stop_on_nonsense
 from omni_thinker.rl.stream import stable_seed
 from omni_thinker.runs.schema.base import Estimate
-from omni_thinker.types import Problem, SampleRequest, SamplingParams, TaskName
+from omni_thinker.types import Problem, SamplingParams, TaskName, Thinking
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ def evaluate(
     params: SamplingParams,
     seed: int,
     stops: Mapping[TaskName, tuple[str, ...]] | None = None,
+    thinking: Mapping[TaskName, Thinking] | None = None,
     max_error_rate: float = 1.0,
 ) -> Evaluation:
     """Answer each problem `params.group_size` times. The same seed draws with the same random numbers for every policy.
@@ -67,11 +69,13 @@ def evaluate(
     """
     flat = [problem for of_task in problems.values() for problem in of_task]
     requests = [
-        SampleRequest(
-            policy.encode_prompt(problem.chat),
-            max_tokens[problem.task],
+        request_for(
+            policy,
+            problem,
             stable_seed(seed, "evaluate", problem.task, problem.id),
+            max_tokens[problem.task],
             (stops or {}).get(problem.task, ()),
+            (thinking or {}).get(problem.task, "auto"),
         )
         for problem in flat
     ]

@@ -26,7 +26,7 @@ def add_policy_gradient(policy: Policy, groups: Sequence[ScoredGroup], temperatu
         for group, values in zip(trainable, advantages, strict=True)
     ]
     policy.forward_backward(batch, _reinforce, temperature=temperature)
-    return sum(group.tokens for group in batch)
+    return sum(group.drawn for group in batch)
 
 
 def _reinforce(batch: TokenBatch) -> LossTerms:

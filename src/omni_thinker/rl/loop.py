@@ -23,10 +23,11 @@ from omni_thinker.rl.batch import ScoredGroup, build_batches, learnability
 from omni_thinker.rl.difficulty import pool_of
 from omni_thinker.rl.losses import make_loss
 from omni_thinker.rl.metrics import Metrics, group_metrics, token_metrics
+from omni_thinker.rl.requests import request_for
 from omni_thinker.rl.resample import Resampler
 from omni_thinker.rl.scoring import Scoring, stop_on_errors, stop_on_nonsense
 from omni_thinker.rl.stream import ProblemStream, stable_seed
-from omni_thinker.types import SampleRequest, SamplingParams, TaskName
+from omni_thinker.types import SamplingParams, TaskName, Thinking
 
 MOST_SKIPPED = 3
 """Updates in a row that may be skipped for a loss or gradient that isn't finite."""
@@ -63,11 +64,12 @@ class Learner:
         rewards: Mapping[TaskName, Reward],
         max_tokens: Mapping[TaskName, int],
         stops: Mapping[TaskName, tuple[str, ...]] | None = None,
+        thinking: Mapping[TaskName, Thinking] | None = None,
     ) -> None:
-        """`stops`: texts that end an answer, by task."""
+        """`stops`: texts that end an answer, `thinking`: what becomes of thoughts, by task."""
         self.policy, self.spec = policy, spec
         self.streams, self.rewards, self.max_tokens = streams, rewards, max_tokens
-        self.stops = stops or {}
+        self.stops, self.thinking = stops or {}, thinking or {}
         self.loss = make_loss(spec)
         self._refill = Resampler(spec.refill_most)
         self._skipped = 0
@@ -81,7 +83,8 @@ class Learner:
         groups, first = self._sample_quotas(quotas, clock)
         stop_on_errors(groups, self.spec.max_error_rate)
         trained = _fill(groups, quotas)
-        longest = max(self.max_tokens.values())  # of all tasks: a constant, whatever a step is made of
+        # Of all tasks, thoughts included: a constant, whatever a step is made of.
+        longest = max(limit + _budget(self.thinking.get(task, "auto")) for task, limit in self.max_tokens.items())
         order = self._order(quotas) if self.spec.update == "task" else ()
         drawn = sum(len(group.scores) for group in groups)
         batches = build_batches(trained, self.spec, longest, order, drawn)
@@ -104,7 +107,7 @@ class Learner:
         metrics["groups_trained/all"] = float(len(batch))
         metrics |= {f"seconds/{phase}": seconds for phase, seconds in clock.seconds.items()}
         sampled = sum(len(sample.tokens) for group in groups for sample in group.group.samples)
-        return StepResult(metrics, tuple(groups), sampled, sum(group.tokens for group in batch))
+        return StepResult(metrics, tuple(groups), sampled, sum(group.drawn for group in batch))
 
     def state(self) -> dict[str, Any]:
         """The state outside the policy as plain JSON, for `restore`."""
@@ -148,11 +151,13 @@ class Learner:
     def _sample(self, quotas: Mapping[TaskName, int], clock: "_Clock") -> list[ScoredGroup]:
         drawn = [item for task, count in quotas.items() for item in self.streams[task].take(count)]
         requests = [
-            SampleRequest(
-                self.policy.encode_prompt(problem.chat),
-                self.max_tokens[problem.task],
+            request_for(
+                self.policy,
+                problem,
                 seed,
+                self.max_tokens[problem.task],
                 self.stops.get(problem.task, ()),
+                self.thinking.get(problem.task, "auto"),
             )
             for problem, seed in drawn
         ]
@@ -183,7 +188,9 @@ class Learner:
             for group in batch:
                 samples = [replace(s, logprobs=tuple(islice(flat, len(s.tokens)))) for s in group.samples]
                 pairs = zip(group.samples, samples, strict=True)
-                differences += [abs(x - y) for a, b in pairs for x, y in zip(a.logprobs, b.logprobs, strict=True)]
+                differences += [
+                    abs(x - y) for a, b in pairs for x, y in zip(a.drawn_logprobs, b.drawn_logprobs, strict=True)
+                ]
                 groups.append(replace(group, samples=tuple(samples)))
             recomputed.append(groups)
         return recomputed, {"mismatch_abs/all": fmean(differences)} if differences else {}
@@ -253,6 +260,10 @@ def _evidence(group: TrainGroup) -> dict[str, Any]:
             for sample, advantage, weight in samples
         ],
     }
+
+
+def _budget(thinking: Thinking) -> int:
+    return thinking if isinstance(thinking, int) else 0
 
 
 def _fill(groups: list[ScoredGroup], quotas: Mapping[TaskName, int]) -> list[ScoredGroup]:

@@ -5,7 +5,7 @@ from statistics import fmean
 
 from omni_thinker.protocol import TokenStats
 from omni_thinker.rl.batch import ScoredGroup
-from omni_thinker.types import TaskName
+from omni_thinker.types import Sample, TaskName
 
 Metrics = dict[str, float]
 
@@ -39,7 +39,7 @@ def token_metrics(stats: Mapping[TaskName, TokenStats]) -> Metrics:
 def sampled_entropy(groups: Iterable[ScoredGroup]) -> float | None:
     """Nats per token: the mean surprise of the sampled tokens, an unbiased estimate of the entropy at the
     temperature that was sampled at."""
-    logprobs = [x for group in groups for sample in group.group.samples for x in sample.logprobs]
+    logprobs = [x for group in groups for sample in group.group.samples for x in sample.drawn_logprobs]
     return -fmean(logprobs) if logprobs else None
 
 
@@ -66,9 +66,24 @@ def _describe(groups: Sequence[ScoredGroup]) -> Metrics:
         "problems": float(len(groups)),
         "tokens_sampled": float(sum(len(sample.tokens) for sample in samples)),
     }
+    described |= _thoughts(samples)
     if values:
         described["reward"] = fmean(values)
         described["accuracy"] = sum(value > 1 - 1e-9 for value in values) / len(values)
     for part in sorted({part for score in scores for part in score.parts}):
         described[f"part.{part}"] = fmean(score.parts[part] for score in scores if part in score.parts)
     return described
+
+
+def _thoughts(samples: Sequence[Sample]) -> Metrics:
+    """Lengths of thoughts and of answers, and how thoughts ended; nothing where no sample has any."""
+    thoughts = [sample.thoughts for sample in samples if sample.thoughts is not None]
+    if not thoughts:
+        return {}
+    count = len(samples)
+    return {
+        "thought_length": sum(one.tokens for one in thoughts) / count,
+        "answer_length": fmean(sample.answer_length for sample in samples),
+        "thoughts_closed": sum(bool(one.forced) for one in thoughts) / count,
+        "thoughts_unfinished": sum(not one.closed for one in thoughts) / count,
+    }

@@ -4,7 +4,7 @@ Each step draws one token for every sample; a decoder computes what comes next. 
 batch. A sample depends on its seed and its number alone, not on its company: the random numbers are its own, and what
 company changes is the rounding of matrix products of other shapes (about 1e-2 nats in bf16, 1e-5 in fp32)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,9 @@ from omni_thinker.sampling.decoders.fused import FusedDecoder
 from omni_thinker.sampling.decoders.native import NativeDecoder, speeds_up
 from omni_thinker.sampling.decoders.rows import CachedRowsDecoder, RecomputingDecoder, RowDecoder
 from omni_thinker.sampling.draw import draw
-from omni_thinker.types import Group, Sample, SampleRequest, SamplingParams, StopReason
+from omni_thinker.sampling.thinking import Decode, Thinker, make_sample, matters
+from omni_thinker.types import Group, SampleRequest, SamplingParams
 
-Decode = Callable[[Sequence[int]], str]
 DECODERS: dict[str, type[Decoder]] = {
     "native": NativeDecoder,
     "fused": FusedDecoder,
@@ -58,7 +58,7 @@ def sample_groups(
     make = decoder or fastest_decoder(model)
     max_sequences = max_sequences or MAX_SEQUENCES.get(model.device.type, _MAX_ELSEWHERE)
     # Requests of like length go together: less padding, and a batch ends when its longest answer does.
-    order = sorted(range(len(requests)), key=lambda i: (requests[i].max_tokens, len(requests[i].prompt)))
+    order = sorted(range(len(requests)), key=lambda i: (requests[i].longest, len(requests[i].prompt)))
     width = 1 if issubclass(make, RowDecoder) else max(1, max_sequences // params.group_size)
     drawn: dict[int, Group] = {}
     for begin in range(0, len(order), width):
@@ -70,7 +70,7 @@ def sample_groups(
                 on_group(chunk[place], group)
 
         chunk_requests = [requests[i] for i in chunk]
-        pass_ = make(model, params.group_size, max(request.max_tokens for request in chunk_requests))
+        pass_ = make(model, params.group_size, max(request.longest for request in chunk_requests))
         _Chunk(pass_, chunk_requests, params, stop_ids, decode, finished).run()
     return [drawn[i] for i in range(len(requests))]
 
@@ -105,8 +105,8 @@ class _Chunk:
         self.decoder, self.requests, self.params, self.decode = decoder, requests, params, decode
         self.stop_ids, self.finished = stop_ids, finished
         count, size = len(requests), params.group_size
-        self.limit_R = np.array([request.max_tokens for request in requests])
-        self.steps = int(self.limit_R.max())
+        self.steps = max(request.longest for request in requests)
+        self.limit_R_G = np.tile(np.array([[request.max_tokens] for request in requests]), (1, size))
         self.uniform_R_G_T = np.stack([uniforms(request.seed, size, self.steps) for request in requests])
         self.tokens_R_G_T = np.zeros((count, size, self.steps), dtype=np.int64)
         self.logprobs_R_G_T = np.zeros((count, size, self.steps))
@@ -114,6 +114,14 @@ class _Chunk:
         self.stopped_R_G = np.zeros((count, size), dtype=bool)
         self.cut_R_G = np.full((count, size), -1)
         """Characters before a stop text, -1 where none was met."""
+        self.thinkers = {
+            (r, g): Thinker(request, decode)
+            for r, request in enumerate(requests)
+            for g in range(size)
+            if matters(request)
+        }
+        for place, one in self.thinkers.items():
+            self.limit_R_G[place] = one.limit
         self.told_R = np.zeros(count, dtype=bool)
         self.group_P = np.arange(count)
         self.sample_P_G = np.tile(np.arange(size), (count, 1))
@@ -136,16 +144,21 @@ class _Chunk:
         device = logits_P_G_V.device
         uniform = torch.from_numpy(self.uniform_R_G_T[self.group_P[:, None], column, step]).to(device)
         token, logprob = draw(logits_P_G_V.flatten(0, 1), uniform.flatten(), self.params)
-        token_P_G = token.view(live.shape)
+        token_P_G, logprob_P_G = token.view(live.shape), logprob.view(live.shape)
         rows = np.broadcast_to(self.group_P[:, None], live.shape)[live]
         columns = self.sample_P_G[live]
-        drawn = token_P_G.cpu().numpy()[live]
-        self.tokens_R_G_T[rows, columns, step] = drawn
-        self.logprobs_R_G_T[rows, columns, step] = logprob.view(live.shape).cpu().numpy()[live]
+        written = np.zeros(len(rows), dtype=bool)
+        if self.thinkers:
+            token_P_G, logprob_P_G, written = self._write(token_P_G, logprob_P_G, rows, columns, live)
+        taken = token_P_G.cpu().numpy()[live]
+        self.tokens_R_G_T[rows, columns, step] = taken
+        self.logprobs_R_G_T[rows, columns, step] = logprob_P_G.cpu().numpy()[live]
         self.length_R_G[rows, columns] = step + 1
-        self.stopped_R_G[rows, columns] = np.isin(drawn, list(self.stop_ids))
+        self.stopped_R_G[rows, columns] = np.isin(taken, list(self.stop_ids)) & ~written
+        self._follow(rows, columns, taken)
         self._meet_stop_texts(rows, columns)
-        ended = self.stopped_R_G[self.group_P[:, None], column] | (step + 1 >= self.limit_R[self.group_P])[:, None]
+        samples = self.group_P[:, None], column
+        ended = self.stopped_R_G[samples] | (step + 1 >= self.limit_R_G[samples])
         self.sample_P_G = np.where(ended | ~live, -1, self.sample_P_G)
         for p in self.group_P[(self.sample_P_G < 0).all(1)]:
             if not self.told_R[p]:  # what fills up a batch is a finished group that goes on; it is told once
@@ -153,13 +166,41 @@ class _Chunk:
                 self.finished(int(p), self._group(int(p)))
         return token_P_G
 
+    def _write(
+        self,
+        token_P_G: torch.Tensor,
+        logprob_P_G: torch.Tensor,
+        rows: NDArray[Any],
+        columns: NDArray[Any],
+        live: NDArray[Any],
+    ) -> tuple[torch.Tensor, torch.Tensor, NDArray[Any]]:
+        """The marks that end thoughts in place of draws, and which live samples got one."""
+        marks = [one.next() if (one := self.thinkers.get(place)) else -1 for place in zip(rows, columns, strict=True)]
+        mark_P_G = np.full(live.shape, -1)
+        mark_P_G[live] = marks
+        mark = torch.from_numpy(mark_P_G).to(token_P_G.device)
+        return torch.where(mark < 0, token_P_G, mark), logprob_P_G.masked_fill(mark >= 0, 0.0), np.array(marks) >= 0
+
+    def _follow(self, rows: NDArray[Any], columns: NDArray[Any], taken: NDArray[Any]) -> None:
+        if not self.thinkers:
+            return
+        for r, g, token in zip(rows, columns, taken, strict=True):
+            if (one := self.thinkers.get((r, g))) is not None:
+                one.saw(int(token))
+                self.limit_R_G[r, g] = one.limit
+
     def _meet_stop_texts(self, rows: NDArray[Any], columns: NDArray[Any]) -> None:
         for r, g in zip(rows, columns, strict=True):
             texts = self.requests[r].stop
             if not texts or self.stopped_R_G[r, g]:
                 continue
-            place = stop_place(self.tokens_R_G_T[r, g, : self.length_R_G[r, g]].tolist(), texts, self.decode)
-            if place is not None:
+            begin = 0
+            if (one := self.thinkers.get((r, g))) is not None:
+                if one.thinking:
+                    continue
+                begin = one.end or 0
+            answer = self.tokens_R_G_T[r, g, begin : self.length_R_G[r, g]].tolist()
+            if (place := stop_place(answer, texts, self.decode, after="\r\n" if begin else "")) is not None:
                 self.stopped_R_G[r, g], self.cut_R_G[r, g] = True, place
 
     def _compact(self, token_P_G: torch.Tensor) -> torch.Tensor:
@@ -185,24 +226,34 @@ class _Chunk:
     def _group(self, r: int) -> Group:
         samples = []
         for g, length in enumerate(self.length_R_G[r]):
-            ids = tuple(int(t) for t in self.tokens_R_G_T[r, g, :length])
-            text = self.decode([t for t in ids if t not in self.stop_ids])
-            cut = self.cut_R_G[r, g]
-            logprobs = tuple(float(x) for x in self.logprobs_R_G_T[r, g, :length])
-            stop: StopReason = "stop" if self.stopped_R_G[r, g] else "length"
-            samples.append(Sample(ids, logprobs, text[:cut] if cut >= 0 else text, stop))
+            tokens, logprobs = self.tokens_R_G_T[r, g, :length], self.logprobs_R_G_T[r, g, :length]
+            samples.append(
+                make_sample(
+                    tokens.tolist(),
+                    logprobs.tolist(),
+                    "stop" if self.stopped_R_G[r, g] else "length",
+                    self.stop_ids,
+                    self.requests[r],
+                    self.decode,
+                    followed=self.thinkers.get((r, g)),
+                    cut=int(self.cut_R_G[r, g]),
+                )
+            )
         return Group(tuple(self.requests[r].prompt), tuple(samples))
 
 
-def stop_place(ids: Sequence[int], texts: Sequence[str], decode: Decode) -> int | None:
-    """Where in the text of `ids` the first of `texts` begins that their last tokens complete; None where none does."""
+def stop_place(ids: Sequence[int], texts: Sequence[str], decode: Decode, after: str = "") -> int | None:
+    """Where in the text of `ids` the first of `texts` begins that their last tokens complete; None where none does.
+
+    `after`: characters at the beginning that are no part of the text."""
     if not texts:
         return None
     tail = decode(ids[-(max(map(len, texts)) + _TAIL) :])
     if not any(text in tail for text in texts):
         return None
     whole = decode(ids)
-    return min((place for text in texts if (place := whole.find(text)) >= 0), default=None)
+    begin = len(whole) - len(whole.lstrip(after)) if after else 0
+    return min((place for text in texts if (place := whole.find(text, begin)) >= 0), default=None)
 
 
 def uniforms(seed: int, group_size: int, steps: int) -> NDArray[np.float64]:

@@ -1,11 +1,13 @@
 """What is checked of a recipe before step 0, besides what its parts check themselves."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from omni_thinker.errors import UserError
 from omni_thinker.models.chat import ChatFormat, load_chat
 from omni_thinker.models.load import empty_model, load_config, resolve
+from omni_thinker.models.think_form import ThinkForm, ask, think_form
 from omni_thinker.policy.lora import add_lora
 from omni_thinker.recipe import Recipe
 from omni_thinker.rewards.base import Reward
@@ -14,34 +16,44 @@ from omni_thinker.tasks.gym import GymTask
 from omni_thinker.tasks.refused import Refusals, joined, screened_by
 from omni_thinker.tasks.registry import under
 from omni_thinker.tasks.rows import RowTask
-from omni_thinker.types import Problem, Split, TaskName
+from omni_thinker.types import Problem, Split, TaskName, Thinking
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What a model's context has room for. `context` in tokens, None where the model names none."""
+    """What a model's context has room for. `context` in tokens, None where the model names none. `form`: how it thinks,
+    None where it doesn't."""
 
     chat: ChatFormat
     context: int | None
+    form: ThinkForm | None = None
 
-    def missing(self, problem: Problem, max_tokens: int) -> str | None:
-        """Why the prompt of `problem` leaves no room for an answer of so many tokens, or None."""
+    def missing(self, problem: Problem, max_tokens: int, thinking: Thinking = "auto") -> str | None:
+        """Why the prompt of `problem` leaves no room for thoughts and an answer of so many tokens, or None."""
+        budget = thinking if isinstance(thinking, int) else 0
         # A token is at least one byte, so short prompts need not be tokenized.
-        if self.context is None or len(problem.shown.encode("utf-8", "replace")) + max_tokens < self.context // 2:
+        size = len(problem.shown.encode("utf-8", "replace")) + max_tokens + budget
+        if self.context is None or size < self.context // 2:
             return None
-        length = len(self.chat.prompt_ids(problem.chat))
-        if length + max_tokens <= self.context:
+        text, rule = ask(self.chat, self.form, problem.chat, thinking)
+        prompt = self.chat.encode(text)
+        longest = max_tokens if rule is None else rule.longest(max_tokens)
+        if len(prompt) + longest <= self.context:
             return None
+        thoughts = f" and thinking = {budget}" if budget else ""
         return (
-            f"has a prompt of {length} tokens; with max_tokens = {max_tokens} that is more than the model's context of "
-            f"{self.context}"
+            f"has a prompt of {len(prompt)} tokens; with max_tokens = {max_tokens}{thoughts} that is more than the "
+            f"model's context of {self.context}"
         )
 
-    def unwritten(self, problem: Problem, gold: bool) -> UserError | None:
+    def unwritten(self, problem: Problem, gold: bool, thinking: Thinking = "auto") -> UserError | None:
         """Why the chat template can't write the problem, and with `gold` its answer, or None."""
         try:
             if gold and problem.answer is not None:
-                self.chat.target_text(problem.chat, problem.answer, self.chat.prompt_text(problem.chat))
+                prompt, _ = ask(self.chat, self.form, problem.chat, thinking)
+                self.chat.target_text(problem.chat, problem.answer, prompt)
             elif not isinstance(problem.chat, str):
                 self.chat.prompt_text(problem.chat)
         except UserError as exc:
@@ -59,15 +71,16 @@ class _Checks:
     max_tokens: int
     system: str | None
     warmed: bool
+    thinking: Thinking
 
     def fault(self, problem: Problem, split: Split) -> UserError | None:
         """Why a row can't be used, or None."""
         if (why := self.reward.check(problem)) is not None:
             return UserError(f"can't score {split} row {problem.id!r}: {why}", key=f"tasks.{self.task}.reward")
         problem = under(problem, self.system)
-        if (why := self.room.unwritten(problem, split == "train" and self.warmed)) is not None:
-            return UserError(f"{split} row {problem.id!r}: {why.message}", key=f"tasks.{self.task}")
-        if (why := self.room.missing(problem, self.max_tokens)) is not None:
+        if (unwritten := self.room.unwritten(problem, split == "train" and self.warmed, self.thinking)) is not None:
+            return UserError(f"{split} row {problem.id!r}: {unwritten.message}", key=f"tasks.{self.task}")
+        if (why := self.room.missing(problem, self.max_tokens, self.thinking)) is not None:
             return UserError(f"{split} row {problem.id!r} {why}", key=f"tasks.{self.task}.max_tokens")
         return None
 
@@ -76,7 +89,7 @@ def check_model(recipe: Recipe) -> Room:
     """What the model's context has room for. Reads no weights.
 
     Raises UserError where the model, its tokenizer or its chat template is missing, where adapters can't be used, and
-    for stop texts that no answer can have."""
+    for stop texts that no answer can have, and for a budget of thoughts where the model knows none."""
     probes = recipe.study.probe_lora if "lora" in recipe.study.probes else None
     for key, spec in (("model.lora", recipe.model.lora), ("study.probe_lora", probes)):
         if spec is not None:
@@ -88,10 +101,20 @@ def check_model(recipe: Recipe) -> Room:
     if context is not None and context < 1:  # as some name one that has no end
         context = None
     chat = load_chat(recipe.model)
-    for name, spec in recipe.tasks.items():
-        if held := [text for text in spec.stop if any(token in text for token in chat.tokenizer.all_special_tokens)]:
+    form = think_form(chat)
+    for name, task in recipe.tasks.items():
+        if isinstance(task.thinking, int) and form is None:
+            raise UserError(
+                'neither the chat template nor the vocabulary of the model knows thoughts; use "auto"',
+                key=f"tasks.{name}.thinking",
+            )
+        if form is not None and task.thinking == "auto" and task.max_tokens is None and form.opens:
+            _log.warning(
+                "%s: the model thinks first, within its max_tokens; tasks.%s.thinking = 512 gives room", name, name
+            )
+        if held := [text for text in task.stop if any(token in text for token in chat.tokenizer.all_special_tokens)]:
             raise UserError(f"{held[0]!r} contains a special token, which answers never have", key=f"tasks.{name}.stop")
-    return Room(chat, context)
+    return Room(chat, context, form)
 
 
 def screen(
@@ -106,7 +129,10 @@ def screen(
     for name, task in tasks.items():
         # Nobody wrote the prompts of reasoning-gym, so nobody could shorten them.
         skip = recipe.tasks[name].skip_refused or isinstance(task, GymTask)
-        checks = _Checks(name, rewards[name], room, task.max_tokens, recipe.tasks[name].system, recipe.warmup.steps > 0)
+        spec = recipe.tasks[name]
+        checks = _Checks(
+            name, rewards[name], room, task.max_tokens, spec.system, recipe.warmup.steps > 0, spec.thinking
+        )
         screened[name], unusable = screened_by(task, checks.fault, skip)
         refused[name] = joined((task.refused, unusable)) if isinstance(task, RowTask) else unusable
     return screened, refused

@@ -16,6 +16,7 @@ from omni_thinker.rewards.base import Reward
 from omni_thinker.rl.difficulty import training_streams
 from omni_thinker.rl.evaluate import Evaluation, evaluate
 from omni_thinker.rl.loop import Learner
+from omni_thinker.rl.requests import request_for
 from omni_thinker.rl.stream import make_streams
 from omni_thinker.runs.checkpoints import Checkpoints
 from omni_thinker.runs.files import checksum, write_whole
@@ -28,7 +29,7 @@ from omni_thinker.studies.setup import Setup, study_seed
 from omni_thinker.studies.training import Cost, Stage, Training
 from omni_thinker.studies.weights import Weights, slug
 from omni_thinker.tasks.registry import Pools
-from omni_thinker.types import Problem, SampleRequest, SamplingParams, Split, TaskName
+from omni_thinker.types import Problem, SamplingParams, Split, TaskName
 
 
 @dataclass
@@ -111,7 +112,9 @@ class Session:
                 self.run.journal.checkpoint(key, checkpoints.write(self.policy, state.step) | value)
                 checkpoints.drop()
 
-        report = warm_up(self.policy, streams, spec, check, on_step, begun=begun, keep=keep)
+        report = warm_up(
+            self.policy, streams, spec, check, on_step, thinking=self.setup.thinking, begun=begun, keep=keep
+        )
         self.progress.skip("warmup", spec.steps - report.steps)
         self.progress.say(
             f"warm-up: {report.steps} steps, {time.monotonic() - began:.0f} s; " + _scores(report.reached)
@@ -129,11 +132,13 @@ class Session:
     def _with_references(self, problems: list[Problem], split: Split) -> list[Problem]:
         lacking = [problem for problem in problems if "reference" not in problem.data]
         requests = [
-            SampleRequest(
-                self.policy.encode_prompt(problem.chat),
-                self.setup.tasks[problem.task].max_tokens,
+            request_for(
+                self.policy,
+                problem,
                 study_seed(self.seed, "reference", problem.id),
+                self.setup.tasks[problem.task].max_tokens,
                 self.setup.stops.get(problem.task, ()),
+                self.setup.thinking[problem.task],
             )
             for problem in lacking
         ]
@@ -175,7 +180,7 @@ class Session:
         spec, scheduled = self.recipe.rl, scheduled_arms(self.recipe.study).get(arm)
         if scheduled is not None and scheduled.update is not None:
             spec = spec.model_copy(update={"update": scheduled.update})
-        return Learner(self.policy, spec, streams, rewards, max_tokens, stops)
+        return Learner(self.policy, spec, streams, rewards, max_tokens, stops, self.setup.thinking)
 
     def evaluate(self, arm: str, split: Split, step: int, stage: TaskName | None = None) -> Evaluation:
         """Every task on `split`, logged, with a few rollouts kept."""
@@ -202,6 +207,7 @@ class Session:
             params=self.recipe.evaluation.sampling,
             seed=study_seed(self.seed, split),
             stops=self.setup.stops,
+            thinking=self.setup.thinking,
             max_error_rate=self.recipe.rl.max_error_rate,
         )
         seconds = time.monotonic() - began
@@ -229,6 +235,7 @@ class Session:
             params=SamplingParams(1, self.recipe.rl.temperature),
             seed=study_seed(self.seed, "warmup", step),
             stops=self.setup.stops,
+            thinking=self.setup.thinking,
             max_error_rate=self.recipe.rl.max_error_rate,
         )
         seconds = time.monotonic() - began
@@ -272,6 +279,7 @@ class Session:
                     answer=group.problem.answer,
                     reference=group.problem.data.get("reference"),
                     response=sample.text,
+                    thoughts=None if sample.thoughts is None else sample.thoughts.text,
                     stop=sample.stop,
                     status=score.status,
                     score=score.value,

@@ -19,7 +19,7 @@ from omni_thinker.tasks.gym import GymTask
 from omni_thinker.tasks.gym.cache import kept_in
 from omni_thinker.tasks.refused import Refusals
 from omni_thinker.tasks.registry import Pools, make_pools, make_tasks
-from omni_thinker.types import Split, TaskName
+from omni_thinker.types import Split, TaskName, Thinking
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,11 @@ class Setup:
     def stops(self) -> dict[TaskName, tuple[str, ...]]:
         """Texts that end an answer, of the tasks that have any."""
         return {name: spec.stop for name, spec in self.recipe.tasks.items() if spec.stop}
+
+    @property
+    def thinking(self) -> dict[TaskName, Thinking]:
+        """What becomes of a model's thoughts, by task."""
+        return {name: spec.thinking for name, spec in self.recipe.tasks.items()}
 
     @property
     def judged(self) -> list[TaskName]:

@@ -76,6 +76,11 @@ class ChatFormat:
             generation_prompt=generation_prompt(self._renderer),
         )
 
+    @property
+    def template(self) -> str:
+        """Its source."""
+        return self._renderer.template
+
     def under(self, options: Mapping[str, Any]) -> "ChatFormat":
         """The same template with these options besides. Raises UserError as the constructor does."""
         key = repr(sorted(options.items()))

@@ -38,7 +38,8 @@ class ShortAnswer(SamplePart):
             return Score.error("no gold answer")
         after = without_thoughts(sample.text).strip()
         if not after:
-            return valued(0.0, "no answer after the thoughts" if sample.text.strip() else "empty")
+            empty = sample.answered and not sample.text.strip()
+            return valued(0.0, "empty" if empty else "no answer after the thoughts")
         found = _taken(after)
         right = _forms(problem.answer).union(*map(_forms, _strings(problem, "aliases")))
         if _right(found.text, right) or (found.how != "whole" and _right(after, right)):

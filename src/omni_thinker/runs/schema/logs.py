@@ -64,7 +64,7 @@ class Answer:
     reference: str | None
     """Reference response that a judge compared with, where there is one."""
     response: str
-    """The answer."""
+    """The answer, without the thoughts before it."""
     stop: StopReason
     """`stop`, or `length` where the answer ran into the token limit."""
     status: Literal["value", "abstain", "error"]
@@ -75,6 +75,8 @@ class Answer:
     """Values of the reward's parts."""
     reason: str | None
     """Why there is no value, or a remark on it."""
+    thoughts: str | None = None
+    """What the model thought before the answer. Null where it didn't think."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=CONFIG)
