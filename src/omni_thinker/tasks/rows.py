@@ -143,7 +143,8 @@ def _read(
         parsed.append((split, content, problem))
     refused.settle(spec.skip_refused)
     if not parsed:
-        raise UserError("no rows", key=f"tasks.{name}.{'files' if spec.files else 'source'}")
+        where = ", ".join(spec.files) or spec.source
+        raise UserError(f"no rows in {where:.200}", key=f"tasks.{name}.{'files' if spec.files else 'source'}")
     for field in spec.fields:
         if field not in used_fields:
             raise UserError(f"no row has {spec.fields[field]!r}", key=f"tasks.{name}.fields.{field}")
