@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -225,6 +226,7 @@ def test_file_with_a_bad_row_trains_with_skip_refused_and_says_which(
     for words in (err, notes):
         assert "2 of 200 rows are left out" in words or "1 of 200 rows is left out: rows.jsonl:31: answer" in words
         assert "made of words" in words
+        assert "rows.jsonl:21: " in words
     assert json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))["arms"]
     code, out, err = run("tasks", "validate", "r.toml", "--skip-refused", "--json")
     assert code == 0, err
@@ -243,7 +245,8 @@ def test_all_rows_that_a_reward_refuses_are_counted(run: Callable[..., tuple[int
     (tmp_path / "r.toml").write_text(RECIPE.replace("max_tokens", "reward = { sum = { math = 1.0 } }\nmax_tokens"))
     code, _, err = run("tasks", "validate", "r.toml")
     assert code == 2
-    assert "tasks.sums.reward: can't score train row" in err or "can't score test row" in err
+    assert re.match(r"omni-thinker: rows\.jsonl:4\d: tasks\.sums\.reward: can't score (train|test) row: ", err)
+    assert len({*re.findall(r"rows\.jsonl:(4\d)", err)}) == 4, "the first four by their lines"
     assert "(5 of 45 rows are refused; skip_refused = true (--skip-refused) leaves them out)" in err
 
 

@@ -49,13 +49,17 @@ class _Checks:
     reward: Reward
     room: Room
     max_tokens: int
+    places: Mapping[str, str]
+    """Where the row of a problem's id is, for tasks that read rows."""
 
     def fault(self, problem: Problem, split: Split) -> UserError | None:
         """Why a row can't be used, or None."""
+        place = self.places.get(problem.id)
+        row = f"{split} row" if place else f"{split} row {problem.id!r}"
         if (why := self.reward.check(problem)) is not None:
-            return UserError(f"can't score {split} row {problem.id!r}: {why}", key=f"tasks.{self.task}.reward")
+            return UserError(f"can't score {row}: {why}", file=place, key=f"tasks.{self.task}.reward")
         if (why := self.room.missing(problem, self.max_tokens)) is not None:
-            return UserError(f"{split} row {problem.id!r} {why}", key=f"tasks.{self.task}.max_tokens")
+            return UserError(f"{row} {why}", file=place, key=f"tasks.{self.task}.max_tokens")
         return None
 
 
@@ -94,7 +98,8 @@ def screen(
     for name, task in tasks.items():
         # Nobody wrote the prompts of reasoning-gym, so nobody could shorten them.
         skip = recipe.tasks[name].skip_refused or isinstance(task, GymTask)
-        checks = _Checks(name, rewards[name], room, task.max_tokens)
+        places = task.places if isinstance(task, RowTask) else {}
+        checks = _Checks(name, rewards[name], room, task.max_tokens, places)
         screened[name], unusable = screened_by(task, checks.fault, skip)
         refused[name] = joined((task.refused, unusable)) if isinstance(task, RowTask) else unusable
     return screened, refused
