@@ -86,6 +86,45 @@ def test_gold_with_a_dollar_sign_is_a_number(number: int, place: str, form: str)
     assert value(gold, gold) == 1.0
 
 
+@given(whole, places, st.sampled_from(["\\approx %d", "~%d", "%d \\pmod{12}", "x \\equiv %d \\pmod 7", "%d (mod 30)"]))
+def test_number_about_or_modulo_is_that_number(number: int, place: str, form: str) -> None:
+    assert value(filled(place, form % number), str(number)) == 1.0
+    assert value(filled(place, form % (number + 1)), str(number)) == 0.0
+
+
+@given(st.integers(1, 10**4), places)
+def test_percent_is_its_hundredth_or_itself(number: int, place: str) -> None:
+    answer = filled(place, f"{number / 100:.2f}\\%")
+    assert value(answer, f"{number / 10_000:.4f}") == 1.0
+    assert value(answer, f"{number / 100:.2f}") == 1.0
+    assert value(answer, f"{number / 10_000 + 1:.4f}") == 0.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\\boxed{5}\nor\n\\boxed{6}", "\\[\\boxed{5}\\]\nor\n\\[\\boxed{6}\\]", "The answer is 6 (or 5).",
+        "The answer is 6, maybe 5", "The answer is 6 or perhaps 5", "The answer is 6, alternatively 5",
+    ],
+)  # fmt: skip
+def test_several_numbers_are_wrong_however_they_are_joined(text: str) -> None:
+    assert value(text, "6") == 0.0
+    assert value(text.replace("5", "6"), "6") == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("\\boxed{(3, 4)}", 1.0), ("\\boxed{3, 4}", 1.0), ("The answer is $\\left(3, 4\\right)$.", 1.0),
+        ("3, 4", 1.0), ("\\boxed{y = 4, x = 3}", 1.0), ("\\boxed{(4, 3)}", 0.0), ("\\boxed{4, 3}", 0.0), ("4, 3", 0.0),
+        ("\\boxed{x = 4, y = 3}", 0.0), ("\\boxed{3}", 0.0),
+    ],
+)  # fmt: skip
+def test_values_of_several_names_are_in_their_order(text: str, right: float) -> None:
+    assert value(text, "x = 3, y = 4") == right
+    assert value("\\boxed{5, 3}", "n = 3, 5") == 1.0, "the values of one name have none"
+
+
 @given(st.integers(10, 300), st.integers(1, 5))
 def test_tiny_values_are_compared_by_their_ratio(power: int, more: int) -> None:
     gold = f"\\frac{{1}}{{2^{{{power}}}}}"
@@ -290,6 +329,12 @@ def test_date_is_compared_as_a_whole(day: object, place: str) -> None:
         ("x <= 5", "x \\le 5"),
         ("The area is 25 pi", "25\\pi"),
         ("\\boxed{2sqrt(3)}", "2\\sqrt{3}"),
+        ("**2√3**", "2\\sqrt{3}"),
+        ("The answer is **25π cm³**.", "25\\pi"),
+        ("The volume is 25\\pi cm^3.", "25\\pi"),
+        ("\\boxed{25π cm³}", "25\\pi"),
+        ("\\boxed{\\emptyset}", "\\varnothing"),
+        ("\\boxed{\\varnothing}", "\\emptyset"),
     ],
 )
 def test_plain_text_answers_a_gold_in_latex(text: str, gold: str) -> None:

@@ -343,6 +343,11 @@ def test_results_of_a_function_may_be_tuples_and_near_numbers() -> None:
     assert not same([1, 2], [1])
     assert not same([3.1], [3.0])
     assert not same(4, 3)
+    numpy = pytest.importorskip("numpy")
+    assert same(numpy.array([[1, 2], [3, 4]]), [[1, 2], [3, 4]])
+    assert same([numpy.array([1.0])], [[1]])
+    assert not same(numpy.array([1, 2]), [1, 3])
+    assert not same(numpy.array([1, 2]), [1])
 
 
 def test_usual_imports_are_for_rows_that_test_a_solution_class_or_ask_for_them() -> None:
@@ -377,6 +382,9 @@ def test_tests_want_what_they_use_and_do_not_bind_themselves() -> None:
         ({"inputs": ["no JSON"], "outputs": ["1"], "entry_point": "f"}, "one argument a line"),
         ({"inputs": ["1"], "outputs": ["1"], "float_tolerance": -1}, "float_tolerance"),
         ({"inputs": ["1"], "outputs": ["1"], "packages": ["os"]}, "packages as a list of these: numpy"),
+        ({"inputs": ["1"], "outputs": ["1"], "packages": [["numpy"]]}, "packages as a list of these: numpy"),
+        ({"inputs": ["1"], "outputs": ["1"], "entry_point": "class"}, "needs entry_point as a name"),
+        ({"inputs": ["1"], "outputs": ["1"], "entry_point": "Solution().None"}, "needs entry_point as a name"),
         ({"inputs": ["1"], "outputs": ["1"], "usual_imports": "yes"}, "usual_imports as true or false"),
         ({"tests": ["assert 1"], "timeout": 0}, "timeout"),
         ({"tests": ["assert 1"], "setup": ["x"]}, "isn't Python"),

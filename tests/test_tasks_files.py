@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -125,12 +127,13 @@ BAD: list[tuple[str, bytes, str]] = [
     ("b.csv", b"", "its first line must name every column"),
     ("c.csv", b"question,answer\nq,a,b\n", r"c\.csv:2: has 3 cells for 2 columns.*1 of 1 rows"),
     ("d.csv", b"question,answer\nq,caf\xe9\n", "not UTF-8"),
-    ("e.csv", b'question,answer\n"q"x,a\n', "not valid CSV"),
+    ("e.csv", b'question,answer\n1,2\n"q"x,a\n', r"e\.csv:3: tasks\.t\.files: not valid CSV"),
     ("f.parquet", b"PAR1 and no more", "not a Parquet file that can be read|needs pyarrow"),
     ("g.parquet", b"", "not a Parquet file that can be read|needs pyarrow"),
     ("h.json", b'[{"question": 1}', r"h\.json: tasks\.t\.files: not valid JSON"),
     ("i.json", b'["q"]', r"i\.json\[0\]: must be an object, got str"),
     ("j.json", b'{\n"rows": []\n}', r"j\.json:1: not valid JSON"),
+    ("k.csv", b"question,answer\n", r"no rows in .*k\.csv"),
 ]
 
 
@@ -140,6 +143,22 @@ def test_damaged_table_is_refused_in_one_line(tmp_path: Path, name: str, content
     with pytest.raises(UserError, match=message) as caught:
         load(tmp_path / name)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.TSV"])
+def test_names_of_columns_are_read_without_space_and_endings_without_case(tmp_path: Path, name: str) -> None:
+    sign = "," if name.endswith("csv") else "\t"
+    lines = [f"prompt{sign} answer ", *(f"{n}?{sign}{n}" for n in range(40))]
+    (tmp_path / name).write_text("\n".join(lines), "utf-8")
+    assert {p.prompt: p.answer for p in everything(load(tmp_path / name))} == {f"{n}?": str(n) for n in range(40)}
+
+
+@pytest.mark.parametrize("name", ["pipe", "pipe.csv", "pipe.json", "pipe.parquet"])
+def test_pipe_is_refused_before_its_first_bytes_are_taken(tmp_path: Path, name: str) -> None:
+    """What was looked at once can't be read again, so a part of the rows would be missing."""
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=rf"{name}: tasks\.t\.files: is a pipe or a device"):
+        load(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["none.csv", "none.parquet", "none.json", "a\0b.csv", "x" * 300 + ".json"])
@@ -207,6 +226,7 @@ def test_file_with_a_bad_row_trains_with_skip_refused_and_says_which(
     for words in (err, notes):
         assert "2 of 200 rows are left out" in words or "1 of 200 rows is left out: rows.jsonl:31: answer" in words
         assert "made of words" in words
+        assert "rows.jsonl:21: " in words
     assert json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))["arms"]
     code, out, err = run("tasks", "validate", "r.toml", "--skip-refused", "--json")
     assert code == 0, err
@@ -225,7 +245,8 @@ def test_all_rows_that_a_reward_refuses_are_counted(run: Callable[..., tuple[int
     (tmp_path / "r.toml").write_text(RECIPE.replace("max_tokens", "reward = { sum = { math = 1.0 } }\nmax_tokens"))
     code, _, err = run("tasks", "validate", "r.toml")
     assert code == 2
-    assert "tasks.sums.reward: can't score train row" in err or "can't score test row" in err
+    assert re.match(r"omni-thinker: rows\.jsonl:4\d: tasks\.sums\.reward: can't score (train|test) row: ", err)
+    assert len({*re.findall(r"rows\.jsonl:(4\d)", err)}) == 4, "the first four by their lines"
     assert "(5 of 45 rows are refused; skip_refused = true (--skip-refused) leaves them out)" in err
 
 

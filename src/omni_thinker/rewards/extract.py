@@ -17,7 +17,10 @@ _BOXES = 20
 """How many unclosed boxes, and marks of headings, are passed over before giving up."""
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BARE_BOX = re.compile(r"\\boxed\s*([^\s{}$a-zA-Z][^\s$]*)")
-_BETWEEN_BOXES = re.compile(r"[ ,;$&]*(?:and|or|\\text\s*\{\s*(?:and|or)\s*\}|\\q?quad|\\ )?[ ,;$&]*")
+_BETWEEN_BOXES = re.compile(
+    r"[ ,;$&]*(?:\\q?quad|\\ )?[ ,;$&]*"
+    r"|(?:[\s,;$&]|\\[()\[\]])*(?:and|or|\\text\s*\{\s*(?:and|or)\s*\})(?:[\s,;$&]|\\[()\[\]])*"
+)
 _BRACES = re.compile(r"[{}]")
 _WIDEST_GAP = 40
 """Characters between boxes of one list."""

@@ -12,7 +12,7 @@ from omni_thinker.rewards.parts import SamplePart, valued
 from omni_thinker.rewards.reading.latex import plain
 from omni_thinker.rewards.reading.letters import find_letter, read_letter
 from omni_thinker.rewards.reading.numbers import Reading, has_words, last_number, leading_number, to_number
-from omni_thinker.rewards.reading.symbolic import LONGEST_ANSWER, expression, plausible, to_latex
+from omni_thinker.rewards.reading.symbolic import LONGEST_ANSWER, expression, plausible, to_latex, without_unit
 from omni_thinker.rewards.reading.values import Value, as_value, read_value, same_value
 from omni_thinker.rewards.reading.wholes import Whole, find_whole, read_whole, same_whole
 from omni_thinker.types import Problem, Sample, Score
@@ -23,6 +23,7 @@ _LONGEST_TEXT = 20_000
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 _WORDS = re.compile(r"(?=.*[A-Za-z]{3})[A-Za-z' ]+")
 _OFFERS = re.compile(r"(?:\bor\b|\\text\s*\{\s*or\s*\})\s*[-\d$\\]", re.IGNORECASE)
+_NAMED = re.compile(r"\s*([A-Za-z])\s*=([^=<>]+)")
 _SHOWN = 40
 
 
@@ -118,6 +119,11 @@ class Math(SamplePart):
             if not texts:
                 return valued(0.0, f"{found.words()}: not a plausible answer form")
         latex = gold.text if "\\" in gold.text or "$" in gold.text else to_latex(gold.text)
+        if "=" not in found.text and (values := _values_of_names(gold.text)):
+            # Math-Verify would take "4, 3" for "x = 3, y = 4".
+            given = expression(found.text, marked=found.how != "whole", listed=True) or found.text
+            given = given.replace("\\left", "").replace("\\right", "").strip()
+            latex, texts = values, [f"\\boxed{{{given if given.startswith('(') else f'({given})'}}}"]
         try:
             reply = await _pool().call({"gold": latex, "texts": texts}, _DEADLINE_S)
         except IsolationError as exc:
@@ -158,7 +164,7 @@ def _by_number(found: Found, gold: Value) -> Score:
     found, reading = _read(found)
     if reading.value is None:
         return _lost(found, reading.why)
-    if reading.value == gold.number:
+    if reading.value == gold.number or (reading.percent and reading.value / 100 == gold.number):
         return valued(1.0, found.words())
     return _lost(found, f"isn't {_shown(str(gold.number))}")
 
@@ -204,10 +210,19 @@ def _by_value(found: Found, gold: Value | None) -> Score | None:
     return None if found.how == "whole" and place.how == "last" else _lost(place, f"isn't {_shown(str(gold.number))}")
 
 
+def _values_of_names(gold: str) -> str | None:
+    """The tuple (3, 4) of a gold "x = 3, y = 4", whose names differ; None for any other."""
+    pairs = [_NAMED.fullmatch(part) for part in gold.strip(" $").split(",")]
+    named = [(pair[1], pair[2]) for pair in pairs if pair]
+    if len(named) < max(2, len(pairs)) or len(dict(named)) < len(named):
+        return None
+    return f"({', '.join(value for _, value in named)})"
+
+
 def _attempts(text: str, found: Found, listed: bool) -> list[str]:
     """The texts that Math-Verify may find the answer in: first what was written, then the answer alone."""
     if found.how == "boxed":
-        latex = to_latex(found.text) if len(found.text) <= LONGEST_ANSWER else found.text.strip()
+        latex = to_latex(without_unit(found.text)) if len(found.text) <= LONGEST_ANSWER else found.text.strip()
         return [text] if latex == found.text.strip() else [text, f"\\boxed{{{latex}}}"]
     if found.how == "whole":
         tail = expression(found.text, marked=False, listed=listed)

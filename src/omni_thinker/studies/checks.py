@@ -9,7 +9,7 @@ from omni_thinker.models.chat import ChatFormat, load_chat
 from omni_thinker.models.load import empty_model, load_config, resolve
 from omni_thinker.models.think_form import ThinkForm, ask, think_form
 from omni_thinker.policy.lora import add_lora
-from omni_thinker.recipe import Recipe
+from omni_thinker.recipe import Recipe, TaskSpec
 from omni_thinker.rewards.base import Reward
 from omni_thinker.tasks.base import Task
 from omni_thinker.tasks.gym import GymTask
@@ -69,19 +69,23 @@ class _Checks:
     reward: Reward
     room: Room
     max_tokens: int
-    system: str | None
+    spec: TaskSpec
     warmed: bool
-    thinking: Thinking
+    """Whether gold answers are trained on."""
+    places: Mapping[str, str]
+    """Where the row of a problem's id is, for tasks that read rows."""
 
     def fault(self, problem: Problem, split: Split) -> UserError | None:
         """Why a row can't be used, or None."""
+        place = self.places.get(problem.id)
+        row = f"{split} row" if place else f"{split} row {problem.id!r}"
         if (why := self.reward.check(problem)) is not None:
-            return UserError(f"can't score {split} row {problem.id!r}: {why}", key=f"tasks.{self.task}.reward")
-        problem = under(problem, self.system)
-        if (unwritten := self.room.unwritten(problem, split == "train" and self.warmed, self.thinking)) is not None:
-            return UserError(f"{split} row {problem.id!r}: {unwritten.message}", key=f"tasks.{self.task}")
-        if (why := self.room.missing(problem, self.max_tokens, self.thinking)) is not None:
-            return UserError(f"{split} row {problem.id!r} {why}", key=f"tasks.{self.task}.max_tokens")
+            return UserError(f"can't score {row}: {why}", file=place, key=f"tasks.{self.task}.reward")
+        problem, thinking = under(problem, self.spec.system), self.spec.thinking
+        if (unwritten := self.room.unwritten(problem, split == "train" and self.warmed, thinking)) is not None:
+            return UserError(f"{row}: {unwritten.message}", file=place, key=f"tasks.{self.task}")
+        if (why := self.room.missing(problem, self.max_tokens, thinking)) is not None:
+            return UserError(f"{row} {why}", file=place, key=f"tasks.{self.task}.max_tokens")
         return None
 
 
@@ -129,10 +133,8 @@ def screen(
     for name, task in tasks.items():
         # Nobody wrote the prompts of reasoning-gym, so nobody could shorten them.
         skip = recipe.tasks[name].skip_refused or isinstance(task, GymTask)
-        spec = recipe.tasks[name]
-        checks = _Checks(
-            name, rewards[name], room, task.max_tokens, spec.system, recipe.warmup.steps > 0, spec.thinking
-        )
+        spec, places = recipe.tasks[name], task.places if isinstance(task, RowTask) else {}
+        checks = _Checks(name, rewards[name], room, task.max_tokens, spec, recipe.warmup.steps > 0, places)
         screened[name], unusable = screened_by(task, checks.fault, skip)
         refused[name] = joined((task.refused, unusable)) if isinstance(task, RowTask) else unusable
     return screened, refused

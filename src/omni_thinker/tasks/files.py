@@ -1,5 +1,6 @@
 """`source = "jsonl"`: rows of files, each read by what its name ends in."""
 
+import os.path
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,10 @@ def file_task(name: TaskName, spec: TaskSpec) -> RowTask:
 
 def rows_of(path: Path, key: str) -> Iterator[Row]:
     """The rows of one file, or of a folder that `datasets` saved. Raises UserError naming `key` and the file."""
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        # A pipe gives its rows once, and a part of them is gone once its first bytes were looked at.
+        why = "is a pipe or a device, whose rows can't be read again; write them to a file"
+        raise UserError(why, file=path, key=key)
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         return read_parquet(path, key)

@@ -36,7 +36,9 @@ _log = logging.getLogger(__name__)
 
 
 class RowTask:
-    """A task made of rows. Raises UserError naming file, line and field of the rows that can't be read."""
+    """A task made of rows. `places`: where the row of each problem's id is (`file.jsonl:12`).
+
+    Raises UserError naming file, line and field of the rows that can't be read."""
 
     def __init__(self, name: TaskName, spec: TaskSpec, rows: Iterable[Row]) -> None:
         self.name = name
@@ -46,7 +48,7 @@ class RowTask:
         head = list(islice(rows, HEAD))
         self.form: Form = recognise(name, spec, [row.values for row in head if row.fault is None])
         self.base, whole = _base(name, spec, self.form, chain(head, rows))
-        groups, self.refused = _read(name, spec, self.form, whole, self.base)
+        groups, self.places, self.refused = _read(name, spec, self.form, whole, self.base)
         if spec.options.get("drop_overlap"):
             _drop_overlap(groups)
         sizes = {"train": spec.train, "validation": spec.validation, "test": spec.test}
@@ -116,9 +118,9 @@ def check_spec(name: TaskName, spec: TaskSpec) -> None:
 
 def _read(
     name: TaskName, spec: TaskSpec, form: Form, rows: Iterable[Row], base: int | None
-) -> tuple[dict[Split, list[Problem]], Refusals]:
-    """Problems by split, and the rows that were refused; a split that no row names is carved out of train by content
-    hash of the bare prompt."""
+) -> tuple[dict[Split, list[Problem]], dict[str, str], Refusals]:
+    """Problems by split, where each id's row is, and the rows that were refused; a split that no row names is carved
+    out of train by content hash of the bare prompt."""
     parsed: list[tuple[str | None, str, Problem]] = []
     used_fields: set[str] = set()
     ids: dict[str, str] = {}
@@ -143,11 +145,12 @@ def _read(
         parsed.append((split, content, problem))
     refused.settle(spec.skip_refused)
     if not parsed:
-        raise UserError("no rows", key=f"tasks.{name}.{'files' if spec.files else 'source'}")
+        where = ", ".join(spec.files) or spec.source
+        raise UserError(f"no rows in {where:.200}", key=f"tasks.{name}.{'files' if spec.files else 'source'}")
     for field in spec.fields:
         if field not in used_fields:
             raise UserError(f"no row has {spec.fields[field]!r}", key=f"tasks.{name}.fields.{field}")
-    return _by_split(name, spec, parsed), refused
+    return _by_split(name, spec, parsed), ids, refused
 
 
 def _bare_answers(spec: TaskSpec, form: Form, rows: Iterable[Row]) -> Iterator[str]:

@@ -18,15 +18,14 @@ _BATCH = 1024
 
 
 def read_csv(path: Path, key: str) -> Iterator[Row]:
-    """The rows below a line of names; cells are texts, empty ones missing. `.tsv`: tabs between cells."""
+    """The rows below a line of names; cells are texts, empty ones missing. `.tsv`: tabs between cells. Space around a
+    name is no part of it."""
     csv.field_size_limit(_LONGEST_CELL)
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             yield from _cells(path, stream, key)
     except UnicodeDecodeError as exc:
         raise UserError(f"not UTF-8: {exc.reason} at byte {exc.start}", file=path, key=key) from None
-    except csv.Error as exc:
-        raise UserError(f"not valid CSV: {exc}", file=path, key=key) from None
     except OSError as exc:
         raise UserError(f"can't be read: {exc.strerror or exc}", file=path, key=key) from None
     except ValueError as exc:  # a NUL in the name
@@ -34,13 +33,13 @@ def read_csv(path: Path, key: str) -> Iterator[Row]:
 
 
 def _cells(path: Path, stream: IO[str], key: str) -> Iterator[Row]:
-    lines = csv.reader(stream, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
-    names = next(lines, None)
+    lines = _lines(path, stream, key)
+    names = [name.strip() for name in next(lines, (0, []))[1]]
     if not names or len(set(names)) < len(names) or not all(names):
         raise UserError("its first line must name every column, each differently", file=path, key=key)
-    for number, cells in enumerate(lines):
-        where = f"{path}:{lines.line_num}"
-        if number >= MAX_ROWS:
+    for count, (number, cells) in enumerate(lines):
+        where = f"{path}:{number}"
+        if count >= MAX_ROWS:
             raise UserError(f"more than {MAX_ROWS:,} rows; split the file", file=where)
         if not cells:
             continue
@@ -48,6 +47,16 @@ def _cells(path: Path, stream: IO[str], key: str) -> Iterator[Row]:
             yield Row(where, {}, fault=f"has {len(cells)} cells for {len(names)} columns")
             continue
         yield Row(where, {name: cell for name, cell in zip(names, cells, strict=True) if cell})
+
+
+def _lines(path: Path, stream: IO[str], key: str) -> Iterator[tuple[int, list[str]]]:
+    """The cells of each row, and the number of the line that it ends in."""
+    reader = csv.reader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+    try:
+        for cells in reader:
+            yield reader.line_num, cells
+    except csv.Error as exc:
+        raise UserError(f"not valid CSV: {exc}", file=f"{path}:{reader.line_num}", key=key) from None
 
 
 def read_parquet(path: Path, key: str) -> Iterator[Row]:

@@ -117,6 +117,7 @@ def _execute(program: str, usual_imports: bool) -> int:
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
     vars(module)["__builtins__"] = builtins
+    vars(builtins).update(exit=sys.exit, quit=sys.exit)  # Python's own come with its module `site`, which isn't loaded
     if usual_imports:
         usual.provide(vars(module))
     code = 0

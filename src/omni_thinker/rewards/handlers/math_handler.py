@@ -22,7 +22,8 @@ _NOISE = 1e-20
 
 
 def _parsed(text: str) -> list[Any]:
-    parsed: list[Any] = parse(text, parsing_timeout=None)
+    # To Math-Verify \varnothing is the name of a variable.
+    parsed: list[Any] = parse(text.replace(r"\varnothing", r"\emptyset"), parsing_timeout=None)
     return parsed
 
 

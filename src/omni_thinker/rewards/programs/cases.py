@@ -3,6 +3,7 @@
 import ast
 import builtins
 import json
+import keyword
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ _CLASS = "Solution"
 _LEETCODE = re.compile(rf"\b{_CLASS}\b")
 _SAME = """
 def same_result(given, wanted, tolerance={tolerance!r}):
+    if isinstance(wanted, list) and hasattr(type(given), "tolist"):  # an array
+        given = given.tolist()
     if isinstance(given, (list, tuple)) and isinstance(wanted, list):
         return len(given) == len(wanted) and all(same_result(*pair) for pair in zip(given, wanted))
     if tolerance and isinstance(given, (int, float)) and isinstance(wanted, float):
@@ -119,9 +122,17 @@ def _statements(data: Mapping[str, Any]) -> tuple[str, ...]:
 def _entries(data: Mapping[str, Any]) -> tuple[str, ...]:
     names = data.get("entry_point") or ()
     names = (names,) if isinstance(names, str) else names
-    if not isinstance(names, list | tuple) or not all(isinstance(n, str) and _ENTRY.fullmatch(n) for n in names):
+    if not isinstance(names, list | tuple) or not all(map(_is_entry, names)):
         raise Unusable("needs entry_point as a name (f, Solution().f) or a list of names")
     return tuple(names)
+
+
+def _is_entry(name: Any) -> bool:
+    return (
+        isinstance(name, str)
+        and _ENTRY.fullmatch(name) is not None
+        and not any(keyword.iskeyword(part) for part in re.split(r"\W+", name))
+    )
 
 
 def _root(name: str) -> str:
@@ -169,7 +180,7 @@ def _limits(data: Mapping[str, Any], *, script: bool, leetcode: bool) -> Limits:
         raise Unusable("needs usual_imports as true or false")
     packages = data.get("packages") or ()
     packages = (packages,) if isinstance(packages, str) else packages
-    if not isinstance(packages, list | tuple) or not set(packages) <= set(PACKAGES):
+    if not isinstance(packages, list | tuple) or not all(package in PACKAGES for package in packages):
         raise Unusable(f"needs packages as a list of these: {', '.join(PACKAGES)}")
     memory = _PACKAGES_MEMORY_MB if packages else _SCRIPT_MEMORY_MB if script else _MEMORY_MB
     timeout = _number(data, "timeout", 0.0, MAX_TIMEOUT_S, _SCRIPT_TIMEOUT_S if script else _TIMEOUT_S)

@@ -6,9 +6,7 @@ from omni_thinker.rewards.reading.latex import VARIABLES
 
 _NEARBY = 60
 """Characters before a number that are looked at."""
-_DENIED = re.compile(
-    r"(?:\bnot|n't|\bnever|\bno|[<>≤≥≠±~^_]|\\(?:neq?|[lg]eq?|[lg]t|pm|mp|sim|approx))\s*\$?\s*$", re.IGNORECASE
-)
+_DENIED = re.compile(r"(?:\bnot|n't|\bnever|\bno|[<>≤≥≠±^_]|\\(?:neq?|[lg]eq?|[lg]t|pm|mp))\s*\$?\s*$", re.IGNORECASE)
 _OPERAND = r"(?:[0-9]|[)\]}]|(?<![^\W\d_])(?<!['\\])[b-zB-HJ-Z])"
 _BEFORE = re.compile(
     rf"""(?:

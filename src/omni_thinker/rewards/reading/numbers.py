@@ -24,7 +24,8 @@ _FIND = re.compile(
 )
 _ALONE = re.compile(rf"\s*([-+]?)\s*{_COIN}?\s*([-+]?)\s*({_QUANTITY})\s*(?:{_COIN}|\\?%)?\s*\.?\s*")
 _PARTS = re.compile(r"(?:([0-9,]+)\s+(?:and\s+)?)?([0-9]+)\s?/\s?([0-9]+)")
-_JOINS = {"", ",", ";", "|", "/", "\\", "&", "or", "and", "to", ", or", ", and", ",or", ",and", "and/or"}
+_JOINS = {"", "|", "/", "\\", "&", "or", "and", "to", "and/or"}
+_DOUBTS = {f"{joint}{doubt}" for joint in ("", "or ") for doubt in ("maybe", "perhaps", "possibly", "alternatively")}
 _OPERATORS = {"+", "-", "*", "/", "^", "×", "·", "÷", "\\times", "\\cdot"}
 _SCALES = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _SCALE = re.compile(rf"\s*({'|'.join(_SCALES)})\b", re.IGNORECASE)
@@ -32,6 +33,8 @@ _ASSIGNED = re.compile(r"(?<![\w\\])[A-Za-z]\s*=(?!=)")
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _HEDGED = re.compile(r"\b(?:or|maybe|perhaps|possibly|either)\b", re.IGNORECASE)
 _BASE_TEN = re.compile(r"(?<=[0-9])\s*_\s*(?:\{\s*10\s*\}|10)(?![0-9])")
+# "3 (mod 7)" says that it is 3; "10 mod 7" is still to be worked out.
+_MODULUS = re.compile(r"(?:\\pmod\s*(?:\{[^{}]{1,20}\}|[0-9])|\(\s*(?:\\bmod|mod)\s*[0-9]{1,20}\s*\))(?=[\s.,$*]*$)")
 _PERCENT = re.compile(r"\s*(?:%|percent\b|per cent\b|pct\b)", re.IGNORECASE)
 
 
@@ -80,6 +83,8 @@ def _value(token: str) -> Fraction | None:
 
 def _readable(text: str) -> str:
     text = without_powers(plain(text))
+    if "mod" in text:
+        text = _MODULUS.sub("", text)
     return _BASE_TEN.sub("", text) if "_" in text else text
 
 
@@ -126,8 +131,8 @@ def leading_number(segment: str, *, whole: bool = False) -> Reading:
     if glued_before(before, token) or glued_after(after):
         return Reading(None, token, "part of an expression")
     if len(matches) > 1 and _value(matches[1].group()) != first:
-        between = segment[matches[0].end() : matches[1].start()]
-        if between.strip(" $*\t\n").casefold() in _JOINS | _OPERATORS or whole:
+        between = segment[matches[0].end() : matches[1].start()].strip(" $*\t\n,;(").casefold()
+        if between in _JOINS | _OPERATORS | _DOUBTS or whole:
             return Reading(None, token, "several numbers")
     if whole and _HEDGED.search(after):
         return Reading(None, token, "several answers")
@@ -153,8 +158,8 @@ def last_number(text: str) -> Reading:
     if glued_before(before, token) or glued_after(after, prose=True):
         return Reading(None, token, "part of an expression")
     if len(matches) > 1:
-        between = text[matches[-2].end() : matches[-1].start()]
-        if between.strip(" $*\t\n").casefold() in _JOINS and _value(matches[-2].group()) != last:
+        between = text[matches[-2].end() : matches[-1].start()].strip(" $*\t\n,;").casefold()
+        if between in _JOINS and _value(matches[-2].group()) != last:
             return Reading(None, token, "several numbers")
     return _scaled(last, token, after, bare=False)
 

@@ -38,7 +38,9 @@ _VERB = r"\b(?:is|are|be|equals?|gives?|get|obtain|has|have)\b|:"
 _LEAD = re.compile(rf".*(?:{_VERB}|(?<![<>=!])=(?!=))", re.IGNORECASE | re.DOTALL)
 _LIST_LEAD = re.compile(rf".*(?:{_VERB})", re.IGNORECASE | re.DOTALL)
 _REASON = re.compile(r"(?:,\s*|\s+)(?:because|since|as|so|which|where|for|when|by|from)\b.*", re.IGNORECASE | re.DOTALL)
-_UNIT = re.compile(r"(?<=[0-9)}\]πi])(?:\s+(?!(?:or|and|not|maybe|pi)\b)[A-Za-z]{2,}\.?){1,3}\s*$")
+_UNIT = re.compile(
+    r"(?<=[0-9)}\]πi])(?:\s+(?!(?:or|and|not|maybe|pi)\b)[A-Za-z]{2,}(?:\^\{?[2-4]\}?|[²³])?\.?){1,3}\s*$"
+)
 _WORD = re.compile(r"(?<!\\)(?<![A-Za-z])[A-Za-z]{3,}")
 
 
@@ -68,6 +70,11 @@ def to_latex(text: str) -> str:
     return re.sub(r",?\s+and\s+", ", ", text).strip(" *`\n").rstrip(".")
 
 
+def without_unit(text: str) -> str:
+    """An expression without the words of a unit after it: "24π cm³" is "24π"."""
+    return _UNIT.sub("", text)
+
+
 def expression(text: str, *, marked: bool, listed: bool) -> str | None:
     """The part of an answer that may be an expression, as LaTeX; None where words are left in it.
 
@@ -78,7 +85,7 @@ def expression(text: str, *, marked: bool, listed: bool) -> str | None:
         lead = (_LIST_LEAD if listed else _LEAD).match(text)
         text = text[lead.end() :] if lead else text
     text = text[:_NEARBY] if marked else text[-_NEARBY:]
-    text = _UNIT.sub("", _REASON.sub("", text).rstrip(" .*"))
+    text = without_unit(_REASON.sub("", text).lstrip(" *").rstrip(" .*"))
     if listed:
         text = re.sub(r"\s+or\s+", ", ", text)
     found = to_latex(text)
