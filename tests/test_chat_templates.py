@@ -113,13 +113,13 @@ def test_form_is_learned_sampled_trained_and_exported_token_by_token(
     """After a warm-up on one answer the model samples the tokens that it was taught, the real end of the turn last."""
     policy = TorchPolicy(spec_of(FORMS[name]))
     problem = Problem("1", "t", "Name a city.", "Paris is right.")
-    [group] = gold_batch(policy, [problem])
-    gold = group.samples[0]
-    taught = tuple(token for place, token in enumerate(gold.tokens) if place not in gold.forced)
+    # Without thoughts: a model that thinks is asked behind an empty block, and so taught.
+    [group] = gold_batch(policy, [problem], {"t": "off"})
+    taught = group.samples[0].tokens
     for _ in range(40):
         policy.forward_backward([group], gold_loss)
         policy.optim_step(OptimParams(5e-3))
-    request = SampleRequest(policy.encode_prompt(problem.chat), 64, 1)
+    request = SampleRequest(policy.ask(problem.chat, "off")[0], 64, 1)
     [answered] = policy.sample([request], SamplingParams(1, 0.0))
     sample = answered.samples[0]
     assert (sample.tokens, sample.stop) == (taught, "stop")
