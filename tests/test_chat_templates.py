@@ -5,9 +5,9 @@ from __future__ import annotations
 import datetime
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -60,6 +60,10 @@ def chat_of(template: str, tokenizer: Any, **keys: Any) -> ChatFormat:
     return ChatFormat(tokenizer, where="here", **keys)
 
 
+def decoded(chat: ChatFormat, ids: Sequence[int]) -> str:
+    return str(chat.tokenizer.decode(list(ids)))
+
+
 @pytest.fixture
 def tokenizer(with_tokens: Path) -> Any:
     return load_chat(ModelSpec(name=str(with_tokens))).tokenizer
@@ -69,7 +73,7 @@ def tokenizer(with_tokens: Path) -> Any:
 def test_facts_and_target_of_each_form_are_those_of_its_template(spec_of: MakeSpec, name: str) -> None:
     form = FORMS[name]
     chat = load_chat(spec_of(form))
-    facts, tokenizer = chat.facts, chat.tokenizer
+    facts, tokenizer = chat.facts, cast("Any", chat.tokenizer)
     end = form.end[-1:] if form.stop_text is None else ()
     assert tokenizer.decode(facts.turn_end) == "".join(form.end)
     assert facts.stop_ids == tuple(sorted({*tokenizer.convert_tokens_to_ids([EOS, *form.ends, *end])}))
@@ -101,7 +105,7 @@ def test_conversation_is_written_turn_by_turn(spec_of: MakeSpec, name: str) -> N
     places = [text.find(words) for words in ("Be kind.", "first question", "first answer", "then?")]
     assert -1 not in places
     assert places == sorted(places)
-    assert chat.tokenizer.decode(chat.target_ids(Chat("then?", "Be kind.", earlier), "x")) == FORMS[name].target
+    assert decoded(chat, chat.target_ids(Chat("then?", "Be kind.", earlier), "x")) == FORMS[name].target
 
 
 @pytest.mark.parametrize(
@@ -271,7 +275,7 @@ def test_answer_follows_the_prompt_without_a_space_of_the_tokenizers_own(scheme:
     letters = [*"▁abcdefghijklmnopqrstuvwxyzP:\n.", "▁P", "P▁"]
     vocabulary = {token: n for n, token in enumerate(["<unk>", "</s>", "[/A]", *letters])}
     core = Tokenizer(models.BPE(vocabulary, [("▁", "P")], unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)  # type: ignore[arg-type]
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
     core.decoder = decoders.Metaspace(prepend_scheme="never")
     core.add_special_tokens(["</s>", "[/A]"])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", unk_token="<unk>")
@@ -291,7 +295,7 @@ def test_answer_follows_the_prompt_without_a_space_of_the_tokenizers_own(scheme:
 def test_answers_that_the_template_leaves_alone_stay_as_they_are(spec_of: MakeSpec, name: str, answer: str) -> None:
     form = FORMS[name]
     chat = load_chat(spec_of(form))
-    assert chat.tokenizer.decode(chat.target_ids("Hi", answer)) == form.target.replace("x", answer, 1)
+    assert decoded(chat, chat.target_ids("Hi", answer)) == form.target.replace("x", answer, 1)
 
 
 # -- what is refused ----------------------------------------------------------------------------------------

@@ -67,8 +67,8 @@ class _Checks:
         if (why := self.reward.check(problem)) is not None:
             return UserError(f"can't score {split} row {problem.id!r}: {why}", key=f"tasks.{self.task}.reward")
         problem = under(problem, self.system)
-        if (why := self.room.unwritten(problem, split == "train" and self.warmed)) is not None:
-            return UserError(f"{split} row {problem.id!r}: {why.message}", key=f"tasks.{self.task}")
+        if (fault := self.room.unwritten(problem, split == "train" and self.warmed)) is not None:
+            return UserError(f"{split} row {problem.id!r}: {fault.message}", key=f"tasks.{self.task}")
         if (why := self.room.missing(problem, self.max_tokens)) is not None:
             return UserError(f"{split} row {problem.id!r} {why}", key=f"tasks.{self.task}.max_tokens")
         return None

@@ -182,7 +182,7 @@ class ChatFormat:
         first, both = self.encode(prompt), self.encode(prompt + text)
         if both[: len(first)] == first:
             return tuple(both[len(first) :])
-        mark = self.tokenizer.convert_ids_to_tokens(self._ends[0]) if self._ends else ""
+        mark = str(self.tokenizer.convert_ids_to_tokens(self._ends[0])) if self._ends else ""
         wanted = self._decode(both)
         for lead in ("", "\n", mark):
             before, ids = self.encode(lead), self.encode(lead + text)
