@@ -91,7 +91,7 @@ def test_prompt_is_what_transformers_encodes_so_its_first_token_is_there_once(sp
     chat = load_chat(spec_of(form))
     ids = chat.prompt_ids("Hi")
     if not form.date and form.system != "own":
-        turns = [{"role": "user", "content": "Hi"}]
+        turns = [{"role": "user", "content": [{"type": "text", "text": "Hi"}] if form.in_parts else "Hi"}]
         options = {"add_generation_prompt": True, "tokenize": True, "return_dict": False, **form.options}
         assert ids == chat.tokenizer.apply_chat_template(turns, **options)
     assert ids.count(chat.tokenizer.bos_token_id) == (form.bos == "template")
@@ -308,6 +308,7 @@ REFUSED = {
         "{{ messages.append(1) }}{{ messages[0].content }}", {}, r"fails: SecurityError: [^;]*$"
     ),
     "needs an argument": ("{{ persona.name }}", {}, r"'persona' is undefined; .* model\.template_options"),
+    "deaf": ("{{ messages | length }}", {}, "its chat template leaves out what the user says"),
     "needs tools": ("{{ tools | length }}", {}, r"fails: TypeError.*model\.template_options"),
     "unknown option": (
         CHATML + "{{ enable_thinking }}", {"enable_thinkng": True},
