@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -145,6 +145,7 @@ def test_form_is_learned_sampled_trained_and_exported_token_by_token(
 # -- the date -----------------------------------------------------------------------------------------------
 
 
+@settings(max_examples=30)
 @given(st.dates(datetime.date(1971, 1, 1)), st.sampled_from(["%Y-%m-%d", "%d %b %Y", "%-d. %B %y", "%A, %j", "%H:%M"]))
 def test_date_in_a_template_is_that_of_strftime(day: datetime.date, form: str) -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"x": 0}, "x")), eos_token="x")

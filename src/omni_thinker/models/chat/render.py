@@ -41,7 +41,7 @@ class Renderer:
             self.template: str = tokenizer.get_chat_template(None, self.options.get("tools"))
         except ValueError as exc:  # several templates, none of which is the default
             raise UserError(f"can't choose among its chat templates: {exc}", file=where) from None
-        self._dated = with_date(self.template, self.day)
+        self._dated = with_date(self.template, self.day, repr(self.options))
         self.in_parts = False
         """Whether what somebody says is a list of parts, as for models that also see and hear."""
         self._check_options()
