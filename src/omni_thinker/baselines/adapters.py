@@ -161,7 +161,7 @@ def _checked(folder: Path) -> Any:
     kind = str(getattr(config.peft_type, "value", config.peft_type))
     if kind not in MERGED:
         raise UserError(f"is an adapter of the kind {kind}, which can't be merged", file=folder)
-    for key in ("layer_replication", "alora_invocation_tokens", "arrow_config", "megatron_config"):
+    for key in ("layer_replication", "alora_invocation_tokens", "arrow_config", "monteclora_config", "megatron_config"):
         if getattr(config, key, None):
             raise UserError(f"has {key}, so no weights alone can do what it does", file=folder / CONFIG)
     init = getattr(config, "init_lora_weights", True)
