@@ -114,7 +114,7 @@ class Form(NamedTuple):
     kind: str = "LoraConfig"
 
     def config(self) -> Any:
-        options = {"r": 3, "lora_alpha": 5} if self.kind == "LoraConfig" else {}
+        options: dict[str, Any] = {"r": 3, "lora_alpha": 5} if self.kind == "LoraConfig" else {}
         if self.kind != "LoraConfig" or "target_modules" not in self.options:
             options |= {"target_modules": ["q_proj", "v_proj"]} if self.family != "gpt2" else {}
         return getattr(peft, self.kind)(**{**options, "task_type": "CAUSAL_LM", **self.options})
