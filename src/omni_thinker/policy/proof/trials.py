@@ -46,10 +46,13 @@ def reference(model: PreTrainedModel, groups: Sequence[TrainGroup]) -> Reference
 
 
 @torch.inference_mode()
-def sequence_logprobs(model: PreTrainedModel, tokens: Sequence[int], temperature: float) -> torch.Tensor:
-    """Of all tokens but the first of one sequence, by the plain pass."""
+def sequence_logprobs(
+    model: PreTrainedModel, tokens: Sequence[int], targets: Sequence[int], temperature: float
+) -> torch.Tensor:
+    """Of `targets`, each as the token that follows the one at its place in `tokens`, by the plain pass."""
     row = torch.tensor([list(tokens)], device=model.device)
-    return _chosen(plain_logits(model, row)[0, :-1].float(), row[0, 1:], temperature)
+    target_T = torch.tensor(list(targets), device=model.device)
+    return _chosen(plain_logits(model, row)[0, : len(targets)].float(), target_T, temperature)
 
 
 @torch.no_grad()
