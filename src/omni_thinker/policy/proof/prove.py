@@ -47,6 +47,7 @@ _NAMES = {
     "static": "the static decoder",
     "masked": "the masked decoder",
     "rows": "rows with a cache",
+    "placed-rows": "rows with a cache and positions",
     "recomputing": "rows without a cache",
 }
 

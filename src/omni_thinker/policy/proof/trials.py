@@ -106,14 +106,19 @@ def decoder_logprobs(
 def gradient(
     model: PreTrainedModel, groups: Sequence[TrainGroup], temperature: float, layout: Layout, *, recompute: bool
 ) -> torch.Tensor:
-    """Of the answers' summed log-probs by the first weight that is trained: it comes through all layers.
+    """Of the answers' summed log-probs by the embeddings, or by all adapters: it comes through every layer. Flat.
 
-    Raises RuntimeError where the pass can't be differentiated."""
-    first = next(param for param in model.parameters() if param.requires_grad)
+    Raises RuntimeError where the pass can't be differentiated, or no weight that is trained takes part."""
+    embeddings: Any = getattr(model.get_input_embeddings(), "weight", None)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    params = [embeddings] if getattr(embeddings, "requires_grad", False) else trained
     with torch.enable_grad():
         scored = answer_logprobs(model, groups, temperature=temperature, layout=layout, recompute=recompute)
-        [found] = torch.autograd.grad(scored.logprobs_N.sum(), [first])
-    return found.detach()
+        found = torch.autograd.grad(scored.logprobs_N.sum(), params, allow_unused=True)
+    taking_part = [gradient.detach().flatten() for gradient in found if gradient is not None]
+    if not taking_part:
+        raise RuntimeError("no weight that is trained takes part in it")
+    return torch.cat(taking_part)
 
 
 @contextmanager
