@@ -9,7 +9,8 @@ import torch
 
 from omni_thinker.judging.base import Verdict, without_asking
 from omni_thinker.judging.tally import TalliedJudge
-from omni_thinker.models.load import compute_dtype, load_model, load_tokenizer
+from omni_thinker.models.load import compute_dtype, encode_text, load_model, load_tokenizer
+from omni_thinker.models.think_form import think_form
 
 _MAX_LOGITS = 1 << 26
 """Logits computed at once (positions x vocabulary): 256 MB in fp32."""
@@ -36,6 +37,7 @@ class LikelihoodJudge(TalliedJudge):
         )
         self._model = model.eval()
         self._tokenizer = tokenizer
+        self._form = think_form(tokenizer)
         self._margin = margin
         self._system = system
         self._references: dict[tuple[str, str], float | None] = {}
@@ -97,8 +99,10 @@ class LikelihoodJudge(TalliedJudge):
     def _prompt_ids(self, prompt: str) -> list[int]:
         turns = [{"role": "system", "content": self._system}] if self._system is not None else []
         turns.append({"role": "user", "content": prompt})
-        ids = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
-        return list(ids)
+        text: str = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        if self._form is not None and self._form.opens:  # texts are compared as answers, not as thoughts
+            text = self._form.closed(text)
+        return encode_text(self._tokenizer, text)
 
     def _forward(self, prefix: list[int], rows: list[list[int]]) -> list[float]:
         longest = max(map(len, rows))
