@@ -144,9 +144,9 @@ class ChatFormat:
         """Tokens of a text in which the template has written the special ones already."""
         return [int(token) for token in self.tokenizer.encode(text, add_special_tokens=False)]
 
-    def render_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Messages as they are, up to where the assistant begins, as tokens. Raises UserError as `prompt_text`."""
-        return self.encode(self._render(messages, generate=True))
+    def render_text(self, messages: Sequence[Message]) -> str:
+        """Messages as they are, up to where the assistant begins. Raises UserError as `prompt_text`."""
+        return self._render(messages, generate=True)
 
     @cached_property
     def _turn_end(self) -> TurnEnd:
