@@ -56,7 +56,7 @@ def test_control_characters_of_rows_are_escaped_on_the_terminal(run: Run, tmp_pa
         ('[tasks.sums]\nsource = "builtin:math"\nlevel = 3\n', ["recipe.toml", "tasks.sums.level", "unknown key"]),
         ("[tasks]\n", ["recipe.toml", "tasks"]),
         (MATH + "reward = { sum = { maths = 1.0 } }\n", ["recipe.toml", "maths", "unknown"]),
-        (MATH + "reward = { sum = { unit_tests = 1.0 } }\n", ["recipe.toml", "tasks.sums.reward", "tests"]),
+        (MATH + "reward = { sum = { unit_tests = 1.0 } }\n", ["rows.jsonl:", "tasks.sums.reward", "tests"]),
         (MATH.replace("rows.jsonl", "absent.jsonl"), ["absent.jsonl", "tasks.sums.files", "no such file"]),
         (MATH + "[model.lora]\nrank = 0\n", ["recipe.toml", "model.lora.rank"]),
         (MATH + "[study]\nsteps = 8\norder = ['nope']\n", ["recipe.toml", "study.order", "nope"]),
