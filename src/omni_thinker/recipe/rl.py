@@ -37,11 +37,17 @@ class WarmupSpec(Table):
     """Supervised steps on gold answers of the train split, until each task scores within `target`."""
 
     steps: Count = 40
+    """Most steps; 0: no warm-up."""
     batch: Positive = 16
+    """Gold answers per step, of all tasks together."""
     lr: PositiveFloat = 3e-5
+    """Learning rate, reached within three steps."""
     check_every: Positive = 5
+    """Steps between two checks on validation."""
     check_problems: Positive = 32
+    """Validation problems of each task in a check."""
     target: tuple[Share, Share] = (0.2, 0.6)
+    """The lowest and the highest score that a task should begin RL with."""
 
 
 class RlSpec(Table):
@@ -49,26 +55,38 @@ class RlSpec(Table):
     says otherwise."""
 
     loss: Literal["grpo", "dapo", "dr_grpo", "gspo", "cispo"] = "grpo"
+    """A published loss (docs/training.md)."""
     advantage: Literal["auto", "grpo", "dr_grpo", "rloo", "reinforce_pp"] = "auto"
+    """How a group's scores become advantages; `auto`: as the loss's paper has it."""
     normaliser: Literal["auto", "sample", "drawn", "token", "task_token", "constant"] = "auto"
     """What a sample's tokens weigh: 1 over the samples that are trained on (so a step with one group that has signal
     moves the weights as much as one with eight), over all samples drawn ("drawn"), over tokens, or over a constant."""
     group_size: Annotated[int, Field(ge=2, le=MAX_INT, strict=True)] = 8
+    """Answers to each problem."""
     problems_per_step: Positive = 8
+    """Problems of a step, of all its tasks together."""
     temperature: PositiveFloat = 1.0
+    """Of the answers that are trained on."""
     lr: PositiveFloat = 1e-5
+    """Learning rate."""
     lr_warmup_steps: Count = 2
+    """Steps over which an arm's learning rate rises to `lr`."""
     weight_decay: NonNegative = 0.0
+    """AdamW's decay."""
     max_grad_norm: PositiveFloat = 1.0
+    """Longer gradients are scaled down to this norm."""
     eps_low: PositiveFloat | None = None
+    """The ratio is clipped to 1 - eps_low and above; none: as the loss's paper has it."""
     eps_high: PositiveFloat | None = None
-    """The ratio is clipped to 1 - eps_low and 1 + eps_high. Without a number, those of the loss's paper."""
+    """The ratio is clipped to 1 + eps_high and below; none: as the loss's paper has it."""
     old_logprobs: Literal["sampler", "trainer"] = "sampler"
     """What ratios are measured from. In bf16 sampler and trainer differ by rounding, which GSPO's published bounds take
     for a change of policy: they clip about half of all tokens at the first update. "trainer" computes the log-probs
     again before the update, for one more forward pass."""
     kl_beta: NonNegative = 0.0
+    """Weight of the KL to the start in the loss."""
     update: Update = "step"
+    """One update for all of a step, or one for each of its tasks in random order."""
     minibatches: Positive = 1
     """Optimiser steps per batch of samples; above 1 the later ones are off-policy and clipped. Doesn't count where
     `update` is "task"."""
@@ -94,14 +112,20 @@ class EvalSpec(Table):
     """How accuracy is measured: the mean score of `samples` answers to each problem."""
 
     validation_problems: Positive = 48
+    """Validation problems of each task."""
     test_problems: Positive = 96
+    """Test problems of each task."""
     samples: Positive = 2
+    """Answers to each problem."""
     temperature: NonNegative = 1.0
+    """Of the answers; 0: the likeliest token each time."""
     top_k: Count = 0
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    min_p: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Filters of the distribution; 0, 1 and 0 filter nothing. Training draws without: its ratios compare whole
+    """Keep only so many of the likeliest tokens; 0: all. Training draws from all tokens: its ratios compare whole
     distributions."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Keep the likeliest tokens up to this probability in all; 1: all."""
+    min_p: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Keep the tokens that are at least this likely, in multiples of the likeliest; 0: all."""
     keep_samples: Positive = 4
     """Rollouts per task written to samples.jsonl at each evaluation."""
 

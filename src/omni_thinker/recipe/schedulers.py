@@ -40,6 +40,7 @@ class SchedulerSpec(Table):
     """A table of `study.schedulers`: the kind, and the keys that its config class adds."""
 
     kind: str
+    """Which scheduler it is (docs/schedulers.md)."""
     update: Update | None = None
     """In place of `rl.update`, for this arm."""
 

@@ -19,9 +19,12 @@ class StudySpec(Table):
     """Arms at equal budget: every trained arm spends `steps` RL steps in all."""
 
     steps: Positive = 48
+    """RL steps of each trained arm."""
     seeds: Annotated[tuple[Count, ...], Field(min_length=1)] = (0,)
+    """Each seed repeats the whole study."""
     arms: Annotated[tuple[str, ...], Field(min_length=1)] = ("start", "single", "curriculum", "joint", "merge")
-    """Those named here, those of `schedulers`, and kinds of scheduler that need no settings (`PLAIN`)."""
+    """Arms to compare: `start`, `single`, `curriculum`, `curriculum_net`, `reverse`, `joint`, `merge`, those of
+    `schedulers`, and kinds of scheduler that need no settings."""
     schedulers: dict[str, SerializeAsAny[SchedulerSpec]] = Field(default_factory=dict)
     """Arms of one's own: a name, and the scheduler that says which task comes next."""
     single_budget: Literal["full", "stage"] = "full"
@@ -37,13 +40,17 @@ class StudySpec(Table):
     """Short, LoRA and gradient probes of all tasks take at most this share of one arm's steps, each kind by itself and
     whatever else is compared; at least a step a task."""
     probe_lora: LoraSpec = LoraSpec()
+    """Adapters of LoRA probes."""
     probe_lora_lr: PositiveFloat = 10.0
     """Learning rate of LoRA probes, in multiples of rl.lr: adapters want about ten times that of whole weights."""
     forecaster: Literal["hierarchical", "additive", "relative", "logit", "naive"] = "hierarchical"
+    """What the plan is made with (docs/forecasting.md)."""
     strategy: Literal["exact", "back_greedy", "least_to_most_forgettable", "front_greedy", "reversed", "random"] = (
         "exact"
     )
+    """How an order is chosen: the best forecast, or a rule to compare with."""
     objective: Literal["mean", "worst"] = "mean"
+    """What the plan maximises: the mean of the tasks' accuracies, or the lowest."""
     order: tuple[str, ...] = ()
     """Fixes the curriculum's order, instead of planning it."""
     replan: bool = False
@@ -57,6 +64,7 @@ class StudySpec(Table):
     bootstrap: Annotated[Positive, Field(ge=50)] = 4000
     """Resamples of a study of one seed."""
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+    """Coverage of the intervals of comparisons."""
 
     @field_validator("schedulers", mode="before")
     @classmethod

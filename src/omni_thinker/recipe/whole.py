@@ -17,15 +17,23 @@ class Recipe(Table):
     """The whole of a study."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = "study"
+    """What the run directory and the report are called."""
     data_root: str = ""
-    """Folder that the tasks' `files` are relative to; empty: the folder that the command runs in."""
+    """Folder that the tasks' `files` are relative to. Empty: the folder that the command runs in, not the recipe's."""
     model: ModelSpec = ModelSpec()
+    """The model that is trained."""
     tasks: dict[str, TaskSpec] = Field(min_length=1)
+    """A table for each task; its name is 1 to 64 letters, digits, `-` and `_`."""
     warmup: WarmupSpec = WarmupSpec()
+    """Supervised steps before RL."""
     rl: RlSpec = RlSpec()
+    """How RL is done."""
     evaluation: EvalSpec = EvalSpec()
+    """How accuracy is measured."""
     judge: JudgeSpec = JudgeSpec()
+    """Who scores open-ended answers."""
     study: StudySpec = StudySpec()
+    """What is trained and compared."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":

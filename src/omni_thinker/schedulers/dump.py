@@ -75,8 +75,11 @@ class DumpConfig(Config):
 
     kind: Literal["dump"] = "dump"
     window: Positive = 300
+    """Problems of a task whose learnability is averaged."""
     bonus: PositiveFloat = 1.0
+    """Weight of the bonus for tasks that were trained rarely."""
     temperature: PositiveFloat = 0.1
+    """Of the softmax."""
 
     def build(self, setting: Setting) -> Dump:
         return Dump(

@@ -54,6 +54,7 @@ class ProportionalConfig(Config):
 
     kind: Literal["proportional"] = "proportional"
     temperature: PositiveFloat = 1.0
+    """1: in proportion to the number of training problems; large: even."""
 
     def build(self, setting: Setting) -> Mixture:
         logs = {task: log(setting.sizes[task]) / self.temperature for task in setting.tasks}

@@ -20,7 +20,9 @@ class OwnConfig(Config):
 
     kind: Literal["python"] = "python"
     source: str
+    """`python:MODULE:CLASS`."""
     options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the class."""
 
     @field_validator("options")
     @classmethod

@@ -85,8 +85,11 @@ class PacConfig(Config):
     cold_start: Count | None = None
     """Steps of even shares; none: 50, or a quarter of the arm's where that is less."""
     window: Annotated[Positive, Field(ge=2)] = 10
+    """Steps over which a reward's slope is measured."""
     drift: PositiveFloat = 0.01
+    """What the variance of a task's utility grows by in a step."""
     noise: PositiveFloat = 0.1
+    """Variance of one utility that was seen."""
 
     def build(self, setting: Setting) -> Pac:
         cold_start = min(50, setting.steps // 4) if self.cold_start is None else self.cold_start

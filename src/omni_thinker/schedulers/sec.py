@@ -41,7 +41,9 @@ class SecConfig(Config):
 
     kind: Literal["sec"] = "sec"
     rate: Annotated[PositiveFloat, Field(le=1.0)] = 0.5
+    """Weight of the last step in the moving average."""
     temperature: PositiveFloat = 0.2
+    """Of the softmax."""
 
     def build(self, setting: Setting) -> Sec:
         return Sec(setting.tasks, setting.problems_per_step, rate=self.rate, temperature=self.temperature)

@@ -50,7 +50,9 @@ class TacConfig(Config):
 
     kind: Literal["tac"] = "tac"
     rate: Annotated[PositiveFloat, Field(le=1.0)] = 0.5
+    """Weight of the last step in the moving averages."""
     temperature: PositiveFloat = 0.1
+    """Of the softmax."""
 
     def build(self, setting: Setting) -> Tac:
         return Tac(setting.tasks, setting.problems_per_step, rate=self.rate, temperature=self.temperature)

@@ -61,7 +61,9 @@ class TsclConfig(Config):
 
     kind: Literal["tscl"] = "tscl"
     window: Annotated[Positive, Field(ge=2)] = 10
+    """Steps over which a reward's slope is measured."""
     explore: Share = 0.3
+    """Share of a step that all tasks get evenly."""
 
     def build(self, setting: Setting) -> Tscl:
         return Tscl(setting.tasks, setting.problems_per_step, window=self.window, explore=self.explore)

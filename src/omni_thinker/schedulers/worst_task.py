@@ -69,7 +69,9 @@ class WorstTaskConfig(Config):
 
     kind: Literal["worst_task"] = "worst_task"
     rate: Annotated[PositiveFloat, Field(le=100.0)] = 2.0
+    """Size of a step of mirror descent."""
     floor: Share = 0.1
+    """Share of a step that all tasks get evenly."""
     level: NonNegative = 0.2
     """Weight of a task's reward beside its improvement; 0 balances improvement alone."""
     memory: Annotated[float, Field(ge=0.0, lt=1.0, strict=True)] = 0.5
