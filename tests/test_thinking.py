@@ -346,7 +346,7 @@ def test_thinking_policy_answers_apart_from_its_thoughts(thinking: Path) -> None
 
 def test_likelihood_judge_reads_texts_as_answers(thinking: Path) -> None:
     """Not as the thoughts that its template has begun."""
-    judge = LikelihoodJudge.of(str(thinking), 0.1, "")
+    judge = LikelihoodJudge.of(str(thinking), 0.1, "", "")
     assert judge._tokenizer.decode(judge._prompt_ids("Hi")).endswith("assistant\n<think>\n\n</think>\n\n")
 
 

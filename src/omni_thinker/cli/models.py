@@ -39,9 +39,7 @@ def model_info(
     name: Annotated[str, typer.Argument(help="builtin, tiny, a folder, a GGUF file, or a hub name.")] = "builtin",
     prove: Annotated[
         bool | None,
-        typer.Option(
-            "--prove/--no-prove", help="Try its ways of training and sampling. Default: if small."
-        ),
+        typer.Option("--prove/--no-prove", help="Try its ways of training and sampling. Default: if small."),
     ] = None,
     json_: Json = False,
 ) -> None:

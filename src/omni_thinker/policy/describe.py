@@ -25,7 +25,7 @@ def describe(name: str, *, prove: bool | None = None) -> dict[str, Any]:
     info = model_info(name)
     chat = load_chat(ModelSpec(name=name))
     facts, form = chat.facts, think_form(chat)
-    words = {
+    words: dict[str, Any] = {
         "turn_end": chat.tokenizer.decode(list(facts.turn_end)),
         "stop_text": facts.stop_text,
         "system": facts.system,
