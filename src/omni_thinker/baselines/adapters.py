@@ -1,5 +1,6 @@
 """Adapters as experts: what they add to the weights, as peft merges them."""
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -161,6 +162,9 @@ def _checked(folder: Path) -> Any:
     kind = str(getattr(config.peft_type, "value", config.peft_type))
     if kind not in MERGED:
         raise UserError(f"is an adapter of the kind {kind}, which can't be merged", file=folder)
+    given, known = json.loads((folder / CONFIG).read_text("utf-8")), vars(config)
+    if news := [key for key, value in given.items() if value and key not in known and key != "peft_version"]:
+        raise UserError(f"has {news[0]}, which the installed peft doesn't know; update peft", file=folder / CONFIG)
     for key in ("layer_replication", "alora_invocation_tokens", "arrow_config", "monteclora_config", "megatron_config"):
         if getattr(config, key, None):
             raise UserError(f"has {key}, so no weights alone can do what it does", file=folder / CONFIG)
@@ -186,7 +190,7 @@ def _adapted(model: torch.nn.Module, folder: Path) -> Any:
     names = getattr(model, "_checkpoint_conversion_mapping", None)
     weights = load_peft_weights(str(folder), "cpu", key_mapping=names)
     # The first time nothing can be copied; it says which weights there must be room for.
-    found: Any = set_peft_model_state_dict(adapted, weights)
+    found: Any = set_peft_model_state_dict(adapted, dict(weights))
     if found.unexpected_keys:
         raise UserError(f"adapts {found.unexpected_keys[0]!r}, which the model doesn't have", file=folder)
     for name in adapted.state_dict().keys() - set(found.missing_keys):
@@ -243,8 +247,11 @@ def _move_residual(layer: Any, init: str) -> None:
         factor.weight.data = weight
 
 
-def _tied(model: torch.nn.Module) -> set[str]:
+def _tied(model: Any) -> set[str]:
     """Names of the weights that several layers share."""
+    heads = [model.get_input_embeddings(), model.get_output_embeddings()]
+    if getattr(model.config, "tie_word_embeddings", False) and None not in heads:
+        heads[1].weight = heads[0].weight  # not every version of transformers ties models without weights
     names: dict[int, list[str]] = {}
     for name, weight in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(weight), []).append(name)
