@@ -121,7 +121,7 @@ def _reference(folder: Path, groups: Sequence[Group]) -> torch.Tensor:
     for group in groups:
         for sample in group.samples:
             row = torch.tensor([[*group.prompt, *sample.tokens]])
-            logprobs = model(input_ids=row).logits[0].float().log_softmax(-1)
+            logprobs = model(input_ids=row, use_cache=False).logits[0].float().log_softmax(-1)
             answer = row[0, len(group.prompt) :]
             found.append(logprobs[len(group.prompt) - 1 : -1].gather(-1, answer[:, None])[:, 0])
     return torch.cat(found)

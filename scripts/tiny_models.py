@@ -122,6 +122,7 @@ OWN: dict[str, dict[str, Any]] = {
         "swa_qk_rope_head_dim": 8,
         "swa_v_head_dim": 8,
     },
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
     "gemma4_assistant": {"hidden_size_per_layer_input": 0},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
     "mamba2": {"num_heads": 8},

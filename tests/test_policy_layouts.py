@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from omni_thinker.engine.attention import hf
 from omni_thinker.engine.logprobs import _select, answer_logprobs, layouts
@@ -378,7 +379,7 @@ def test_temperature_divides_bf16_logits_in_fp32(temperature: float) -> None:
 def test_blockwise_attention_changes_no_logprob_and_no_gradient(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs several groups in a row, with and without cutting attention at the groups."""
     model, groups, calls = make_model(kind), made_groups(), []
-    kept = hf.sdpa_attention_forward
+    kept = sdpa_attention_forward
 
     def counted(*args: Any, **options: Any) -> Any:
         calls.append(1)

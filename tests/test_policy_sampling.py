@@ -358,7 +358,7 @@ def test_request_of_another_length_class_changes_no_other_sample(
     most = max(len(request.prompt) + request.max_tokens for request in requests)
     known = policy._proven.paths(most)
 
-    def paths(length: int, slots: int = 0) -> Paths:
+    def paths(length: int) -> Paths:
         return known if length <= most else replace(known, decoder="rows")
 
     monkeypatch.setattr(policy._proven, "paths", paths)

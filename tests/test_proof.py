@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from omni_thinker.engine.logprobs import answer_logprobs
 from omni_thinker.errors import UserError
@@ -25,6 +25,7 @@ from omni_thinker.policy.proof.trials import spread_adapters
 from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.recipe import LoraSpec, ModelSpec
 from test_policy_layouts import SMALL, make_groups, make_model
+from tiny_models import tiny_config
 
 
 def general() -> PreTrainedModel:
@@ -173,8 +174,6 @@ def test_model_that_cannot_be_trained_is_refused_in_one_line(change: Callable[..
 def test_encoder_that_sees_the_answer_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     """From a folder, as a study would load it."""
     config = AutoConfig.for_model("bert", **SMALL | {"vocab_size": 512})
-    from transformers import AutoModelForCausalLM
-
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         (tmp_path / name).write_bytes((tiny_model / name).read_bytes())
@@ -223,14 +222,28 @@ def test_checkpointing_keeps_fewer_activations() -> None:
 def test_lengths_change_at_windows_and_scales() -> None:
     config = AutoConfig.for_model("mistral", sliding_window=64, max_position_embeddings=4096)
     lengths = Lengths(config)
-    assert lengths.reach(1) == lengths.reach(64) == lengths.reach(10, 4000)
-    assert lengths.reach(64).tried == SHORT
-    assert lengths.reach(65).tried == lengths.reach(4096).tried == 80
+    assert lengths.tried(1) == lengths.tried(64) == SHORT
+    assert lengths.tried(65) == lengths.tried(4096) == 80
     llama4 = Lengths(AutoConfig.for_model("llama4_text", attention_chunk_size=128, floor_scale=256))
-    assert [llama4.reach(100, slots).tried for slots in (200, 256, 257)] == [SHORT, SHORT, 272]
-    assert llama4.reach(129).tried == 144
-    tight = Lengths(AutoConfig.for_model("gpt2", n_positions=24))
-    assert tight.reach(24).tried == 24
+    assert [llama4.tried(length) for length in (128, 129, 256, 257)] == [SHORT, 144, 144, 272]
+    assert Lengths(AutoConfig.for_model("gpt2", n_positions=24)).tried(24) == 24
+    assert Lengths(AutoConfig.for_model("qwen2", max_window_layers=28)).tried(4096) == SHORT
+
+
+def test_groups_of_a_model_that_scales_by_place_share_no_row() -> None:
+    """Its scale changes at 8192 tokens of a row, which short trials don't reach."""
+    paths = prove(make_model("llama4_text", attention_chunk_size=64, floor_scale=8192), longest=SHORT)
+    assert (paths.layout, paths.decoder, paths.notes) == ("padded", "rows", ())
+
+
+@pytest.mark.parametrize("family", ["gemma4_text", "gemma3n_text"])
+def test_layers_that_share_keys_stay_in_shared_rows(family: str) -> None:
+    """Within their windows; a group leaves the batch while others go on."""
+    config = tiny_config(family)
+    assert config.num_kv_shared_layers == 2
+    config.sliding_window = 64
+    model = AutoModelForCausalLM.from_config(config).eval()
+    assert prove(model, longest=SHORT) == Paths("packed", "masked", False)
 
 
 def test_model_is_packed_up_to_its_window_and_not_beyond(own_home: Path) -> None:

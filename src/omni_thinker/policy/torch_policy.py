@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from omni_thinker.engine.logprobs import AnswerTokens, answer_logprobs
 from omni_thinker.engine.optimizer import Masters
-from omni_thinker.engine.packing import micro_batches, row_length
+from omni_thinker.engine.packing import micro_batches
 from omni_thinker.engine.sketch import sketch
 from omni_thinker.engine.task_gradients import Sketches, TaskGradients
 from omni_thinker.errors import UserError
@@ -136,7 +136,8 @@ class TorchPolicy:
         # Each by itself: how a request is answered must not depend on its company.
         places_of: dict[str, list[int]] = {}
         for place, request in enumerate(requests):
-            places_of.setdefault(self._decoder(request, params.group_size), []).append(place)
+            decoder = self._proven.paths(len(request.prompt) + request.longest).decoder
+            places_of.setdefault(decoder, []).append(place)
         groups: dict[int, Group] = {}
         for name, places in places_of.items():
 
@@ -275,13 +276,8 @@ class TorchPolicy:
             written = {str(file.relative_to(path)) for file in path.rglob("*")} - {"generation_config.json"}
             copy_companions(source, path, but={*written, MANIFEST, "README.md"})
 
-    def _decoder(self, request: SampleRequest, group_size: int) -> str:
-        prompt = len(request.prompt)
-        return self._proven.paths(prompt + request.longest, prompt + group_size * request.longest).decoder
-
     def _paths(self, groups: Sequence[TrainGroup]) -> Paths:
-        longest = max(len(g.prompt) + max(len(s.tokens) for s in g.samples) for g in groups)
-        return self._proven.paths(longest, sum(map(row_length, groups)))
+        return self._proven.paths(max(len(g.prompt) + max(len(s.tokens) for s in g.samples) for g in groups))
 
     def _micro_batches(self, batch: TrainBatch) -> Iterator[Sequence[TrainGroup]]:
         for groups in micro_batches(batch, self.token_budget):

@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 from omni_thinker.errors import printable
 from omni_thinker.models.memory import return_free_memory
-from omni_thinker.policy.proof.lengths import Lengths, Reach
+from omni_thinker.policy.proof.lengths import Lengths
 from omni_thinker.policy.proof.memory import identity, recall, remember
 from omni_thinker.policy.proof.prove import Paths, prove
 from omni_thinker.sampling.loop import decoders
@@ -22,22 +22,22 @@ class Proven:
         self._model, self._recompute = model, recompute
         self._identity = identity(model, [recompute, decoders(model)])
         self._lengths = Lengths(model.config)
-        self._known: dict[Reach, Paths] = {}
+        self._known: dict[int, Paths] = {}
         self._said: set[str] = set()
         self.paths(1)
 
-    def paths(self, length: int, slots: int = 0) -> Paths:
-        """For a sequence of `length` tokens in a row, or a cache, of `slots`. Raises UserError as at the start."""
-        reach = self._lengths.reach(length, slots)
-        if reach not in self._known:
-            self._known[reach] = self._prove(reach)
-        return self._known[reach]
+    def paths(self, length: int) -> Paths:
+        """For sequences of `length` tokens. Raises UserError as at the start."""
+        tried = self._lengths.tried(length)
+        if tried not in self._known:
+            self._known[tried] = self._prove(tried)
+        return self._known[tried]
 
-    def _prove(self, reach: Reach) -> Paths:
-        key = f"{self._identity}-{reach.tried}"
+    def _prove(self, tried: int) -> Paths:
+        key = f"{self._identity}-{tried}"
         paths = recall(key)
         if paths is None:
-            paths = prove(self._model, longest=reach.tried, recompute=self._recompute)
+            paths = prove(self._model, longest=tried, recompute=self._recompute)
             return_free_memory()
             remember(key, paths)
         if paths.notes and (words := paths.words()) not in self._said:

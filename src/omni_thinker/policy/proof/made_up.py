@@ -24,8 +24,8 @@ def made_up(config: PretrainedConfig, longest: int) -> list[TrainGroup]:
     vocabulary = _Vocabulary(int(text.vocab_size), special)
     filling = getattr(text, _FILLING, None)
     groups = []
-    for number, lengths in enumerate(_ANSWERS):
-        lengths = tuple(max(1, min(length, longest // 2 - number - n)) for n, length in enumerate(lengths))
+    for number, wanted in enumerate(_ANSWERS):
+        lengths = [max(1, min(length, longest // 2 - number - n)) for n, length in enumerate(wanted)]
         size = longest - lengths[0] if number == 0 else min(_SHORT_PROMPT, longest - lengths[0])
         prompt = vocabulary.draw(size, number)
         if number == 0 and isinstance(filling, int) and 0 <= filling < text.vocab_size:

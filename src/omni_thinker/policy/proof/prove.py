@@ -14,6 +14,7 @@ from omni_thinker.engine.logprobs import Layout, layouts
 from omni_thinker.errors import UserError
 from omni_thinker.models.memory import is_out_of_memory
 from omni_thinker.models.quiet import quiet
+from omni_thinker.policy.proof.lengths import counts_slots
 from omni_thinker.policy.proof.made_up import made_up
 from omni_thinker.policy.proof.trials import (
     decoder_logprobs,
@@ -101,8 +102,9 @@ class _Proof:
             if isinstance(exc, UserError):
                 raise
             raise _refused(f"its forward pass fails on a plain row of tokens ({_short(exc)})", exc) from exc
-        layout = self._first(layouts(self.model), self._by_layout)
-        decoder = self._first(decoders(self.model), self._by_decoder)
+        shared = not counts_slots(self.model.config)
+        layout = self._first([x for x in layouts(self.model) if shared or x != "packed"], self._by_layout)
+        decoder = self._first([x for x in decoders(self.model) if shared or x != "masked"], self._by_decoder)
         if layout is None or decoder is None:
             raise _refused(f"no way to run it agrees with its own forward pass: {', '.join(self.notes)}")
         layout, recompute = self._differentiable(layout, recompute)
