@@ -327,6 +327,19 @@ def test_gold_answers_close_the_block_and_do_not_teach_it(thinking: Path, mode: 
     assert policy.forward_backward([group], gold_loss).stats["t"].tokens == len(answer)
 
 
+def test_prompts_of_a_policy_of_ones_own_are_kept(tiny_model: Path, thinking: Path) -> None:
+    class Loud(TorchPolicy):
+        def encode_prompt(self, user: Any) -> tuple[int, ...]:
+            return super().encode_prompt(str(user).upper())
+
+    problem = Problem("p", "t", "hi", "x")
+    for model in (tiny_model, thinking):
+        policy = Loud(ModelSpec(name=str(model), dtype="float32"))
+        wanted = policy.encode_prompt("HI")
+        assert request_for(policy, problem, 0, 8).prompt == wanted
+        assert gold_batch(policy, [problem])[0].prompt == wanted
+
+
 def test_thinking_policy_answers_apart_from_its_thoughts(thinking: Path) -> None:
     policy = TorchPolicy(ModelSpec(name=str(thinking), dtype="float32"))
     problem = Problem("p", "t", "Hi")

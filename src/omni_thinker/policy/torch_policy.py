@@ -119,7 +119,10 @@ class TorchPolicy:
         return tuple(chat_prompt_ids(self.tokenizer, self.spec.system, user))
 
     def ask(self, user: str, thinking: Thinking) -> tuple[tuple[int, ...], ThoughtRule | None]:
-        return ask(self.tokenizer, self.think_form, self.spec.system, user, thinking)
+        if self.think_form is None:
+            return self.encode_prompt(user), None
+        prompt, rule = ask(self.tokenizer, self.think_form, self.spec.system, user, thinking)
+        return prompt if thinking == "off" else self.encode_prompt(user), rule
 
     def gold(self, user: str, answer: str, thinking: Thinking) -> tuple[tuple[int, ...], Sample]:
         prompt, rule = self.ask(user, thinking)
