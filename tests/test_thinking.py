@@ -19,7 +19,7 @@ from omni_thinker.models.chat import ChatFormat
 from omni_thinker.models.think_form import ask, think_form
 from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.recipe import ModelSpec, parse_recipe
-from omni_thinker.rewards.gates import Finished
+from omni_thinker.rewards.gates import Finished, Format
 from omni_thinker.rewards.parts import SamplePart
 from omni_thinker.rewards.shape import Brevity, NotOverlong
 from omni_thinker.rl.batch import ScoredGroup
@@ -198,7 +198,7 @@ def test_model_without_a_form_thinks_only_where_a_whole_block_comes_first() -> N
         assert sample.text == text
         assert (sample.thoughts is not None) == (said != text)
     sample = _made("<think>hm</think>\n42", None)
-    assert sample.thoughts == Thoughts("hm", 17, True)
+    assert sample.thoughts == Thoughts("hm", 17, True, whole="<think>hm</think>\n42")
     assert sample.answer_length == 4  # with the newline and the end
 
 
@@ -260,6 +260,26 @@ def test_gates_and_lengths_see_the_answer_alone() -> None:
     assert values(Finished()) == [1.0, 1.0, 0.0, 0.0, 1.0]
     assert values(Brevity()) == [pytest.approx(4 / 7), 0.0, 0.0, 0.0, 1.0]
     assert values(NotOverlong()) == [1.0, 0.5, 0.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said", "value"),
+    [
+        (r"<think>\n.*\n</think>\n<answer>\d+</answer>", "<think>\nhm\n</think>\n<answer>42</answer>", 1.0),
+        (r"\<think\>.*", "<answer>42</answer>", 0.0),
+        (r"<answer>\d+</answer>", "<think>hm</think>\n<answer>42</answer>", 1.0),
+        (r".*</think>\s*\d+", "<think>hm</think>\n", 0.0),
+        (r"<reasoning>.+</reasoning>\d+", "<reasoning>hm</reasoning>42", 1.0),
+    ],
+)
+def test_format_that_names_marks_sees_the_whole_response(pattern: str, said: str, value: float) -> None:
+    problem = Problem("p", "t", "p", data={"format": pattern})
+    rules = [None] if "reasoning" in said else [None, rule_for("absent", own=False)]
+    for rule in rules:
+        sample = _made(said, rule, own=False)
+        assert sample.response == said
+        [score] = asyncio.run(Format().score(Group((), (sample,)), problem))
+        assert (score.status, score.value) == ("value", value), score.reason
 
 
 def test_verifiers_are_given_the_answer_and_never_the_thoughts() -> None:
@@ -326,6 +346,19 @@ def test_gold_answers_close_the_block_and_do_not_teach_it(thinking: Path, mode: 
     assert bool(sample.forced) == (mode != "off")
     assert group.weights == (1 / len(answer),)
     assert policy.forward_backward([group], gold_loss).stats["t"].tokens == len(answer)
+
+
+def test_prompts_of_a_policy_of_ones_own_are_kept(tiny_model: Path, thinking: Path) -> None:
+    class Loud(TorchPolicy):
+        def encode_prompt(self, user: Any) -> tuple[int, ...]:
+            return super().encode_prompt(str(user).upper())
+
+    problem = Problem("p", "t", "hi", "x")
+    for model in (tiny_model, thinking):
+        policy = Loud(ModelSpec(name=str(model), dtype="float32"))
+        wanted = policy.encode_prompt("HI")
+        assert request_for(policy, problem, 0, 8).prompt == wanted
+        assert gold_batch(policy, [problem])[0].prompt == wanted
 
 
 def test_thinking_policy_answers_apart_from_its_thoughts(thinking: Path) -> None:

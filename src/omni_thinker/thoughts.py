@@ -47,6 +47,12 @@ def split_thoughts(text: str) -> tuple[str, bool]:
     return (text, False) if opened is None else (text[: opened.start()], True)
 
 
+def names_thoughts(pattern: str) -> bool:
+    """Whether a regular expression asks for marks of thoughts."""
+    plain = pattern.replace("\\", "")
+    return any(mark in plain for mark in chain(*MARKS))
+
+
 def leading_thoughts(text: str) -> tuple[int, int, int] | None:
     """Of a text that begins with a block of thoughts: where their words begin and end, and where the answer begins.
     None where it doesn't, or where they never end: of a model that isn't known to think, that is an answer."""

@@ -153,12 +153,14 @@ class SampleRequest:
 @dataclass(frozen=True, slots=True)
 class Thoughts:
     """What comes before an answer. `tokens`: how many of the sample's, marks included. `closed` is False where they
-    never end. `forced`: places of the tokens that were written for the model."""
+    never end. `forced`: places of the tokens that were written for the model. `whole`: the text of thoughts and answer,
+    with those marks that are text."""
 
     text: str
     tokens: int
     closed: bool
     forced: tuple[int, ...] = ()
+    whole: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +198,11 @@ class Sample:
     def answer_length(self) -> int:
         """Tokens after the thoughts."""
         return len(self.tokens) - (0 if self.thoughts is None else self.thoughts.tokens)
+
+    @property
+    def response(self) -> str:
+        """All that the model wrote, thoughts included."""
+        return self.text if self.thoughts is None else self.thoughts.whole
 
     @property
     def answered(self) -> bool:

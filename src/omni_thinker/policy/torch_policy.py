@@ -112,13 +112,18 @@ class TorchPolicy:
         return tuple(self.chat.prompt_ids(chat))
 
     def ask(self, chat: str | Chat, thinking: Thinking) -> tuple[tuple[int, ...], ThoughtRule | None]:
-        text, rule = ask(self.chat, self.think_form, chat, thinking)
-        return tuple(self.chat.encode(text)), rule
+        _, prompt, rule = self._ask(chat, thinking)
+        return prompt, rule
 
     def gold(self, chat: str | Chat, answer: str, thinking: Thinking) -> tuple[tuple[int, ...], Sample]:
+        text, prompt, rule = self._ask(chat, thinking)
+        return prompt, gold_sample(self.chat.target_ids(chat, answer, prompt=text), answer, rule, self.decode)
+
+    def _ask(self, chat: str | Chat, thinking: Thinking) -> tuple[str, tuple[int, ...], ThoughtRule | None]:
         text, rule = ask(self.chat, self.think_form, chat, thinking)
-        target = self.chat.target_ids(chat, answer, prompt=text)
-        return tuple(self.chat.encode(text)), gold_sample(target, answer, rule, self.decode)
+        # `encode_prompt` may be another's: a class made from this one may write prompts in its own way.
+        written = rule is not None and thinking == "off"
+        return text, tuple(self.chat.encode(text)) if written else self.encode_prompt(chat), rule
 
     def encode_answer(self, text: str) -> tuple[int, ...]:
         return self.chat.target_ids("", text)

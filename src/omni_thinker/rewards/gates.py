@@ -5,6 +5,7 @@ from pathlib import Path
 
 from omni_thinker.isolation import IsolationError, call_pool
 from omni_thinker.rewards.parts import SamplePart, data_text, valued
+from omni_thinker.thoughts import names_thoughts
 from omni_thinker.types import Problem, Sample, Score
 
 _HANDLER = Path(__file__).parent / "handlers" / "regex_handler.py"
@@ -24,7 +25,8 @@ class Finished(SamplePart):
 class Format(SamplePart):
     """1 where the text isn't blank and, with data["format"], the whole stripped text matches that regex.
 
-    `.` matches newlines. The match runs in a killable process; one that takes over 2 s is an error."""
+    A regex that names a mark of thoughts is matched against the response with its thoughts. `.` matches newlines. The
+    match runs in a killable process; one that takes over 2 s is an error."""
 
     async def score_sample(self, sample: Sample, problem: Problem) -> Score:
         text = sample.text.strip()
@@ -33,6 +35,8 @@ class Format(SamplePart):
         pattern = data_text(problem, "format")
         if pattern is None:
             return valued(1.0)
+        if names_thoughts(pattern):
+            text = sample.response.strip()
         if len(text) > _LONGEST_TEXT:
             return valued(0.0, "longer than a format is matched against")
         try:

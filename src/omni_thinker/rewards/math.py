@@ -87,6 +87,8 @@ class Math(SamplePart):
 
     The reason of a score says what was taken as the answer, from where, and why it lost."""
 
+    answer_only = True
+
     async def score_sample(self, sample: Sample, problem: Problem) -> Score:
         if problem.answer is None:
             return Score.error("no gold answer")

@@ -39,11 +39,17 @@ class Part(ABC):
 class SamplePart(Part):
     """A part that looks at one sample at a time."""
 
+    answer_only = False
+    """Its scores don't depend on thoughts, so that samples which differ in these alone share one."""
+
     async def score(self, group: Group, problem: Problem) -> list[Score]:
-        distinct = list({_key(sample): sample for sample in group.samples}.values())
+        distinct = list({self._key(sample): sample for sample in group.samples}.values())
         scores = await asyncio.gather(*(self._guarded(sample, problem) for sample in distinct))
-        known = {_key(s): score for s, score in zip(distinct, scores, strict=True)}
-        return [known[_key(sample)] for sample in group.samples]
+        known = {self._key(s): score for s, score in zip(distinct, scores, strict=True)}
+        return [known[self._key(sample)] for sample in group.samples]
+
+    def _key(self, sample: Sample) -> tuple[str, str, str, bool]:
+        return sample.text, "" if self.answer_only else sample.response, sample.stop, sample.answered
 
     async def _guarded(self, sample: Sample, problem: Problem) -> Score:
         try:
@@ -54,11 +60,6 @@ class SamplePart(Part):
     @abstractmethod
     async def score_sample(self, sample: Sample, problem: Problem) -> Score:
         """The score of one sample. What it raises becomes Score.error."""
-
-
-def _key(sample: Sample) -> tuple[str, str, bool]:
-    """What scores of single samples may depend on."""
-    return sample.text, sample.stop, sample.answered
 
 
 def valued(value: float, reason: str | None = None) -> Score:

@@ -28,7 +28,7 @@ def sample_of(text: str) -> Sample:
         return Sample((), (), text, "stop")
     said = said.lstrip("\r\n")
     closed = not unfinished or bool(said.strip())
-    return Sample((), (), said, "stop", Thoughts("", 0, closed))
+    return Sample((), (), said, "stop", Thoughts("", 0, closed, whole=text))
 
 
 def group_of(texts: Sequence[str]) -> Group:

@@ -16,6 +16,7 @@ class WalledPart(SamplePart):
     An exception of the scorer, a value outside [0, 1], a missed deadline, and an attempt to run a text as code are
     errors, never a 0. Raises UserError where there is no sandbox."""
 
+    answer_only = True
     scorer: ClassVar[WalledScorer]
     deadline_s: ClassVar[float] = 10.0
     longest: ClassVar[int] = 20_000

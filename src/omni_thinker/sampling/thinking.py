@@ -100,10 +100,13 @@ def make_sample(
         text = decode(spoken)
         return Sample(ids, own_logprobs, text[:cut] if cut >= 0 else text, stop)
     if end is None:
-        return Sample(ids, own_logprobs, "", stop, Thoughts(_words(rule, ids, decode), len(ids), False, forced))
-    answer = decode([token for token in ids[end:] if token not in stop_ids])
-    answer = _overlap(rule.close, ids[:end], decode) + (answer[:cut] if cut >= 0 else answer)
-    thoughts = Thoughts(_words(rule, ids[:end], decode), end, True, forced)
+        thoughts = Thoughts(_words(rule, ids, decode), len(ids), False, forced, decode(spoken))
+        return Sample(ids, own_logprobs, "", stop, thoughts)
+    answer, before = decode([token for token in ids[end:] if token not in stop_ids]), decode(ids[:end])
+    answer = answer[:cut] if cut >= 0 else answer
+    thoughts = Thoughts(_words(rule, ids[:end], decode), end, True, forced, before + answer)
+    # The mark's last token may hold the beginning of the answer.
+    answer = answer if rule.close.own else before.partition(rule.close.text)[2] + answer
     return Sample(ids, own_logprobs, answer.lstrip("\r\n"), stop, thoughts)
 
 
@@ -154,11 +157,6 @@ def _ends_with(mark: Mark, tokens: Sequence[int], decode: Decode) -> bool:
     return mark.text in decode(tokens[-len(mark.text.encode()) :])  # a token is at least one byte
 
 
-def _overlap(close: Mark, tokens: Sequence[int], decode: Decode) -> str:
-    """What the mark's last token holds of the answer."""
-    return "" if close.own else decode(tokens).partition(close.text)[2]
-
-
 def _words(rule: ThoughtRule, tokens: Sequence[int], decode: Decode) -> str:
     """Thoughts without their marks. Those that are tokens of their own need not be special, so decode may show them."""
     shown = list(tokens)
@@ -177,5 +175,5 @@ def _apart(sample: Sample, spoken: Sequence[int], decode: Decode) -> Sample:
         return sample
     begin, end, answer = found
     tokens = bisect_left(range(len(spoken)), True, key=lambda count: len(decode(spoken[:count])) >= answer)
-    thoughts = Thoughts(sample.text[begin:end].strip(), tokens, True)
+    thoughts = Thoughts(sample.text[begin:end].strip(), tokens, True, whole=sample.text)
     return Sample(sample.tokens, sample.logprobs, sample.text[answer:].lstrip("\r\n"), sample.stop, thoughts)

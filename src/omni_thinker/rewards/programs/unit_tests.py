@@ -27,6 +27,8 @@ class UnitTests(SamplePart):
 
     Raises UserError where there is no sandbox."""
 
+    answer_only = True
+
     partial = False
 
     def __init__(self) -> None:
