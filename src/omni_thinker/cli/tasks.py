@@ -47,11 +47,16 @@ def tasks_show(
         loaded = load(Path(path), overrides, skip_refused)
         if name not in loaded.tasks:
             raise UserError(f"no task {name!r}; it has {', '.join(loaded.tasks)}", file=path)
-        loaded = loaded.model_copy(update={"tasks": {name: loaded.tasks[name]}})
+        shown = loaded.tasks[name]
+    elif overrides:
+        raise UserError("sets keys of a recipe; show RECIPE:TASK", key="--set")
     else:
         name = "shown"
-        table = {"source": source, **({} if difficulty is None else {"difficulty": difficulty})}
-        loaded = parse_recipe({"tasks": {name: table}}, source)
+        loaded = parse_recipe({"tasks": {name: {"source": source, "skip_refused": skip_refused}}}, source)
+        shown = loaded.tasks[name]
+    if difficulty is not None:
+        shown = shown.model_copy(update={"difficulty": difficulty})
+    loaded = loaded.model_copy(update={"tasks": {name: shown}})
     task = make_tasks(loaded.tasks, loaded.data_root)[name]
     problems = [under(problem, loaded.tasks[name].system) for problem in task.problems(split_named(split))[:count]]
     finish({"task": name, "split": split, "problems": _print(problems)}, json_)
