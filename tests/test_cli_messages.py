@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from omni_thinker.compare.verdict import verdict
 from omni_thinker.runs.schema.result import Comparison
+from omni_thinker.tasks.pool import split_of
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -124,3 +126,58 @@ def test_train_calls_what_it_does_a_run_and_says_that_all_scores_are_0(run: Run,
     assert "the run has ended" in err
     assert "study" not in err
     assert out.startswith("Every score on the test split is 0, so no arm can be told from another. ")
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+_LINES = {n: f"What is {n}\n= 1?" for n in range(20)}
+NO_TEST = [{"prompt": line, "answer": str(n)} for n, line in _LINES.items() if split_of(line) != "test"]
+
+
+def test_all_that_import_prints_is_a_recipes_table(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run("tasks", "import", write(tmp_path / "a.jsonl", [*NO_TEST, {"prompt": ""}]))
+    assert code == 0
+    assert tomllib.loads(out)["tasks"]["mine"]["files"] == [str(tmp_path / "a.jsonl")]
+    assert "# no row falls into test: give more rows, or name those of each split (docs/recipe.md)\n" in out
+    assert "# a study refuses the task because of these, unless it sets skip_refused = true\n" in out
+    assert "# => " in out
+
+
+def test_split_that_no_row_falls_into_is_refused_with_the_cure(run: Run, tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", NO_TEST)
+    code, _, err = run("tasks", "validate", _recipe(tmp_path, "a.jsonl"))
+    assert code == 2
+    assert "no row falls into this split; give more rows, or name those of each split (docs/recipe.md)" in err
+
+
+def _recipe(folder: Path, file: str) -> Path:
+    recipe = folder / "r.toml"
+    recipe.write_text(f'[model]\nname = "tiny"\n[tasks.mine]\nsource = "jsonl"\nfiles = ["{file}"]\nmax_tokens = 8\n')
+    return recipe
+
+
+def test_missing_file_is_refused_with_the_folder_that_was_looked_in(run: Run, tmp_path: Path) -> None:
+    for file in ("absent.jsonl", "absent.csv", "absent.parquet"):
+        code, _, err = run("tasks", "validate", _recipe(tmp_path, file))
+        assert code == 2
+        assert f"{file}: tasks.mine.files: no such file in {tmp_path}, where the command runs\n" in err
+
+
+def test_rows_without_a_gold_answer_are_counted_and_left_out_of_the_warm_up(run: Run, tmp_path: Path) -> None:
+    tests = {"tests": ["assert f(1) == 2"], "entry_point": "f"}
+    write(tmp_path / "a.jsonl", [{"prompt": f"Write f, number {n}.", **tests} for n in range(40)])
+    recipe = _recipe(tmp_path, "a.jsonl")
+    assert run("tasks", "show", f"{recipe}:mine")[1].count("=> no gold answer\n") == 3
+    code, out, err = run("tasks", "validate", recipe, "--json")
+    assert code == 0, err
+    assert out.startswith("mine: all rows pass; no row has a gold answer, so only a wrong answer was tried there\n")
+    assert json.loads(out.splitlines()[-1])["without_gold"] == {"mine": 40}
+    sizes = [word for key in ("validation_problems", "test_problems") for word in ("--set", f"evaluation.{key}=1")]
+    code, _, err = run(
+        "train", recipe, "--steps", 1, "--set", "rl.problems_per_step=1", *sizes, "--out", tmp_path / "o"
+    )
+    assert code == 0, err
+    assert "the warm-up leaves out mine: no gold answers" in err
