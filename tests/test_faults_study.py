@@ -320,7 +320,7 @@ def test_sigint_or_sigterm_ends_after_the_step_with_a_checkpoint(
     _are_gone(workers)
     said = errors.read_text("utf-8")
     assert "stopping after this step, which is saved" in said
-    assert "resume with `omni-thinker study DIR --resume`" in said.splitlines()[-1]
+    assert f"resume with `omni-thinker study {out} --resume`" in said.splitlines()[-1]
     assert "Traceback" not in said
     assert '"key": "0 train joint", "kind": "checkpoint"' in (out / "journal.jsonl").read_text("utf-8")
     with pytest.raises(ProcessLookupError):

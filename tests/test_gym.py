@@ -391,7 +391,7 @@ def test_levels_of_a_curriculum_are_difficulties_and_pools() -> None:
     [
         ({"difficulty": 1.5}, r"tasks\.t\.difficulty: levels of reasoning-gym are whole numbers, got 1\.5"),
         ({"pools": (0.0, 0.5)}, r"tasks\.t\.pools: levels of reasoning-gym are whole numbers"),
-        ({"difficulty": 7.0}, r"its difficulties are 0 to 3, got 7"),
+        ({"difficulty": 7.0}, r"reasoning-gym refuses 'gcd': its difficulties are 0 to 3, got 7"),
         ({"difficulty": 1.0, "options": {"max_value": 9}}, r"its difficulty sets 'max_value' too; leave out one"),
     ],
 )

@@ -129,7 +129,7 @@ def test_resuming_an_ended_study_does_nothing_and_other_recipes_exit_2(
     out, errors = undisturbed[0], tmp_path / "err"
     before = traces(out)
     assert run(out, "--resume", stderr=errors) == 0
-    assert "this study has ended; nothing is left to do" in errors.read_text("utf-8")
+    assert "this run has ended; nothing is left to do" in errors.read_text("utf-8")
 
     assert run(out, "--resume", "--set", "rl.lr=0.5", "--set", "study.steps=9", stderr=errors) == 2
     line = errors.read_text("utf-8").splitlines()[-1]
@@ -177,7 +177,7 @@ def test_resume_with_more_seeds_extends_the_study(undisturbed: tuple[Path, float
         assert found["arms"][name][0] == rows[0], name
         assert len(found["arms"][name]) == 2
     assert run(out, "--resume", stderr=errors) == 0
-    assert "this study has ended" in errors.read_text("utf-8").splitlines()[-1]
+    assert "this run has ended" in errors.read_text("utf-8").splitlines()[-1]
     before = traces(out)
     assert run(out, "--resume", "--set", "study.seeds=[0, 2]", stderr=errors) == 2
     assert "study.seeds: the run has [0, 1]; new seeds must follow these" in errors.read_text("utf-8").splitlines()[-1]
@@ -192,7 +192,7 @@ def test_terminated_study_exits_143_and_leaves_no_process(repo: Path, tmp_path: 
         time.sleep(0.02)
     process.terminate()
     assert process.wait(timeout=30) == 143
-    assert "terminated; resume with `omni-thinker study DIR --resume`" in errors.read_text("utf-8")
+    assert f"terminated; resume with `omni-thinker study {out} --resume`" in errors.read_text("utf-8")
     time.sleep(2)  # whoever adopts what was killed has to take note of it
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)

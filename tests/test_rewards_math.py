@@ -451,7 +451,7 @@ def test_place_of_the_answer() -> None:
         ("\\boxed{11:30}", "10:30", "took '11:30' (boxed): not as the gold is written"),
         ("\\boxed{30}", "10:30", "took '30' (boxed): no time or ratio"),
         ("\\boxed{B}", "C", "took 'B' (boxed): isn't C"),
-        ("\\boxed{\\sqrt{2}}", "\\sqrt{3}", "took '\\\\sqrt{2}' (boxed): isn't \\sqrt{3}"),
+        ("\\boxed{\\sqrt{2}}", "\\sqrt{3}", "took '\\sqrt{2}' (boxed): isn't \\sqrt{3}"),
     ],
 )
 def test_reason_says_what_was_taken_from_where_and_why_it_lost(text: str, gold: str, reason: str) -> None:

@@ -221,9 +221,10 @@ def test_letter_counts_with_letters_ok_and_only_with_its_own_text(
 @pytest.mark.parametrize(
     ("response", "reason"),
     [
-        ("Lyon", "took 'Lyon' (whole): not the gold answer"), ("", "empty"), ("...", "took '...' (whole): empty"),
-        ("<think>Paris", "no answer after the thoughts"), ("**Answer:** Lyon", "took 'Lyon' (announced): not the gold answer"),
-        ("\\boxed{Lyon}", "took 'Lyon' (boxed): not the gold answer"), ("Answer: Paris", "took 'Paris' (announced)"),
+        ("Lyon", "took 'Lyon' (whole): not the gold answer 'Paris'"), ("", "empty"), ("...", "took '...' (whole): empty"),
+        ("<think>Paris", "no answer after the thoughts"), ("**Answer:** Lyon", "took 'Lyon' (announced): not the gold answer 'Paris'"),
+        ("\\boxed{Lyon}", "took 'Lyon' (boxed): not the gold answer 'Paris'"), ("**Answer: Lyon**.", "took 'Lyon.' (announced): not the gold answer 'Paris'"),
+        ("A: Paris", "took 'A: Paris' (whole): not the gold answer 'Paris': its letter and its text disagree"), ("Answer: Paris", "took 'Paris' (announced)"),
         ("c", "took 'c' (whole), an option's letter"),
     ],
 )  # fmt: skip

@@ -124,6 +124,13 @@ CASES: dict[str, Case] = {
         {}, "Add 7.\n\nWrite a Python program that reads standard input and prints the output.", None,
         {"inputs": ["1"], "outputs": ["8"]}, "unit_tests",
     ),
+    "apps, with gold programs": (
+        "livecodebench",
+        many(lambda n: {"question": f"Add {n}.", "solutions": json.dumps([f"print(int(input()) + {n})", "print(0)"]),
+                        "input_output": json.dumps({"inputs": ["1"], "outputs": [str(n + 1)]})}),
+        {}, "Add 7.\n\nWrite a Python program that reads standard input and prints the output.",
+        "print(int(input()) + 7)", {"inputs": ["1"], "outputs": ["8"]}, "unit_tests",
+    ),
     "verl, programs": (
         "verl",
         many(lambda n: {"data_source": "taco", "prompt": [user(f"Add {n}.")], "ability": "code", "reward_model": {

@@ -1,12 +1,13 @@
 """The command line: every command is one call into the library. Heavy imports are inside functions."""
 
 import json
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -30,8 +31,6 @@ from omni_thinker.cli.plan import forecast, plan, transfer
 from omni_thinker.cli.tasks import tasks_app
 from omni_thinker.errors import UserError, machine_error, printable
 
-_RESUME = "; resume with `omni-thinker study DIR --resume`"
-
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -46,7 +45,8 @@ def main() -> None:
     """Run the command line. Bad input: one line on stderr, exit code 2."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        app()
+        if code := app(standalone_mode=False, prog_name="omni-thinker"):
+            sys.exit(code)
     except UserError as exc:
         sys.stderr.write(f"omni-thinker: {printable(str(exc))}\n")
         sys.exit(2)
@@ -55,10 +55,23 @@ def main() -> None:
         sys.stderr.write(f"omni-thinker: {exc.word}{exc.remedy}\n")
         sys.exit(exc.code)
     except Exception as exc:
+        if hasattr(exc, "format_message"):  # of the parser of options; Typer has its own copy of click's classes
+            _bad_option(exc)
         if (why := machine_error(exc)) is None:
             raise
-        sys.stderr.write(f"omni-thinker: {why}; once that is fixed, resume with `omni-thinker study DIR --resume`\n")
+        sys.stderr.write(f"omni-thinker: {why}\n")
         sys.exit(1)
+
+
+def _bad_option(exc: Any) -> None:
+    """One line, or the help where nothing was given."""
+    message = exc.format_message()
+    if "\n" in message:
+        exc.show()
+    else:
+        command = exc.ctx.command_path if getattr(exc, "ctx", None) else "omni-thinker"
+        sys.stderr.write(f"omni-thinker: {printable(message).rstrip('.')}; see {command} --help\n")
+    sys.exit(exc.exit_code)
 
 
 class _Ended(BaseException):
@@ -209,7 +222,9 @@ def report(directory: Annotated[Path, typer.Argument(help="A run directory.")], 
 def score(
     reward: Annotated[str, typer.Option(help="A reward part (math, unit_tests, short_answer, ...), or RECIPE:TASK.")],
     in_: Annotated[Path, typer.Option("--in", help="Rows with id, response, and what the reward needs (JSONL).")],
-    out: Annotated[Path, typer.Option(help="File for the scores (JSONL). It must not exist.")],
+    out: Annotated[
+        Path | None, typer.Option(help="File for the scores (JSONL). It must not exist. Optional with --explain.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes of each kind. Default: one per core.")] = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Print for each row its value, what was taken as the answer, why it lost.")
@@ -222,6 +237,8 @@ def score(
     from omni_thinker.cli.score_file import explained, score_file
     from omni_thinker.runs.progress import working
 
+    if out is None and not explain:
+        raise UserError("give a file for the scores, or --explain to print them", key="--out")
     if workers:
         from omni_thinker.isolation import use_workers
 
@@ -235,7 +252,7 @@ def score(
         f"{summary['rows']} rows: {summary['value']} values (mean {summary['mean']}), "
         f"{summary['abstain']} abstentions, {summary['error']} errors"
         + (f", {summary['refused']} refused" if skip_refused else "")
-        + f"; {out}"
+        + (f"; {out}" if out else "")
     )
     finish(summary, json_)
 
@@ -276,6 +293,7 @@ def _run(
         finish(summary, json_)
         return
     follow_parent()
+    remedy = f"; resume with `omni-thinker study {shlex.quote(str(target))} --resume`"
     try:
         with in_recipe(recipe):
             if is_parallel(target) if resume else jobs > 1:
@@ -286,9 +304,13 @@ def _run(
                 result = run_study(loaded, target, resume=resume)
                 drop_parts(loaded, target)
     except KeyboardInterrupt:
-        raise _Ended("interrupted", 130, _RESUME) from None
+        raise _Ended("interrupted", 130, remedy) from None
     except _Ended as exc:
-        raise _Ended(exc.word, exc.code, _RESUME) from None
+        raise _Ended(exc.word, exc.code, remedy) from None
+    except Exception as exc:
+        if (why := machine_error(exc)) is None:
+            raise
+        raise _Ended(why, 1, remedy.replace("; ", "; once that is fixed, ")) from None
     from omni_thinker.report import write_report
 
     path = write_report(target)

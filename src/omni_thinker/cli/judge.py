@@ -36,13 +36,12 @@ def judge_agree(
     json_: Json = False,
 ) -> None:
     """Measure how often a judge agrees with people, with length balanced and without."""
-    from omni_thinker.cli.judge_agreement import agreement
+    from omni_thinker.cli.judge_agreement import agreement, in_words
     from omni_thinker.runs.progress import working
 
     with working(f"judging {pairs}"):
         measured = agreement(pairs, base_url=base_url, model=model, limit=limit, settings=settings or [])
-    for name, value in measured.items():
-        typer.echo(f"{name}: {value:.3f}" if isinstance(value, float) else f"{name}: {value}")
+    typer.echo("\n".join(in_words(measured)))
     finish(measured, json_)
     if measured["errors"] > measured["pairs"]:
         raise UserError(f"most pairs got no verdict; the first: {measured['first_error']}", key="judge agree")
@@ -68,8 +67,9 @@ def judge_info(json_: Json = False) -> None:
 @cache_app.command("stats")
 def cache_stats(cache: CacheFile = None, json_: Json = False) -> None:
     """Count the replies of each model and their tokens."""
-    stats = _judge_cache(cache).stats()
-    typer.echo(f"{stats['path']}: {stats['bytes'] / 1e6:.1f} MB")
+    known, path = _judge_cache(cache)
+    stats = {"path": str(path), "bytes": 0, "models": {}} if known is None else known.stats()
+    typer.echo(f"{path}: {stats['bytes'] / 1e6:.1f} MB" if stats["models"] else f"{path}: 0 replies")
     for name, row in stats["models"].items():
         typer.echo(f"{name}: {row['replies']} replies, {row['input_tokens']} + {row['output_tokens']} tokens")
     finish(stats, json_)
@@ -82,7 +82,8 @@ def cache_export(
     json_: Json = False,
 ) -> None:
     """Write all replies to a file."""
-    rows = [json.dumps(row) for row in _judge_cache(cache).rows()]
+    known, _ = _judge_cache(cache)
+    rows = [] if known is None else [json.dumps(row) for row in known.rows()]
     try:
         with out.open("x", encoding="utf-8") as stream:
             stream.writelines(row + "\n" for row in rows)
@@ -101,16 +102,20 @@ def cache_clear(
     json_: Json = False,
 ) -> None:
     """Delete replies. Asking again costs again."""
-    done = _judge_cache(cache).clear(model)
+    known, _ = _judge_cache(cache)
+    done = 0 if known is None else known.clear(model)
     typer.echo(f"{done} replies deleted")
     finish({"forgotten": done}, json_)
 
 
-def _judge_cache(path: Path | None) -> Any:
+def _judge_cache(chosen: Path | None) -> tuple[Any, Path]:
+    """The cache and where it is; None for the usual one where no judge has replied yet."""
     from omni_thinker.judging.cache import JudgeCache
     from omni_thinker.judging.make import default_cache
 
-    path = path or default_cache()
-    if not path.is_file():
+    path = chosen or default_cache()
+    if path.is_file():
+        return JudgeCache(path), path
+    if chosen is not None:
         raise UserError("no such cache", file=path, key="--cache")
-    return JudgeCache(path)
+    return None, path

@@ -35,7 +35,9 @@ Weak = Annotated[
     ),
 ]
 Forecasts = Annotated[str, typer.Option("--forecaster", help="hierarchical, naive, additive, relative or logit.")]
-Goal = Annotated[str, typer.Option("--objective", help="mean, worst, or weights such as task=2,task=1.")]
+Goal = Annotated[
+    str, typer.Option("--objective", help="mean, worst, or weights such as math=2,qa=1; tasks without one weigh 0.")
+]
 Level = Annotated[float, typer.Option("--level", help="Coverage of the intervals (0.01 to 0.999).")]
 
 

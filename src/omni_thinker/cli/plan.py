@@ -42,6 +42,8 @@ def plan(
         evidence=evidence or [],
         level=level,
     )
+    aims = {"mean": "the mean accuracy", "worst": "the worst task's accuracy", "weights": "the weighted mean accuracy"}
+    aim = aims[planned.objective]
     for row in planned.orders:
         chance = "" if row.probability_best is None else f"  best with probability {row.probability_best:.2f}"
         mark = "*" if row.order == planned.plan.order else " "
@@ -50,6 +52,7 @@ def plan(
     together = planned.joint
     mark = "*" if planned.plan.kind == "joint" else " "
     typer.echo(f"{mark} jointly  {together.score:.3f} [{together.low:.3f}, {together.high:.3f}]")
+    typer.echo(f"(* is the plan; scores are forecasts of {aim}, with {100 * level:g} % intervals)")
     for name, rule in planned.strategies.items():
         typer.echo(f"{name}: {' -> '.join(rule.order)}  {rule.score:.3f}, regret {rule.regret:.3f}")
     for task, interval in planned.plan.forecast.items():

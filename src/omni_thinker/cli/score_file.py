@@ -30,12 +30,33 @@ _OWN = ("id", "response", "prompt", "answer")
 
 
 def score_file(
-    reward: str, rows_file: Path, out: Path, *, skip_refused: bool = False
+    reward: str, rows_file: Path, out: Path | None, *, skip_refused: bool = False
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Score every row's `response`, in order, into `out`; returns counts and the mean, and the results.
+    """Score every row's `response`, in order, into `out` if given; returns counts and the mean, and the results.
 
     skip_refused: rows that can't be scored have the status `refused`, and count for nothing else.
     Raises UserError for bad rows (naming the line), unknown rewards, and an `out` that exists."""
+    if out is not None:
+        _check_free(out)
+    results = score_lines(reward, _lines(rows_file), rows_file, skip_refused=skip_refused)
+    if out is not None:
+        try:
+            out.write_text("".join(to_json(result) + "\n" for result in results), "utf-8")
+        except OSError as exc:
+            raise UserError(f"can't be written: {exc.strerror or exc}", file=out) from None
+    counts = Counter(result["status"] for result in results)
+    values = [result["value"] for result in results if result["value"] is not None]
+    summary = {
+        "rows": len(results),
+        **{status: counts[status] for status in ("value", "abstain", "error", *(("refused",) if skip_refused else ()))},
+        "mean": round(fmean(values), 4) if values else None,
+        **({"out": str(out)} if out else {}),
+    }
+    return summary, results
+
+
+def _check_free(out: Path) -> None:
+    """Raises UserError where a new file can't be written."""
     try:
         taken = out.exists()
     except (OSError, ValueError) as exc:
@@ -44,20 +65,6 @@ def score_file(
         raise UserError("exists already", file=out, key="--out")
     if not out.absolute().parent.is_dir():
         raise UserError("its folder doesn't exist", file=out, key="--out")
-    results = score_lines(reward, _lines(rows_file), rows_file, skip_refused=skip_refused)
-    try:
-        out.write_text("".join(to_json(result) + "\n" for result in results), "utf-8")
-    except OSError as exc:
-        raise UserError(f"can't be written: {exc.strerror or exc}", file=out) from None
-    counts = Counter(result["status"] for result in results)
-    values = [result["value"] for result in results if result["value"] is not None]
-    summary = {
-        "rows": len(results),
-        **{status: counts[status] for status in ("value", "abstain", "error", *(("refused",) if skip_refused else ()))},
-        "mean": round(fmean(values), 4) if values else None,
-        "out": str(out),
-    }
-    return summary, results
 
 
 def explained(results: Iterable[dict[str, Any]]) -> list[str]:

@@ -47,11 +47,16 @@ def tasks_show(
         loaded = load(Path(path), overrides, skip_refused)
         if name not in loaded.tasks:
             raise UserError(f"no task {name!r}; it has {', '.join(loaded.tasks)}", file=path)
-        loaded = loaded.model_copy(update={"tasks": {name: loaded.tasks[name]}})
+        shown = loaded.tasks[name]
+    elif overrides:
+        raise UserError("sets keys of a recipe; show RECIPE:TASK", key="--set")
     else:
         name = "shown"
-        table = {"source": source, **({} if difficulty is None else {"difficulty": difficulty})}
-        loaded = parse_recipe({"tasks": {name: table}}, source)
+        loaded = parse_recipe({"tasks": {name: {"source": source, "skip_refused": skip_refused}}}, source)
+        shown = loaded.tasks[name]
+    if difficulty is not None:
+        shown = shown.model_copy(update={"difficulty": difficulty})
+    loaded = loaded.model_copy(update={"tasks": {name: shown}})
     task = make_tasks(loaded.tasks, loaded.data_root)[name]
     problems = [under(problem, loaded.tasks[name].system) for problem in task.problems(split_named(split))[:count]]
     finish({"task": name, "split": split, "problems": _print(problems)}, json_)
@@ -73,24 +78,28 @@ def tasks_import(
     typer.echo(printable(imported.toml))
     sizes = ", ".join(f"{split} {count}" for split, count in imported.sizes.items())
     typer.echo(f"# problems: {sizes}")
+    for split in (split for split, count in imported.sizes.items() if not count):
+        typer.echo(f"# no row falls into {split}: give more rows, or name those of each split (docs/recipe.md)")
     if imported.refused.count:
-        typer.echo(printable(f"# {imported.refused.words()}; keep it so by skip_refused = true"))
+        typer.echo(printable(f"# {imported.refused.words()}"))
+        typer.echo("# a study refuses the task because of these, unless it sets skip_refused = true")
     finish(
         {
             "recipe": imported.table,
             "sizes": imported.sizes,
             "refused": imported.refused.to_json(),
-            "problems": _print(imported.problems),
+            "problems": _print(imported.problems, "# "),
         },
         json_,
     )
 
 
-def _print(problems: Sequence[Problem]) -> list[dict[str, Any]]:
-    """Print problems for people; the same as plain data."""
+def _print(problems: Sequence[Problem], margin: str = "") -> list[dict[str, Any]]:
+    """Print problems for people, `margin` before each line; the same as plain data."""
     for problem in problems:
-        given = problem.answer if problem.answer is not None else problem.data.get("reference")
-        typer.echo(printable(f"--- {problem.id}\n{problem.shown}\n=> {given}"))
+        given = problem.data.get("reference", "no gold answer") if problem.answer is None else problem.answer
+        said = printable(f"--- {problem.id}\n{problem.shown}\n=> {given}")
+        typer.echo("\n".join(f"{margin}{line}".rstrip() if margin else line for line in said.split("\n")))
     return [{"id": p.id, "prompt": p.prompt, "answer": p.answer, "data": dict(p.data)} for p in problems]
 
 
@@ -107,11 +116,12 @@ def tasks_validate(
     from omni_thinker.runs.progress import working
 
     with working("scoring a gold and a wrong answer of every row"), in_recipe(recipe or Path("--set")):
-        failures, refused = validate_tasks(recipe_or_builtin(recipe, overrides, skip_refused))
-    for name, failed in failures.items():
-        typer.echo(f"{name}: {'all rows pass' if not failed else f'{len(failed)} rows fail'}")
+        done = validate_tasks(recipe_or_builtin(recipe, overrides, skip_refused))
+    for name, failed in done.failures.items():
+        typer.echo(f"{name}: {done.words(name)}")
         for failure in failed[:5]:
             typer.echo(printable(f"  {failure['problem']}: {failure['reason']}"))
-    finish({"failures": failures, "refused": {name: rows.to_json() for name, rows in refused.items()}}, json_)
-    if any(failures.values()):
+    refused = {name: rows.to_json() for name, rows in done.refused.items()}
+    finish({"failures": done.failures, "refused": refused, "without_gold": done.without_gold}, json_)
+    if any(done.failures.values()):
         raise typer.Exit(2)

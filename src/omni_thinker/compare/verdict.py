@@ -45,10 +45,10 @@ def _headline(by_pair: Mapping[tuple[str, str], Comparison]) -> str:
     if parts:
         return " ".join(parts)
     most = max((c.detectable for c in against if c.detectable is not None), default=None)
-    power = "" if most is None else f"; it would have seen {100 * most:.1f} points nine times in ten"
-    subject = "The arm was" if len(against) == 1 else f"None of the {len(against)} arms was"
-    negated = " not" if len(against) == 1 else ""
-    return f"{subject}{negated} shown to differ from joint training at this budget{power}."
+    power = "" if most is None else f"; a difference of {100 * most:.1f} points would be shown nine times in ten"
+    names = ", ".join(dict.fromkeys(arm for c in against for arm in (c.a, c.b) if arm != "joint"))
+    subject = f"The arm {names} was not" if len(against) == 1 else f"None of the {len(against)} arms {names} was"
+    return f"{subject} shown to differ from joint training at this budget{power}."
 
 
 def _sentence(c: Comparison, subject: str, object_: str, confidence: float) -> str:

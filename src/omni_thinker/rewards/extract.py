@@ -45,7 +45,8 @@ class Found:
     def words(self) -> str:
         """What a score's reason says: at most 80 characters of the answer and its place."""
         shown = " ".join(self.text.split())
-        return f"took {shown[:80]!r} ({self.how})"
+        quoted = repr(shown[:80]).replace("\\\\", "\\")  # LaTeX as it was written
+        return f"took {quoted} ({self.how})"
 
 
 def without_thoughts(text: str) -> str:

@@ -71,6 +71,8 @@ def to_result(
     values: dict[str, list[Values]] = {name: [o.test[name].values for o in outcomes] for name in names}
     comparisons = compare_arms(values, resamples=study.bootstrap, confidence=confidence)
     words = verdict(comparisons, confidence, len(outcomes))
+    if not any(score for arm in values.values() for tasks in arm for row in tasks.values() for score in row.values()):
+        words = f"Every score on the test split is 0, so no arm can be told from another. {words}"
     if left:
         words = f"No verdict yet: {left} of {left + len(outcomes)} seeds are to come."
     forecasts = tuple(row for o in outcomes for row in _forecast_rows(o, setup.recipe))

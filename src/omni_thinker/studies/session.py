@@ -84,6 +84,8 @@ class Session:
         streams = make_streams(
             {task: problems for task, problems in gold.items() if problems}, study_seed(self.seed, "warmup")
         )
+        if spec.steps and (without := [task for task, problems in gold.items() if not problems]):
+            self.progress.say(f"the warm-up leaves out {', '.join(without)}: no gold answers")
         checkpoints, begun = self.checkpoints("warmup"), None
         if known:
             checkpoints.read(self.policy, known[-1])

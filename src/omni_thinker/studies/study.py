@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from omni_thinker.compare.intervals import MIN_PROBLEMS
 from omni_thinker.recipe import Recipe
 from omni_thinker.runs.checkpoints import usable
 from omni_thinker.runs.progress import Progress
@@ -58,14 +59,14 @@ def _run(run: RunDir, setup: Setup, work: WorkPlan, progress: Progress, began: f
     recipe = setup.recipe
     setup.keep_drawn(run.path)
     run.journal.cut()
-    progress.say(f"study {recipe.name!r} into {run.path}" + (", resumed" if run.journal.replaying else ""))
+    progress.say(f"run {recipe.name!r} into {run.path}" + (", resumed" if run.journal.replaying else ""))
     if run.journal.dropped:
         progress.say(f"{run.journal.dropped} journal entries after the last whole checkpoint are repeated")
     if fresh and (words := power_words(setup)):
         progress.say(f"power: {words}")
     result_key = f"result of {list(recipe.study.seeds)}, {recipe.study.bootstrap}, {recipe.study.confidence}"
     if (known := run.journal.noted(result_key)) is not None:
-        progress.say("this study has ended; nothing is left to do")
+        progress.say("this run has ended; nothing is left to do")
         run.write_json("result.json", known)  # the file may be gone, or hold a verdict over more seeds
         return dict(known)
     outcomes = []
@@ -80,7 +81,7 @@ def _run(run: RunDir, setup: Setup, work: WorkPlan, progress: Progress, began: f
     result = to_result(setup, outcomes, _seconds(run, began), before=before)
     run.write_json("result.json", result)
     run.journal.note(result_key, result)
-    progress.say("the study has ended")
+    progress.say("the run has ended")
     return result
 
 
@@ -98,7 +99,9 @@ def describe(recipe: Recipe) -> dict[str, Any]:
         "seeds": list(recipe.study.seeds),
         "work": work.total,
         "detectable": smallest_difference(setup),
-        "sees": power_words(setup) or "nothing to compare with joint training",
+        "power": power_words(setup)
+        or "no forecast: that needs joint training, an arm to compare with it, and "
+        f"{MIN_PROBLEMS} test problems of each task",
         "recipe": recipe.model_dump(mode="json"),
     }
 

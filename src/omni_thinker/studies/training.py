@@ -133,11 +133,13 @@ class Training:
         return cost
 
     def _show(self, step: int, result: StepResult, seconds: float) -> None:
-        rewards = " ".join(
+        by_task = [
             f"{name.removeprefix('reward/')} {value:.2f}"
             for name, value in result.metrics.items()
             if name.startswith("reward/") and name != "reward/all"
-        )
+        ]
+        every = len(self._session.setup.tasks)
+        rewards = " ".join([*by_task, *([f"({len(by_task)} of {every} tasks)"] if 1 < len(by_task) < every else [])])
         sampling = result.metrics.get("seconds/sample", 0.0)
         pace = f"{result.tokens_sampled / sampling:.0f} tok/s" if sampling else ""
         line = f"{self._arm} {step}/{self._steps} | reward {rewards} | {pace} | {seconds:.1f} s/step"

@@ -27,6 +27,8 @@ def file_task(name: TaskName, spec: TaskSpec) -> RowTask:
 
 def rows_of(path: Path, key: str) -> Iterator[Row]:
     """The rows of one file, or of a folder that `datasets` saved. Raises UserError naming `key` and the file."""
+    if not path.is_absolute() and "\0" not in str(path) and not os.path.lexists(path):
+        raise UserError(f"no such file in {Path.cwd()}, where the command runs", file=path, key=key)
     if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
         # A pipe gives its rows once, and a part of them is gone once its first bytes were looked at.
         why = "is a pipe or a device, whose rows can't be read again; write them to a file"

@@ -73,7 +73,8 @@ class RowTask:
     def problems(self, split: Split) -> Sequence[Problem]:
         """All problems of a split. Raises UserError where it holds none."""
         if not self._pools[split]:
-            raise UserError("no row falls into this split", key=f"tasks.{self.name}.splits.{split}")
+            why = "no row falls into this split; give more rows, or name those of each split (docs/recipe.md)"
+            raise UserError(why, key=f"tasks.{self.name}.splits.{split}")
         return self._pools[split]
 
 

@@ -36,7 +36,8 @@ def _cells(path: Path, stream: IO[str], key: str) -> Iterator[Row]:
     lines = _lines(path, stream, key)
     names = [name.strip() for name in next(lines, (0, []))[1]]
     if not names or len(set(names)) < len(names) or not all(names):
-        raise UserError("its first line must name every column, each differently", file=path, key=key)
+        why = "its first line must name every column, each differently; has it no such line?"
+        raise UserError(why, file=path, key=key)
     for count, (number, cells) in enumerate(lines):
         where = f"{path}:{number}"
         if count >= MAX_ROWS:
@@ -64,7 +65,7 @@ def read_parquet(path: Path, key: str) -> Iterator[Row]:
     try:
         parquet = importlib.import_module("pyarrow.parquet")
     except ImportError:
-        raise UserError("Parquet needs pyarrow; run: pip install 'omni-thinker[hf]'", file=path, key=key) from None
+        raise UserError("Parquet needs pyarrow; run: pip install pyarrow", file=path, key=key) from None
     number = 0
     try:
         with parquet.ParquetFile(path) as table:

@@ -54,7 +54,7 @@ def to_frame(matrix: TransferMatrix) -> "pandas.DataFrame":
     try:
         from pandas import DataFrame
     except ImportError:
-        raise UserError("tables need pandas: pip install 'omni-thinker[pandas]'") from None
+        raise UserError("tables need pandas; run: pip install pandas") from None
     return DataFrame(to_rows(matrix))
 
 

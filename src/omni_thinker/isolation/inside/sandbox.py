@@ -102,12 +102,14 @@ def _run(request: dict[str, Any], control: socket.socket) -> dict[str, Any]:
     os.close(report_in)
     gone = received == secret + b"gone\n"
     end = zygote.end_worker(control, linger=gone)
-    return _verdict(received, secret, end, len(request["tests"]))
+    return _verdict(received, secret, end, request)
 
 
-def _verdict(received: bytes | None, secret: bytes, end: str, total: int) -> dict[str, Any]:
+def _verdict(received: bytes | None, secret: bytes, end: str, request: dict[str, Any]) -> dict[str, Any]:
+    total = len(request["tests"])
     if received is None or (received.endswith(b"gone\n") and end == str(128 + signal.SIGXCPU)):
-        return {"passed": 0, "outcome": "timeout", "reason": "killed at the deadline"}
+        why = f"killed at the deadline of {request['timeout']:g} s (timeout)"
+        return {"passed": 0, "outcome": "timeout", "reason": why}
     text = received.removeprefix(secret)
     if text == b"gone\n":
         code = int(end) if end.isdecimal() else 0

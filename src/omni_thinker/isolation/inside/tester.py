@@ -7,6 +7,7 @@ import ast
 import builtins
 import collections
 import importlib
+import reprlib
 import socket
 import sys
 import types
@@ -32,6 +33,8 @@ else:
     from values import Violation, is_array
     from wire import ACCESS, BINARY, COMPARISONS, UNARY, Gone, Peer, Proxy, exception_named
 
+_LEFT = "_left_of_the_assert"
+_WIDEST = 256
 _MODULE = "__main__"
 """Module name that the tests run under."""
 _OPERATIONS = {**UNARY, **BINARY, **COMPARISONS, **ACCESS}
@@ -296,15 +299,40 @@ def _tree(text: str) -> ast.AST:
 
 
 def _step(test: str, space: dict[str, Any]) -> str | None:
+    space.pop(_LEFT, None)
     try:
-        exec(compile(test, "<test>", "exec", dont_inherit=True), space)  # noqa: S102
+        exec(compile(_kept(test), "<test>", "exec", dont_inherit=True), space)  # noqa: S102
     except Gone:
         raise
+    except AssertionError as exc:
+        return _why(exc) if exc.args else f"doesn't hold{_came(space.get(_LEFT))}"
     except SystemExit as exc:  # unittest.main(); programs can't raise it here
         return None if not exc.code else _why(exc)
     except BaseException as exc:
         return _why(exc)
     return None
+
+
+def _kept(test: str) -> ast.Module:
+    """The test; one `assert left == right` keeps what is on the left, so that a reason can show it."""
+    tree = ast.parse(test, "<test>")
+    match tree.body:
+        case [ast.Assert(test=ast.Compare(left=left, ops=[ast.Eq()]) as compared)]:
+            name = ast.Name(_LEFT, ast.Store())
+            compared.left = ast.fix_missing_locations(ast.copy_location(ast.NamedExpr(name, left), left))
+            ast.fix_missing_locations(compared)
+    return tree
+
+
+def _came(value: Any, depth: int = 2) -> str:
+    """What came in place of what a test wanted. Plain data only: a handle could say what it likes."""
+    return f", got {reprlib.repr(value)}" if _is_plain(value, depth) else ""
+
+
+def _is_plain(value: Any, depth: int) -> bool:
+    if type(value) in (list, tuple, set) and depth:
+        return all(_is_plain(item, depth - 1) for item in value)
+    return type(value) in (bool, float, str) or (type(value) is int and value.bit_length() < _WIDEST)
 
 
 def _why(exc: BaseException) -> str:

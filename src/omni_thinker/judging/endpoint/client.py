@@ -73,7 +73,7 @@ class ChatClient:
             self._requests = Requests(spec, self.meter, client)
         except ImportError as exc:
             raise UserError(
-                f"a judge behind an API needs {exc.name}: pip install 'omni-thinker[judge]'", key="judge"
+                f"a judge behind an API needs {exc.name}; run: pip install openai tenacity aiolimiter", key="judge"
             ) from None
         self._at_once = asyncio.Semaphore(spec.concurrency)
         self._outage = Outage(f"the judge at {spec.base_url}", spec.patience_s)

@@ -13,6 +13,8 @@ from omni_thinker.rewards.programs.lines import without_literals
 
 LONGEST_TEXT = 100_000
 """Characters of a response that are read."""
+WHOLE = "the whole text"
+"""Where a program is in a response in which nothing looks like one."""
 _MOST_BLOCKS = 500
 _DEFINED = re.compile(
     r"^(?:(?:async[ \t]+)?def|class)[ \t]+(\w+)[ \t]*[\[(:]|^(\w+)[ \t]*(?::[^=\n]*)?=[ \t]*lambda\b", re.MULTILINE
@@ -97,7 +99,7 @@ def find_solution(text: str, wanted: Collection[str] = (), *, reads_input: bool 
         if eligible and (not candidates or (not _defines(candidates, wanted) and _defines(eligible, wanted))):
             candidates = eligible
     if not candidates:
-        return Solution(text.lstrip("\ufeff"), "the whole text")
+        return Solution(text.lstrip("\ufeff"), WHOLE)
     for number, piece in enumerate(candidates, 1):
         piece.number = number
     chosen = max(candidates, key=lambda piece: (_fit(piece, wanted, reads_input), piece.number))

@@ -5,8 +5,8 @@ from typing import Any
 from omni_thinker.errors import UserError
 from omni_thinker.isolation import IsolationError, TestReport, launch, run_script, run_tests
 from omni_thinker.rewards.parts import SamplePart, valued
-from omni_thinker.rewards.programs.cases import Tests, Unusable, read_tests
-from omni_thinker.rewards.programs.solution import find_solution
+from omni_thinker.rewards.programs.cases import PACKAGES, Tests, Unusable, read_tests
+from omni_thinker.rewards.programs.solution import WHOLE, find_solution
 from omni_thinker.types import Problem, Sample, Score
 
 _LONGEST_REASON = 200
@@ -47,8 +47,11 @@ class UnitTests(SamplePart):
         except IsolationError as exc:
             return Score.error(f"unit_tests: {exc}")
         value = report.passed / report.total if self.partial else float(report.outcome == "passed")
-        why = "" if report.outcome == "passed" else f": {report.reason or report.outcome}"
-        return valued(value, f"took {solution.place}{why}"[:_LONGEST_REASON])
+        why = "" if report.outcome == "passed" else f": {_hinted(report.reason or report.outcome)}"
+        place = solution.place
+        if place == WHOLE and why.startswith(": SyntaxError"):
+            place += ", for want of a program"
+        return valued(value, f"took {place}{why}"[:_LONGEST_REASON])
 
     def check(self, problem: Problem) -> str | None:
         try:
@@ -69,6 +72,11 @@ class PartialUnitTests(UnitTests):
     """The share of tests that the extracted program passes."""
 
     partial = True
+
+
+def _hinted(reason: str) -> str:
+    """The reason, with the key that decides what may be imported."""
+    return f"{reason} (packages allows {', '.join(PACKAGES)})" if "No module named" in reason else reason
 
 
 async def _report(program: str, tests: Tests) -> TestReport:

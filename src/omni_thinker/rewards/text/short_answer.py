@@ -24,6 +24,7 @@ _BLOCK = re.compile(r"(?:#{1,6}\s+|>\s+|[-+•]\s+(?![\d.$]))+")
 """A heading, a quote or an item of a list; "- 5" may be a number."""
 _MARKS = re.compile(r"[*_`]")
 _LABEL = re.compile(r"(?:option\s+)?[(\[]?([a-z])(?:\s*[)\]]\s*[.:]?\s*|\s*[.:]\s+)(.+)", re.DOTALL)
+_SHOWN = 40
 _LETTER = re.compile(r"(?:option\s+)?[(\[\"']*([a-z])[)\].:!\"']*")
 
 
@@ -47,19 +48,23 @@ class ShortAnswer(SamplePart):
             return valued(1.0, found.words())
         if problem.data.get("letters_ok") and self._by_letter(found.text, right, problem):
             return valued(1.0, f"{found.words()}, an option's letter")
-        return valued(0.0, f"{found.words()}: {'not the gold answer' if normalise(found.text) else 'empty'}")
+        return valued(0.0, f"{found.words()}: {self._fault(found.text, right, problem)}")
 
     def _by_letter(self, text: str, right: frozenset[str], problem: Problem) -> bool:
-        choices = _strings(problem, "choices")
-        letters = {
-            chr(ord("a") + place) for place, choice in enumerate(choices) if not right.isdisjoint(_forms(choice))
-        }
-        text = _MARKS.sub("", text).strip().casefold()
-        label = _LABEL.fullmatch(text)
-        if label:
-            return label[1] in letters and _right(label[2], right)
-        letter = _LETTER.fullmatch(text)
-        return letter is not None and letter[1] in letters
+        by_letter, by_text = _labelled(text, right, problem)
+        return by_letter is True and by_text is not False
+
+    def _fault(self, text: str, right: frozenset[str], problem: Problem) -> str:
+        """Why an answer is wrong."""
+        if not normalise(text):
+            return "empty"
+        fault = f"not the gold answer {' '.join((problem.answer or '').split())[:_SHOWN]!r}"
+        by_letter, by_text = _labelled(text, right, problem)
+        if by_letter is None or not (by_letter or by_text):
+            return fault
+        if by_text is not None and by_letter != by_text:
+            return f"{fault}: its letter and its text disagree"
+        return f"{fault}: letters count only where the row has letters_ok"
 
     def check(self, problem: Problem) -> str | None:
         if problem.answer is None or not normalise(problem.answer):
@@ -92,7 +97,23 @@ def _taken(text: str) -> Found:
     if wrapped:
         boxed, tagged = wrapped.groups()
         return Found(tagged, "block") if boxed is None else Found(boxed, "boxed")
+    if lead and lead[0].count("**") % 2 and rest.count("**") % 2:  # "**Answer: Paris**." was opened in the lead
+        rest = "".join(rest.rsplit("**", 1))
     return Found(rest, "announced" if lead else "whole")
+
+
+def _labelled(text: str, right: frozenset[str], problem: Problem) -> tuple[bool | None, bool | None]:
+    """Whether the letter of an option is the gold's, and whether the text behind it is; None where there is none."""
+    letters = {
+        chr(ord("a") + place)
+        for place, choice in enumerate(_strings(problem, "choices"))
+        if not right.isdisjoint(_forms(choice))
+    }
+    text = _MARKS.sub("", text).strip().casefold()
+    if letters and (label := _LABEL.fullmatch(text)):
+        return label[1] in letters, _right(label[2], right)
+    letter = _LETTER.fullmatch(text)
+    return (letter[1] in letters if letter and letters else None), None
 
 
 def _right(text: str, right: frozenset[str]) -> bool:

@@ -51,6 +51,7 @@ def _pairs(values: Values) -> Values:
     if isinstance(private, list | tuple | Mapping) and private:
         more = pairs_of(private)
         tests = {"tests": None, **{name: [*tests[name], *more[name]] for name in ("inputs", "outputs")}}
+    tests["answer"] = _first_of(values.get("answer"))
     metadata, starter = opened(values.get("metadata")), values.get("starter")
     name = metadata.get("func_name") if isinstance(metadata, Mapping) else None
     prompt = values["prompt"]
@@ -60,6 +61,13 @@ def _pairs(values: Values) -> Values:
         shown = f"\n\nBegin with this:\n```python\n{starter}\n```" if isinstance(starter, str) and starter else ""
         return tests | {"prompt": prompt + shown, "entry_point": name}
     return tests | {"prompt": prompt + _READS, "entry_point": None}
+
+
+def _first_of(solutions: Any) -> str | None:
+    """The first of several gold programs, or the only one; None where there is none."""
+    solutions = opened(solutions)
+    first = solutions[0] if isinstance(solutions, list | tuple) and solutions else solutions
+    return first if isinstance(first, str) and first.strip() else None
 
 
 def _packed(rows: Sequence[Values]) -> str:
@@ -109,6 +117,7 @@ LIVECODEBENCH = Format(
         "private": ("private_test_cases", "private_tests"),
         "metadata": ("metadata",),
         "starter": ("starter_code",),
+        "answer": ("solutions", "solution"),
         "id": ("question_id", "problem_id"),
     },
     ("prompt", "tests"),

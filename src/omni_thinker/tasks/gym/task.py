@@ -189,7 +189,8 @@ def _inspect(task: GymTask, chosen: Mapping[str, Any]) -> int:
     try:
         reply = GYM.call_sync({"set": chosen}, _INSPECT_DEADLINE_S, settings=chosen, evaluates=True)
     except IsolationError as exc:  # no sandbox, an unknown name, an unknown option or a value its own checks refuse
-        raise UserError(f"reasoning-gym can't make {task.gym!r}: {exc}", key=f"tasks.{task.name}.source") from None
+        why = str(exc).removeprefix("ValueError: ")
+        raise UserError(f"reasoning-gym refuses {task.gym!r}: {why}", key=f"tasks.{task.name}.source") from None
     if (where := reply.get("evaluates")) and not task.allowed:
         raise UserError(
             f"the scorer of {task.gym!r} runs answers as code beside the expected answer ({where}), so an answer could "
