@@ -355,7 +355,7 @@ def test_reward_of_scripts_and_functions_says_what_it_took_and_why_it_lost() -> 
             "unit_tests", [text], inputs=[[2]], outputs=[1.41421], entry_point="root", float_tolerance=1e-4
         )
         assert score.value == 1.0, score
-    wrong = {
+    reasons = {
         "def f(x): return [x, 'a']": "took unfenced code: assert f(1) == 2: doesn't hold, got [1, 'a']",
         "class A: pass\ndef f(x): return A()": "took unfenced code: assert f(1) == 2: doesn't hold",
         "def f(x):\n    while True: pass": "took unfenced code: killed at the deadline of 0.5 s (timeout)",
@@ -364,7 +364,7 @@ def test_reward_of_scripts_and_functions_says_what_it_took_and_why_it_lost() -> 
         "I cannot do this.": "took the whole text, for want of a program: SyntaxError: invalid syntax (<program>, "
         "line 1)",
     }
-    for text, reason in wrong.items():
+    for text, reason in reasons.items():
         [score] = scores("unit_tests", [text], tests=["assert f(1) == 2"], timeout=0.5)
         assert (score.value, score.reason) == (0.0, f"unit_tests: {reason}")
     [score] = scores("unit_tests", ["def f(x): return 3"], tests=["assert f(1) == 3", "assert f(1) > 3", "assert 0"])

@@ -53,8 +53,9 @@ def save_model(tiny: Path, folder: Path, made: Any, *, likely: tuple[str, ...] =
     model.resize_token_embeddings(len(made))
     prompt = made("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n", return_tensors="pt")["input_ids"]
     with torch.no_grad():
-        favourite = int(model(input_ids=prompt).logits[0, -1].argmax())
-        weight = model.get_input_embeddings().weight
+        run: Any = model
+        favourite = int(run(input_ids=prompt).logits[0, -1].argmax())
+        weight: Any = model.get_input_embeddings().weight
         for token in likely:
             weight[made.convert_tokens_to_ids(token)] = weight[favourite] * 1.02
     model.save_pretrained(folder)
@@ -76,8 +77,8 @@ def rule_for(state: ThoughtState, budget: int | None = None, *, own: bool = True
         return ThoughtRule(
             Mark("<think>", (OPENS,), True), Mark("</think>", (CLOSES,), True), (10, CLOSES, 10), state, budget
         )
-    marks = (Mark(text, tuple(map(ord, text)), False) for text in TAGS)
-    return ThoughtRule(*marks, tuple(map(ord, "\n</think>\n")), state, budget)
+    opening, closing = (Mark(text, tuple(map(ord, text)), False) for text in TAGS)
+    return ThoughtRule(opening, closing, tuple(map(ord, "\n</think>\n")), state, budget)
 
 
 def ids_of(text: str, *, own: bool = True) -> list[int]:
