@@ -96,7 +96,7 @@ def test_prompt_is_what_transformers_encodes_so_its_first_token_is_there_once(sp
     chat = load_chat(spec_of(form))
     ids = chat.prompt_ids("Hi")
     if not form.date and form.system != "own":
-        turns = [{"role": "user", "content": [{"type": "text", "text": "Hi"}] if form.in_parts else "Hi"}]
+        turns: list[Any] = [{"role": "user", "content": [{"type": "text", "text": "Hi"}] if form.in_parts else "Hi"}]
         options = {"add_generation_prompt": True, "tokenize": True, "return_dict": False, **form.options}
         assert ids == chat.tokenizer.apply_chat_template(turns, **options)
     assert ids.count(chat.tokenizer.bos_token_id) == (form.bos == "template")
