@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import datetime
 import json
 import shutil
@@ -19,13 +21,16 @@ from transformers import PreTrainedTokenizerFast
 from chat_forms import CHATML, EOS, FORMS, TOKENS, Form, make_model, with_ends
 from omni_thinker.baselines.sft import gold_batch, gold_loss
 from omni_thinker.errors import UserError
+from omni_thinker.judging.base import NoJudge, Verdict
 from omni_thinker.models.chat import ChatFormat, dates, load_chat
 from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.protocol import OptimParams, TrainGroup
-from omni_thinker.recipe import ModelSpec, RlSpec, builtin_recipe, load_recipe, parse_recipe
+from omni_thinker.recipe import ModelSpec, RewardSpec, RlSpec, TaskSpec, builtin_recipe, load_recipe, parse_recipe
+from omni_thinker.rewards import make_reward, score_texts
 from omni_thinker.rl.loop import Learner, StepResult
 from omni_thinker.rl.losses import make_loss
 from omni_thinker.studies.study import run_study
+from omni_thinker.tasks.registry import make_pools, make_tasks
 from omni_thinker.types import Chat, Problem, SampleRequest, SamplingParams, Turn
 
 DAY = "2025-03-09"
@@ -371,3 +376,46 @@ def test_folder_without_a_template_takes_one_from_a_file(with_tokens: Path, tmp_
 
 def test_special_tokens_of_the_forms_are_one_token_each(tokenizer: Any) -> None:
     assert all(len(tokenizer.encode(token, add_special_tokens=False)) == 1 for token in TOKENS)
+
+
+# -- whose words --------------------------------------------------------------------------------------------
+
+
+class Listening(NoJudge):
+    """Remembers what it was asked about."""
+
+    def __init__(self) -> None:
+        self.prompts: list[str] = []
+
+    async def compare(self, prompt: str, responses: Sequence[str], reference: str) -> list[Verdict]:
+        self.prompts.append(prompt)
+        return [Verdict("win") for _ in responses]
+
+
+def test_system_text_is_the_rows_then_the_tasks_then_the_models_and_judges_see_the_first_two(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+    rows = [
+        {
+            "messages": [
+                *([{"role": "system", "content": "row"}] if n % 2 else []),
+                *said,
+                {**said[0], "content": f"{n}?"},
+            ]
+        }
+        for n in range(60)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    specs = {"t": TaskSpec(source="jsonl", files=(str(tmp_path / "rows.jsonl"),), system="task")}
+    pools = make_pools(make_tasks(specs), {}, specs)
+    chat = chat_of(CHATML, tokenizer, system="model")
+    for problem in (problem for split in pools.values() for problem in split["t"]):
+        system = "row" if int(problem.prompt[:-1]) % 2 else "task"
+        assert chat.prompt_text(problem.chat).startswith(f"<|im_start|>system\n{system}<|im_end|>\n")
+        judge = Listening()
+        reward = make_reward(RewardSpec(gate=(), sum={"preference": 1.0}), judge=judge)
+        asked = dataclasses.replace(problem, data={"reference": "r"})
+        assert asyncio.run(score_texts(reward, asked, ["x"]))[0].value == 1.0
+        assert judge.prompts == [f"System: {system}\n\nUser: Hi\n\nAssistant: Hello.\n\nUser: {problem.prompt}"]
+    assert chat.prompt_text("Hi").startswith("<|im_start|>system\nmodel<|im_end|>\n")
