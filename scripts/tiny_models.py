@@ -25,7 +25,7 @@ _KEPT = re.compile(r"A_log|dt_|conv|time_|norm|bias|position|rotary|router_scale
 """Weights whose size means something of its own."""
 
 SIZES: tuple[tuple[int, str], ...] = (
-    (VOCABULARY, r"(padded_)?vocab_size(_per_layer_input)?"),
+    (VOCABULARY, r"(padded_)?vocab_size(_per_layer_input)?|encoder_hash_byte_group_vocab"),
     (
         _CONTEXT,
         r"max_position_embeddings|n_positions|n_ctx|max_(source|target)_positions|max_seq_len|seq_length"
@@ -33,7 +33,7 @@ SIZES: tuple[tuple[int, str], ...] = (
     ),
     (
         WINDOW,
-        r"(sliding|attention|local|attn)_?(window|chunk)(_size|_length)?|window_size|local_attention|index_topk"
+        r"(sliding|attention|local|attn)_?(window|chunk)(_size|_length)?|window_size|local_attention(_window_len)?|index_topk"
         r"|floor_scale|index_(local|init)?_?blocks?|.*block_topk|(index_)?block_size|compress_ratio|(mamba_|ssd_)?chunk_size",
     ),
     (
@@ -43,8 +43,8 @@ SIZES: tuple[tuple[int, str], ...] = (
     ),
     (
         32,
-        r"hidden_size|d_model|n_embd|dim|embed_dim|embedding_size|word_embed_proj_dim|hidden_dim|model_dim"
-        r"|attention_hidden_size|lru_width|adapter_in(put)?_(dim|size)",
+        r"hidden_size(_global)?|d_model|n_embd|dim|embed_dim|embedding_size|word_embed_proj_dim|hidden_dim|model_dim"
+        r"|attention_hidden_size|lru_width|adapter_(in|out)(put)?_(dim|size)",
     ),
     (16, r"index(er)?_(n_|num_)?heads|index_head_dim|qk_head_dim|(q|kv|o|index_q)_lora_rank"),
     (LAYERS, r"(encoder_|decoder_)?(hidden_|n_|num_)?layers?|num_hidden_layers|n_layer|num_(decoder|encoder)_layers"),
@@ -96,7 +96,7 @@ OWN: dict[str, dict[str, Any]] = {
     "xmod": {"is_decoder": True},
     "qwen4_exp_text": {
         "indexer_n_heads": 16,
-        "indexer_kv_heads": 2,
+        "indexer_kv_heads": 1,
         "indexer_head_dim": 8,
         "indexer_budget": WINDOW,
         "indexer_compress_ratio": 4,
