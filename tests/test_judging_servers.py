@@ -108,7 +108,7 @@ def test_judged_study_through_a_litellm_proxy_ends(repo: Path, builtin_model: Pa
     proxy = shutil.which("litellm")
     if proxy is None:
         # It isn't installed for this test: releases of it were tampered with, so a person picks the version.
-        pytest.skip("no litellm command: install litellm[proxy] of a checked version in a venv of its own, on the PATH")
+        pytest.skip("no litellm command: put a venv with litellm[proxy] on the PATH; 1.75.8 was tried")
     served, port = free_port(), free_port()
     command = [
         sys.executable, "-m", "transformers.cli.transformers", "serve", str(builtin_model),
