@@ -25,7 +25,7 @@ _KEPT = re.compile(r"A_log|dt_|conv|time_|norm|bias|position|rotary|router_scale
 """Weights whose size means something of its own."""
 
 SIZES: tuple[tuple[int, str], ...] = (
-    (VOCABULARY, r"(padded_)?vocab_size(_per_layer_input)?"),
+    (VOCABULARY, r"(padded_)?vocab_size(_per_layer_input)?|encoder_hash_byte_group_vocab"),
     (
         _CONTEXT,
         r"max_position_embeddings|n_positions|n_ctx|max_(source|target)_positions|max_seq_len|seq_length"
@@ -33,7 +33,7 @@ SIZES: tuple[tuple[int, str], ...] = (
     ),
     (
         WINDOW,
-        r"(sliding|attention|local|attn)_?(window|chunk)(_size|_length)?|window_size|local_attention|index_topk"
+        r"(sliding|attention|local|attn)_?(window|chunk)(_size|_length)?|window_size|local_attention(_window_len)?|index_topk"
         r"|floor_scale|index_(local|init)?_?blocks?|.*block_topk|(index_)?block_size|compress_ratio|(mamba_|ssd_)?chunk_size",
     ),
     (
@@ -43,8 +43,8 @@ SIZES: tuple[tuple[int, str], ...] = (
     ),
     (
         32,
-        r"hidden_size|d_model|n_embd|dim|embed_dim|embedding_size|word_embed_proj_dim|hidden_dim|model_dim"
-        r"|attention_hidden_size|lru_width|adapter_in(put)?_(dim|size)",
+        r"hidden_size(_global)?|emb(edding)?_dim|d_model|n_embd|dim|embed_dim|embedding_size|word_embed_proj_dim|hidden_dim|model_dim"
+        r"|attention_hidden_size|lru_width|adapter_(in|out)(put)?_(dim|size)",
     ),
     (16, r"index(er)?_(n_|num_)?heads|index_head_dim|qk_head_dim|(q|kv|o|index_q)_lora_rank"),
     (LAYERS, r"(encoder_|decoder_)?(hidden_|n_|num_)?layers?|num_hidden_layers|n_layer|num_(decoder|encoder)_layers"),
@@ -57,7 +57,7 @@ SIZES: tuple[tuple[int, str], ...] = (
     (
         8,
         r"hidden_size_per_layer_input|(global_|swa_|v_|qk_nope_|qk_rope_|swa_v_|nope_|rope_)?head_dim|kv_channels|d_kv|d_head|rotary_dim"
-        r"|mamba_num_heads|n_mamba_heads|mamba_n_heads|num_mamba_heads|mamba_d_head|mamba_head_dim"
+        r"|mamba_num_heads|n_mamba_heads|mamba_n_heads|num_mamba_heads|mamba_d_head|mamba_head_?dim"
         r"|(mamba_|ssm_)?(d_state|state_size)|linear_(key|value)_head_dim",
     ),
     (
@@ -93,10 +93,9 @@ OWN: dict[str, dict[str, Any]] = {
     "roformer": {"is_decoder": True},
     "xlm-roberta": {"is_decoder": True},
     "xlm-roberta-xl": {"is_decoder": True},
-    "xmod": {"is_decoder": True},
     "qwen4_exp_text": {
         "indexer_n_heads": 16,
-        "indexer_kv_heads": 2,
+        "indexer_kv_heads": 1,
         "indexer_head_dim": 8,
         "indexer_budget": WINDOW,
         "indexer_compress_ratio": 4,
@@ -126,6 +125,11 @@ OWN: dict[str, dict[str, Any]] = {
     "gemma4_assistant": {"hidden_size_per_layer_input": 0},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
     "mamba2": {"num_heads": 8},
+    "xlm": {"causal": True},
+    "xmod": {"is_decoder": True, "default_language": "en_XX"},
+    "zamba": {"attention_hidden_size": 64, "attention_head_dim": 16},
+    "zamba2": {"attention_hidden_size": 64, "attention_head_dim": 16},
+    "zaya": {"num_experts_per_tok": 1},
     "reformer": {"is_decoder": True, "axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 16]},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "max_window_layers": 2},
     "falcon_h1": {"mamba_d_ssm": 64},
