@@ -128,7 +128,7 @@ OWN: dict[str, dict[str, Any]] = {
     "xlm": {"causal": True},
     "xmod": {"is_decoder": True, "default_language": "en_XX"},
     "zamba": {"attention_hidden_size": 64, "attention_head_dim": 16},
-    "zamba2": {"attention_hidden_size": 64, "attention_head_dim": 16},
+    "zamba2": {"attention_hidden_size": 64, "attention_head_dim": 16, "hybrid_layer_ids": [1, 3]},
     "zaya": {"num_experts_per_tok": 1},
     "reformer": {"is_decoder": True, "axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 16]},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "max_window_layers": 2},
