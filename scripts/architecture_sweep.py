@@ -221,7 +221,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         by_family.setdefault(row["family"], []).append(row)
     for family, own in sorted(by_family.items()):
-        lines.append(f"| `{family}` | {_cells(own)} |")
+        lines.append(f"| `{family}` | {_cells(own)} |".replace("  |", " |"))
     return "\n".join(lines)
 
 
@@ -234,7 +234,7 @@ def _cells(rows: Sequence[dict[str, Any]]) -> str:
     ]
     ran = [row for row in rows if "layout" in row]
     if said and not ran:
-        return f"{_cell(said[0])} | |  "
+        return f"{_cell(said[0])} | | "
     layouts, decoders = (" or ".join(dict.fromkeys(row[key] for row in ran)) for key in ("layout", "decoder"))
     worst = max(max(row["sampling"], row["training"]) for row in ran)
     return f"{layouts} | {decoders} | {worst:.0e}" + (f"; sharp weights {_cell(said[0])}" if said else "")

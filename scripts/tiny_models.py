@@ -46,7 +46,7 @@ SIZES: tuple[tuple[int, str], ...] = (
         r"hidden_size|d_model|n_embd|dim|embed_dim|embedding_size|word_embed_proj_dim|hidden_dim|model_dim"
         r"|attention_hidden_size|lru_width|adapter_in(put)?_(dim|size)",
     ),
-    (16, r"index_head_dim|qk_head_dim|(q|kv|o|index_q)_lora_rank"),
+    (16, r"index(er)?_(n_|num_)?heads|index_head_dim|qk_head_dim|(q|kv|o|index_q)_lora_rank"),
     (LAYERS, r"(encoder_|decoder_)?(hidden_|n_|num_)?layers?|num_hidden_layers|n_layer|num_(decoder|encoder)_layers"),
     (
         4,
@@ -62,8 +62,8 @@ SIZES: tuple[tuple[int, str], ...] = (
     ),
     (
         2,
-        r"(num_|n_)(swa_)?(key_value|kv|key_value_attention)_heads?|num_kv|swa_num_key_value_heads|multi_query_group_num"
-        r"|index_n_heads|index_num_heads|index_heads|linear_num_key_heads|(attn|expert)_layer_period"
+        r"num_kv_shared_layers|(num_|n_)(swa_)?(key_value|kv|key_value_attention)_heads?|num_kv|swa_num_key_value_heads"
+        r"|multi_query_group_num|linear_num_key_heads|(attn|expert)_layer_period"
         r"|num_experts_per_(tok|token)|num_experts_per_topk|moe_(top_?k|k)|top_k_experts|expert_top_k|top_k|moe_router_topk",
     ),
     (
@@ -71,9 +71,10 @@ SIZES: tuple[tuple[int, str], ...] = (
         r"n_group|topk_group|n_shared_experts|num_shared_experts|num_expert_group|mamba_n_groups|n_groups"
         r"|first_k_dense_replace|(attn|expert)_layer_offset",
     ),
-    (0, r"num_(nextn_predict|mtp|kv_shared)_layers"),
+    (0, r"num_(nextn_predict|mtp)_layers"),
 )
-"""What a setting becomes, by its name."""
+"""What a setting becomes, by its name. Indexers have many heads: with few, scores are often equal, and which of equal
+ones are chosen depends on the length of the row."""
 
 _ROPES = {kind: {"rope_type": "default", "rope_theta": 10_000.0} for kind in ("full_attention", "sliding_attention")}
 OWN: dict[str, dict[str, Any]] = {
@@ -94,7 +95,7 @@ OWN: dict[str, dict[str, Any]] = {
     "xlm-roberta-xl": {"is_decoder": True},
     "xmod": {"is_decoder": True},
     "qwen4_exp_text": {
-        "indexer_n_heads": 4,
+        "indexer_n_heads": 16,
         "indexer_kv_heads": 2,
         "indexer_head_dim": 8,
         "indexer_budget": WINDOW,

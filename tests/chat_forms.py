@@ -40,6 +40,7 @@ class Form:
     date: bool = False
     bos: str = "tokenizer"
     stop_text: str | None = None
+    in_parts: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -125,6 +126,11 @@ FORMS: dict[str, Form] = {
         "{% endmacro %}"
         "{{ head() }}" + CHATML + ASSISTANT,
         "x<|im_end|>", date=True,
+    ),
+    "parts": Form(
+        LOOP + "<sot>{{ m.role }}\n{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}"
+        + "{% endfor %}<eot>\n" + END + "{% if add_generation_prompt %}<sot>assistant\n{% endif %}",
+        "x<eot>", ("<eot>",), in_parts=True,
     ),
     "arguments": Form(
         "You are {{ persona.name }}.\n" + CHATML + ASSISTANT, "x<|im_end|>", options={"persona": {"name": "Bo"}}

@@ -25,6 +25,8 @@ peft = pytest.importorskip("peft")
 SIZES = {"vocab_size": 48, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
 SMALL = {**SIZES, "num_key_value_heads": 2, "intermediate_size": 24, "head_dim": 4, "max_position_embeddings": 64}
 EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
+LATENT = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 4}
+LATENT |= {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {**SMALL, "tie_word_embeddings": False}),
     "tied": ("Llama", {**SMALL, "tie_word_embeddings": True}),
@@ -32,6 +34,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3": ("Gemma3Text", {**SMALL, "sliding_window": 8, "query_pre_attn_scalar": 4}),
     "gpt2": ("GPT2", {"vocab_size": 48, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 64}),
     "mixtral": ("Mixtral", {**SMALL, **EXPERTS}),
+    "deepseek": ("DeepseekV3", {**SIZES, **LATENT, "intermediate_size": 24, "moe_intermediate_size": 8}),
     "qwen3_moe": ("Qwen3Moe", {**SMALL, **EXPERTS}),
 }
 IDS = torch.tensor([[3, 7, 11, 2, 30, 41, 5, 5, 9, 17, 20, 1], [8, 8, 1, 2, 46, 0, 12, 13, 14, 40, 33, 22]])
@@ -111,7 +114,7 @@ class Form(NamedTuple):
     kind: str = "LoraConfig"
 
     def config(self) -> Any:
-        options = {"r": 3, "lora_alpha": 5} if self.kind == "LoraConfig" else {}
+        options: dict[str, Any] = {"r": 3, "lora_alpha": 5} if self.kind == "LoraConfig" else {}
         if self.kind != "LoraConfig" or "target_modules" not in self.options:
             options |= {"target_modules": ["q_proj", "v_proj"]} if self.family != "gpt2" else {}
         return getattr(peft, self.kind)(**{**options, "task_type": "CAUSAL_LM", **self.options})
@@ -180,6 +183,8 @@ FORMS = [
     Form(
         "qwen3 moe, experts", "qwen3_moe", {**ALL, "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
     ),
+    Form("deepseek, latent", "deepseek", {"target_modules": ["q_a_proj", "kv_b_proj", "o_proj"]}),
+    Form("deepseek, all", "deepseek", ALL),
     Form("velora", "llama", {"velora_config": {"num_groups": 2}}),
     Form("kasa", "llama", {"kasa_config": {}}),
     Form(
@@ -193,7 +198,7 @@ FORMS = [
     Form("boft, two", "llama", {"boft_block_size": 4, "boft_n_butterfly_factor": 2}, "BOFTConfig"),
     Form("hra, orthonormal", "llama", {"r": 2, "apply_GS": True}, "HRAConfig"),
     Form("loha, ranks", "llama", {"r": 2, "alpha": 3, "rank_pattern": {"v_proj": 1}}, "LoHaConfig"),
-    Form("bdlora", "llama", {"use_bdlora": {"target_modules_bd_a": ["q_proj"], "nblocks": 2}, "r": 4}),
+    Form("bdlora", "llama", {"use_bdlora": {"target_modules_bd_a": ["q_proj", "v_proj"], "nblocks": 2}, "r": 4}),
     Form("oft", "llama", {"oft_block_size": 4}, "OFTConfig"),
     Form("boft", "llama", {"boft_block_size": 4}, "BOFTConfig"),
     Form("hra", "llama", {"r": 2}, "HRAConfig"),
@@ -272,6 +277,9 @@ REFUSED = [
     (Form("one more target", "llama", {}), {"target_modules": ["q_proj", "v_proj", "o_proj"]}, "has no weights for"),
     (Form("no target", "llama", {}), {"target_modules": ["nothing"]}, "can't be merged by peft"),
     (Form("a module of Megatron", "llama", {}), {"megatron_config": {"a": 1}}, "has megatron_config"),
+    (Form("routes", "llama", {}), {"arrow_config": {"top_k": 2}}, "arrow_config"),
+    (Form("samples", "llama", {}), {"monteclora_config": {"num_samples": 2}}, "monteclora_config"),
+    (Form("a buffer", "deepseek", {"target_modules": ["o_proj"], "modules_to_save": ["gate"]}), {}, "isn't trained by"),
     (Form("vera", "llama", {"r": 2}, "VeraConfig"), {}, "of the kind VERA, which can't be merged"),
     (Form("prefix", "llama", {"num_virtual_tokens": 3}, "PrefixTuningConfig"), {}, "of the kind PREFIX_TUNING"),
     (Form("tied head", "tied", {"target_modules": ["lm_head"]}), {}, "are tied to another layer's; untie"),

@@ -5,13 +5,13 @@ from __future__ import annotations
 import datetime
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -60,6 +60,10 @@ def chat_of(template: str, tokenizer: Any, **keys: Any) -> ChatFormat:
     return ChatFormat(tokenizer, where="here", **keys)
 
 
+def decoded(chat: ChatFormat, ids: Sequence[int]) -> str:
+    return str(chat.tokenizer.decode(list(ids)))
+
+
 @pytest.fixture
 def tokenizer(with_tokens: Path) -> Any:
     return load_chat(ModelSpec(name=str(with_tokens))).tokenizer
@@ -69,7 +73,7 @@ def tokenizer(with_tokens: Path) -> Any:
 def test_facts_and_target_of_each_form_are_those_of_its_template(spec_of: MakeSpec, name: str) -> None:
     form = FORMS[name]
     chat = load_chat(spec_of(form))
-    facts, tokenizer = chat.facts, chat.tokenizer
+    facts, tokenizer = chat.facts, cast("Any", chat.tokenizer)
     end = form.end[-1:] if form.stop_text is None else ()
     assert tokenizer.decode(facts.turn_end) == "".join(form.end)
     assert facts.stop_ids == tuple(sorted({*tokenizer.convert_tokens_to_ids([EOS, *form.ends, *end])}))
@@ -87,7 +91,7 @@ def test_prompt_is_what_transformers_encodes_so_its_first_token_is_there_once(sp
     chat = load_chat(spec_of(form))
     ids = chat.prompt_ids("Hi")
     if not form.date and form.system != "own":
-        turns = [{"role": "user", "content": "Hi"}]
+        turns = [{"role": "user", "content": [{"type": "text", "text": "Hi"}] if form.in_parts else "Hi"}]
         options = {"add_generation_prompt": True, "tokenize": True, "return_dict": False, **form.options}
         assert ids == chat.tokenizer.apply_chat_template(turns, **options)
     assert ids.count(chat.tokenizer.bos_token_id) == (form.bos == "template")
@@ -101,7 +105,7 @@ def test_conversation_is_written_turn_by_turn(spec_of: MakeSpec, name: str) -> N
     places = [text.find(words) for words in ("Be kind.", "first question", "first answer", "then?")]
     assert -1 not in places
     assert places == sorted(places)
-    assert chat.tokenizer.decode(chat.target_ids(Chat("then?", "Be kind.", earlier), "x")) == FORMS[name].target
+    assert decoded(chat, chat.target_ids(Chat("then?", "Be kind.", earlier), "x")) == FORMS[name].target
 
 
 @pytest.mark.parametrize(
@@ -113,13 +117,13 @@ def test_form_is_learned_sampled_trained_and_exported_token_by_token(
     """After a warm-up on one answer the model samples the tokens that it was taught, the real end of the turn last."""
     policy = TorchPolicy(spec_of(FORMS[name]))
     problem = Problem("1", "t", "Name a city.", "Paris is right.")
-    [group] = gold_batch(policy, [problem])
-    gold = group.samples[0]
-    taught = tuple(token for place, token in enumerate(gold.tokens) if place not in gold.forced)
+    # Without thoughts: a model that thinks is asked behind an empty block, and so taught.
+    [group] = gold_batch(policy, [problem], {"t": "off"})
+    taught = group.samples[0].tokens
     for _ in range(40):
         policy.forward_backward([group], gold_loss)
         policy.optim_step(OptimParams(5e-3))
-    request = SampleRequest(policy.encode_prompt(problem.chat), 64, 1)
+    request = SampleRequest(policy.ask(problem.chat, "off")[0], 64, 1)
     [answered] = policy.sample([request], SamplingParams(1, 0.0))
     sample = answered.samples[0]
     assert (sample.tokens, sample.stop) == (taught, "stop")
@@ -142,6 +146,7 @@ def test_form_is_learned_sampled_trained_and_exported_token_by_token(
 # -- the date -----------------------------------------------------------------------------------------------
 
 
+@settings(max_examples=30)
 @given(st.dates(datetime.date(1971, 1, 1)), st.sampled_from(["%Y-%m-%d", "%d %b %Y", "%-d. %B %y", "%A, %j", "%H:%M"]))
 def test_date_in_a_template_is_that_of_strftime(day: datetime.date, form: str) -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"x": 0}, "x")), eos_token="x")
@@ -272,7 +277,7 @@ def test_answer_follows_the_prompt_without_a_space_of_the_tokenizers_own(scheme:
     letters = [*"▁abcdefghijklmnopqrstuvwxyzP:\n.", "▁P", "P▁"]
     vocabulary = {token: n for n, token in enumerate(["<unk>", "</s>", "[/A]", *letters])}
     core = Tokenizer(models.BPE(vocabulary, [("▁", "P")], unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)  # type: ignore[arg-type]
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
     core.decoder = decoders.Metaspace(prepend_scheme="never")
     core.add_special_tokens(["</s>", "[/A]"])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", unk_token="<unk>")
@@ -292,7 +297,7 @@ def test_answer_follows_the_prompt_without_a_space_of_the_tokenizers_own(scheme:
 def test_answers_that_the_template_leaves_alone_stay_as_they_are(spec_of: MakeSpec, name: str, answer: str) -> None:
     form = FORMS[name]
     chat = load_chat(spec_of(form))
-    assert chat.tokenizer.decode(chat.target_ids("Hi", answer)) == form.target.replace("x", answer, 1)
+    assert decoded(chat, chat.target_ids("Hi", answer)) == form.target.replace("x", answer, 1)
 
 
 # -- what is refused ----------------------------------------------------------------------------------------
@@ -305,6 +310,7 @@ REFUSED = {
         "{{ messages.append(1) }}{{ messages[0].content }}", {}, r"fails: SecurityError: [^;]*$"
     ),
     "needs an argument": ("{{ persona.name }}", {}, r"'persona' is undefined; .* model\.template_options"),
+    "deaf": ("{{ messages | length }}", {}, "its chat template leaves out what the user says"),
     "needs tools": ("{{ tools | length }}", {}, r"fails: TypeError.*model\.template_options"),
     "unknown option": (
         CHATML + "{{ enable_thinking }}", {"enable_thinkng": True},

@@ -16,7 +16,8 @@ from omni_thinker.baselines.folders import merge_folders
 from omni_thinker.baselines.merge_rules import MergeRule
 from omni_thinker.baselines.tensors import INDEX, SINGLE
 from omni_thinker.errors import UserError
-from omni_thinker.models.load import load_model, load_tokenizer, model_info, resolve
+from omni_thinker.models.info import model_info
+from omni_thinker.models.load import load_model, load_tokenizer, resolve
 from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.recipe import LoraSpec, ModelSpec
 

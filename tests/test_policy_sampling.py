@@ -21,7 +21,7 @@ from omni_thinker.recipe import ModelSpec
 from omni_thinker.sampling.decoders.base import MULTIPLE, Decoder, MaskedDecoder, filled
 from omni_thinker.sampling.decoders.cuda_graph import StaticDecoder
 from omni_thinker.sampling.decoders.fused import FusedDecoder, LlamaDecoder
-from omni_thinker.sampling.decoders.rows import CachedRowsDecoder, RecomputingDecoder
+from omni_thinker.sampling.decoders.rows import CachedRowsDecoder, PlacedRowsDecoder, RecomputingDecoder
 from omni_thinker.sampling.draw import draw
 from omni_thinker.sampling.loop import sample_groups, uniforms
 from omni_thinker.types import Group, SampleRequest, SamplingParams
@@ -320,7 +320,7 @@ def test_uniforms_of_samples_and_seeds_are_distinct() -> None:
 # -- one row per sample, for models without free masks ------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [CachedRowsDecoder, RecomputingDecoder])
+@pytest.mark.parametrize("kind", [CachedRowsDecoder, PlacedRowsDecoder, RecomputingDecoder])
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 0.0])
 def test_rows_draw_what_a_shared_computation_draws(tiny_model: Path, kind: type[Decoder], temperature: float) -> None:
     """The random numbers are the same, and so are the answers, with samples that end early and columns that leave."""

@@ -68,6 +68,18 @@ def test_cache_that_forgets_a_layer_is_not_used() -> None:
     assert (paths.layout, paths.decoder) == ("packed", "recomputing")
 
 
+def test_model_that_does_not_count_its_cache_is_told_positions() -> None:
+    def from_nought(forward: Any, input_ids: torch.Tensor, position_ids: Any = None, **options: Any) -> Any:
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[1])[None]
+        if options.get("attention_mask") is not None:
+            raise ValueError("no masks")
+        return forward(input_ids=input_ids, position_ids=position_ids, **options)
+
+    paths = prove(patched(general(), from_nought), longest=SHORT)
+    assert (paths.layout, paths.decoder) == ("single", "placed-rows")
+
+
 def test_padding_that_changes_a_row_is_not_used() -> None:
     def company(forward: Any, input_ids: torch.Tensor, attention_mask: Any = None, **options: Any) -> Any:
         out = forward(input_ids=input_ids, attention_mask=attention_mask, **options)

@@ -163,7 +163,8 @@ LEADS = ["", "Answer: ", "Answer：", "Ａｎｓｗｅｒ： ", "**Answer:** ", 
          "The answer is ", "The answer is: ", "So the answer is ", "Final answer: ", "**Final Answer:**\n", "My answer is ",
          "The correct answer is ", "ANSWER = ", "答案：", "答案是", "> "]  # fmt: skip
 WRAPS = ["{}", "**{}**", "*{}*", "`{}`", "\"{}\"", "({})", "[{}]", "{}.", "**{}.**", "\\boxed{{{}}}", "$\\boxed{{{}}}$",
-         "<answer>{}</answer>", "{}\n", "{}!", "__{}__", "{}</s>", "{}<|im_end|>"]  # fmt: skip
+         "\\boxed{{\\text{{{}}}}}", "\\text{{{}}}", "<answer>{}</answer>", "{}\n", "{}!", "__{}__", "{}</s>",
+         "{}<|im_end|>"]  # fmt: skip
 THOUGHTS = ["", "<think>Lyon? No.</think>\n", "Lima, or {}.\n</think>\n\n", "<thinking>\n\\boxed{{Lima}}\n</thinking>"]
 
 
@@ -184,6 +185,14 @@ def test_leads_marks_and_thoughts_are_no_part_of_an_answer(lead: str, wrap: str,
 )  # fmt: skip
 def test_hedges_lists_and_thoughts_alone_are_wrong(response: str) -> None:
     assert score(response, "Paris", choices=CHOICES, letters_ok=True).value == 0.0
+
+
+@given(st.lists(st.sampled_from(string.ascii_letters), min_size=2, max_size=5), st.sampled_from(["", " of it", " 7"]))
+def test_dots_between_initials_do_not_count(letters: list[str], rest: str) -> None:
+    plain = "".join(letters) + rest
+    for dotted in (".".join(letters) + rest, ".".join(letters) + "." + rest):
+        assert score(dotted, plain).value == score(plain, dotted).value == 1.0
+        assert score(dotted, f"{plain}x").value == 0.0
 
 
 def test_gold_that_begins_like_a_lead_accepts_itself() -> None:

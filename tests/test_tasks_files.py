@@ -269,6 +269,17 @@ def test_score_leaves_out_and_counts_rows_that_cannot_be_scored(
     ]  # fmt: skip
 
 
+def test_score_reads_numbers_as_the_rows_of_a_task(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"id": 1, "response": "5", "answer": 5.0}\n', "utf-8")
+    asked = ("score", "--reward", "short_answer", "--in", "in.jsonl", "--json", "--out")
+    code, out, _ = run(*asked, "out.jsonl")
+    assert (code, json.loads(out.splitlines()[-1])["mean"]) == (0, 1.0)
+    (tmp_path / "in.jsonl").write_text('{"id": 1, "response": "nan", "answer": NaN}\n', "utf-8")
+    code, _, err = run(*asked, "other.jsonl")
+    assert code == 2
+    assert "in.jsonl: line 1 is not JSON: NaN is no JSON number" in err
+
+
 def test_published_gsm8k_and_mbpp_in_their_own_form_give_the_known_golds(shared_data: Path, tmp_path: Path) -> None:
     def rows(name: str, count: int) -> Rows:
         with gzip.open(shared_data / name, "rt", encoding="utf-8") as stream:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from omni_thinker.baselines.sft import gold_batch, gold_loss
 from omni_thinker.cli.score_file import explained, score_lines
 from omni_thinker.errors import UserError
+from omni_thinker.judging.likelihood import LikelihoodJudge
 from omni_thinker.models.chat import ChatFormat
 from omni_thinker.models.think_form import ask, think_form
 from omni_thinker.policy.torch_policy import TorchPolicy
@@ -341,6 +342,12 @@ def test_thinking_policy_answers_apart_from_its_thoughts(thinking: Path) -> None
     assert all(sample.text == "" for sample in (*budget.samples, *auto.samples) if not sample.answered)
     assert not any(sample.forced for sample in (*auto.samples, *off.samples))
     assert policy.tokenizer.decode(off.prompt).endswith("</think>\n\n")
+
+
+def test_likelihood_judge_reads_texts_as_answers(thinking: Path) -> None:
+    """Not as the thoughts that its template has begun."""
+    judge = LikelihoodJudge.of(str(thinking), 0.1, "", "")
+    assert judge._tokenizer.decode(judge._prompt_ids("Hi")).endswith("assistant\n<think>\n\n</think>\n\n")
 
 
 def test_default_limit_that_thoughts_would_fill_is_warned_of(

@@ -161,7 +161,7 @@ def _checked(folder: Path) -> Any:
     kind = str(getattr(config.peft_type, "value", config.peft_type))
     if kind not in MERGED:
         raise UserError(f"is an adapter of the kind {kind}, which can't be merged", file=folder)
-    for key in ("layer_replication", "alora_invocation_tokens", "arrow_config", "megatron_config"):
+    for key in ("layer_replication", "alora_invocation_tokens", "arrow_config", "monteclora_config", "megatron_config"):
         if getattr(config, key, None):
             raise UserError(f"has {key}, so no weights alone can do what it does", file=folder / CONFIG)
     init = getattr(config, "init_lora_weights", True)
@@ -186,7 +186,7 @@ def _adapted(model: torch.nn.Module, folder: Path) -> Any:
     names = getattr(model, "_checkpoint_conversion_mapping", None)
     weights = load_peft_weights(str(folder), "cpu", key_mapping=names)
     # The first time nothing can be copied; it says which weights there must be room for.
-    found = set_peft_model_state_dict(adapted, weights)
+    found: Any = set_peft_model_state_dict(adapted, weights)
     if found.unexpected_keys:
         raise UserError(f"adapts {found.unexpected_keys[0]!r}, which the model doesn't have", file=folder)
     for name in adapted.state_dict().keys() - set(found.missing_keys):
@@ -206,7 +206,7 @@ def _make_room(model: torch.nn.Module, name: str) -> None:
         module._buffers[leaf] = room
 
 
-def _layers(root: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
+def _layers(root: torch.nn.Module) -> Iterator[tuple[str, Any]]:
     """Path and layer of all that peft put in the place of a layer; of those within another, the outer one."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper

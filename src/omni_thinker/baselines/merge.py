@@ -102,11 +102,15 @@ def _merged(
                 raise UserError(f"{name!r} holds numbers that aren't finite", file=expert.path)
             changes.append((place, change))
         if changes:
-            change = rule.combine(name, changes)
-            exact = origin.float() + change
-            origin = exact.to(dtype or origin.dtype)
+            origin = _sum(origin, rule.combine(name, changes), dtype or origin.dtype, rounding)
             if not origin.isfinite().all():
                 raise UserError(f"{name!r} would hold numbers that aren't finite; smaller weights or scale help")
-            if origin.dtype != torch.float32:
-                rounding.note(change, exact, origin)
         yield name, origin
+
+
+def _sum(origin: torch.Tensor, change: torch.Tensor, dtype: torch.dtype, rounding: Rounding) -> torch.Tensor:
+    exact = origin.float() + change
+    rounded = exact.to(dtype)
+    if dtype != torch.float32:
+        rounding.note(change, exact, rounded)
+    return rounded

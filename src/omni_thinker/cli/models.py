@@ -37,14 +37,20 @@ def model_fetch(
 @model_app.command("info")
 def model_info(
     name: Annotated[str, typer.Argument(help="builtin, tiny, a folder, a GGUF file, or a hub name.")] = "builtin",
+    prove: Annotated[
+        bool | None,
+        typer.Option("--prove/--no-prove", help="Try its ways of training and sampling. Default: if small."),
+    ] = None,
     json_: Json = False,
 ) -> None:
-    """Describe a model, without reading its weights."""
-    from omni_thinker.models.info import model_info as look
+    """Describe a model: what it is, how its chats are written, how it is trained here, and the memory it takes."""
+    from omni_thinker.cli.model_words import described
+    from omni_thinker.policy.describe import describe
+    from omni_thinker.runs.progress import working
 
-    info = look(name)
-    for key, value in info.items():
-        typer.echo(f"{key}: {value}")
+    with working(f"looking at {name}"):
+        info = describe(name, prove=prove)
+    typer.echo(described(info))
     finish(info, json_)
 
 

@@ -19,6 +19,7 @@ from omni_thinker.rewards.gym import EVALUATES
 from omni_thinker.rewards.registry import is_verifiable, make_reward
 from omni_thinker.rewards.validate import sample_of
 from omni_thinker.runs.rundir import to_json
+from omni_thinker.tasks.jsonl import no_constant
 from omni_thinker.tasks.refused import Refusals
 from omni_thinker.tasks.registry import make_tasks
 from omni_thinker.types import Group, Problem
@@ -146,6 +147,8 @@ def _problem(row: dict[str, Any], settings: Mapping[str, Any]) -> Problem:
     # Whether a scorer may run answers as code is a recipe's to say, not a row's.
     data = {**settings, **{key: value for key, value in row.items() if key not in (*_OWN, EVALUATES)}}
     answer = row.get("answer")
+    if isinstance(answer, float) and answer.is_integer():
+        answer = int(answer)  # 5.0 is 5 in the rows of a task, too
     return Problem(str(row["id"]), "score", str(row.get("prompt", "")), None if answer is None else str(answer), data)
 
 
@@ -162,7 +165,7 @@ def _read(lines: Iterable[str], path: object) -> Iterator[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, parse_constant=no_constant)
         except (ValueError, RecursionError) as exc:
             raise UserError(f"line {number} is not JSON: {exc}", file=path) from None
         if not isinstance(row, dict) or not isinstance(row.get("response"), str) or not _plain(row.get("id")):

@@ -75,7 +75,7 @@ def free_mask(model: PreTrainedModel, visible: torch.Tensor) -> torch.Tensor:
     theirs to the scores."""
     if model.config._attn_implementation == "sdpa":
         return visible
-    dtype = model.get_input_embeddings().weight.dtype
+    dtype = model.dtype
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, torch.finfo(dtype).min)
 
 

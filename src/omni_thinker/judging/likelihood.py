@@ -11,6 +11,7 @@ from omni_thinker.judging.base import Verdict, without_asking
 from omni_thinker.judging.tally import TalliedJudge
 from omni_thinker.models.chat import ChatFormat
 from omni_thinker.models.load import compute_dtype, load_model, load_tokenizer
+from omni_thinker.models.think_form import think_form
 
 _MAX_LOGITS = 1 << 26
 """Logits computed at once (positions x vocabulary): 256 MB in fp32."""
@@ -46,6 +47,7 @@ class LikelihoodJudge(TalliedJudge):
         self._model = model.eval()
         self._tokenizer = tokenizer
         self._chat = ChatFormat(tokenizer, day=date, where=name)
+        self._form = think_form(self._chat)
         self._margin = margin
         self._system = system
         self._references: dict[tuple[str, str], float | None] = {}
@@ -107,7 +109,10 @@ class LikelihoodJudge(TalliedJudge):
     def _prompt_ids(self, prompt: str) -> list[int]:
         turns = [{"role": "system", "content": self._system}] if self._system is not None else []
         turns.append({"role": "user", "content": prompt})
-        return self._chat.render_ids(turns)
+        text = self._chat.render_text(turns)
+        if self._form is not None and self._form.opens:  # texts are compared as answers, not as thoughts
+            text = self._form.closed(text)
+        return self._chat.encode(text)
 
     def _forward(self, prefix: list[int], rows: list[list[int]]) -> list[float]:
         longest = max(map(len, rows))

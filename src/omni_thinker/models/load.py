@@ -5,6 +5,7 @@ asked only for hub names (and not even then with HF_HUB_OFFLINE=1). Code from a 
 
 import json
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal
 
 import torch
@@ -150,7 +151,7 @@ def _check_kind(folder: Path) -> None:
         if (folder / "config.json").is_file():
             raise UserError("holds an adapter beside a model; move the files adapter_* elsewhere", file=folder)
         base = json_table(folder / "adapter_config.json").get("base_model_name_or_path") or "BASE"
-        remedy = f"merge it first: omni-thinker merge {base} {folder} --out NEW"
+        remedy = f"merge it first: omni-thinker merge {quote(str(base))} {quote(str(folder))} --out NEW"
         raise UserError(f"is an adapter, not a model; {remedy}", file=folder)
     if (folder / "snapshots").is_dir() and not (folder / "config.json").is_file():
         raise UserError("is a cache of the hub; name one of the folders below its snapshots", file=folder)

@@ -18,7 +18,7 @@ from omni_thinker.sampling.decoders.base import MULTIPLE, Decoder, MaskedDecoder
 from omni_thinker.sampling.decoders.cuda_graph import StaticDecoder
 from omni_thinker.sampling.decoders.fused import FusedDecoder
 from omni_thinker.sampling.decoders.native import NativeDecoder, speeds_up
-from omni_thinker.sampling.decoders.rows import CachedRowsDecoder, RecomputingDecoder, RowDecoder
+from omni_thinker.sampling.decoders.rows import CachedRowsDecoder, PlacedRowsDecoder, RecomputingDecoder, RowDecoder
 from omni_thinker.sampling.draw import draw
 from omni_thinker.sampling.thinking import Decode, Thinker, make_sample, matters
 from omni_thinker.types import Group, SampleRequest, SamplingParams
@@ -29,6 +29,7 @@ DECODERS: dict[str, type[Decoder]] = {
     "static": StaticDecoder,
     "masked": MaskedDecoder,
     "rows": CachedRowsDecoder,
+    "placed-rows": PlacedRowsDecoder,
     "recomputing": RecomputingDecoder,
 }
 MAX_SEQUENCES = {"cpu": 256}
@@ -82,7 +83,7 @@ def decoders(model: PreTrainedModel) -> list[str]:
     written_out: list[str] = []
     if knows_weights(model):
         written_out = ["static"] if model.device.type != "cpu" else [*["native"] * speeds_up(model), "fused"]
-    return [*written_out, "masked", "rows", "recomputing"]
+    return [*written_out, "masked", "rows", "placed-rows", "recomputing"]
 
 
 def fastest_decoder(model: PreTrainedModel) -> type[Decoder]:

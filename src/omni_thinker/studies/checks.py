@@ -95,9 +95,9 @@ def check_model(recipe: Recipe) -> Room:
     Raises UserError where the model, its tokenizer or its chat template is missing, where adapters can't be used, and
     for stop texts that no answer can have, and for a budget of thoughts where the model knows none."""
     probes = recipe.study.probe_lora if "lora" in recipe.study.probes else None
-    for key, spec in (("model.lora", recipe.model.lora), ("study.probe_lora", probes)):
-        if spec is not None:
-            add_lora(empty_model(recipe.model.name), spec, key=key)
+    for key, lora in (("model.lora", recipe.model.lora), ("study.probe_lora", probes)):
+        if lora is not None:
+            add_lora(empty_model(recipe.model.name), lora, key=key)
     if recipe.model.lora is not None and "merge" in recipe.study.arms:
         # The sum of several adapters' factors isn't the sum of what they do.
         raise UserError("merging needs whole weights; leave out 'merge' or model.lora", key="study.arms")

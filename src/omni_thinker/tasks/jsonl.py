@@ -65,7 +65,7 @@ def _rows(path: Path, stream: IO[bytes] | gzip.GzipFile) -> Iterator[Row]:
 
 def _row(line: bytes, where: str) -> Row:
     try:
-        value = json.loads(line.decode("utf-8-sig"), parse_constant=_no_constant)
+        value = json.loads(line.decode("utf-8-sig"), parse_constant=no_constant)
     except UnicodeDecodeError as exc:
         return Row(where, {}, fault=f"not UTF-8: {exc.reason} at byte {exc.start}")
     except (ValueError, RecursionError) as exc:
@@ -80,5 +80,6 @@ def as_row(value: Any, where: str) -> Row:
     return Row(where, {}, fault=f"must be an object, got {type(value).__name__}")
 
 
-def _no_constant(name: str) -> Any:
+def no_constant(name: str) -> Any:
+    """What a JSON reader calls for NaN and Infinity. Raises ValueError."""
     raise ValueError(f"{name} is no JSON number")

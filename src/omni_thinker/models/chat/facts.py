@@ -8,10 +8,10 @@ from typing import Literal
 from omni_thinker.errors import UserError
 from omni_thinker.models.chat.render import Message, Refused, Renderer
 
-WORD = "omnithinker"
-"""Stands in for somebody's words."""
+WORD, ANSWER = "omnithinker", "omnianswer"
+"""Stand in for the words of the user and of the assistant."""
 USER: Message = {"role": "user", "content": WORD}
-REPLY: Message = {"role": "assistant", "content": WORD}
+REPLY: Message = {"role": "assistant", "content": ANSWER}
 _DAYS = ("2003-02-01", "2019-10-28")
 
 
@@ -51,11 +51,17 @@ class ChatFacts:
 
 
 def check_plain(renderer: Renderer) -> str:
-    """The plainest prompt. Raises UserError where the template can't render it."""
+    """The plainest prompt; finds out in which form the template takes words. Raises UserError where it takes none."""
     try:
-        return renderer.render([USER], generate=True)
+        text = renderer.render([USER], generate=True)
+        if WORD not in text:
+            renderer.in_parts = True
+            text = renderer.render([USER], generate=True)
     except Refused as exc:
         raise UserError(f"its chat template fails: {exc}", file=renderer.where) from None
+    if WORD not in text:
+        raise UserError("its chat template leaves out what the user says", file=renderer.where)
+    return text
 
 
 def system_support(renderer: Renderer) -> Literal["yes", "none", "own"]:
@@ -91,10 +97,10 @@ def turn_end(renderer: Renderer, ends: Iterable[int]) -> TurnEnd:
     """What closes the assistant's turn. `ends`: tokens that end a text, of which the tokenizer's comes first."""
     ends = tuple(ends)
     whole = renderer.attempt([USER, REPLY], generate=False) or ""
-    last = whole.rpartition(WORD)[2] if whole.count(WORD) > 1 else ""
+    last = whole.rpartition(ANSWER)[2] if ANSWER in whole else ""
     # What follows the same turn where it isn't the last: a template may close conversations besides turns.
-    longer = renderer.attempt([USER, REPLY, {"role": "user", "content": "?"}], generate=False) or ""
-    middle = longer.rpartition(WORD)[2] if longer.count(WORD) > 1 else last
+    longer = renderer.attempt([USER, REPLY, USER], generate=False) or ""
+    middle = longer.rpartition(ANSWER)[2] if ANSWER in longer else last
     special = _special(renderer, ends)
     marks = _marks(last, special)
     if marks:
@@ -115,7 +121,9 @@ def _special(renderer: Renderer, ends: Sequence[int]) -> dict[str, int]:
     """Tokens that are marked special in the vocabulary, and those that end a text, by what they look like."""
     # The end of a turn need not be among the tokens that have a name.
     added = renderer.tokenizer.added_tokens_decoder
-    return {str(token.content): number for number, token in added.items() if token.special or number in ends}
+    special = {str(token.content): number for number, token in added.items() if token.special}
+    named: list[str | None] = list(renderer.tokenizer.convert_ids_to_tokens(list(ends)))
+    return special | {name: number for name, number in zip(named, ends, strict=True) if name}
 
 
 def _marks(text: str, special: Iterable[str]) -> list[str]:

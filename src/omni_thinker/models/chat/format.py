@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from omni_thinker.errors import UserError
 from omni_thinker.models.chat.facts import (
+    ANSWER,
     REPLY,
     WORD,
     ChatFacts,
@@ -124,7 +125,7 @@ class ChatFormat:
         before = prompt
         if not whole.startswith(prompt):
             # The template writes a prompt otherwise once it is answered: take what it puts where the answer is.
-            before, found, _ = self._render([*messages, REPLY], generate=False).rpartition(WORD)
+            before, found, _ = self._render([*messages, REPLY], generate=False).rpartition(ANSWER)
             if not found:
                 raise self._bad("the chat template doesn't write what the assistant says")
         closing = end.text + end.cut
@@ -143,9 +144,9 @@ class ChatFormat:
         """Tokens of a text in which the template has written the special ones already."""
         return [int(token) for token in self.tokenizer.encode(text, add_special_tokens=False)]
 
-    def render_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Messages as they are, up to where the assistant begins, as tokens. Raises UserError as `prompt_text`."""
-        return self.encode(self._render(messages, generate=True))
+    def render_text(self, messages: Sequence[Message]) -> str:
+        """Messages as they are, up to where the assistant begins. Raises UserError as `prompt_text`."""
+        return self._render(messages, generate=True)
 
     @cached_property
     def _turn_end(self) -> TurnEnd:
@@ -187,7 +188,7 @@ class ChatFormat:
         first, both = self.encode(prompt), self.encode(prompt + text)
         if both[: len(first)] == first:
             return tuple(both[len(first) :])
-        mark = self.tokenizer.convert_ids_to_tokens(self._ends[0]) if self._ends else ""
+        mark = str(self.tokenizer.convert_ids_to_tokens(self._ends[0])) if self._ends else ""
         wanted = self._decode(both)
         for lead in ("", "\n", mark):
             before, ids = self.encode(lead), self.encode(lead + text)

@@ -41,18 +41,22 @@ class Renderer:
             self.template: str = tokenizer.get_chat_template(None, self.options.get("tools"))
         except ValueError as exc:  # several templates, none of which is the default
             raise UserError(f"can't choose among its chat templates: {exc}", file=where) from None
-        self._dated = with_date(self.template, self.day)
+        self._dated = with_date(self.template, self.day, repr(self.options))
+        self.in_parts = False
+        """Whether what somebody says is a list of parts, as for models that also see and hear."""
         self._check_options()
 
     def on(self, day: str) -> "Renderer":
         """The same template on another date."""
-        return Renderer(self.tokenizer, self.options, day, self.where)
+        other = Renderer(self.tokenizer, self.options, day, self.where)
+        other.in_parts = self.in_parts
+        return other
 
     def render(self, messages: Sequence[Message], *, generate: bool) -> str:
         """The messages as text; with `generate` up to where the assistant begins. Raises Refused."""
         try:
             text = self.tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
+                [self._message(message) for message in messages],
                 chat_template=self._dated,
                 tokenize=False,
                 add_generation_prompt=generate,
@@ -68,6 +72,10 @@ class Renderer:
         if not isinstance(text, str):
             raise Refused(f"it gave {type(text).__name__}, not text")
         return text
+
+    def _message(self, message: Message) -> dict[str, Any]:
+        content = message["content"]
+        return {**message, "content": [{"type": "text", "text": content}] if self.in_parts else content}
 
     def attempt(self, messages: Sequence[Message], *, generate: bool = True) -> str | None:
         """As `render`; None where the template refuses."""

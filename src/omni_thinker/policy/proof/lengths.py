@@ -12,6 +12,8 @@ _BEYOND = 16
 """Tokens past such a length that a trial goes."""
 _BY_POSITION = ("window", "chunk", "topk", "top_k", "block_size", "local_attention", "original_max_position")
 """Parts of the names of settings that are lengths of a sequence."""
+_NO_LENGTH = ("layers", "pattern")
+"""Ends of names that hold one of these parts and aren't lengths."""
 _BY_SLOT = ("floor_scale",)
 """The same for what transformers counts by place in the row or the cache, whoever's token lies there."""
 
@@ -37,7 +39,8 @@ class Lengths:
         settings = _settings(text.to_dict())
         context = getattr(text, "max_position_embeddings", None)
         self._context = context if isinstance(context, int) and context > 1 else None
-        self._positions = sorted({size for key, size in settings if any(part in key for part in _BY_POSITION)})
+        lengths = [(key, size) for key, size in settings if not key.endswith(_NO_LENGTH)]
+        self._positions = sorted({size for key, size in lengths if any(part in key for part in _BY_POSITION)})
         self._slots = sorted({size for key, size in settings if key in _BY_SLOT})
 
     def reach(self, length: int, slots: int = 0) -> Reach:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -13,7 +14,6 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-import omni_thinker
 from omni_thinker.models.home import home
 from omni_thinker.policy.proof.prove import Paths
 
@@ -68,7 +68,8 @@ def remember(key: str, paths: Paths) -> None:
         scratch.write_text(json.dumps(asdict(paths)) + "\n", "utf-8")
         scratch.replace(file)
     except OSError:
-        scratch.unlink(missing_ok=True)
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
 
 
 def _file(key: str) -> Path:
@@ -78,7 +79,7 @@ def _file(key: str) -> Path:
 @cache
 def _own_code() -> str:
     """A checksum of the code that a proof is about."""
-    root = Path(omni_thinker.__file__).parent
+    root = Path(__file__).resolve().parents[2]
     digest = hashlib.sha256()
     for room in _ROOMS:
         for file in sorted((root / room).rglob("*")):

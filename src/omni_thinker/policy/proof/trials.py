@@ -46,10 +46,13 @@ def reference(model: PreTrainedModel, groups: Sequence[TrainGroup]) -> Reference
 
 
 @torch.inference_mode()
-def sequence_logprobs(model: PreTrainedModel, tokens: Sequence[int], temperature: float) -> torch.Tensor:
-    """Of all tokens but the first of one sequence, by the plain pass."""
+def sequence_logprobs(
+    model: PreTrainedModel, tokens: Sequence[int], targets: Sequence[int], temperature: float
+) -> torch.Tensor:
+    """Of `targets`, each as the token that follows the one at its place in `tokens`, by the plain pass."""
     row = torch.tensor([list(tokens)], device=model.device)
-    return _chosen(plain_logits(model, row)[0, :-1].float(), row[0, 1:], temperature)
+    target_T = torch.tensor(list(targets), device=model.device)
+    return _chosen(plain_logits(model, row)[0, : len(targets)].float(), target_T, temperature)
 
 
 @torch.no_grad()
@@ -103,14 +106,19 @@ def decoder_logprobs(
 def gradient(
     model: PreTrainedModel, groups: Sequence[TrainGroup], temperature: float, layout: Layout, *, recompute: bool
 ) -> torch.Tensor:
-    """Of the answers' summed log-probs by the first weight that is trained: it comes through all layers.
+    """Of the answers' summed log-probs by the embeddings, or by all adapters: it comes through every layer. Flat.
 
-    Raises RuntimeError where the pass can't be differentiated."""
-    first = next(param for param in model.parameters() if param.requires_grad)
+    Raises RuntimeError where the pass can't be differentiated, or no weight that is trained takes part."""
+    embeddings: Any = getattr(model.get_input_embeddings(), "weight", None)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    params = [embeddings] if getattr(embeddings, "requires_grad", False) else trained
     with torch.enable_grad():
         scored = answer_logprobs(model, groups, temperature=temperature, layout=layout, recompute=recompute)
-        [found] = torch.autograd.grad(scored.logprobs_N.sum(), [first])
-    return found.detach()
+        found = torch.autograd.grad(scored.logprobs_N.sum(), params, allow_unused=True)
+    taking_part = [gradient.detach().flatten() for gradient in found if gradient is not None]
+    if not taking_part:
+        raise RuntimeError("no weight that is trained takes part in it")
+    return torch.cat(taking_part)
 
 
 @contextmanager

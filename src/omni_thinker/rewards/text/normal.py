@@ -19,6 +19,7 @@ _MEANINGFUL = "‰‱′″‴؉؊§"
 """Punctuation of other scripts that changes what a number or a word says."""
 _ARTICLES = ("a", "an", "the")
 _ARTICLE = re.compile(r"\b(?:an?|the)\b", re.IGNORECASE)
+_INITIALS = re.compile(r"(?:[^\W\d_]\.)+[^\W\d_]")
 _NO_UNIT = re.compile(r"(?<![\d.])\.(?=\d)")
 _RAISED = re.compile(r"(?<=\d)(?=[⁰¹²³⁴-⁹⁺⁻])")
 _VULGAR = re.compile(r"(?<=\d)(?=[¼-¾⅐-⅞↉])")
@@ -27,9 +28,9 @@ _VULGAR = re.compile(r"(?<=\d)(?=[¼-¾⅐-⅞↉])")
 def normalise(text: str) -> str:
     """NFKC, no case, no articles, no punctuation at the edges of words, numbers in figures, single spaces.
 
-    Signs inside and before words stay: "C++", "-5", "1.5" and "it's" keep their meaning. "Twenty-one" is 21, "two
-    hundred and five" 205, and "3 million" 3000000. A last "A" is a letter and stays ("hepatitis A"), and so does a
-    capital one inside of a text."""
+    Signs inside and before words stay: "C++", "-5", "1.5" and "it's" keep their meaning; "U.S." is "US". "Twenty-one"
+    is 21, "two hundred and five" 205, and "3 million" 3000000. A last "A" is a letter and stays ("hepatitis A"), and so
+    does a capital one inside of a text."""
     return _normal(text, articles=False)
 
 
@@ -53,6 +54,8 @@ def _normal(text: str, *, articles: bool) -> str:
         article = bare in _ARTICLES and word.endswith(bare) and place < len(raw) - 1 and place not in letters
         if not bare or (article and not articles):
             continue
+        if "." in bare and _INITIALS.fullmatch(bare):
+            bare = bare.replace(".", "")
         if word[-1] in ",;":
             stops.add(len(words))
         words.append(bare)

@@ -18,6 +18,7 @@ _LEAD = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 _WRAPPED = re.compile(r"\$*\\boxed\{([^{}]*)\}\$*\.?|<answer>(.*)</answer>", re.DOTALL)
+_LATEX = re.compile(r"\\(?:text(?:bf|it|rm)?|mathrm|mbox)\s*\{([^{}]*)\}")
 _ENDS = re.compile(r"(?:<\|[a-z_]{2,20}\|>|</s>|<eos>|<end_of_turn>)\s*$")
 _BLOCK = re.compile(r"(?:#{1,6}\s+|>\s+|[-+•]\s+(?![\d.$]))+")
 """A heading, a quote or an item of a list; "- 5" may be a number."""
@@ -43,7 +44,7 @@ class ShortAnswer(SamplePart):
             return valued(0.0, "empty" if empty else "no answer after the thoughts")
         found = _taken(after)
         right = _forms(problem.answer).union(*map(_forms, _strings(problem, "aliases")))
-        if _right(found.text, right) or (found.how != "whole" and _right(after, right)):
+        if _right(found.text, right) or (found.text != after and _right(after, right)):
             return valued(1.0, found.words())
         if problem.data.get("letters_ok") and self._by_letter(found.text, right, problem):
             return valued(1.0, f"{found.words()}, an option's letter")
@@ -87,6 +88,8 @@ def _taken(text: str) -> Found:
     text = plain(text)
     if "<" in text:
         text = _ENDS.sub("", text).strip()
+    if "\\" in text:
+        text = _LATEX.sub(r"\1", text)
     lead = _LEAD.match(text)
     rest = text[lead.end() if lead else 0 :]
     rest = rest[block.end() :] if (block := _BLOCK.match(rest)) else rest

@@ -43,6 +43,7 @@ class CachedRowsDecoder(RowDecoder):
 
     def prefill(self, prompts: Sequence[TokenIds]) -> torch.Tensor:
         self._caches: list[dict[str, Any]] = [{} for _ in prompts]
+        self._length_P = [0 for _ in prompts]
         device = self.model.device
         self._row_P_G = [torch.arange(self.group_size, device=device) for _ in prompts]
         """The row of each column."""
@@ -59,16 +60,31 @@ class CachedRowsDecoder(RowDecoder):
 
     def keep(self, groups: torch.Tensor, columns_P_G: torch.Tensor) -> None:
         self._caches = [self._caches[p] for p in groups.tolist()]
+        self._length_P = [self._length_P[p] for p in groups.tolist()]
         self._row_P_G = [self._row_P_G[p][columns] for p, columns in zip(groups.tolist(), columns_P_G, strict=True)]
+
+    def place(self, tokens_G_T: torch.Tensor, begin: int) -> dict[str, Any]:
+        """What the forward pass is told of where these tokens stand, the first of them after `begin` others."""
+        return {}
 
     def _forward(self, p: int, tokens_G_T: torch.Tensor) -> torch.Tensor:
         """Logits [G, V] after these tokens."""
-        out = self.model(input_ids=tokens_G_T, use_cache=True, **self._caches[p], **self.last_only)
+        options = self._caches[p] | self.last_only | self.place(tokens_G_T, self._length_P[p])
+        out = self.model(input_ids=tokens_G_T, use_cache=True, **options)
+        self._length_P[p] += tokens_G_T.shape[1]
         self._caches[p] = {name: cache for name in _CACHES if (cache := getattr(out, name, None)) is not None}
         if not self._caches[p]:
             raise ValueError("the model returns no cache")
         logits: torch.Tensor = out.logits[:, -1]
         return logits
+
+
+class PlacedRowsDecoder(CachedRowsDecoder):
+    """The same for models that don't count from their cache where a token stands: they are told."""
+
+    def place(self, tokens_G_T: torch.Tensor, begin: int) -> dict[str, Any]:
+        position_T = torch.arange(begin, begin + tokens_G_T.shape[1], device=tokens_G_T.device)
+        return {"position_ids": position_T.expand_as(tokens_G_T)}
 
 
 class RecomputingDecoder(RowDecoder):
