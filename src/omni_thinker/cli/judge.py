@@ -68,7 +68,7 @@ def judge_info(json_: Json = False) -> None:
 def cache_stats(cache: CacheFile = None, json_: Json = False) -> None:
     """Count the replies of each model and their tokens."""
     known, path = _judge_cache(cache)
-    stats = {"path": str(path), "bytes": 0, "models": {}} if known is None else known.stats()
+    stats: dict[str, Any] = {"path": str(path), "bytes": 0, "models": {}} if known is None else known.stats()
     typer.echo(f"{path}: {stats['bytes'] / 1e6:.1f} MB" if stats["models"] else f"{path}: 0 replies")
     for name, row in stats["models"].items():
         typer.echo(f"{name}: {row['replies']} replies, {row['input_tokens']} + {row['output_tokens']} tokens")
