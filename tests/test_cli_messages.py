@@ -69,6 +69,20 @@ def test_plan_says_what_its_star_and_its_scores_are(run: Run, tmp_path: Path, ob
     code, out, _ = run("plan", "--matrix", file, "--objective", objective)
     assert code == 0
     assert f"(* is the plan; scores are forecasts of {aim}" in out
+    assert "no candidate" not in out
+
+
+def test_plan_says_why_joint_training_is_no_candidate(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "transfer.json"
+    start, up, down = ({"mean": mean, "n": 500} for mean in (0.4, 0.6, 0.1))
+    after = {"a": {"a": up, "b": down}, "b": {"a": up, "b": up}}
+    file.write_text(json.dumps({"version": 1, "tasks": ["a", "b"], "start": {"a": start, "b": start}, "after": after}))
+    said = "(joint training is no candidate with --order, --fix, --strategy or another --forecaster)\n"
+    assert said not in run("plan", "--matrix", file)[1]
+    code, out, _ = run("plan", "--matrix", file, "--order", "b,a")  # a would undo what b has learned
+    assert code == 0
+    assert "* b -> a" in out
+    assert said in out
 
 
 def test_missing_option_takes_one_line(run: Run) -> None:

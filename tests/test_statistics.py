@@ -209,7 +209,7 @@ def _comparison(a: str, b: str, difference: float, low: float, high: float, task
 def test_verdict_on_an_interval_with_0_says_no_difference_shown() -> None:
     text = verdict([_comparison("curriculum", "joint", 0.01, -0.02, 0.04)], 0.95, 3)
     assert text.startswith(
-        "The arm was not shown to differ from joint training at this budget. "
+        "The arm curriculum was not shown to differ from joint training at this budget. "
         "No difference shown between the planned curriculum and joint training (95 % interval -2.0 to +4.0 points)"
     )
     assert text.endswith("(Macro average over tasks, test split, 3 seeds.)")

@@ -53,6 +53,8 @@ def plan(
     mark = "*" if planned.plan.kind == "joint" else " "
     typer.echo(f"{mark} jointly  {together.score:.3f} [{together.low:.3f}, {together.high:.3f}]")
     typer.echo(f"(* is the plan; scores are forecasts of {aim}, with {100 * level:g} % intervals)")
+    if planned.plan.kind != "joint" and together.score > planned.plan.score:
+        typer.echo("(joint training is no candidate with --order, --fix, --strategy or another --forecaster)")
     for name, rule in planned.strategies.items():
         typer.echo(f"{name}: {' -> '.join(rule.order)}  {rule.score:.3f}, regret {rule.regret:.3f}")
     for task, interval in planned.plan.forecast.items():
