@@ -35,11 +35,11 @@ def recipe(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     made = tokenizer(tiny_model, OPEN, TAGS)
     model = save_model(tiny_model, tmp_path / "model", made, likely=("</think>", "<|im_end|>"))
     reward = {"gate": [], "sum": {"python:odd_part:Odd": 0.5, "finished": 0.5}}
-    sizes = {"train": 24, "validation": 4, "test": 4, "reward": reward}
+    sizes = {"train": 16, "validation": 3, "test": 3, "reward": reward}
     tasks = {
         "none": {"source": "builtin:math", "thinking": "off", "max_tokens": 12, **sizes},
         "five": {"source": "builtin:math", "thinking": 5, "max_tokens": 12, **sizes},
-        "free": {"source": "builtin:qa", "max_tokens": 24, **sizes},
+        "free": {"source": "builtin:qa", "max_tokens": 16, **sizes},
     }
     return parse_recipe(
         {
@@ -47,7 +47,7 @@ def recipe(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             "tasks": tasks,
             "warmup": {"steps": 1, "batch": 6, "lr": 1e-4},
             "rl": {"group_size": 4, "problems_per_step": 6, "lr": 1e-4},
-            "evaluation": {"validation_problems": 4, "test_problems": 4, "samples": 2, "keep_samples": 4},
+            "evaluation": {"validation_problems": 3, "test_problems": 3, "samples": 2, "keep_samples": 3},
             "study": {"steps": 3, "arms": ["start", "joint"], "bootstrap": 50, "checkpoint_steps": 1},
         },
         "test",
@@ -65,6 +65,7 @@ def _traces(out: Path) -> list[Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_study_of_a_thinking_model_scores_answers_and_resumes(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
