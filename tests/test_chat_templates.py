@@ -321,6 +321,8 @@ REFUSED = {
         CHATML + "{{ enable_thinking }}", {"enable_thinkng": True},
         r"model\.template_options\.enable_thinkng: the chat template has no such .*; did you mean 'enable_thinking'",
     ),
+    "half a character": ("{{ '\\ud83d' }}" + CHATML, {}, "fails: it gave half a character"),
+    "another text each time": ("{{ range(9) | random }}" + CHATML, {}, "writes one chat in several ways"),
     "option of the call": (CHATML, {"tokenize": True}, r"model\.template_options\.tokenize: isn't a variable"),
 }  # fmt: skip
 UNWRITTEN = {

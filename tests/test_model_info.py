@@ -41,6 +41,13 @@ def test_info_tells_turn_end_thoughts_date_and_system(run: Run, folder: Path) ->
     assert (info["turn_end"], info["system"], info["thinks"]["template"]) == ("<eot>", "none", False)
 
 
+def test_info_tells_an_end_that_the_tokenizer_has_no_word_for(run: Run, folder: Path) -> None:
+    (folder / "generation_config.json").write_text('{"eos_token_id": [2, 99999]}', "utf-8")
+    code, out, err = run("model", "info", folder, "--no-prove")
+    assert code == 0, err
+    assert "stop tokens: <|im_end|> number 99999" in out.splitlines()
+
+
 def test_info_tells_the_paths_that_were_proved(run: Run, tiny_model: Path) -> None:
     code, out, err = run("model", "info", tiny_model, "--json")
     assert code == 0, err

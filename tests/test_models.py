@@ -133,6 +133,19 @@ def test_broken_weights_config_or_tokenizer_are_user_errors(copy: Path) -> None:
         load.load_tokenizer(str(copy))
 
 
+@pytest.mark.parametrize("name", ["~nobody-of-that-name/model", "x" * 5000])
+def test_name_that_no_folder_can_have_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="can't be a folder"):
+        load.resolve(name)
+
+
+@pytest.mark.parametrize("ends", ['"x"', "[[1]]", "-1", "2.5", "[2, null]"])
+def test_ends_of_a_text_that_are_no_tokens_are_refused(copy: Path, ends: str) -> None:
+    (copy / "generation_config.json").write_text(f'{{"eos_token_id": {ends}}}', "utf-8")
+    with pytest.raises(UserError, match="eos_token_id: must be a token's number"):
+        load.end_ids(str(copy))
+
+
 @pytest.mark.parametrize("name", ["/no/such/folder", "./nowhere", "a/b/c", "~/nowhere-at-all"])
 def test_a_missing_folder_is_not_taken_for_a_hub_name(name: str) -> None:
     with pytest.raises(UserError, match="no such model folder"):

@@ -279,7 +279,7 @@ def test_a_model_is_tried_once(own_home: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"layout": "x", "decoder": "y", "recompute": 1, "notes": []}', "null"]
+    "text", ["", "[]", "{}", "[" * 9999, '{"layout": "x", "decoder": "y", "recompute": 1, "notes": []}', "null"]
 )
 def test_what_cannot_be_read_is_proved_again(own_home: Path, text: str) -> None:
     model = general()
@@ -298,6 +298,14 @@ def test_identity_changes_with_weights_and_options_and_not_with_a_runs_seed() ->
         next(other.parameters()).flatten()[0] += 1
     assert identity(one, []) != identity(other, [])
     assert identity(one, []) != identity(one.bfloat16(), [])
+    for name, tensor in [*one.named_parameters(), *one.named_buffers()]:
+        before = identity(one, [])
+        with torch.no_grad():
+            place = tensor.flatten()[-2:-1]  # a place of no sample
+            place.copy_(
+                torch.nextafter(place.float(), torch.tensor([9.0])) if place.dtype == torch.float32 else 3 * place
+            )
+        assert identity(one, []) != before, name
     seeds = [identity(add_lora(make_model("llama"), LoraSpec(rank=2), seed=seed), []) for seed in (0, 1)]
     assert seeds[0] == seeds[1]
 

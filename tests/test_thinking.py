@@ -412,6 +412,14 @@ def test_room_counts_the_budget_and_the_answer(thinking: Path) -> None:
     assert isinstance(room, Room)
 
 
+def test_room_counts_what_the_template_and_the_system_write(thinking: Path, tmp_path: Path) -> None:
+    (tmp_path / "long.jinja").write_text("known " * 2048 + OPEN, "utf-8")
+    tasks = {"math": {"source": "builtin:math"}}
+    for words in ({"system": "known " * 2048}, {"chat_template": str(tmp_path / "long.jinja")}):
+        room = check_model(parse_recipe({"model": {"name": str(thinking), **words}, "tasks": tasks}, "test"))
+        assert "more than the model's context of 2048" in str(room.missing(Problem("p", "math", "Hi"), 8))
+
+
 def test_budgets_that_nothing_can_keep_are_refused(tiny_model: Path) -> None:
     task = {"source": "builtin:math", "thinking": 8}
     recipe = parse_recipe({"model": {"name": str(tiny_model)}, "tasks": {"math": task}}, "test")

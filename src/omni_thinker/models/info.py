@@ -27,7 +27,7 @@ def model_info(name: str) -> dict[str, Any]:
         "context": getattr(text, "max_position_embeddings", None),
         "dtype": str(config.dtype or "unknown").removeprefix("torch."),
         "compute_dtype": str(compute_dtype("auto")).removeprefix("torch."),
-        "stop_tokens": chat.tokenizer.convert_ids_to_tokens(list(chat.facts.stop_ids)),
+        "stop_tokens": [chat.tokenizer.convert_ids_to_tokens(end) or f"number {end}" for end in chat.facts.stop_ids],
         "licence": manifest.get("licence") or _card_licence(where) or "unknown",
         "source": manifest.get("source") or ("folder" if isinstance(where, Path) else "hub"),
     }

@@ -44,7 +44,11 @@ def resolve(name: str, *, say: Say = print) -> Path | str:
         return tiny_in_cache()
     if not name.strip():
         raise UserError("a model needs a name: builtin, tiny, a folder or a hub name", key="model.name")
-    folder = Path(name).expanduser()
+    try:
+        folder = Path(name).expanduser()
+        folder.exists()
+    except (OSError, RuntimeError) as exc:  # too long, not to be looked into, or of a user that isn't there
+        raise UserError(f"can't be a folder: {exc.strerror if isinstance(exc, OSError) else exc}", file=name) from None
     if folder.suffix == ".gguf" and folder.is_file():
         folder = gguf_folder(folder, say=say)
     if folder.is_dir():
@@ -121,15 +125,22 @@ def compute_dtype(spec: DtypeName, device: torch.device | None = None) -> torch.
 
 
 def end_ids(name: str) -> tuple[int, ...]:
-    """Tokens that end a text by generation_config.json, or where that is missing by config.json."""
+    """Tokens that end a text by generation_config.json, or where that is missing by config.json.
+
+    Raises UserError where these name something else than tokens."""
     where = resolve(name)
     try:
         with quiet():
             config = GenerationConfig.from_pretrained(where, local_files_only=isinstance(where, Path))
     except Exception:  # missing or damaged, which loading the model finds
         config = GenerationConfig.from_model_config(load_config(where))
-    ends = config.eos_token_id
-    return tuple([ends] if isinstance(ends, int) else ends or ())
+    named = config.eos_token_id
+    ends = named if isinstance(named, list) else [] if named is None else [named]
+    if bad := [end for end in ends if not isinstance(end, int) or end < 0]:
+        raise UserError(
+            f"must be a token's number, or a list of them, got {bad[0]!r:.60}", file=name, key="eos_token_id"
+        )
+    return tuple(ends)
 
 
 def _check_folder(folder: Path) -> None:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 from omni_thinker.errors import UserError
 from omni_thinker.models.chat import ChatFormat, load_chat
@@ -33,10 +34,13 @@ class Room:
     def missing(self, problem: Problem, max_tokens: int, thinking: Thinking = "auto") -> str | None:
         """Why the prompt of `problem` leaves no room for thoughts and an answer of so many tokens, or None."""
         budget = thinking if isinstance(thinking, int) else 0
-        # A token is at least one byte, so short prompts need not be tokenized.
-        size = len(problem.shown.encode("utf-8", "replace")) + max_tokens + budget
-        if self.context is None or size < self.context // 2:
+        if self.context is None:
             return None
+        if problem.earlier == ():
+            # A token is at least one byte, so short prompts need not be tokenized.
+            written = len(problem.shown.encode("utf-8", "replace")) + self._around(thinking)
+            if written + max_tokens + budget < self.context // 2:
+                return None
         text, rule = ask(self.chat, self.form, problem.chat, thinking)
         prompt = self.chat.encode(text)
         longest = max_tokens if rule is None else rule.longest(max_tokens)
@@ -47,6 +51,11 @@ class Room:
             f"has a prompt of {len(prompt)} tokens; with max_tokens = {max_tokens}{thoughts} that is more than the "
             f"model's context of {self.context}"
         )
+
+    @cache  # noqa: B019 - as long as a study
+    def _around(self, thinking: Thinking) -> int:
+        """Bytes that the template, and the system's words, put around those of a user."""
+        return len(ask(self.chat, self.form, "?", thinking)[0].encode("utf-8", "replace"))
 
     def unwritten(self, problem: Problem, gold: bool, thinking: Thinking = "auto") -> UserError | None:
         """Why the chat template can't write the problem, and with `gold` its answer, or None."""

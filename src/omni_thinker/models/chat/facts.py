@@ -13,6 +13,9 @@ WORD, ANSWER = "omnithinker", "omnianswer"
 USER: Message = {"role": "user", "content": WORD}
 REPLY: Message = {"role": "assistant", "content": ANSWER}
 _DAYS = ("2003-02-01", "2019-10-28")
+_TIMES = 8
+"""How often a prompt is written again, to see whether it is the same: a choice among two is then seen but once in 256
+times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,9 @@ def check_plain(renderer: Renderer) -> str:
         raise UserError(f"its chat template fails: {exc}", file=renderer.where) from None
     if WORD not in text:
         raise UserError("its chat template leaves out what the user says", file=renderer.where)
+    if any(renderer.attempt([USER]) != text for _ in range(_TIMES)):
+        said = "its chat template writes one chat in several ways, so prompts would differ from run to run"
+        raise UserError(f"{said}; leave out what is random in it", file=renderer.where)
     return text
 
 

@@ -71,6 +71,10 @@ class Renderer:
             raise Refused(f"{type(exc).__name__}: {exc}{hint}") from None
         if not isinstance(text, str):
             raise Refused(f"it gave {type(text).__name__}, not text")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as exc:
+            raise Refused(f"it gave half a character, {text[exc.start]!r}, which no token stands for") from None
         return text
 
     def _message(self, message: Message) -> dict[str, Any]:

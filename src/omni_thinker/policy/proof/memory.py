@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ from omni_thinker.models.home import home
 from omni_thinker.policy.proof.prove import Paths
 
 _SAMPLED = 16
-"""Numbers of each weight that its checksum is made of."""
+"""Numbers of each weight that are part of its checksum as they are, besides the sum of all."""
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 _ROOMS = ("engine", "sampling", "policy")
 
 
 def identity(model: PreTrainedModel, options: Sequence[object]) -> str:
-    """A checksum of all that a proof depends on: configuration, weights (some numbers of each), versions of the
-    libraries and of the code here, dtype and device, and `options`."""
+    """A checksum of all that a proof depends on: configuration, weights and buffers, versions of the libraries and of
+    the code here, dtype and device, and `options`."""
     digest = hashlib.sha256()
     config = {
         key: value for key, value in model.config.to_dict().items() if key not in ("_name_or_path", "name_or_path")
@@ -42,12 +44,20 @@ def identity(model: PreTrainedModel, options: Sequence[object]) -> str:
     ]
     versions = [torch.__version__, transformers.__version__, _own_code(), torch.get_num_threads()]
     digest.update(json.dumps([about, versions], default=_plain, sort_keys=True).encode())
-    for name, param in model.named_parameters():
-        digest.update(f"{name} {tuple(param.shape)} {param.dtype}".encode())
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         if "lora_" not in name:  # drawn by a run's seed
-            flat = param.detach().reshape(-1)
+            flat = tensor.detach().reshape(-1)
             digest.update(flat[:: max(1, len(flat) // _SAMPLED)][:_SAMPLED].float().cpu().numpy().tobytes())
+            digest.update(f"{_sum(flat)}".encode())
     return digest.hexdigest()[:32]
+
+
+def _sum(flat: torch.Tensor) -> int:
+    """Of the bits of all numbers, read as integers: a small change isn't rounded away, and one to NaN neither."""
+    eights = flat.nbytes % 8 == 0 and flat.storage_offset() * flat.itemsize % 8 == 0
+    kind = torch.int64 if eights else _BITS.get(flat.itemsize)
+    return 0 if kind is None else int(flat.view(kind).sum(dtype=torch.int64))
 
 
 def recall(key: str) -> Paths | None:
@@ -55,7 +65,7 @@ def recall(key: str) -> Paths | None:
     try:
         row: Any = json.loads(_file(key).read_text("utf-8"))
         return Paths(row["layout"], row["decoder"], bool(row["recompute"]), tuple(map(str, row["notes"])))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
