@@ -310,7 +310,7 @@ def _run(
     except Exception as exc:
         if (why := machine_error(exc)) is None:
             raise
-        raise _Ended(why, 1, remedy.replace("; ", "; once that is fixed, ")) from None
+        raise _Ended(why, 1, remedy.replace("; ", "; once that is fixed, ", 1)) from None
     from omni_thinker.report import write_report
 
     path = write_report(target)
