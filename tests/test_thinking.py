@@ -100,19 +100,20 @@ def test_open_closed_and_absent_blocks_are_read_off_template_and_vocabulary(
     made = tokenizer(tiny_model, text, special, added)
     form = think_form(ChatFormat(made))
     assert form is not None
-    text, rule = ask(ChatFormat(made), form, "Hi", "auto")
+    asked = ask(ChatFormat(made), form, "Hi", "auto")
+    rule = asked.rule
     assert rule is not None
     assert (rule.state, (rule.open.text, rule.close.text)) == (state, marks)
     assert (rule.open.own, rule.close.own) == (own, own)
     assert made.decode(rule.closing).strip().endswith(marks[1])
     turns = [{"role": "user", "content": "Hi"}]
-    assert text == made.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    assert list(asked.tokens) == made.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
 
 
 def test_model_without_marks_has_no_form(tiny_model: Path) -> None:
     made = tokenizer(tiny_model, template())
     assert think_form(ChatFormat(made)) is None
-    assert ask(ChatFormat(made), None, "<think>", "off")[1] is None
+    assert ask(ChatFormat(made), None, "<think>", "off").rule is None
 
 
 @pytest.mark.parametrize(
@@ -132,18 +133,18 @@ def test_off_uses_the_templates_switch_or_closes_the_block(tiny_model: Path, tex
     form = think_form(ChatFormat(made))
     assert form is not None
     assert form.switch == ("enable_thinking" if text in (SWITCH, STUCK) else None)
-    prompt, rule = ask(ChatFormat(made), form, "Hi", "off")
-    assert prompt.endswith(end)
-    assert rule is not None
-    assert rule.state == "closed"
+    asked = ask(ChatFormat(made), form, "Hi", "off")
+    assert made.decode(asked.tokens).endswith(end)
+    assert asked.rule is not None
+    assert asked.rule.state == "closed"
     # Marks in the vocabulary alone: a model that was taught not to think is asked as ever.
     plain = ChatFormat(tokenizer(tiny_model, template(), (), TAGS))
-    assert ask(plain, think_form(plain), "Hi", "off")[0] == ask(plain, think_form(plain), "Hi", "auto")[0]
+    assert ask(plain, think_form(plain), "Hi", "off").tokens == ask(plain, think_form(plain), "Hi", "auto").tokens
 
 
 def test_words_of_the_user_are_no_form(tiny_model: Path) -> None:
     made = tokenizer(tiny_model, SWITCH)
-    _, rule = ask(ChatFormat(made), think_form(ChatFormat(made)), "write <think>", "auto")
+    rule = ask(ChatFormat(made), think_form(ChatFormat(made)), "write <think>", "auto").rule
     assert rule is not None
     assert rule.state == "absent"
 

@@ -18,6 +18,7 @@ from omni_thinker.rl.metrics import sampled_entropy
 from omni_thinker.sampling.decoders.base import Decoder, MaskedDecoder
 from omni_thinker.sampling.decoders.cuda_graph import StaticDecoder
 from omni_thinker.sampling.decoders.fused import FusedDecoder
+from omni_thinker.sampling.decoders.rows import CachedRowsDecoder
 from omni_thinker.sampling.loop import sample_groups
 from omni_thinker.sampling.thinking import Thinker
 from omni_thinker.types import Group, Mark, Problem, Sample, SampleRequest, SamplingParams, Score, ThoughtRule, Thoughts
@@ -85,7 +86,7 @@ def _requests(policy: TorchPolicy, rule: ThoughtRule) -> list[SampleRequest]:
     ]
 
 
-@pytest.mark.parametrize("decoder", [FusedDecoder, StaticDecoder, MaskedDecoder])
+@pytest.mark.parametrize("decoder", [FusedDecoder, StaticDecoder, MaskedDecoder, CachedRowsDecoder])
 def test_samples_keep_their_budget_in_any_company(
     policy: TorchPolicy, rule: ThoughtRule, decoder: type[Decoder]
 ) -> None:

@@ -46,6 +46,17 @@ class ThinkForm:
         return ThoughtRule(self.open, self.close, self.closing, self.state(prompt), budget)
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A prompt up to where the model goes on, as text and as tokens. `rule`: how its thoughts are told from its answer,
+    None where it has none. `format`: what wrote the prompt."""
+
+    text: str
+    tokens: tuple[int, ...]
+    rule: ThoughtRule | None
+    format: ChatFormat
+
+
 def think_form(chat: ChatFormat) -> ThinkForm | None:
     """The form of a model's thoughts; None where neither its template nor its vocabulary knows any."""
     template = chat.template
@@ -72,23 +83,21 @@ def think_form(chat: ChatFormat) -> ThinkForm | None:
     )
 
 
-def ask(
-    chat: ChatFormat, form: ThinkForm | None, asked: str | Chat, thinking: Thinking
-) -> tuple[str, ThoughtRule | None]:
-    """A prompt as text, up to where the model goes on, and how its thoughts are told from its answer.
+def ask(chat: ChatFormat, form: ThinkForm | None, said: str | Chat, thinking: Thinking) -> Asked:
+    """What a model is asked that is to think so.
 
     `thinking`: "auto" is what the template does. "off" is the template's own switch where it has one that helps, else
     an empty block; a model whose template doesn't think is asked as ever. A number is a budget of tokens."""
-    text = chat.prompt_text(asked)
+    off = thinking == "off" and form is not None and form.template
+    if off and form is not None and form.switch is not None:
+        chat = chat.under({form.switch: False})
+    text = chat.prompt_text(said)
     if form is None:
-        return text, None
-    if thinking == "off" and form.template:
-        if form.switch is not None:
-            text = chat.under({form.switch: False}).prompt_text(asked)
-        if form.switch is None or form.state(text) == "open":
-            text = form.closed(text)
+        return Asked(text, tuple(chat.encode(text)), None, chat)
+    if off and (form.switch is None or form.state(text) == "open"):
+        text = form.closed(text)
     budget = thinking if isinstance(thinking, int) else None
-    return text, form.rule(text, budget)
+    return Asked(text, tuple(chat.encode(text)), form.rule(text, budget), chat)
 
 
 def _state(prompt: str, opening: str, closing: str) -> ThoughtState:

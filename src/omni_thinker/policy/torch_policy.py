@@ -27,7 +27,7 @@ from omni_thinker.models.home import MANIFEST
 from omni_thinker.models.load import compute_device, compute_dtype, load_model, resolve
 from omni_thinker.models.memory import bound_free_memory, is_out_of_memory, return_free_memory
 from omni_thinker.models.quiet import quiet
-from omni_thinker.models.think_form import ask, think_form
+from omni_thinker.models.think_form import Asked, ask, think_form
 from omni_thinker.policy.lora import add_lora
 from omni_thinker.policy.proof.chosen import Proven
 from omni_thinker.policy.proof.prove import Paths
@@ -112,18 +112,19 @@ class TorchPolicy:
         return tuple(self.chat.prompt_ids(chat))
 
     def ask(self, chat: str | Chat, thinking: Thinking) -> tuple[tuple[int, ...], ThoughtRule | None]:
-        _, prompt, rule = self._ask(chat, thinking)
-        return prompt, rule
+        asked = self._ask(chat, thinking)
+        return asked.tokens, asked.rule
 
     def gold(self, chat: str | Chat, answer: str, thinking: Thinking) -> tuple[tuple[int, ...], Sample]:
-        text, prompt, rule = self._ask(chat, thinking)
-        return prompt, gold_sample(self.chat.target_ids(chat, answer, prompt=text), answer, rule, self.decode)
+        asked = self._ask(chat, thinking)
+        target = asked.format.target_ids(chat, answer, prompt=asked.text)
+        return asked.tokens, gold_sample(target, answer, asked.rule, self.decode)
 
-    def _ask(self, chat: str | Chat, thinking: Thinking) -> tuple[str, tuple[int, ...], ThoughtRule | None]:
-        text, rule = ask(self.chat, self.think_form, chat, thinking)
+    def _ask(self, chat: str | Chat, thinking: Thinking) -> Asked:
+        asked = ask(self.chat, self.think_form, chat, thinking)
         # `encode_prompt` may be another's: a class made from this one may write prompts in its own way.
-        written = rule is not None and thinking == "off"
-        return text, tuple(self.chat.encode(text)) if written else self.encode_prompt(chat), rule
+        written = asked.rule is not None and thinking == "off"
+        return asked if written else replace(asked, tokens=self.encode_prompt(chat))
 
     def encode_answer(self, text: str) -> tuple[int, ...]:
         return self.chat.target_ids("", text)

@@ -41,8 +41,8 @@ class Room:
             written = len(problem.shown.encode("utf-8", "replace")) + self._around(thinking)
             if written + max_tokens + budget < self.context // 2:
                 return None
-        text, rule = ask(self.chat, self.form, problem.chat, thinking)
-        prompt = self.chat.encode(text)
+        asked = ask(self.chat, self.form, problem.chat, thinking)
+        prompt, rule = asked.tokens, asked.rule
         longest = max_tokens if rule is None else rule.longest(max_tokens)
         if len(prompt) + longest <= self.context:
             return None
@@ -55,14 +55,14 @@ class Room:
     @cache  # noqa: B019 - as long as a study
     def _around(self, thinking: Thinking) -> int:
         """Bytes that the template, and the system's words, put around those of a user."""
-        return len(ask(self.chat, self.form, "?", thinking)[0].encode("utf-8", "replace"))
+        return len(ask(self.chat, self.form, "?", thinking).text.encode("utf-8", "replace"))
 
     def unwritten(self, problem: Problem, gold: bool, thinking: Thinking = "auto") -> UserError | None:
         """Why the chat template can't write the problem, and with `gold` its answer, or None."""
         try:
             if gold and problem.answer is not None:
-                prompt, _ = ask(self.chat, self.form, problem.chat, thinking)
-                self.chat.target_text(problem.chat, problem.answer, prompt)
+                asked = ask(self.chat, self.form, problem.chat, thinking)
+                asked.format.target_text(problem.chat, problem.answer, asked.text)
             elif not isinstance(problem.chat, str):
                 self.chat.prompt_text(problem.chat)
         except UserError as exc:
