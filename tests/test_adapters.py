@@ -278,6 +278,7 @@ REFUSED = [
     (Form("unknown start", "llama", {}), {"init_lora_weights": "of next year"}, "began with 'of next year'"),
     (Form("another target", "llama", {}), {"target_modules": ["q_proj"]}, "adapts"),
     (Form("one more target", "llama", {}), {"target_modules": ["q_proj", "v_proj", "o_proj"]}, "has no weights for"),
+    (Form("a module not saved", "llama", {}), {"modules_to_save": ["lm_head"]}, "there is no '"),
     (Form("no target", "llama", {}), {"target_modules": ["nothing"]}, "can't be merged by peft"),
     (Form("a module of Megatron", "llama", {}), {"megatron_config": {"a": 1}}, "has megatron_config"),
     (Form("of next year", "llama", {}), {"use_next": True}, "has use_next, which the installed peft doesn't know"),
@@ -330,6 +331,8 @@ def test_adapter_of_another_model_or_with_a_changed_file_is_refused(
     assert "qq_proj" in words()
     save_file({**factors, name: factors[name] * float("inf")}, adapter / FACTORS)
     assert "holds numbers that aren't finite" in words()
+    save_file({key: factor.int() for key, factor in factors.items()}, adapter / FACTORS)
+    assert "holds whole numbers" in words()
     (adapter / FACTORS).write_bytes(b"torn")
     assert "can't be merged by peft" in words()
     (adapter / FACTORS).rename(adapter / "adapter_model.bin")

@@ -193,6 +193,17 @@ def test_expert_with_nan_or_inf_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_start_that_is_not_finite_is_named(tiny_model: Path, tmp_path: Path, refused: Refused) -> None:
+    start = shutil.copytree(tiny_model, tmp_path / "start")
+    tensors = load_file(start / SINGLE)
+    name = sorted(tensors)[3]
+    tensors[name].view(-1)[5] = float("nan")
+    save_file(tensors, start / SINGLE, metadata={"format": "pt"})
+    said = refused("merge", start, tiny_model, "--out", tmp_path / "out")
+    assert f"{start}: {name!r} holds numbers that aren't finite" in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_merge_that_overflows_is_refused(
     tiny_model: Path, experts: list[Path], tmp_path: Path, refused: Refused
 ) -> None:

@@ -171,6 +171,21 @@ def test_model_that_cannot_be_trained_is_refused_in_one_line(change: Callable[..
     assert "\n" not in str(refused.value)
 
 
+def test_adapter_around_a_layer_that_takes_none_is_told_by_its_key() -> None:
+    class Router(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> Any:
+            return super().forward(x), None
+
+    model: Any = general()
+    layer = model.model.layers[0].mlp
+    router = Router(layer.up_proj.in_features, 2)
+    layer.register_module("router", router)
+    layer.up_proj.register_forward_hook(lambda _, given, out: out + layer.router(*given)[0].mean(-1, keepdim=True))
+    assert Proven(model).paths(SHORT)
+    with pytest.raises(UserError, match=r"fails on a plain row.*; name other layers in model\.lora\.targets"):
+        Proven(add_lora(model, LoraSpec(rank=2)))
+
+
 def test_encoder_that_sees_the_answer_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     """From a folder, as a study would load it."""
     config = AutoConfig.for_model("bert", **SMALL | {"vocab_size": 512})

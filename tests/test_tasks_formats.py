@@ -396,6 +396,8 @@ REFUSED: list[tuple[str, Any, dict[str, Any], str]] = [
      r"messages: turn 1 has the role 'tool'"),
     ("an image", {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, {},
      r"messages: turn 0 holds something besides text"),
+    ("a call", {"messages": [user("a"), {**reply(""), "tool_calls": [{"type": "function"}]}]}, {},
+     r"messages: turn 1 calls a tool"),
     ("no user", {"messages": [reply("b")]}, {}, r"messages: is missing"),
     ("prompt and reply in one", {"chosen": "Human: a Assistant: b", "rejected": "Human: a Assistant: c"}, {},
      r"chosen: holds prompt and reply in one text"),

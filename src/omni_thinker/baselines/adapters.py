@@ -189,6 +189,8 @@ def _adapted(model: torch.nn.Module, folder: Path) -> Any:
     adapted = PeftModel(model, config, _NAME, low_cpu_mem_usage=True)
     names = getattr(model, "_checkpoint_conversion_mapping", None)
     weights = load_peft_weights(str(folder), "cpu", key_mapping=names)
+    if whole := next((name for name, weight in weights.items() if not weight.is_floating_point()), None):
+        raise UserError(f"{whole!r} holds whole numbers, which can't be added up", file=folder / FACTORS)
     # The first time nothing can be copied; it says which weights there must be room for.
     found: Any = set_peft_model_state_dict(adapted, dict(weights))
     if found.unexpected_keys:
@@ -268,4 +270,5 @@ def _by_peft(folder: Path) -> Iterator[None]:
         raise
     except Exception as exc:
         why = " ".join(str(exc).split()) or type(exc).__name__
+        why = f"there is no {why}" if isinstance(exc, KeyError) else why
         raise UserError(f"can't be merged by peft: {why:.300}", file=folder) from exc

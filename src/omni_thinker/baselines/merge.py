@@ -94,6 +94,8 @@ def _merged(
         origin = start[name]
         if origin.is_floating_point() and origin.itemsize == 1:
             raise UserError(f"{name!r} is quantised ({origin.dtype}); merge the model that isn't", file=start.path)
+        if origin.is_floating_point() and not origin.isfinite().all():
+            raise UserError(f"{name!r} holds numbers that aren't finite", file=start.path)
         changes = []
         for place, expert in enumerate(experts):
             if (change := expert.change(name, origin)) is None:

@@ -61,6 +61,8 @@ def _said(turn: Mapping[str, Any], place: int) -> tuple[str, str]:
     if role is None:
         known = "system, user, assistant"
         raise ValueError(f"turn {place} has the role {str(turn[role_key])!r:.40}; the roles are {known}")
+    if turn.get("tool_calls") or turn.get("function_call"):
+        raise ValueError(f"turn {place} calls a tool, which no answer here can")
     return role, _text(turn.get(content_key), place)
 
 

@@ -91,7 +91,9 @@ class _Proof:
         try:
             self.truth = reference(self.exact, self.groups)
         except Exception as exc:
-            raise _refused(f"its forward pass fails on a plain row of tokens ({_short(exc)})", exc) from exc
+            # Some layers return more than a tensor, such as routers, and then no adapter can be put around them.
+            remedy = "; name other layers in model.lora.targets" if hasattr(model, "peft_config") else ""
+            raise _refused(f"its forward pass fails on a plain row of tokens ({_short(exc)}){remedy}", exc) from exc
         if not bool(torch.isfinite(self.truth.longest_T).all()):
             raise _refused("its log-probs of a plain row of tokens aren't finite")
 
