@@ -47,7 +47,7 @@ def _headline(by_pair: Mapping[tuple[str, str], Comparison]) -> str:
     most = max((c.detectable for c in against if c.detectable is not None), default=None)
     power = "" if most is None else f"; a difference of {100 * most:.1f} points would be shown nine times in ten"
     names = ", ".join(dict.fromkeys(arm for c in against for arm in (c.a, c.b) if arm != "joint"))
-    subject = f"The arm {names} was not" if len(against) == 1 else f"None of the {len(against)} arms {names} was"
+    subject = f"The arm {names} was not" if len(against) == 1 else f"None of the {len(against)} arms ({names}) was"
     return f"{subject} shown to differ from joint training at this budget{power}."
 
 
