@@ -120,8 +120,8 @@ def _comparison(a: str, b: str, **changed: Any) -> Comparison:
 def test_verdict_names_the_arms_that_were_compared_with_joint_training() -> None:
     words = verdict([_comparison("curriculum", "joint"), _comparison("merge", "joint")], 0.95, 1)
     assert words.startswith(
-        "None of the 2 arms (curriculum, merge) was shown to differ from joint training at this budget; a difference of "
-        "10.0 points would be shown nine times in ten."
+        "None of the 2 arms (curriculum, merge) was shown to differ from joint training at this budget; a difference "
+        "of 10.0 points would be shown nine times in ten."
     )
 
 
