@@ -112,6 +112,8 @@ class TorchPolicy:
         return tuple(self.chat.prompt_ids(chat))
 
     def ask(self, chat: str | Chat, thinking: Thinking) -> tuple[tuple[int, ...], ThoughtRule | None]:
+        if self.think_form is None:  # nothing to tell apart: the prompt is written once
+            return self.encode_prompt(chat), None
         asked = self._ask(chat, thinking)
         return asked.tokens, asked.rule
 
