@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from omni_thinker.errors import UserError
+from omni_thinker.recipe.engine import EngineSpec
 from omni_thinker.recipe.judge import JudgeSpec
 from omni_thinker.recipe.models import ModelSpec
 from omni_thinker.recipe.rl import EvalSpec, RlSpec, WarmupSpec
@@ -22,6 +23,8 @@ class Recipe(Table):
     """Folder that the tasks' `files` are relative to. Empty: the folder that the command runs in, not the recipe's."""
     model: ModelSpec = ModelSpec()
     """The model that is trained."""
+    engine: EngineSpec = EngineSpec()
+    """Who trains, and who draws the answers."""
     tasks: dict[str, TaskSpec] = Field(min_length=1)
     """A table for each task; its name is 1 to 64 letters, digits, `-` and `_`."""
     warmup: WarmupSpec = WarmupSpec()

@@ -50,7 +50,7 @@ class Session:
         """`folder`: weights to begin with, instead of the recipe's model."""
         self.setup, self.run, self.progress, self.seed = setup, run, progress, seed
         self.recipe = setup.recipe
-        self.policy = make_policy(self.recipe.model, folder=folder, seed=study_seed(seed, "lora"))
+        self.policy = make_policy(self.recipe.model, self.recipe.engine, folder=folder, seed=study_seed(seed, "lora"))
         self.pools: dict[Split, Pools] = dict(setup.pools)
         self.weights = Weights(self.policy, run, seed)
 

@@ -1,0 +1,14 @@
+"""The table `[engine]` of a recipe: who trains, and who draws the answers. Imports no torch."""
+
+from typing import Literal
+
+from omni_thinker.recipe.types import Table
+
+
+class EngineSpec(Table):
+    """Which engines stand behind the policy `torch`."""
+
+    trainer: Literal["auto", "torch"] = "auto"
+    """Who computes gradients and updates. `torch`: this process."""
+    sampler: Literal["auto", "torch"] = "auto"
+    """Who draws answers. `torch`: the decoders of this package, in the trainer's own process."""
