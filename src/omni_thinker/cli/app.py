@@ -282,7 +282,7 @@ def _run(
         from omni_thinker.runs.rundir import check_free
 
         check_free(target)
-    from omni_thinker.studies.parallel import drop_parts, follow_parent, is_parallel, run_parallel
+    from omni_thinker.studies.crews.make import Where
     from omni_thinker.studies.study import describe, run_study
     from omni_thinker.studies.units import WORK
 
@@ -292,17 +292,10 @@ def _run(
         tell(summary, units=WORK)
         finish(summary, json_)
         return
-    follow_parent()
     remedy = f"; resume with `omni-thinker study {shlex.quote(str(target))} --resume`"
     try:
         with in_recipe(recipe):
-            if is_parallel(target) if resume else jobs > 1:
-                result = run_parallel(loaded, target, jobs, resume=resume, options=options)
-            else:
-                if jobs > 1:
-                    typer.echo("--jobs is ignored, because this run was started without it", err=True)
-                result = run_study(loaded, target, resume=resume)
-                drop_parts(loaded, target)
+            result = run_study(loaded, target, resume=resume, where=Where(jobs))
     except KeyboardInterrupt:
         raise _Ended("interrupted", 130, remedy) from None
     except _Ended as exc:

@@ -11,7 +11,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the
 def finish(table: dict[str, Any], json_: bool) -> None:
     """Print `table` as the last line, with --json."""
     if json_:
-        from omni_thinker.runs.rundir import to_json
+        from omni_thinker.runs.json_text import to_json
 
         typer.echo(to_json(table))
 

@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from omni_thinker.errors import UserError
+from omni_thinker.recipe.cluster import ClusterSpec
 from omni_thinker.recipe.engine import EngineSpec
 from omni_thinker.recipe.judge import JudgeSpec
 from omni_thinker.recipe.models import ModelSpec
@@ -37,6 +38,8 @@ class Recipe(Table):
     """Who scores open-ended answers."""
     study: StudySpec = StudySpec()
     """What is trained and compared."""
+    cluster: ClusterSpec = ClusterSpec()
+    """What a unit needs on a cluster."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":

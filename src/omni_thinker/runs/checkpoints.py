@@ -7,6 +7,7 @@ from typing import Any
 
 from omni_thinker.protocol import Policy
 from omni_thinker.runs.files import checksum, is_whole, write_whole
+from omni_thinker.runs.unit_run import UnitRun
 
 COST = 0.02
 """Share of a training's time that checkpoints may take."""
@@ -20,9 +21,9 @@ class Checkpoints:
     """Of one arm. A checkpoint costs the same whatever lies between two, so how many steps do is a question of time:
     by itself, as few as keep the cost under `COST`."""
 
-    def __init__(self, folder: Path, root: Path, name: str, every: int) -> None:
-        """`every` so many steps, 0: by time. Files lie in `folder` and are named from `root`."""
-        self._folder, self._root, self._name, self._every = folder, root, name, every
+    def __init__(self, folder: Path, run: UnitRun, name: str, every: int) -> None:
+        """`every` so many steps, 0: by time. Files lie in `folder` and are named from the run's directory."""
+        self._folder, self._run, self._name, self._every = folder, run, name, every
         self._cost, self._last, self._steps = _GUESS_S, time.monotonic(), 0
 
     def due(self) -> bool:
@@ -37,14 +38,16 @@ class Checkpoints:
         began = time.monotonic()
         path = self._folder / f"{self._name}.{step}.safetensors"
         write_whole(path, policy.save_state)
-        written = {"file": str(path.relative_to(self._root)), "sum": checksum(path)}
+        self._run.files.made(path)
+        written = {"file": str(path.relative_to(self._run.path)), "sum": checksum(path)}
         self._last = time.monotonic()
         self._cost = self._last - began
         return written
 
     def read(self, policy: Policy, value: Mapping[str, Any]) -> None:
         """Go back to it: what is later was passed over, and must not count among the newest."""
-        path = self._root / value["file"]
+        path = self._run.path / value["file"]
+        self._run.files.need(path)
         policy.load_state(path)
         for other in self._folder.glob(f"{self._name}.*.safetensors*"):
             if self._step(other) > self._step(path):

@@ -11,8 +11,8 @@ from omni_thinker.compare.verdict import verdict
 from omni_thinker.isolation import launch
 from omni_thinker.recipe import Recipe
 from omni_thinker.rl.evaluate import Evaluation
+from omni_thinker.runs.json_text import plain
 from omni_thinker.runs.machine import machine
-from omni_thinker.runs.rundir import plain
 from omni_thinker.runs.schema.plan import Plan
 from omni_thinker.runs.schema.result import (
     ArmRun,
