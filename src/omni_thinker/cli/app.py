@@ -4,7 +4,6 @@ import json
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,6 +27,7 @@ from omni_thinker.cli.options import (
 )
 from omni_thinker.cli.output import Json, finish, tell
 from omni_thinker.cli.plan import forecast, plan, transfer
+from omni_thinker.cli.status import status
 from omni_thinker.cli.tasks import tasks_app
 from omni_thinker.errors import UserError, machine_error, printable
 
@@ -108,16 +108,20 @@ def study(
     ] = False,
     resume: Resume = False,
     jobs: Annotated[
-        int, typer.Option(min=1, help="Seeds to run at a time, each in its own process (and on its own GPU).")
+        int, typer.Option(min=1, help="Arms, probes and evaluations at a time, each in a process (and on a GPU).")
     ] = 1,
+    cluster: Annotated[
+        str, typer.Option(help="Spread them over a Ray cluster: HOST:PORT of its head, or auto (docs/cluster.md).")
+    ] = "",
+    times: Annotated[
+        Path | None, typer.Option(help="For --dry-run: a run to take times from, or JSON with seconds by kind of work.")
+    ] = None,
     skip_refused: SkipRefused = False,
     weak: Weak = False,
     json_: Json = False,
 ) -> None:
     """Train every arm at equal budget and compare them on the test split."""
     extra = [f"study.seeds={list(range(seeds))}"] if seeds else []
-    options = [word for override in overrides or [] for word in ("--set", override)]
-    options += ["--allow-weak-sandbox"] if weak else []
     overrides = [*(overrides or []), *extra]
     _run(
         recipe,
@@ -128,7 +132,8 @@ def study(
         dry_run=dry_run,
         resume=resume,
         jobs=jobs,
-        options=options,
+        cluster=cluster,
+        times=times,
     )
 
 
@@ -267,9 +272,14 @@ def _run(
     dry_run: bool = False,
     resume: bool = False,
     jobs: int = 1,
-    options: Sequence[str] = (),
+    cluster: str = "",
+    times: Path | None = None,
 ) -> None:
-    """Run or resume a study. `options`: command-line options to pass on to the processes of --jobs."""
+    """Run or resume a study."""
+    if cluster and jobs > 1:
+        raise UserError(
+            "can't be used with --cluster, where cluster.most says how many units run at a time", key="--jobs"
+        )
     if resume:
         if out is not None:
             raise UserError("can't be used with --resume; give the run's directory as RECIPE", key="--out")
@@ -288,14 +298,14 @@ def _run(
 
     if dry_run:
         with in_recipe(recipe):
-            summary = describe(loaded)
+            summary = describe(loaded, times)
         tell(summary, units=WORK)
         finish(summary, json_)
         return
     remedy = f"; resume with `omni-thinker study {shlex.quote(str(target))} --resume`"
     try:
         with in_recipe(recipe):
-            result = run_study(loaded, target, resume=resume, where=Where(jobs))
+            result = run_study(loaded, target, resume=resume, where=Where(jobs, cluster))
     except KeyboardInterrupt:
         raise _Ended("interrupted", 130, remedy) from None
     except _Ended as exc:
@@ -312,6 +322,7 @@ def _run(
     finish({"out": str(target), "report": str(path), **result}, json_)
 
 
+app.command()(status)
 app.command()(plan)
 app.command()(forecast)
 app.command()(transfer)

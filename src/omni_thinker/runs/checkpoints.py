@@ -51,13 +51,17 @@ class Checkpoints:
         policy.load_state(path)
         for other in self._folder.glob(f"{self._name}.*.safetensors*"):
             if self._step(other) > self._step(path):
-                other.unlink()
+                self._remove(other)
 
     def drop(self, count: int = _SAVED_CHECKPOINTS) -> None:
         """All but the newest, once the journal knows of those."""
         files = sorted(self._folder.glob(f"{self._name}.*.safetensors*"), key=self._step)
         for path in files[: len(files) - count]:
-            path.unlink()
+            self._remove(path)
+
+    def _remove(self, path: Path) -> None:
+        path.unlink()
+        self._run.files.dropped(path)
 
     def _step(self, path: Path) -> int:
         """The step in a file's name: a file's time is worth nothing where the clock was set."""

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Protocol
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
@@ -64,6 +64,8 @@ class Progress:
         self.console = console or Console(stderr=True, highlight=False)
         self.forecast: Callable[[], float] | None = None
         """Seconds to the end, where somebody knows better, as with several workers."""
+        self.picture: Callable[[], RenderableType] | None = None
+        """What a terminal shows above the line of the moment."""
         self.begin = time.monotonic()
         self._line, self._measured = "", self.begin
         # Drawn anew four times a second, so that the time left goes down between two steps as well.
@@ -108,8 +110,9 @@ class Progress:
         left = self.forecast() if self.forecast else max(0.0, self.left() - (time.monotonic() - self._measured))
         return f"{self._line} | {_clock(left)} left" if self.expected else self._line
 
-    def _moment(self) -> Text:
-        return Text(printable(f"[{_clock(time.monotonic() - self.begin)}] {self._with_time_left()}"))
+    def _moment(self) -> RenderableType:
+        line = Text(printable(f"[{_clock(time.monotonic() - self.begin)}] {self._with_time_left()}"))
+        return Group(self.picture(), line) if self.picture else line
 
     def unit(self, kind: str, seconds: float, count: int = 1) -> None:
         """`count` units of `kind` took `seconds`."""

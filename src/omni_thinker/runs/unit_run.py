@@ -17,6 +17,9 @@ class Files(Protocol):
     def made(self, path: Path) -> None:
         """The file or folder `path` is whole; returns once the run has it."""
 
+    def dropped(self, path: Path) -> None:
+        """The file `path` was removed."""
+
 
 class Shared:
     """The run's directory is here: nothing has to travel."""
@@ -25,6 +28,9 @@ class Shared:
         """Nothing to do."""
 
     def made(self, path: Path) -> None:
+        """Nothing to do."""
+
+    def dropped(self, path: Path) -> None:
         """Nothing to do."""
 
 

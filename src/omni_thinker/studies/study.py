@@ -31,6 +31,7 @@ from omni_thinker.studies.crews.processes import LOGS as LOGS_OF_WORKERS
 from omni_thinker.studies.curriculum import plan_curriculum
 from omni_thinker.studies.dispatch.board import Board
 from omni_thinker.studies.dispatch.loop import Dispatcher
+from omni_thinker.studies.dispatch.times import forecast, pace_from
 from omni_thinker.studies.estimate import SECONDS, power_words, smallest_difference
 from omni_thinker.studies.result import SeedOutcome, to_result
 from omni_thinker.studies.setup import Setup, prepare
@@ -100,7 +101,9 @@ class _Study:
         run, work = self._run, self._work
         board = Board(run, work, self._progress)
         crew = muster(where, self._setup, run, work, board)
-        board.workers = lambda: crew.size
+        if not where.alone:
+            board.workers = lambda: crew.size
+            self._progress.forecast = board.left
         dispatcher = Dispatcher(run, work, board, attempts=self._setup.recipe.cluster.attempts, on_end=self._on_end)
         for seed in self._setup.recipe.study.seeds:
             self._look(seed)
@@ -130,8 +133,10 @@ class _Study:
             run.write_json("result.json", to_result(self._setup, outcomes, _seconds(run, self._began), left=left))
 
 
-def describe(recipe: Recipe) -> dict[str, Any]:
-    """Check everything that can be checked before step 0, and report the work ahead. Writes nothing."""
+def describe(recipe: Recipe, times: Path | None = None) -> dict[str, Any]:
+    """Check everything that can be checked before step 0, and report the work ahead. Writes nothing. times: what its
+    parts take (`pace_from`)."""
+    pace = SECONDS if times is None else pace_from(times)
     work, setup = plan_work(recipe), prepare(recipe)
     return {
         "name": recipe.name,
@@ -143,6 +148,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
         "arms": list(recipe.study.arms),
         "seeds": list(recipe.study.seeds),
         "work": work.total,
+        "graph": forecast(work, pace) | {"guessed": times is None},
         "detectable": smallest_difference(setup),
         "power": power_words(setup)
         or "no forecast: that needs joint training, an arm to compare with it, and "

@@ -19,6 +19,20 @@ UnitKind = Literal[
     "warmup", "start", "alone", "base", "adapter", "gradient", "plan", "sequence", "mixture", "merge", "test"
 ]
 
+UNITS: dict[UnitKind, str] = {
+    "warmup": "warm-up",
+    "start": "start",
+    "alone": "single-task trainings",
+    "base": "fresh adapters",
+    "adapter": "LoRA probes",
+    "gradient": "gradient probes",
+    "plan": "plan",
+    "sequence": "curricula",
+    "mixture": "mixtures",
+    "merge": "merge",
+    "test": "evaluations on test",
+}
+"""Kinds of units, in words."""
 WORK = {
     "warmup": "steps of warm-up",
     "check": "evaluations in it",

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from omni_thinker.isolation import weak_allowed
 from omni_thinker.runs.resume import digests
 from omni_thinker.runs.rundir import RunDir
+from omni_thinker.studies.crews.cluster import Cluster
 from omni_thinker.studies.crews.here import Here
+from omni_thinker.studies.crews.node import new_token
 from omni_thinker.studies.crews.processes import Processes
 from omni_thinker.studies.dispatch.board import Board
 from omni_thinker.studies.dispatch.crew import Crew
@@ -45,5 +47,8 @@ def muster(where: Where, setup: Setup, run: RunDir, work: WorkPlan, board: Board
         "run": str(run.path.absolute()),
         "problems": digests(setup.pools),
         "weak": weak_allowed(),
+        "token": new_token(),
     }
+    if where.cluster:
+        return Cluster(where.cluster, setup.recipe.cluster, hello, run.path)
     return Processes(hello, run.path, where.jobs)

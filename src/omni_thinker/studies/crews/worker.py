@@ -14,6 +14,7 @@ from omni_thinker.recipe import Recipe, parse_recipe
 from omni_thinker.runs.journal import NAME, unit_id
 from omni_thinker.runs.progress import Silent
 from omni_thinker.runs.resume import digests
+from omni_thinker.runs.rundir import DRAWN
 from omni_thinker.runs.tape import Entry, Tape
 from omni_thinker.runs.unit_run import Files, Shared, UnitRun
 from omni_thinker.studies.crews.mail import Mail, broke, entries_of
@@ -62,16 +63,18 @@ class Worker:
         if self._walk is None or self._walk.seed != seed:
             self._walk = None
             gc.collect()  # the last seed's policy, before the next one is loaded
-            self._walk = SeedWalk(self._prepared(), self._work, seed)
+            self._walk = SeedWalk(self.prepare(), self._work, seed)
         walk = self._walk
         for each in self._work.inputs(unit):
             if each.name not in walk.ran:
                 walk.run(each, self._unit_run(each, order, mail), Silent())
         walk.run(unit, self._unit_run(unit, order, mail), _Sender(mail))
 
-    def _prepared(self) -> Setup:
-        """Raises UserError where this machine finds other problems than the driver."""
+    def prepare(self) -> Setup:
+        """Make and check what all units share, once. Raises UserError where this machine finds other problems than the
+        driver."""
         if self._setup is None:
+            self._files.need(self._run / DRAWN)
             self._setup = prepare(self._recipe, resumed=self._run)
             here = digests(self._setup.pools)
             if other := [name for name in self._problems if here.get(name) != self._problems[name]]:

@@ -7,15 +7,23 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from omni_thinker.errors import printable
 from omni_thinker.runs.progress import Listener, Progress
 from omni_thinker.runs.rundir import RunDir
 from omni_thinker.studies.dispatch.crew import Did
 from omni_thinker.studies.dispatch.queue import makespan
-from omni_thinker.studies.units import Unit, WorkPlan
+from omni_thinker.studies.units import UNITS, Unit, WorkPlan
 
 STATUS = "status.json"
-_EVERY_S = 1.0
-_LOG_EVERY_S = 15.0
+_EVERY_S = 0.5
+_SHOWN, _DRAWN = 3, 16
+"""Running units that a log's line and a terminal's picture have room for."""
+_LEFT_EVERY_S = 10.0
+"""For how long a forecast of the time left is counted down, instead of made anew."""
 
 
 class Board:
@@ -29,6 +37,7 @@ class Board:
         self._running = dict[str, float]()
         """When each running unit began."""
         self._lines = dict[str, str]()
+        self._table: dict[str, Any] = {"units": {}, "running": []}
         self._drawn = self._left_at = 0.0
         self._left = 0.0
 
@@ -42,13 +51,14 @@ class Board:
         """A worker has the unit."""
         self._running[unit.id] = time.monotonic()
         self._lines[unit.id] = "begins"
-        self.draw(now=True)
+        self.draw()
 
     def ended(self, unit: Unit) -> None:
         """The unit has ended."""
         self._running.pop(unit.id, None)
         self._ended.add(unit.id)
-        self.draw(now=True)
+        self._lines.pop(unit.id, None)
+        self.draw()
 
     def broke(self, unit: Unit, why: str) -> None:
         """The unit has to be worked on again."""
@@ -76,22 +86,35 @@ class Board:
         return _OfUnit(self, self._progress, unit)
 
     def draw(self, *, now: bool = False) -> None:
-        """Show the state of things, and write it down, at most once a second."""
+        """Show the state of things, and write it down; at most once in a while, unless `now`."""
         if not now and time.monotonic() - self._drawn < _EVERY_S:
             return
         self._drawn = time.monotonic()
         table = self.table()
         self._run.write_json(STATUS, table)
         if self.workers() > 1:
-            shown = " | ".join(f"{unit['seed']} {unit['line']}" for unit in table["running"])
-            self._progress.show(f"{table['done']} of {len(self._work.units)} units done | {shown}")
+            self._table, running = table, table["running"]
+            shown = [f"{unit['seed']} {unit['line']}" for unit in running[:_SHOWN]]
+            shown += [f"{len(running) - _SHOWN} more"] if len(running) > _SHOWN else []
+            self._progress.picture = self.picture
+            self._progress.show(" | ".join([f"{table['done']} of {len(self._work.units)} units done", *shown]))
+
+    def picture(self) -> Group:
+        """Units by kind and what each running one is at, for a terminal."""
+        kinds, running = Table("", "done", "running", "waiting", box=None), Table(box=None, show_header=False)
+        for kind, counts in self._table["units"].items():
+            kinds.add_row(kind, *(str(counts[state] or "") for state in ("done", "running", "waiting")))
+        for unit in self._table["running"][:_DRAWN]:
+            line = Text(printable(unit["line"]), overflow="ellipsis", no_wrap=True)
+            running.add_row(f"seed {unit['seed']}", unit["unit"], f"{unit['seconds']:.0f} s", line)
+        return Group(kinds, running)
 
     def table(self) -> dict[str, Any]:
         """The state of things as plain JSON."""
         kinds: dict[str, Counter[str]] = {}
         for unit in self._work.units:
             state = "done" if unit.id in self._ended else "running" if unit.id in self._running else "waiting"
-            kinds.setdefault(unit.kind, Counter(done=0, running=0, waiting=0))[state] += 1
+            kinds.setdefault(UNITS[unit.kind], Counter(done=0, running=0, waiting=0))[state] += 1
         units = {unit.id: unit for unit in self._work.units}
         running = [
             {
@@ -115,7 +138,7 @@ class Board:
         """Seconds to the end of the study, by what finished work took."""
         if self.workers() == 1:
             return self._progress.left()
-        if time.monotonic() - self._left_at > 10 * _EVERY_S or not self._left_at:
+        if time.monotonic() - self._left_at > _LEFT_EVERY_S or not self._left_at:
             self._left_at = time.monotonic()
             each = self._progress.pace()
             seconds = {unit.id: unit.seconds(each) for unit in self._work.units}

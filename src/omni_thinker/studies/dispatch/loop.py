@@ -48,6 +48,7 @@ class Dispatcher:
                 for told in crew.wait():
                     self._hear(told)
                 self._board.draw()
+            self._board.draw(now=True)
         finally:
             self._wind_down(crew)
 

@@ -1,0 +1,177 @@
+"""Studies on a Ray cluster of two nodes: the bits of a study in one process, whatever is killed meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from omni_thinker.errors import UserError
+from omni_thinker.recipe.cluster import ClusterSpec
+from omni_thinker.studies.crews.cluster import _fitting, _reach
+from test_faults_study import QUICK, begin, journalled, wait_for
+from test_resume import traces
+from test_study_parallel import again, journal, uncounted
+
+ray = pytest.importorskip("ray", reason="needs the extra ray")
+STUDY = (*QUICK, "--set", "study.seeds=[0, 3]", "--set", "study.steps=8")
+WAIT_S = 400
+
+
+class TwoNodes:
+    """A head that works on no unit, and nodes of one core."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        self.address: str = self._cluster.address
+        self.nodes = [self.add(), self.add()]
+
+    def add(self, **needs: Any) -> Any:
+        return self._cluster.add_node(**{"num_cpus": 1, **needs})
+
+    def kill(self, node: Any) -> None:
+        """As if its power were cut."""
+        self._cluster.remove_node(node, allow_graceful=False)
+
+    def end(self) -> None:
+        self._cluster.shutdown()
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[TwoNodes]:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # sums in another order would be other numbers
+    monkeypatch.setenv("RAY_health_check_failure_threshold", "2")
+    cluster = TwoNodes()
+    yield cluster
+    cluster.end()
+
+
+@pytest.fixture(scope="module")
+def calm(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same study in one process."""
+    out = tmp_path_factory.mktemp("calm") / "run"
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        errors = out.parent / "err"
+        code = begin(errors, repo / "recipes" / "tiny.toml", "--out", out, *STUDY).wait(WAIT_S)
+    finally:
+        os.environ.pop("OMP_NUM_THREADS") if before is None else os.environ.update(OMP_NUM_THREADS=before)
+    assert code == 0, errors.read_text("utf-8")[-2000:]
+    return out
+
+
+def in_training(out: Path) -> Callable[[], bool]:
+    """Two units have a checkpoint and haven't ended: one on each node."""
+
+    def ready() -> bool:
+        path = out / "journal.jsonl"
+        rows = (
+            [json.loads(line.partition(" ")[2]) for line in path.read_text("utf-8").splitlines()]
+            if path.exists()
+            else []
+        )
+        kinds: dict[str, set[str]] = {}
+        for row in rows:
+            kinds.setdefault(row["unit"], set()).add(row["kind"])
+        return sum("checkpoint" in seen and "end" not in seen for seen in kinds.values()) >= 2
+
+    return ready
+
+
+def same(out: Path, calm: Path) -> None:
+    assert uncounted(traces(out)) == uncounted(traces(calm))
+    assert journal(out) == journal(calm)
+
+
+@pytest.mark.timeout(1200)
+def test_study_on_a_cluster_that_loses_a_node_and_then_its_driver_ends_as_in_one_process(
+    nodes: TwoNodes, repo: Path, tmp_path: Path, calm: Path
+) -> None:
+    out, errors = tmp_path / "run", tmp_path / "err"
+    cluster = ("--cluster", nodes.address)
+    process = begin(errors, repo / "recipes" / "tiny.toml", "--out", out, *STUDY, *cluster)
+    wait_for(process, in_training(out), WAIT_S)
+    nodes.kill(nodes.nodes[1])
+    wait_for(process, lambda: bool(again(out)), WAIT_S)
+    told = errors.read_text("utf-8")
+    assert "it is worked on again, attempt 2" in told
+    wait_for(process, lambda: "train joint" in (out / "journal.jsonl").read_text("utf-8"), WAIT_S)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    nodes.add()
+    process = begin(errors, out, "--resume", *cluster)
+    assert process.wait(WAIT_S) == 0, errors.read_text("utf-8")[-2000:]
+    same(out, calm)
+    where = [json.loads(line.partition(" ")[2]) for line in (out / "journal.jsonl").read_text("utf-8").splitlines()]
+    assert all(row["value"]["where"] for row in where if row["kind"] == "end")
+
+
+@pytest.mark.timeout(900)
+def test_shared_folder_on_a_cluster_costs_little_and_goes_on_here(
+    nodes: TwoNodes, repo: Path, tmp_path: Path, calm: Path
+) -> None:
+    out, errors = tmp_path / "run", tmp_path / "err"
+    options = ("--set", "cluster.shared=true", "--cluster", nodes.address)
+    process = begin(errors, repo / "recipes" / "tiny.toml", "--out", out, *STUDY, *options)
+    wait_for(process, journalled(out, '"key": "0 train joint", "kind": "move"'), WAIT_S)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(100) == 143, errors.read_text("utf-8")[-2000:]
+    assert "resume with" in errors.read_text("utf-8").splitlines()[-1]
+    assert begin(errors, out, "--resume").wait(WAIT_S) == 0, errors.read_text("utf-8")[-2000:]
+    same(out, calm)
+
+
+@pytest.mark.timeout(600)
+def test_what_a_cluster_lacks_is_one_line_before_the_first_unit(nodes: TwoNodes, repo: Path, tmp_path: Path) -> None:
+    recipe, errors, out = repo / "recipes" / "tiny.toml", tmp_path / "err", tmp_path / "run"
+
+    def refused(*options: str) -> str:
+        command = [recipe, "--out", out, *QUICK, "--cluster", nodes.address, *options]
+        assert begin(errors, *command).wait(200) == 2, errors.read_text("utf-8")[-2000:]
+        line = errors.read_text("utf-8").splitlines()[-1]
+        assert line.startswith("omni-thinker: ")
+        for path in sorted(out.rglob("*"), reverse=True):
+            path.unlink() if path.is_file() else path.rmdir()
+        return line
+
+    began = time.monotonic()
+    assert "no node has room for a unit, which needs 4 cores" in refused("--set", "cluster.cores=4")
+    assert "2 GPUs" in refused("--set", "cluster.gpus=2")
+    assert "900 GB of memory" in refused("--set", "cluster.memory_gb=900")
+    assert time.monotonic() - began < 180, "not a wait for ever"
+
+
+def test_addresses_that_nobody_answers_are_refused_at_once() -> None:
+    for address, words in (
+        ("127.0.0.1:9", "no Ray cluster at 127.0.0.1:9"),
+        ("ray://127.0.0.1:10001", "must be auto or HOST:PORT"),
+        ("nowhere", "must be auto or HOST:PORT"),
+        ("127.0.0.1:99999", "no Ray cluster"),
+    ):
+        with pytest.raises(UserError, match=words):
+            _reach(address)
+
+
+@pytest.mark.parametrize(
+    ("node", "spec", "units"),
+    [
+        ({"CPU": 8.0}, {}, 8),
+        ({"CPU": 8.0}, {"cores": 3}, 2),
+        ({"CPU": 8.0, "GPU": 2.0}, {"gpus": 1.0}, 2),
+        ({"CPU": 8.0, "GPU": 2.0}, {"gpus": 0.5}, 4),
+        ({"CPU": 8.0, "GPU": 2.0}, {"gpus": 0.3}, 6),
+        ({"CPU": 8.0}, {"gpus": 1.0}, 0),
+        ({"CPU": 8.0, "memory": 10e9}, {"memory_gb": 4.0}, 2),
+    ],
+)
+def test_units_that_a_node_has_room_for(node: dict[str, float], spec: dict[str, Any], units: int) -> None:
+    assert _fitting(node, ClusterSpec(**spec)) == units
