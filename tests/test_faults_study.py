@@ -53,8 +53,8 @@ def begin(errors: Path, *arguments: object, before: str = "", home: Path | None 
         )
 
 
-def wait_for(process: subprocess.Popen[bytes], happened: Callable[[], bool]) -> None:
-    until = time.monotonic() + 120
+def wait_for(process: subprocess.Popen[bytes], happened: Callable[[], bool], seconds: float = 120) -> None:
+    until = time.monotonic() + seconds
     while not happened():
         assert process.poll() is None, "it ended before"
         assert time.monotonic() < until

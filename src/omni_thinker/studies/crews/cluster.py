@@ -20,6 +20,7 @@ from omni_thinker.studies.dispatch.crew import Broke, Order, Told
 _CONNECT_S = 3.0
 _NODES_S = 2.0
 """For how long the list of nodes is believed."""
+_LAST_S = 10.0
 _GONE_S = 30.0
 """Time for nodes to come back, once none is left that could work on a unit."""
 
@@ -99,7 +100,10 @@ class Cluster:
         if self._keeper is not None:
             self._on_each_node(self._node.tidy, self._hello["token"], seconds=_CONNECT_S)
         self._ended.set()
-        self._ray.shutdown()
+        self._desk.wake.remote()
+        self._listener.join(_CONNECT_S + _LAST_S)  # Ray crashes where it is shut down while somebody waits for it
+        if not self._listener.is_alive():
+            self._ray.shutdown()
 
     def _listen(self) -> None:
         while not self._ended.is_set():

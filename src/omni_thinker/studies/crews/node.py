@@ -67,6 +67,10 @@ class Desk:
         taken, self._messages = self._messages, []
         return taken
 
+    async def wake(self) -> None:
+        """Let `take` come back."""
+        self._wake.set()
+
     async def stop(self) -> None:
         """The driver wants all units to end."""
         self._stopping.set()
