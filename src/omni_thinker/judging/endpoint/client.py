@@ -133,6 +133,8 @@ class ChatClient:
         outage = self._outage
         while True:
             alone = outage.on
+            if alone:
+                self.desk.release(turn, lost=False, sent=False)  # in another minute it were a request too many
             async with outage.scout if alone else contextlib.nullcontext():
                 if alone and not outage.on:
                     continue  # it is back: all at once again

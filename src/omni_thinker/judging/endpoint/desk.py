@@ -19,8 +19,8 @@ from omni_thinker.recipe import EndpointSpec
 
 _BYTES_PER_TOKEN = 2
 """A low guess, so that an estimate of tokens is a high one."""
-_FRESH_S = 1.0
-"""How long a reservation may lie before it is used. An older one would be a request more in some later minute."""
+LATE_S = 1.0
+"""How old a reservation may be where there are limits a minute: a request more in a later minute were one too many."""
 
 
 def most_tokens(text: str) -> int:
@@ -42,17 +42,7 @@ class Turn:
     key: str
     most: int
     number: int = 0
-    reserved: float = 0.0
     waited: float = 0.0
-
-    def has(self, number: int) -> None:
-        """There is a reservation from now on."""
-        self.number, self.reserved = number, time.monotonic()
-
-    @property
-    def stale(self) -> bool:
-        """Whether there is a reservation that may not be used any more."""
-        return self.number > 0 and time.monotonic() - self.reserved > _FRESH_S
 
 
 class Desk(Protocol):
@@ -99,8 +89,9 @@ class Desk(Protocol):
 class LocalDesk:
     """The limits, the meter and the cache themselves. Its questions live in the first event loop that asks one."""
 
-    def __init__(self, spec: EndpointSpec, cache: JudgeCache | None, meter: Meter) -> None:
-        """Raises UserError where the library of rate limits is missing."""
+    def __init__(self, spec: EndpointSpec, cache: JudgeCache | None, meter: Meter, late_s: float = 0.0) -> None:
+        """`late_s`: seconds from a reservation to its request, at most, where they aren't in one process. Raises
+        UserError where the library of rate limits is missing."""
         try:
             from aiolimiter import AsyncLimiter
         except ImportError:
@@ -109,8 +100,8 @@ class LocalDesk:
             ) from None
         self.spec, self.cache, self.meter = spec, cache, meter
         self._at_once = asyncio.Semaphore(spec.concurrency)
-        self._per_minute = _per_minute(AsyncLimiter, spec.requests_per_minute, 1 / 60)
-        self._tokens_per_minute = _per_minute(AsyncLimiter, spec.tokens_per_minute, 1 / 2)
+        self._per_minute = _per_minute(AsyncLimiter, spec.requests_per_minute, 1 / 60, late_s)
+        self._tokens_per_minute = _per_minute(AsyncLimiter, spec.tokens_per_minute, 1 / 2, late_s)
         self._asked: dict[str, asyncio.Future[Reply | NoReply | BudgetReached | None]] = {}
 
     async def begin(self, key: str, most: int, *, unread: bool = False) -> Reply | Turn:
@@ -147,16 +138,14 @@ class LocalDesk:
         return turn
 
     async def reserve(self, turn: Turn) -> None:
-        if turn.number and not turn.stale:
-            return
         if turn.number:
-            self.release(turn, lost=False, sent=False)
+            return
         if self._per_minute:
             await self._per_minute.acquire()
         if self._tokens_per_minute:
             tokens = likely_tokens(turn.most) + self.spec.max_tokens
             await self._tokens_per_minute.acquire(min(tokens, self._tokens_per_minute.max_rate))
-        turn.has(self.meter.reserve(turn.most, self.spec.max_tokens))
+        turn.number = self.meter.reserve(turn.most, self.spec.max_tokens)
 
     def settle(self, turn: Turn, used: tuple[int, int]) -> None:
         if turn.number:
@@ -182,6 +171,11 @@ class LocalDesk:
         """`lost`: a request may be under way of which nobody will hear any more."""
         self.release(turn, lost=lost, sent=lost)
         self._close(turn, None)
+
+    @property
+    def hurried(self) -> bool:
+        """Whether a reservation must be used at once, since there is a limit a minute."""
+        return self._per_minute is not None or self._tokens_per_minute is not None
 
     @property
     def reached(self) -> bool:
@@ -230,11 +224,12 @@ class LocalDesk:
             asked.set_result(found)
 
 
-def open_desk(spec: EndpointSpec) -> LocalDesk:
-    """The desk of an endpoint, with its cache. Raises UserError where the cache can't be opened."""
+def open_desk(spec: EndpointSpec, late_s: float = 0.0) -> LocalDesk:
+    """The desk of an endpoint, with its cache. `late_s`: as of LocalDesk. Raises UserError where the cache can't be
+    opened."""
     path = Path(spec.cache).expanduser() if spec.cache else default_cache()
     cache = None if spec.cache == "none" else JudgeCache(path)
-    return LocalDesk(spec, cache, Meter(spec.budget, spec.price))
+    return LocalDesk(spec, cache, Meter(spec.budget, spec.price), late_s)
 
 
 def default_cache() -> Path:
@@ -242,10 +237,11 @@ def default_cache() -> Path:
     return home() / "judge.sqlite"
 
 
-def _per_minute(limiter: Any, limit: float | None, share: float) -> Any:
-    """A leaky bucket that holds `share` of a minute's limit, and with it stays under the limit in every minute."""
+def _per_minute(limiter: Any, limit: float | None, share: float, late_s: float) -> Any:
+    """A leaky bucket that holds `share` of a minute's limit, and with it stays under the limit in every minute, also
+    where what it lets through comes up to `late_s` seconds later."""
     if limit is None:
         return None
     bucket = max(1.0, share * limit)
-    leak = max(limit - bucket, limit / 2) / 60
+    leak = max(limit - bucket, limit / 2) / (60 + late_s)
     return limiter(bucket, bucket / leak)

@@ -36,7 +36,8 @@ class Requests:
     """Sends questions to one server. Lives in the loop of the SDK's client."""
 
     def __init__(self, spec: EndpointSpec, desk: Desk, client: "AsyncOpenAI") -> None:
-        self._spec, self._desk, self._client = spec, desk, client
+        self._spec, self._desk = spec, desk
+        self._completions = client.chat.completions  # loads what a request needs, so that none waits for it
         self._dialect = Dialect(spec)
 
     async def reply(self, question: Question, turn: Turn) -> Reply:
@@ -69,7 +70,7 @@ class Requests:
         lost, reached, read = True, True, False
         used: tuple[int, int] | None = None
         try:
-            completion = await self._client.chat.completions.create(model=self._spec.model, **sent)
+            completion = await self._completions.create(model=self._spec.model, **sent)
             used = counted(completion)
             if used is None:  # an answer that isn't counted isn't free; what is no answer raises here
                 self._text(completion, question)

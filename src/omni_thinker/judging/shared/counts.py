@@ -9,10 +9,12 @@ from omni_thinker.judging.tally import Tally
 
 @dataclass
 class _Caller:
-    """Tallies between marks; those before the mark `kept` are counted for good."""
+    """Tallies between marks; those before the mark `kept` are counted for good. `gone`: none of them counts, unless it
+    is still kept."""
 
     kept: int = 0
     parts: list[Tally] = field(default_factory=lambda: [Tally()])
+    gone: bool = False
 
 
 class Counts:
@@ -37,18 +39,22 @@ class Counts:
         return counted.kept + len(counted.parts) - 1
 
     def keep(self, caller: str, mark: int | None) -> None:
-        """Count for good what the caller had counted at `mark`; None: all that it has counted."""
+        """Count for good what the caller had counted at `mark`; None: all that it has counted, at its last mark if it
+        is gone. The caller may have gone meanwhile: its checkpoint was on its way."""
         counted = self._caller(caller)
         if mark is None:
-            mark = self.mark(caller)
+            mark = counted.kept + len(counted.parts) - 1 if counted.gone else self.mark(caller)
         while counted.kept < mark and len(counted.parts) > 1:
-            self.kept.add(counted.parts.pop(0).take())
+            part = counted.parts.pop(0).take()
+            self.kept.add(part)
+            if counted.gone:
+                self.all.add(part)
             counted.kept += 1
 
     def gone(self, caller: str) -> None:
         """Take back what isn't counted for good."""
-        if self._callers.pop(caller, None) is not None:
-            self._sum()
+        self._caller(caller).gone = True
+        self._sum()
 
     def restored(self) -> None:
         """`kept` has been restored: nobody has counted anything since."""
@@ -60,5 +66,6 @@ class Counts:
 
     def _sum(self) -> None:
         self.all = Tally()
-        for tally in (self.kept, *(part for counted in self._callers.values() for part in counted.parts)):
+        loose = (part for counted in self._callers.values() if not counted.gone for part in counted.parts)
+        for tally in (self.kept, *loose):
             self.all.add(tally.all_counts())

@@ -2,6 +2,8 @@
 
 import asyncio
 import itertools
+import math
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from omni_thinker.judging.cache import Reply
 from omni_thinker.judging.endpoint.causes import NoReply
-from omni_thinker.judging.endpoint.desk import Turn
+from omni_thinker.judging.endpoint.desk import LATE_S, Turn
 from omni_thinker.judging.limits import BudgetReached, Usage
 
 if TYPE_CHECKING:
@@ -19,10 +21,18 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class _Turn(Turn):
-    """`ticket`: its name in messages. `told`: the last message about it, which the next one must not overtake."""
+    """`ticket`: its name in messages. `told`: the last message about it, which the next one must not overtake. `good`:
+    until when its reservation may be used (time.monotonic)."""
 
     ticket: str = ""
     told: "Future[Any] | None" = None
+    good: float = math.inf
+
+    def granted(self, asked: float, found: Mapping[str, Any]) -> None:
+        """There is a reservation, asked for at `asked`; messages were under way when the owner didn't hold them."""
+        now = time.monotonic()
+        self.number = found["number"]
+        self.good = now + LATE_S - max(0.0, now - asked - found["held"]) if found["hurried"] else math.inf
 
 
 class SharedDesk:
@@ -36,6 +46,7 @@ class SharedDesk:
 
     async def begin(self, key: str, most: int, *, unread: bool = False) -> Reply | Turn:
         turn = _Turn(key, most, ticket=f"{self._name}-{next(self._numbers)}")
+        asked = time.monotonic()
         try:
             found = self._read(await self._asked("begin", turn, {"key": key, "most": most, "unread": unread}))
         except asyncio.CancelledError:
@@ -43,24 +54,27 @@ class SharedDesk:
             raise
         if "reply" in found:
             return Reply(*found["reply"])
-        turn.has(found["number"])
+        turn.granted(asked, found)
         turn.waited = found["waited"]
         return turn
 
     async def reserve(self, turn: Turn) -> None:
-        if turn.number and not turn.stale:
+        assert isinstance(turn, _Turn)
+        if turn.number and time.monotonic() < turn.good:
             return
-        if turn.number:
-            self.release(turn, lost=False, sent=False)
-        turn.has(self._read(await self._asked("reserve", turn, {}))["number"])
+        self.release(turn, lost=False, sent=False)
+        asked = time.monotonic()
+        turn.granted(asked, self._read(await self._asked("reserve", turn, {})))
 
     def settle(self, turn: Turn, used: tuple[int, int]) -> None:
-        turn.number = 0
-        self._tell("settle", turn, used=list(used))
+        if turn.number:
+            turn.number = 0
+            self._tell("settle", turn, used=list(used))
 
     def release(self, turn: Turn, *, lost: bool, sent: bool) -> None:
-        turn.number = 0
-        self._tell("release", turn, lost=lost, sent=sent)
+        if turn.number:
+            turn.number = 0
+            self._tell("release", turn, lost=lost, sent=sent)
 
     async def end(self, turn: Turn, reply: Reply, prompt_version: str) -> None:
         turn.number = 0

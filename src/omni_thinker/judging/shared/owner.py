@@ -6,7 +6,7 @@ from concurrent.futures import Future
 from dataclasses import asdict
 from typing import Any
 
-from omni_thinker.judging.endpoint.desk import open_desk
+from omni_thinker.judging.endpoint.desk import LATE_S, open_desk
 from omni_thinker.judging.guards import guard_metrics, guard_state
 from omni_thinker.judging.shared.counts import Counts
 from omni_thinker.judging.shared.questions import Questions
@@ -25,7 +25,7 @@ class JudgeOwner:
     def __init__(self, spec: JudgeSpec) -> None:
         """Raises UserError where the cache can't be opened. Asks nothing, and needs no key."""
         endpoint = spec.endpoint if spec.kind == "endpoint" else None
-        self._questions = None if endpoint is None else Questions(open_desk(endpoint))
+        self._questions = None if endpoint is None else Questions(open_desk(endpoint, LATE_S))
         self._guarded = spec.longest_win is not None
         self._counts = Counts()
         self._gone: set[str] = set()
@@ -39,12 +39,13 @@ class JudgeOwner:
 
     def keep(self, caller: str, mark: Mapping[str, Any] | None = None) -> None:
         """What `caller` had counted at its `mark` (which its `Share.state` returned) is counted for good, as is right
-        once its checkpoint or its result is in the journal. None: all that it has counted."""
+        once its checkpoint or its result is in the journal; also where `caller` has gone by now. None: all of it."""
         self._portal.call(self._counts.keep, caller, None if mark is None else int(mark["mark"]))
 
     def gone(self, caller: str) -> None:
-        """`caller` has ended or died. Its slots are free, a question that it asked is somebody else's turn, and its
-        reservations count against the budget, for the server may be at work on them. May be called twice."""
+        """`caller` has ended or died, and nothing it sent is still to be submitted. Its slots are free, a question that
+        it asked is somebody else's turn, and its reservations count against the budget, for the server may be at work
+        on them. May be called twice."""
         self._portal.call(self._leave, caller)
 
     def metrics(self) -> dict[str, float]:

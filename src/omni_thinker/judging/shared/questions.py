@@ -1,6 +1,7 @@
 """The questions of all callers at one desk, by messages. Lives in the owner's event loop."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -82,11 +83,13 @@ class Questions:
         return {"number": question.turn.number}
 
     async def _waited(self, question: _Question, work: Awaitable[Mapping[str, Any]]) -> Mapping[str, Any]:
-        """The answer of `work`, unless the question is given up meanwhile."""
+        """The answer of `work`, unless the question is given up meanwhile. `held`: seconds that it took; `hurried`: as
+        of LocalDesk."""
+        began = time.monotonic()
         task = asyncio.ensure_future(work)
         question.waiting.add(task)
         try:
-            return await task
+            return {**await task, "held": time.monotonic() - began, "hurried": self.desk.hurried}
         except NoReply as exc:
             return {"failed": str(exc)}
         except BudgetReached as exc:
