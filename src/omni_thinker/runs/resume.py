@@ -50,7 +50,9 @@ def check_run(run: RunDir, recipe: Recipe, pools: Pools, *, judged: bool) -> Non
         raise UserError("has no recipe", file=run.path / JOURNAL)
     refuse_changes(run.path, recorded, now)
     if run.journal.seeds - set(recipe.study.seeds):
-        raise UserError(f"the run has {sorted(run.journal.seeds)}; new seeds must follow these", file=run.path, key="study.seeds")
+        raise UserError(
+            f"the run has {sorted(run.journal.seeds)}; new seeds must follow these", file=run.path, key="study.seeds"
+        )
     _check_model(run, recipe.model.name)
     if recipe.model.chat_template:
         _check_unchanged(run, "template", [Path(recipe.model.chat_template).expanduser()], "model.chat_template")

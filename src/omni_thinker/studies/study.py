@@ -10,11 +10,12 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 from omni_thinker.compare.intervals import MIN_PROBLEMS
+from omni_thinker.judging.shared.owner import JudgeOwner
 from omni_thinker.recipe import Recipe
 from omni_thinker.runs.checkpoints import usable
 from omni_thinker.runs.journal import sort_rows
@@ -59,16 +60,25 @@ def run_study(recipe: Recipe, out: Path, *, resume: bool = False, where: Where |
         setup = prepare(recipe, resumed=out if resume else None)
         work = plan_work(recipe)
         progress.expect(work.total)
-        with closing(RunDir(out, recipe, resume=resume)) as run:
-            run.open_journal(LOGS, usable=lambda value: usable(run.path, value), counts=setup.counting)
+        where = where or Where()
+        with ExitStack() as stack:
+            owner = None
+            if setup.judge is not None and not where.alone:
+                owner = stack.enter_context(closing(JudgeOwner(recipe.judge)))
+            run = stack.enter_context(closing(RunDir(out, recipe, resume=resume)))
+            run.open_journal(LOGS, usable=lambda value: usable(run.path, value), counts=owner or setup.counting)
             check_run(run, recipe, setup.pools, judged=setup.judge is not None)
-            return _Study(run, setup, work, progress, began).run(where or Where(), fresh=not resume)
+            return _Study(run, setup, work, progress, began, owner).run(where, fresh=not resume)
 
 
 class _Study:
     """A study whose directory is open."""
 
-    def __init__(self, run: RunDir, setup: Setup, work: WorkPlan, progress: Progress, began: float) -> None:
+    def __init__(
+        self, run: RunDir, setup: Setup, work: WorkPlan, progress: Progress, began: float, owner: JudgeOwner | None
+    ) -> None:
+        """owner: of the judge that all units share, where several processes work on them."""
+        self._owner = owner
         self._run, self._setup, self._work, self._progress, self._began = run, setup, work, progress, began
         self._outcomes: dict[int, SeedOutcome] = {}
 
@@ -100,11 +110,12 @@ class _Study:
     def _walk(self, where: Where) -> None:
         run, work = self._run, self._work
         board = Board(run, work, self._progress)
-        crew = muster(where, self._setup, run, work, board)
+        crew = muster(where, self._setup, run, work, board, self._owner)
         if not where.alone:
             board.workers = lambda: crew.size
             self._progress.forecast = board.left
-        dispatcher = Dispatcher(run, work, board, attempts=self._setup.recipe.cluster.attempts, on_end=self._on_end)
+        attempts = self._setup.recipe.cluster.attempts
+        dispatcher = Dispatcher(run, work, board, attempts=attempts, on_end=self._on_end, owner=self._owner)
         for seed in self._setup.recipe.study.seeds:
             self._look(seed)
         dispatcher.walk(crew, where.order(work, self._progress.pace()))

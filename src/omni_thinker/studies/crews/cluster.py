@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from omni_thinker.errors import UserError
+from omni_thinker.judging.shared.owner import JudgeOwner
 from omni_thinker.recipe.cluster import ClusterSpec
 from omni_thinker.studies.crews.mail import Inbox, to_table
 from omni_thinker.studies.dispatch.crew import Broke, Order, Told
@@ -28,8 +29,10 @@ _GONE_S = 30.0
 class Cluster:
     """A crew of as many as the nodes have room for."""
 
-    def __init__(self, address: str, spec: ClusterSpec, hello: Mapping[str, Any], run: Path) -> None:
-        """hello: see Worker. run: the run's directory on this machine.
+    def __init__(
+        self, address: str, spec: ClusterSpec, hello: Mapping[str, Any], run: Path, owner: JudgeOwner | None = None
+    ) -> None:
+        """hello: see Worker. run: the run's directory on this machine. owner: of the judge that all units share.
 
         Raises UserError where there is no such cluster, where no node has room for a unit, and where a node lacks what
         units need."""
@@ -38,7 +41,7 @@ class Cluster:
         self._ray, self._spec = _connect(address), spec
         self._hello = {**hello, "cores": spec.cores}
         self._nodes, self._looked, self._seen = list[Mapping[str, Any]](), 0.0, time.monotonic()
-        self._inbox, self._ended = Inbox(), threading.Event()
+        self._inbox, self._ended = Inbox(owner), threading.Event()
         self._tasks: dict[Any, Order] = {}
         self._node = node
         if not self._room():

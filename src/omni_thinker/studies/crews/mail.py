@@ -3,12 +3,14 @@
 The worker sends rows, lines of the journal and what it is at. It waits for a line to be on disk before it goes on."""
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 from omni_thinker.errors import UserError
+from omni_thinker.judging.shared.owner import JudgeOwner
 from omni_thinker.runs.tape import Entry
-from omni_thinker.studies.dispatch.crew import Broke, Did, Ended, Message, Order, Row, Said, Told, Written
+from omni_thinker.studies.dispatch.crew import Broke, Did, Ended, Message, Order, Row, Said, Told, Written, caller
 
 Reply = Callable[[Any], object]
 _POLL_S = 0.2
@@ -20,19 +22,33 @@ class Mail(Protocol):
     def send(self, table: Mapping[str, Any]) -> None:
         """Say something; comes back at once."""
 
-    def ask(self, table: Mapping[str, Any]) -> Any:
-        """Say something, and wait for the reply. May be called from several threads."""
+    def ask(self, table: Mapping[str, Any]) -> "Future[Any]":
+        """Say something that is replied to; comes back at once. May be called from several threads."""
 
 
 class Inbox:
     """The driver's end: collects what workers say, from any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, owner: JudgeOwner | None) -> None:
+        """owner: of the judge that all units share."""
         self._told: SimpleQueue[Told] = SimpleQueue()
+        self._owner = owner
 
     def receive(self, unit: str, attempt: int, table: Mapping[str, Any], reply: Reply) -> None:
         """A worker's message about an attempt at a unit. `reply` is called where it waits for one."""
+        if table["kind"] == "judge":
+            self._judge(caller(unit, attempt), table, reply)
+            return
         self.put(Told(unit, attempt, _message(table, reply)))
+
+    def _judge(self, caller: str, table: Mapping[str, Any], reply: Reply) -> None:
+        """The owner answers at once, from a thread of its own: judging doesn't wait for what is written."""
+        if self._owner is None:
+            raise ValueError("nobody owns a judge")
+        answer = self._owner.submit(caller, table["method"], table["arguments"])
+        answer.add_done_callback(
+            lambda done: reply({"failed": str(exc)} if (exc := done.exception()) else done.result())
+        )
 
     def put(self, told: Told) -> None:
         """A message that the crew makes itself, of a worker that says nothing any more."""
@@ -76,7 +92,7 @@ def _message(table: Mapping[str, Any], reply: Reply) -> Message:
         case "row":
             return Row(table["log"], table["text"])
         case "line":
-            return Written(Entry(*table["entry"]), lambda: reply(None))
+            return Written(Entry(*table["entry"]), lambda: reply(None), table.get("mark"))
         case "say" | "show":
             return Said(table["text"], table["kind"] == "show")
         case "did":

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from omni_thinker.isolation import weak_allowed
+from omni_thinker.judging.shared.owner import JudgeOwner
 from omni_thinker.runs.resume import digests
 from omni_thinker.runs.rundir import RunDir
 from omni_thinker.studies.crews.cluster import Cluster
@@ -38,8 +39,8 @@ class Where:
         return ways(work.units, {unit.id: unit.seconds(pace) for unit in work.units})
 
 
-def muster(where: Where, setup: Setup, run: RunDir, work: WorkPlan, board: Board) -> Crew:
-    """Raises UserError where it can't be had."""
+def muster(where: Where, setup: Setup, run: RunDir, work: WorkPlan, board: Board, owner: JudgeOwner | None) -> Crew:
+    """owner: of the judge that all units share. Raises UserError where the crew can't be had."""
     if where.alone:
         return Here(setup, run, work, board.listener)
     hello = {
@@ -47,8 +48,9 @@ def muster(where: Where, setup: Setup, run: RunDir, work: WorkPlan, board: Board
         "run": str(run.path.absolute()),
         "problems": digests(setup.pools),
         "weak": weak_allowed(),
+        "judged": owner is not None,
         "token": new_token(),
     }
     if where.cluster:
-        return Cluster(where.cluster, setup.recipe.cluster, hello, run.path)
-    return Processes(hello, run.path, where.jobs)
+        return Cluster(where.cluster, setup.recipe.cluster, hello, run.path, owner)
+    return Processes(hello, run.path, where.jobs, owner)

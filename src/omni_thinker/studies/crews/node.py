@@ -10,6 +10,7 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Mapping
+from concurrent.futures import Future
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -97,13 +98,12 @@ class _RayMail:
         if table["kind"] in ("ended", "broke"):
             ray.get(sent)
 
-    def ask(self, table: Mapping[str, Any]) -> Any:
+    def ask(self, table: Mapping[str, Any]) -> "Future[Any]":
         """See Mail."""
-        import ray
-
         with self._lock:
             sent = self._desk.ask.remote(self._unit, self._attempt, next(self._places), table)
-        return ray.get(sent)
+        future: Future[Any] = sent.future()
+        return future
 
 
 def work(hello: Mapping[str, Any], order: Mapping[str, Any], unit: str, desk: Any, keeper: Any) -> None:

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping
+from concurrent.futures import Future
 from itertools import count
 from queue import SimpleQueue
 from typing import Any, BinaryIO
@@ -19,7 +20,7 @@ class PipeMail:
 
     def __init__(self, out: BinaryIO) -> None:
         self._out, self._lock, self._numbers = out, threading.Lock(), count(1)
-        self._waiting: dict[int, SimpleQueue[Any]] = {}
+        self._waiting: dict[int, Future[Any]] = {}
 
     def send(self, table: Mapping[str, Any]) -> None:
         """See Mail."""
@@ -28,16 +29,16 @@ class PipeMail:
             self._out.write(line)
             self._out.flush()
 
-    def ask(self, table: Mapping[str, Any]) -> Any:
+    def ask(self, table: Mapping[str, Any]) -> "Future[Any]":
         """See Mail."""
-        number, answer = next(self._numbers), SimpleQueue[Any]()
+        number, answer = next(self._numbers), Future[Any]()
         self._waiting[number] = answer
         self.send({**table, "id": number})
-        return answer.get()
+        return answer
 
     def replied(self, number: int, value: Any) -> None:
         """The driver has replied to a question."""
-        self._waiting.pop(number).put(value)
+        self._waiting.pop(number).set_result(value)
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import IO, Any
 
+from omni_thinker.judging.shared.owner import JudgeOwner
 from omni_thinker.studies.crews.mail import Inbox, to_table
 from omni_thinker.studies.dispatch.crew import Broke, Order, Told
 
@@ -26,14 +27,14 @@ _LAST_S = 5.0
 class Processes:
     """A crew of `jobs` processes, which are started when they are first needed and then keep their models."""
 
-    def __init__(self, hello: Mapping[str, Any], run: Path, jobs: int) -> None:
-        """hello: see Worker. run: the run's directory, for their logs."""
+    def __init__(self, hello: Mapping[str, Any], run: Path, jobs: int, owner: JudgeOwner | None = None) -> None:
+        """hello: see Worker. run: the run's directory, for their logs. owner: of the judge that all units share."""
         self.size = jobs
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._cores = max(1, cores // jobs)
         self._hello, self._folder = {**hello, "cores": self._cores}, run / LOGS
         self.devices = list(islice(cycle(_devices()), jobs))
-        self._inbox = Inbox()
+        self._inbox = Inbox(owner)
         self._workers = list[_Process]()
         self._numbers = 0
 

@@ -5,11 +5,13 @@ import logging
 import time
 import traceback
 from collections.abc import Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 from omni_thinker.errors import UserError, machine_error
 from omni_thinker.isolation import allow_weak_sandbox, use_workers
+from omni_thinker.judging.shared.share import Share
 from omni_thinker.recipe import Recipe, parse_recipe
 from omni_thinker.runs.journal import NAME, unit_id
 from omni_thinker.runs.progress import Silent
@@ -36,12 +38,14 @@ class Worker:
         self._work = plan_work(self._recipe)
         self._setup: Setup | None = None
         self._walk: SeedWalk | None = None
+        self._mail: Mail | None = None
+        self._share = Share(self._ask_owner) if hello["judged"] else None
         allow_weak_sandbox(hello["weak"])
         use_workers(hello["cores"])
 
     def work(self, order: Mapping[str, Any], mail: Mail) -> None:
         """Work on a unit until it has ended or failed, and say so. Signals come through as exceptions, once said."""
-        began = time.monotonic()
+        began, self._mail = time.monotonic(), mail
         try:
             self._make(order, mail)
         except Exception as exc:
@@ -75,15 +79,22 @@ class Worker:
         driver."""
         if self._setup is None:
             self._files.need(self._run / DRAWN)
-            self._setup = prepare(self._recipe, resumed=self._run)
+            self._setup = prepare(self._recipe, resumed=self._run, shared=self._share)
             here = digests(self._setup.pools)
             if other := [name for name in self._problems if here.get(name) != self._problems[name]]:
                 raise UserError(f"{self.where} finds other problems than the driver: {', '.join(other)}")
         return self._setup
 
+    def _ask_owner(self, method: str, arguments: dict[str, Any]) -> "Future[Any]":
+        """What the judge asks of the one that is shared."""
+        if self._mail is None:
+            raise RuntimeError("the judge asks while no unit is worked on")
+        return self._mail.ask({"kind": "judge", "method": method, "arguments": arguments})
+
     def _unit_run(self, unit: Unit, order: Mapping[str, Any], mail: Mail) -> UnitRun:
         def write(key: str, kind: str, value: Any) -> None:
-            mail.ask({"kind": "line", "entry": [key, kind, value]})
+            mark = {} if self._share is None else {"mark": self._share.state()}
+            mail.ask({"kind": "line", "entry": [key, kind, value], **mark}).result()
 
         def append(log: str, text: str) -> None:
             mail.send({"kind": "row", "log": log, "text": text})

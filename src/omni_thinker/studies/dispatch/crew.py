@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from omni_thinker.runs.tape import Entry
 from omni_thinker.studies.units import Unit
@@ -28,10 +28,12 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A line of the journal. `done` is called once it is on disk; the worker waits for it."""
+    """A line of the journal. `done` is called once it is on disk; the worker waits for it. mark: what the judge had
+    counted for the unit until then, see `JudgeOwner.keep`."""
 
     entry: Entry
     done: Callable[[], object]
+    mark: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,3 +101,8 @@ class Crew(Protocol):
 
     def close(self) -> None:
         """End all workers at once."""
+
+
+def caller(unit: str, attempt: int) -> str:
+    """How the judge's owner calls an attempt at a unit."""
+    return f"{unit} {attempt}"

@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from omni_thinker.errors import UserError
+from omni_thinker.judging.shared.owner import JudgeOwner
 from omni_thinker.runs.journal import STUDY
 from omni_thinker.runs.rundir import RunDir
 from omni_thinker.runs.tape import Entry
 from omni_thinker.studies.dispatch.board import Board
-from omni_thinker.studies.dispatch.crew import Broke, Crew, Did, Ended, Order, Row, Said, Told, Written
+from omni_thinker.studies.dispatch.crew import Broke, Crew, Did, Ended, Order, Row, Said, Told, Written, caller
 from omni_thinker.studies.dispatch.queue import Queue
 from omni_thinker.studies.units import Unit, WorkPlan
 
@@ -23,9 +24,18 @@ class Dispatcher:
     """Walks the units of one study."""
 
     def __init__(
-        self, run: RunDir, work: WorkPlan, board: Board, *, attempts: int, on_end: Callable[[Unit], None]
+        self,
+        run: RunDir,
+        work: WorkPlan,
+        board: Board,
+        *,
+        attempts: int,
+        on_end: Callable[[Unit], None],
+        owner: JudgeOwner | None = None,
     ) -> None:
-        """attempts: at one unit, before the study ends. on_end: told each unit that has ended, whose lines are kept."""
+        """attempts: at one unit, before the study ends. on_end: told each unit that has ended, whose lines are kept.
+        owner: of the judge that all units share, whose counts stand in the journal."""
+        self._owner = owner
         self._run, self._work, self._board, self._attempts, self._on_end = run, work, board, attempts, on_end
         self._units = {unit.id: unit for unit in work.units}
         self._running = dict[str, int]()
@@ -60,7 +70,8 @@ class Dispatcher:
             while self._running and crew.size > 1 and time.monotonic() < until:
                 for told in crew.wait():
                     if isinstance(told.message, Broke):
-                        self._running.pop(told.unit, None)
+                        if self._running.get(told.unit) == told.attempt:
+                            self._leave(self._units[told.unit])
                     else:
                         self._hear(told)
         finally:
@@ -84,6 +95,8 @@ class Dispatcher:
             case Row():
                 self._run.journal.append(unit.id, message.log, message.text)
             case Written():
+                if self._owner is not None and message.mark is not None:
+                    self._owner.keep(caller(unit.id, told.attempt), message.mark)
                 self._run.journal.record(unit.id, message.entry)
                 message.done()
             case Said():
@@ -96,15 +109,21 @@ class Dispatcher:
                 self._break(unit, message)
 
     def _end(self, unit: Unit, ended: Ended) -> None:
-        del self._running[unit.id]
+        self._leave(unit)
         value = {"seconds": round(ended.seconds, 3), "where": ended.where, "at": round(time.time(), 3)}
         self._run.journal.record(unit.id, Entry("end", "end", value))
         self._queue.end(unit)
         self._board.ended(unit)
         self._on_end(unit)
 
+    def _leave(self, unit: Unit) -> None:
+        """The attempt at a unit is over."""
+        attempt = self._running.pop(unit.id)
+        if self._owner is not None:
+            self._owner.gone(caller(unit.id, attempt))
+
     def _break(self, unit: Unit, broke: Broke) -> None:
-        del self._running[unit.id]
+        self._leave(unit)
         self._run.journal.rewind(unit.id)
         tried = self._tried[unit.id]
         if isinstance(broke.final, UserError):
