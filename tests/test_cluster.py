@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -12,10 +13,12 @@ from typing import Any
 
 import pytest
 
+from judge_server import JudgeServer
 from omni_thinker.errors import UserError
 from omni_thinker.recipe.cluster import ClusterSpec
 from omni_thinker.studies.crews.cluster import _fitting, _reach
 from test_faults_study import QUICK, begin, journalled, wait_for
+from test_judging_shared import most_within
 from test_resume import traces
 from test_study_parallel import again, journal, uncounted
 
@@ -128,6 +131,49 @@ def test_shared_folder_on_a_cluster_costs_little_and_goes_on_here(
     assert "resume with" in errors.read_text("utf-8").splitlines()[-1]
     assert begin(errors, out, "--resume").wait(WAIT_S) == 0, errors.read_text("utf-8")[-2000:]
     same(out, calm)
+
+
+@pytest.mark.timeout(900)
+def test_units_of_two_nodes_stay_within_one_judges_limits(nodes: TwoNodes, repo: Path, tmp_path: Path) -> None:
+    """More than 2,000 judgements by a server that fails at one request in eight."""
+    rng = random.Random(3)
+
+    def plan(number: int, body: dict[str, Any]) -> str:
+        return rng.choice(["429", "500", "half", "schema", "reset", "slow"]) if rng.random() < 0.12 else "ok"
+
+    server, rate, errors, out = JudgeServer(plan), 3000, tmp_path / "err", tmp_path / "run"
+    endpoint = (
+        f'judge.endpoint={{base_url="{server.url}", model="long", cache="{tmp_path}/cache", both_seats=false, '
+        f'structured="text", requests_per_minute={rate}, attempts=14, budget={{requests=20000}}, '
+        "price={input=2.0, output=8.0}}"
+    )
+    text = (repo / "recipes" / "tiny.toml").read_text("utf-8")
+    writing = (
+        text[text.index("[tasks.writing]") : text.index("[warmup]")] + "reward={gate=[], sum={preference=1.0}}\n\n"
+    )
+    recipe = tmp_path / "writing.toml"
+    recipe.write_text(text[: text.index("[tasks.math]")] + writing + text[text.index("[warmup]") :], "utf-8")
+    own = ("rl.problems_per_step=16", "rl.group_size=8", 'judge.kind="endpoint"', endpoint)
+    shared = ('study.arms=["start", "joint"]', "study.steps=12", "study.bootstrap=50", "study.seeds=[0, 3]")
+    chosen = [word for setting in (*own, *shared) for word in ("--set", setting)]
+    try:
+        process = begin(errors, recipe, "--out", out, *chosen, "--cluster", nodes.address)
+        assert process.wait(WAIT_S) == 0, errors.read_text("utf-8")[-2000:]
+        entries = [
+            json.loads(line.partition(" ")[2]) for line in (out / "journal.jsonl").read_text("utf-8").splitlines()
+        ]
+        counts = entries[-1]["counts"]
+        assert counts["tally"]["counts"][0] > 2000
+        assert counts["usage"]["requests"] == len(server.times)
+        assert (counts["usage"]["input_tokens"], counts["usage"]["output_tokens"]) == tuple(server.tokens)
+        money = (2.0 * server.tokens[0] + 8.0 * server.tokens[1]) / 1e6
+        assert counts["usage"]["money"] == pytest.approx(money)
+        bucket, leak = rate / 60, (rate - rate / 60) / 61
+        for seconds in (2.0, 5.0, 60.0):
+            assert most_within(server.times, seconds) <= bucket + leak * (seconds + 1.0) + 5
+        assert most_within(server.times, 60.0) <= rate
+    finally:
+        server.close()
 
 
 @pytest.mark.timeout(600)
