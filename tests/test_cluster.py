@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import random
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +19,7 @@ import pytest
 
 from judge_server import JudgeServer
 from omni_thinker.errors import UserError
+from omni_thinker.models.tiny import make_tiny
 from omni_thinker.recipe.cluster import ClusterSpec
 from omni_thinker.studies.crews.cluster import _fitting, _reach
 from test_faults_study import QUICK, begin, journalled, wait_for
@@ -39,6 +44,35 @@ class TwoNodes:
 
     def add(self, **needs: Any) -> Any:
         return self._cluster.add_node(**{"num_cpus": 1, **needs})
+
+    def add_without(self, *paths: Path) -> subprocess.Popen[bytes]:
+        """A node of one core on which these files and folders are hidden."""
+        hidden = [
+            word
+            for path in paths
+            for word in (("--tmpfs", str(path)) if path.is_dir() else ("--ro-bind", "/dev/null", str(path)))
+        ]
+        command = [str(Path(sys.executable).with_name("ray")), "start", "--address", self.address, "--num-cpus", "1"]
+        before = self.cores()
+        process = subprocess.Popen(
+            ["bwrap", "--dev-bind", "/", "/", *hidden, "--die-with-parent", *command, "--block"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        until = time.monotonic() + 100
+        while self.cores() <= before:
+            assert process.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        return process
+
+    def cores(self) -> float:
+        """Of all nodes that are there."""
+        look = "sum(node['Resources'].get('CPU', 0) for node in ray.nodes() if node['Alive'])"
+        script = f"import ray, sys; ray.init(sys.argv[1], log_to_driver=False); print({look})"
+        command = [sys.executable, "-c", script, self.address]
+        return float(subprocess.run(command, check=True, capture_output=True).stdout)
 
     def kill(self, node: Any) -> None:
         """As if its power were cut."""
@@ -189,11 +223,39 @@ def test_what_a_cluster_lacks_is_one_line_before_the_first_unit(nodes: TwoNodes,
             path.unlink() if path.is_file() else path.rmdir()
         return line
 
+    if shutil.which("bwrap"):
+        model = tmp_path / "model"
+        make_tiny(model)
+        lacking = nodes.add_without(model)
+        line = refused("--set", f"model.name={model}")
+        assert f"the node {platform.node()} (" in line
+        assert f"can't work on this study: {model}: no folder of that name" in line
+        os.killpg(lacking.pid, signal.SIGKILL)
+        lacking.wait()
+        lacking = nodes.add_without(Path(os.path.realpath(str(shutil.which("bwrap")))))
+        assert "apt-get install bubblewrap" in refused()
+        os.killpg(lacking.pid, signal.SIGKILL)
+        lacking.wait()
     began = time.monotonic()
     assert "no node has room for a unit, which needs 4 cores" in refused("--set", "cluster.cores=4")
     assert "2 GPUs" in refused("--set", "cluster.gpus=2")
     assert "900 GB of memory" in refused("--set", "cluster.memory_gb=900")
     assert time.monotonic() - began < 180, "not a wait for ever"
+
+
+def test_a_node_with_another_version_or_without_the_shared_folder_is_named(tmp_path: Path) -> None:
+    """As the node itself would say it, in a process that is on no cluster."""
+    command = """
+import json, ray, sys
+from omni_thinker.studies.crews.node import check, versions
+ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
+print(json.dumps([check({}, {**versions(), "torch": "0.1"}, "", None), check({}, versions(), sys.argv[1], None)]))
+"""
+    arguments = [sys.executable, "-c", command, str(tmp_path / "run" / "mark")]
+    done = subprocess.run(arguments, check=True, capture_output=True, text=True)
+    version, folder = json.loads(done.stdout.splitlines()[-1])
+    assert "the driver 0.1; install the same version on both" in version[1]
+    assert f"doesn't see {tmp_path / 'run'}; use a folder that all nodes share" in folder[1]
 
 
 def test_addresses_that_nobody_answers_are_refused_at_once() -> None:

@@ -118,7 +118,7 @@ def work(hello: Mapping[str, Any], order: Mapping[str, Any], unit: str, desk: An
 
 def check(hello: Mapping[str, Any], wanted: Mapping[str, str], mark: str, keeper: Any) -> tuple[str, str]:
     """A task: this node's name, and what it lacks in words, or nothing. mark: a file that a shared disk has."""
-    host = platform.node()
+    host = _name()
     for name, version in versions().items():
         if version != wanted[name]:
             return host, f"has {name} {version}, the driver {wanted[name]}; install the same version on both"
@@ -157,8 +157,15 @@ def _worker(hello: Mapping[str, Any], keeper: Any) -> Worker:
             copy.mkdir(parents=True, exist_ok=True)
             hello = {**hello, "run": str(copy)}
             files = Travelling(copy, keeper)
-        _known[token] = Worker(hello, platform.node(), files)
+        _known[token] = Worker(hello, _name(), files)
     return _known[token]
+
+
+def _name() -> str:
+    """What people call this node."""
+    import ray
+
+    return f"{platform.node()} ({ray.util.get_node_ip_address()})"
 
 
 def _copy(token: str) -> Path:
