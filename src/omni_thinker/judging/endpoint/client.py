@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import weakref
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from omni_thinker.errors import UserError
@@ -37,6 +38,7 @@ class ChatClient:
         check_address(spec)
         self._key = secret(spec)
         self._pending: set[asyncio.Task[Reply]] = set()
+        self._closing = False
         self._portal, end = open_portal("omni-judge")
         self._end_thread = weakref.finalize(self, end)  # at the latest when Python ends
         self._loop = self._portal.call(asyncio.get_running_loop)
@@ -80,6 +82,7 @@ class ChatClient:
         return client
 
     async def _shut(self) -> None:
+        self._closing = True
         for task in self._pending:
             task.cancel()
         await asyncio.gather(*self._pending, return_exceptions=True)
@@ -97,36 +100,32 @@ class ChatClient:
             structured=spec.structured,
             digit=question.digit,
         )
+        turn = await self.desk.begin(key, most_tokens(question.text))
+        if isinstance(turn, Reply) and not _readable(question, turn):
+            turn = await self.desk.begin(key, most_tokens(question.text), unread=True)
+        if isinstance(turn, Reply):
+            return turn
         # A task of its own: what is being paid for is kept, also where nobody waits for it any more.
-        task = asyncio.ensure_future(self._answer(key, question, prompt_version))
+        task = asyncio.ensure_future(self._fresh(turn, question, prompt_version))
         self._pending.add(task)
-        task.add_done_callback(self._forget)
+        task.add_done_callback(partial(self._ended, turn))
+        if self._closing:
+            task.cancel()
         return await asyncio.shield(task)
 
-    def _forget(self, done: asyncio.Task[Reply]) -> None:
-        self._pending.discard(done)
-        if not done.cancelled():
-            done.exception()  # who asked has it, or has gone
-
-    async def _answer(self, key: str, question: Question, prompt_version: str) -> Reply:
-        desk, most = self.desk, most_tokens(question.text)
-        turn = await desk.begin(key, most)
-        if isinstance(turn, Reply):
-            if _readable(question, turn):
-                return turn
-            turn = await desk.begin(key, most, unread=True)
-            if isinstance(turn, Reply):
-                return turn
-        try:
-            reply = await self._patient(question, turn)
-        except (NoReply, BudgetReached) as exc:
-            desk.fail(turn, exc)
-            raise
-        except BaseException:
-            desk.leave(turn)
-            raise
-        await desk.end(turn, reply, prompt_version)
+    async def _fresh(self, turn: Turn, question: Question, prompt_version: str) -> Reply:
+        reply = await self._patient(question, turn)
+        await self.desk.end(turn, reply, prompt_version)
         return reply
+
+    def _ended(self, turn: Turn, done: asyncio.Task[Reply]) -> None:
+        """Give the turn back where there is no reply. Not within the task: one that is cancelled may never begin."""
+        self._pending.discard(done)
+        cause = None if done.cancelled() else done.exception()
+        if isinstance(cause, NoReply | BudgetReached):
+            self.desk.fail(turn, cause)
+        elif done.cancelled() or cause is not None:
+            self.desk.leave(turn)
 
     async def _patient(self, question: Question, turn: Turn) -> Reply:
         """The reply, also where the server is away for a while."""

@@ -123,7 +123,10 @@ class LocalDesk:
             raise
         began = time.monotonic()
         try:
-            await asyncio.wait_for(self.reserve(turn), self.spec.deadline_s)
+            if self.hurried:
+                await asyncio.wait_for(self.reserve(turn), self.spec.deadline_s)
+            else:  # nothing to wait for, and so no task for it
+                await self.reserve(turn)
         except TimeoutError:
             cause = NoReply(f"no reply within {self.spec.deadline_s:g} s")
             self.fail(turn, cause)
