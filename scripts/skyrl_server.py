@@ -16,7 +16,7 @@ from pathlib import Path
 
 import typing_extensions
 
-CONFIG = {"train_micro_batch_size": 8, "sample_max_num_sequences": 8, "max_lora_adapters": 8, "max_lora_rank": 32}
+CONFIG = {"train_micro_batch_size": 8, "sample_max_num_sequences": 8, "max_lora_adapters": 16, "max_lora_rank": 32}
 """Small batches: the first groups are back while others are being sampled."""
 
 

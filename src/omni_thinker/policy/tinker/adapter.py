@@ -19,6 +19,8 @@ def fetch_adapter(url: str, folder: Path, base: str) -> None:
 
     Layers are named in its settings: without them peft would take those that it thinks usual, and leave out the rest.
     Raises UserError where the archive can't be had, or holds no adapter."""
+    if not url.startswith(("https://", "http://")):
+        raise UserError(f"the service's archive has no address on the web: {url:.80}", key="engine.tinker.url")
     try:
         with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as reply:  # noqa: S310 - where the service says
             archive = io.BytesIO(reply.read())

@@ -8,7 +8,9 @@ import atexit
 import json
 import logging
 import os
+import re
 import urllib.request
+import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
@@ -27,6 +29,8 @@ _URL = "TINKER_BASE_URL"
 _NO_KEY = "tml-none"
 """What a service on this machine is sent; the client insists on something like it."""
 _LONGEST_PAUSE_S = 15.0
+_DETAIL = re.compile(r"""['"]detail['"]: ['"](.*?)['"]}""")
+"""What a server says, in what the client makes of it."""
 _log = logging.getLogger(__name__)
 
 
@@ -66,7 +70,7 @@ class Service:
             options["max_retries"] = 0
         self._client = self._wait(lambda: tinker.ServiceClient(**options), "open a session")
         self._holder = self._wait(lambda: self._client.holder, "open a session")
-        atexit.register(_close, self._holder)
+        atexit.register(_close, weakref.ref(self._holder))
         if self.kind == "skyrl":
             _ask_once(self._holder, spec.patience_s)
 
@@ -99,7 +103,9 @@ class Service:
         if isinstance(exc, TimeoutError):
             why = f"didn't answer within {self.spec.patience_s:g} s"
         else:
-            why = " ".join(str(exc).split())[:300] or type(exc).__name__
+            said = " ".join(str(exc).split())
+            detail = _DETAIL.search(said)
+            why = (detail[1] if detail else said)[:300] or type(exc).__name__
         return UserError(
             f"the training service failed to {what}: {why}; go on with --resume once it is back",
             key="engine.tinker.url",
@@ -199,10 +205,11 @@ def _kind_at(url: str) -> Kind:
     return "skyrl" if isinstance(page, dict) and page.get("name") == "Tinker API Mock" else "hosted"
 
 
-def _close(holder: Any) -> None:
-    """End the session. The client would try again while the interpreter is taken apart, and complain."""
-    holder.close()
-    holder.close = lambda: None
+def _close(holder_of: Callable[[], Any]) -> None:
+    """End a session that is still there. The client would try while the interpreter is taken apart, and complain."""
+    if (holder := holder_of()) is not None:
+        holder.close()
+        holder.close = lambda: None
 
 
 def _ask_once(holder: Any, patience_s: float) -> None:
