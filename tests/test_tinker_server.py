@@ -5,20 +5,14 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
-import sqlite3
-import subprocess
-import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from judge_server import JudgeServer
 from safetensors.torch import load_file, save_file
-from test_judging_servers import free_port, server
 
 from omni_thinker.baselines.sft import gold_loss
 from omni_thinker.engine.logprobs import answer_logprobs
@@ -29,12 +23,11 @@ from omni_thinker.policy.tinker.losses import SCALES
 from omni_thinker.policy.tinker.policy import TinkerPolicy
 from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.protocol import FormedLoss, OptimParams, TrainGroup
-from omni_thinker.recipe import EngineSpec, LoraSpec, ModelSpec, RlSpec, load_recipe
+from omni_thinker.recipe import EngineSpec, LoraSpec, ModelSpec, RlSpec
 from omni_thinker.recipe.tinker import TinkerSpec
 from omni_thinker.rl.losses import make_loss
-from omni_thinker.rl.scoring import Scoring
-from omni_thinker.studies.setup import prepare
 from omni_thinker.types import Group, SampleRequest, SamplingParams
+from test_judging_servers import free_port, server
 
 PYTHON = os.environ.get("OMNI_THINKER_TINKER_SERVER", "")
 pytestmark = [pytest.mark.tinker, pytest.mark.timeout(1500)]
@@ -44,25 +37,25 @@ LAUNCHER = Path(__file__).parents[1] / "scripts" / "skyrl_server.py"
 LOSSES = ("grpo", "dapo", "dr_grpo", "cispo")
 
 
-def _command(model: Path, folder: Path, port: int) -> list[str]:
+def command(model: Path, folder: Path, port: int) -> list[str]:
     few = json.dumps({"sample_max_num_sequences": 4, "max_lora_adapters": 32})
     return [
         PYTHON, str(LAUNCHER), str(model), "--port", str(port), "--folder", str(folder), "--backend-config", few
     ]  # fmt: skip
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Servers share what they compile."""
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("jax"))
+def share_compiled(factory: pytest.TempPathFactory) -> None:
+    """Let all servers of a test run share what they compile."""
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(factory.getbasetemp() / "jax"))
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PLATFORMS"] = "cpu"
 
 
 @pytest.fixture(scope="module")
-def service(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, compiled: None) -> Iterator[TinkerSpec]:
+def service(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinkerSpec]:
+    share_compiled(tmp_path_factory)
     folder, port = tmp_path_factory.mktemp("service"), free_port()
-    with server(_command(tiny_model, folder, port), port, folder / "log", "/api/v1/healthz"):
+    with server(command(tiny_model, folder, port), port, folder / "log", "/api/v1/healthz"):
         yield TinkerSpec(url=f"http://127.0.0.1:{port}", patience_s=300)
 
 
@@ -96,8 +89,6 @@ def _groups(policy: TinkerPolicy, count: int = 6, seed: int = 0) -> list[TrainGr
 
 
 def _training(group: Group, task: str, draw: random.Random, samples: int) -> TrainGroup:
-    from dataclasses import replace
-
     moved = [replace(s, logprobs=tuple(x + draw.gauss(0, 0.3) for x in s.logprobs)) for s in group.samples]
     advantages = tuple(draw.uniform(-1, 1) for _ in moved)
     return TrainGroup(task, group.prompt, tuple(moved), advantages, tuple(1 / (samples * s.drawn) for s in moved))

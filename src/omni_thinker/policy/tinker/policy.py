@@ -2,6 +2,7 @@
 
 import logging
 import uuid
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
@@ -238,7 +239,9 @@ class TinkerPolicy(Speaks):
         return found
 
     def _new_trainer(self) -> Trainer:
-        return self._service.trainer(self._base, self._rank, self._seed)
+        trainer = self._service.trainer(self._base, self._rank, self._seed)
+        weakref.finalize(self, self._service.give_back, trainer)
+        return trainer
 
     def _spare_trainer(self) -> Trainer:
         if self._spare is None:

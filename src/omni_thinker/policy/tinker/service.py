@@ -9,10 +9,12 @@ import json
 import logging
 import os
 import re
+import threading
 import urllib.request
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import asdict
 from time import monotonic
 from typing import Any, Literal
@@ -29,6 +31,7 @@ _URL = "TINKER_BASE_URL"
 _NO_KEY = "tml-none"
 """What a service on this machine is sent; the client insists on something like it."""
 _LONGEST_PAUSE_S = 15.0
+_BRIEF_S = 3.0
 _DETAIL = re.compile(r"""['"]detail['"]: ['"](.*?)['"]}""")
 """What a server says, in what the client makes of it."""
 _log = logging.getLogger(__name__)
@@ -86,6 +89,11 @@ class Service:
             return self._client.create_lora_training_client(base_model, rank=rank, seed=seed, train_unembed=False)
 
         return Trainer(self, self._wait(create, "make an adapter"))
+
+    def give_back(self, trainer: "Trainer") -> None:
+        """Let SkyRL's server, which has places for few adapters, forget one; its saved states stay."""
+        if self.kind == "skyrl":
+            _unload(self._holder, trainer.model_id)
 
     def archive(self, model_id: str, name: str) -> str:
         """Where the sampler's weights called `name` can be fetched. Raises UserError where the service gives none."""
@@ -210,6 +218,20 @@ def _close(holder_of: Callable[[], Any]) -> None:
     if (holder := holder_of()) is not None:
         holder.close()
         holder.close = lambda: None
+
+
+def _unload(holder: Any, model: str) -> None:
+    from tinker import types
+    from tinker.lib.client_connection_pool_type import ClientConnectionPoolType
+
+    async def unload() -> None:
+        with holder.aclient(ClientConnectionPoolType.TRAIN) as client:
+            await client.models.unload(request=types.UnloadModelRequest(model_id=model), timeout=_BRIEF_S)
+
+    with suppress(Exception):  # of a server that is gone; a live one forgets them with the session
+        asked = holder.run_coroutine_threadsafe(unload())
+        if threading.current_thread() is threading.main_thread():  # another may be the one that does the asking
+            asked.result(timeout=_BRIEF_S)
 
 
 def _ask_once(holder: Any, patience_s: float) -> None:
