@@ -80,10 +80,9 @@ def _twin(policy: TinkerPolicy, model: Path, folder: Path) -> TorchPolicy:
 def _groups(policy: TinkerPolicy, count: int = 6, seed: int = 0) -> list[TrainGroup]:
     """Ragged groups of two tasks, with log-probs as of a policy that is some way off."""
     draw = random.Random(seed)
-    lengths = [draw.randrange(3, 14) for _ in range(count)]
-    requests = [
-        SampleRequest(policy.encode_prompt(f"What is {i}?" * (i % 3 + 1)), n, 99 + i) for i, n in enumerate(lengths)
-    ]
+    # Two lengths of answers, and prompts of like length: a server compiles for each.
+    prompts = [policy.encode_prompt(f"What is {i}?"[: 5 + i]) for i in range(count)]
+    requests = [SampleRequest(prompt, (5, 12)[i % 2], 99 + i) for i, prompt in enumerate(prompts)]
     groups = policy.sample(requests, SamplingParams(4, 1.0))
     return [_training(group, f"task{i % 2}", draw, 4 * count) for i, group in enumerate(groups)]
 
