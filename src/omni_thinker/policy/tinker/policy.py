@@ -82,6 +82,8 @@ class TinkerPolicy(Speaks):
         self._start_loaded = False
         self._pending = False
         """Whether there is a gradient at the service."""
+        self._unclipped = False
+        """Whether a gradient was longer than it should be, which is said once."""
 
     def sample(
         self, requests: Sequence[SampleRequest], params: SamplingParams, on_group: OnGroup | None = None
@@ -141,6 +143,9 @@ class TinkerPolicy(Speaks):
         norm = norm_of(self._trainer.optim_step(self._moments.step(optim))) or 0.0
         self._moments = self._moments.stepped()
         self._changed()
+        if self._service.kind == "skyrl" and norm > optim.max_grad_norm and not self._unclipped:
+            self._unclipped = True
+            _log.warning("rl.max_grad_norm: the service doesn't clip gradients; this one has the norm %.3g", norm)
         if not isfinite(norm):  # unlike ours, the service has made the step
             raise UserError("the service made a step along a gradient that isn't finite; lower it", key="rl.lr")
         return OptimReport(norm, True)
