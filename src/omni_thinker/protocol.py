@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 
@@ -63,6 +63,32 @@ class LossTerms:
 
 
 Loss = Callable[[TokenBatch], LossTerms]
+
+LossKind = Literal["clipped_ratio", "sequence_ratio", "clipped_weight", "likelihood"]
+
+
+@dataclass(frozen=True, slots=True)
+class LossForm:
+    """Which function a loss is, for engines that compute losses of their own.
+
+    `kind`: a ratio clipped for each token, the same for a whole sample, a clipped ratio as a constant weight, or
+    weighted log-likelihood. Bounds of a ratio are 1 - `eps_low` and 1 + `eps_high`."""
+
+    kind: LossKind
+    eps_low: float = 0.0
+    eps_high: float = 0.0
+    kl_beta: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class FormedLoss:
+    """A loss that says which function it is."""
+
+    form: LossForm
+    function: Loss
+
+    def __call__(self, batch: TokenBatch) -> LossTerms:
+        return self.function(batch)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from omni_thinker.engine.native import kernels
 from omni_thinker.protocol import OptimParams, OptimReport
 
 BETAS = (0.9, 0.95)
-_EPS = 1e-8
+EPS = 1e-8
 _NORM_BLOCK = 1 << 14
 """Numbers whose squares are added up in fp32; the sums of blocks are added up in fp64."""
 
@@ -34,7 +34,7 @@ class Masters:
         """Forget moments and gradients."""
         self.clear()
         fused = self.values[0].device.type in ("cpu", "cuda")
-        self.optimizer = torch.optim.AdamW(self.values, lr=0.0, betas=BETAS, eps=_EPS, fused=fused)
+        self.optimizer = torch.optim.AdamW(self.values, lr=0.0, betas=BETAS, eps=EPS, fused=fused)
 
     def clear(self) -> None:
         """Forget gradients."""
@@ -88,7 +88,7 @@ class Masters:
             state["step"] += 1
             first, second = (1 - beta ** float(state["step"]) for beta in BETAS)
             tensors = (master, master.grad, state["exp_avg"], state["exp_avg_sq"], param)
-            rates = (scale, optim.lr / first, keep, *BETAS, second**0.5, _EPS)
+            rates = (scale, optim.lr / first, keep, *BETAS, second**0.5, EPS)
             c.adamw(*(tensor.data_ptr() for tensor in tensors), master.numel(), *rates)
             torch.autograd.graph.increment_version((master, param))  # what is laid out of the weights is old
 

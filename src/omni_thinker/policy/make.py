@@ -5,7 +5,8 @@ from pathlib import Path
 from omni_thinker.errors import UserError
 from omni_thinker.plugins import Registry
 from omni_thinker.protocol import Policy
-from omni_thinker.recipe import EngineSpec, ModelSpec
+from omni_thinker.recipe import EngineSpec, ModelSpec, Recipe
+from omni_thinker.recipe.engine import is_remote
 
 POLICIES = Registry("policy", {"torch": "omni_thinker.policy.torch_policy:TorchPolicy"})
 """What `model.policy` may name, besides `python:MODULE:CLASS`."""
@@ -20,9 +21,22 @@ def make_policy(
     factors.
 
     Raises UserError where there is no such class, or it can't be made."""
+    engine = engine or EngineSpec()
+    if is_remote(spec, engine):
+        from omni_thinker.policy.tinker.policy import TinkerPolicy
+
+        return TinkerPolicy(spec, engine.tinker, folder=folder, seed=seed)
     policy_class = POLICIES.find(spec.policy, "model.policy")
     try:
         policy: Policy = policy_class(spec, folder=folder, seed=seed)
     except TypeError as exc:
         raise UserError(f"{spec.policy} can't be made from (spec, folder=, seed=): {exc}", key="model.policy") from exc
     return policy
+
+
+def check_engine(recipe: Recipe) -> None:
+    """Raises UserError for the first key that the engines of a recipe can't do."""
+    if recipe.remote:
+        from omni_thinker.policy.tinker.checks import check_remote
+
+        check_remote(recipe)

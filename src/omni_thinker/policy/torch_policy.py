@@ -27,17 +27,17 @@ from omni_thinker.models.home import MANIFEST
 from omni_thinker.models.load import compute_device, compute_dtype, load_model, resolve
 from omni_thinker.models.memory import bound_free_memory, is_out_of_memory, return_free_memory
 from omni_thinker.models.quiet import quiet
-from omni_thinker.models.think_form import Asked, ask, think_form
 from omni_thinker.policy.lora import add_lora
 from omni_thinker.policy.proof.chosen import Proven
 from omni_thinker.policy.proof.prove import Paths
+from omni_thinker.policy.speaks import Speaks
+from omni_thinker.policy.tokens import add_stats, drawn_alone, token_batch
 from omni_thinker.protocol import (
     Loss,
     LossReport,
     OnGroup,
     OptimParams,
     OptimReport,
-    TokenBatch,
     TokenStats,
     TrainBatch,
     TrainGroup,
@@ -45,8 +45,7 @@ from omni_thinker.protocol import (
 from omni_thinker.recipe import ModelSpec
 from omni_thinker.sampling.decoders.weights import drop_layout
 from omni_thinker.sampling.loop import DECODERS, sample_groups
-from omni_thinker.sampling.thinking import gold_sample
-from omni_thinker.types import Chat, Group, Sample, SampleRequest, SamplingParams, Thinking, ThoughtRule
+from omni_thinker.types import Group, SampleRequest, SamplingParams
 
 # Shorter rows spend more on adding up gradients, longer ones hold more: 0.5 MB a token of the built-in model.
 TOKEN_BUDGET = 2048
@@ -75,16 +74,14 @@ def _like(master: torch.Tensor, name: str, tensors: Any, path: Path, *, scalar: 
     return tensor.to(master.device)
 
 
-class TorchPolicy:
+class TorchPolicy(Speaks):
     """Implements the Policy protocol in this process."""
 
     def __init__(self, spec: ModelSpec, *, folder: str | Path | None = None, seed: int = 0) -> None:
         """Load `folder` if given (a checkpoint of the same model), else `spec.name`. `seed` draws LoRA's factors."""
         self.spec = spec
         self._name = name = str(folder or spec.name)
-        self.chat = load_chat(spec, name)
-        self.tokenizer = self.chat.tokenizer
-        self.think_form = think_form(self.chat)
+        super().__init__(load_chat(spec, name))
         device = compute_device(spec.device)
         # No dropout: the trainer must compute what the sampler sampled from.
         self.model: PreTrainedModel = load_model(name, compute_dtype(spec.dtype, device)).to(device)  # type: ignore[arg-type]
@@ -94,7 +91,6 @@ class TorchPolicy:
         self.model.eval()
         self._proven = Proven(self.model, recompute=spec.activation_checkpointing)
         self._task_gradients = TaskGradients(self.model)
-        self.stop_ids = frozenset(self.chat.facts.stop_ids)
         self._reference: PreTrainedModel | None = None
         self._start_factors: list[torch.Tensor] | None = None
         trained = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
@@ -107,32 +103,6 @@ class TorchPolicy:
         """Forget moments, as at a stage boundary."""
         self._updates.reset()
         return_free_memory()  # the moments: twice the weights
-
-    def encode_prompt(self, chat: str | Chat) -> tuple[int, ...]:
-        return tuple(self.chat.prompt_ids(chat))
-
-    def ask(self, chat: str | Chat, thinking: Thinking) -> tuple[tuple[int, ...], ThoughtRule | None]:
-        if self.think_form is None:  # nothing to tell apart: the prompt is written once
-            return self.encode_prompt(chat), None
-        asked = self._ask(chat, thinking)
-        return asked.tokens, asked.rule
-
-    def gold(self, chat: str | Chat, answer: str, thinking: Thinking) -> tuple[tuple[int, ...], Sample]:
-        asked = self._ask(chat, thinking)
-        target = asked.format.target_ids(chat, answer, prompt=asked.text)
-        return asked.tokens, gold_sample(target, answer, asked.rule, self.decode)
-
-    def _ask(self, chat: str | Chat, thinking: Thinking) -> Asked:
-        asked = ask(self.chat, self.think_form, chat, thinking)
-        # `encode_prompt` may be another's: a class made from this one may write prompts in its own way.
-        written = asked.rule is not None and thinking == "off"
-        return asked if written else replace(asked, tokens=self.encode_prompt(chat))
-
-    def encode_answer(self, text: str) -> tuple[int, ...]:
-        return self.chat.target_ids("", text)
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
 
     def sample(
         self, requests: Sequence[SampleRequest], params: SamplingParams, on_group: OnGroup | None = None
@@ -185,13 +155,13 @@ class TorchPolicy:
         for groups in self._micro_batches(batch):
             reference_N = self.logprobs(groups, temperature=temperature, reference=True) if reference else None
             with self._task_gradients.watching(groups, sketches):
-                tokens, reference_N = _drawn(groups, self._score(self.model, groups, temperature), reference_N)
-                token_batch = _token_batch(groups, tokens, reference_N)
-                terms = loss(token_batch)
+                tokens, reference_N = drawn_alone(groups, self._score(self.model, groups, temperature), reference_N)
+                seen = token_batch(groups, tokens, reference_N)
+                terms = loss(seen)
                 terms.loss.backward()
             total += terms.loss.item()
             computed += tokens.computed
-            _add_stats(stats, groups, token_batch, tokens.entropy_N, terms.clipped_N)
+            add_stats(stats, groups, seen, tokens.entropy_N, terms.clipped_N)
         return LossReport(total, computed, stats, sketches)
 
     def optim_step(self, optim: OptimParams) -> OptimReport:
@@ -315,64 +285,3 @@ class TorchPolicy:
     def _put(self, values: Sequence[torch.Tensor]) -> None:
         for param, value in zip(self._params, values, strict=True):
             param.copy_(value)
-
-
-def _drawn(
-    groups: Sequence[TrainGroup], tokens: AnswerTokens, reference_N: torch.Tensor | None
-) -> tuple[AnswerTokens, torch.Tensor | None]:
-    """Without the tokens that were written for the model: it chose none of them."""
-    samples = [sample for group in groups for sample in group.samples]
-    if not any(sample.forced for sample in samples):
-        return tokens, reference_N
-    drawn = [place not in sample.forced for sample in samples for place in range(len(sample.tokens))]
-    drawn_N = torch.tensor(drawn, device=tokens.logprobs_N.device)
-    kept = replace(
-        tokens,
-        logprobs_N=tokens.logprobs_N[drawn_N],
-        entropy_N=tokens.entropy_N[drawn_N],
-        sample_N=tokens.sample_N[drawn_N],
-    )
-    return kept, None if reference_N is None else reference_N[drawn_N]
-
-
-def _token_batch(groups: Sequence[TrainGroup], tokens: AnswerTokens, reference_N: torch.Tensor | None) -> TokenBatch:
-    logprobs_N, sample_N = tokens.logprobs_N, tokens.sample_N
-    device = logprobs_N.device
-    old = [x for group in groups for sample in group.samples for x in sample.drawn_logprobs]
-    advantages_S = torch.tensor([a for group in groups for a in group.advantages], device=device)
-    weights_S = torch.tensor([w for group in groups for w in group.weights], device=device)
-    return TokenBatch(
-        logprobs_N=logprobs_N,
-        old_logprobs_N=torch.tensor(old, device=device),
-        reference_logprobs_N=reference_N,
-        advantages_N=advantages_S[sample_N],
-        weights_N=weights_S[sample_N],
-        sample_N=sample_N,
-    )
-
-
-@torch.no_grad()
-def _add_stats(
-    stats: dict[str, TokenStats],
-    groups: Sequence[TrainGroup],
-    batch: TokenBatch,
-    entropy_N: torch.Tensor,
-    clipped_N: torch.Tensor,
-) -> None:
-    difference_N = batch.logprobs_N.detach() - batch.old_logprobs_N
-    kl_N = None
-    if batch.reference_logprobs_N is not None:
-        ratio_N = batch.reference_logprobs_N - batch.logprobs_N.detach()
-        kl_N = ratio_N.exp() - 1 - ratio_N  # k3: unbiased, never negative
-    begin = 0
-    for group in groups:
-        tokens = slice(begin, begin + group.drawn)
-        begin += group.drawn
-        stats[group.task] = stats.get(group.task, TokenStats()) + TokenStats(
-            tokens=group.drawn,
-            entropy=float(entropy_N[tokens].sum()),
-            clipped=float(clipped_N[tokens].sum()),
-            mismatch=float(difference_N[tokens].abs().sum()),
-            kl=0.0 if kl_N is None else float(kl_N[tokens].sum()),
-            kl_tokens=0 if kl_N is None else group.drawn,
-        )

@@ -2,13 +2,23 @@
 
 from typing import Literal
 
+from omni_thinker.recipe.models import ModelSpec
+from omni_thinker.recipe.tinker import PREFIX, TinkerSpec
 from omni_thinker.recipe.types import Table
 
 
 class EngineSpec(Table):
     """Which engines stand behind the policy `torch`."""
 
-    trainer: Literal["auto", "torch"] = "auto"
-    """Who computes gradients and updates. `torch`: this process."""
+    trainer: Literal["auto", "torch", "tinker"] = "auto"
+    """Who computes gradients and updates. `torch`: this process. `tinker`: a training service, which samples too
+    (docs/engines-tinker.md). `auto`: the service for models called `tinker:NAME`, else this process."""
     sampler: Literal["auto", "torch"] = "auto"
     """Who draws answers. `torch`: the decoders of this package, in the trainer's own process."""
+    tinker: TinkerSpec = TinkerSpec()
+    """The training service."""
+
+
+def is_remote(model: ModelSpec, engine: EngineSpec) -> bool:
+    """Whether a model is trained and sampled by a training service."""
+    return engine.trainer == "tinker" or (engine.trainer == "auto" and model.name.startswith(PREFIX))

@@ -6,12 +6,13 @@ from pydantic import Field, model_validator
 
 from omni_thinker.errors import UserError
 from omni_thinker.recipe.cluster import ClusterSpec
-from omni_thinker.recipe.engine import EngineSpec
+from omni_thinker.recipe.engine import EngineSpec, is_remote
 from omni_thinker.recipe.judge import JudgeSpec
 from omni_thinker.recipe.models import ModelSpec
 from omni_thinker.recipe.rl import EvalSpec, RlSpec, WarmupSpec
 from omni_thinker.recipe.study import StudySpec, check_arms, check_replan
 from omni_thinker.recipe.tasks import RESERVED, TASK_NAME, TASK_NAME_LENGTH, TaskSpec
+from omni_thinker.recipe.tinker import PREFIX
 from omni_thinker.recipe.types import Table
 
 
@@ -79,6 +80,17 @@ class Recipe(Table):
         if study.replan:
             check_replan(study)
         return self
+
+    @property
+    def remote(self) -> bool:
+        """Whether the model is trained and sampled by a training service."""
+        return is_remote(self.model, self.engine)
+
+    @property
+    def spoken(self) -> ModelSpec:
+        """The model whose tokenizer, chat template and config are those of the trained one."""
+        tokenizer = self.engine.tinker.tokenizer if self.remote else ""
+        return self.model.model_copy(update={"name": PREFIX + tokenizer}) if tokenizer else self.model
 
     def skipping_refused(self) -> "Recipe":
         """The same recipe, with tasks that leave out the rows that can't be used."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from omni_thinker.protocol import Loss, LossTerms, TokenBatch
+from omni_thinker.protocol import FormedLoss, LossForm, LossKind, LossTerms, TokenBatch
 from omni_thinker.recipe import RlSpec
 
 Surrogate = Callable[[TokenBatch, float, float], tuple[torch.Tensor, torch.Tensor]]
@@ -57,16 +57,27 @@ SURROGATES: Mapping[str, Surrogate] = {
     "gspo": sequence_ratio,
     "cispo": clipped_weight,
 }
+_KINDS: Mapping[Surrogate, LossKind] = {
+    clipped_ratio: "clipped_ratio",
+    sequence_ratio: "sequence_ratio",
+    clipped_weight: "clipped_weight",
+}
 
 
-def make_loss(spec: RlSpec) -> Loss:
-    """The loss that a recipe asks for, with beta times the k3 estimate of KL(policy || start) added."""
-    surrogate, preset = SURROGATES[spec.loss], spec.preset
+def form_of(spec: RlSpec) -> LossForm:
+    """Which function the loss of a recipe is."""
+    preset = spec.preset
     eps_low = preset.eps_low if spec.eps_low is None else spec.eps_low
     eps_high = preset.eps_high if spec.eps_high is None else spec.eps_high
+    return LossForm(_KINDS[SURROGATES[spec.loss]], eps_low, eps_high, spec.kl_beta)
+
+
+def make_loss(spec: RlSpec) -> FormedLoss:
+    """The loss that a recipe asks for, with beta times the k3 estimate of KL(policy || start) added."""
+    surrogate, form = SURROGATES[spec.loss], form_of(spec)
 
     def loss(batch: TokenBatch) -> LossTerms:
-        loss_N, clipped_N = surrogate(batch, eps_low, eps_high)
+        loss_N, clipped_N = surrogate(batch, form.eps_low, form.eps_high)
         if spec.kl_beta > 0:
             if batch.reference_logprobs_N is None:
                 raise ValueError("kl_beta > 0 needs the start model's log-probs")
@@ -74,4 +85,4 @@ def make_loss(spec: RlSpec) -> Loss:
             loss_N = loss_N + spec.kl_beta * (torch.exp(difference_N) - 1 - difference_N)
         return LossTerms((loss_N * batch.weights_N).sum(), clipped_N)
 
-    return loss
+    return FormedLoss(form, loss)

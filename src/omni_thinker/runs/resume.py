@@ -22,7 +22,8 @@ _FREE_OF_ENDPOINT = (
 )  # fmt: skip
 FREE = (
     *(f"judge.endpoint.{key}" for key in _FREE_OF_ENDPOINT), "rl.score_deadline_s", "rl.max_error_rate",
-    "evaluation.keep_samples", "cluster", "study.checkpoint_steps", "study.bootstrap", "study.confidence",
+    "engine.tinker.url", "engine.tinker.allow_http", "engine.tinker.patience_s", "evaluation.keep_samples", "cluster",
+    "study.checkpoint_steps", "study.bootstrap", "study.confidence",
 )  # fmt: skip
 """Keys, and tables of keys, that change nothing of what has been computed."""
 Pools = Mapping[Split, Mapping[TaskName, Sequence[Problem]]]
@@ -53,7 +54,7 @@ def check_run(run: RunDir, recipe: Recipe, pools: Pools, *, judged: bool) -> Non
         raise UserError(
             f"the run has {sorted(run.journal.seeds)}; new seeds must follow these", file=run.path, key="study.seeds"
         )
-    _check_model(run, recipe.model.name)
+    _check_model(run, recipe.spoken.name)
     if recipe.model.chat_template:
         _check_unchanged(run, "template", [Path(recipe.model.chat_template).expanduser()], "model.chat_template")
     if recipe.judge.kind == "likelihood" and judged:
