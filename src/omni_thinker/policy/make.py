@@ -25,4 +25,8 @@ def make_policy(
         policy: Policy = policy_class(spec, folder=folder, seed=seed)
     except TypeError as exc:
         raise UserError(f"{spec.policy} can't be made from (spec, folder=, seed=): {exc}", key="model.policy") from exc
+    if engine is not None and engine.sampler == "vllm":
+        from omni_thinker.policy.vllm.make import sampled_by_vllm
+
+        return sampled_by_vllm(policy, spec, engine.vllm, folder)
     return policy

@@ -3,6 +3,7 @@
 from typing import Literal
 
 from omni_thinker.recipe.types import Table
+from omni_thinker.recipe.vllm import VllmSpec
 
 
 class EngineSpec(Table):
@@ -10,5 +11,8 @@ class EngineSpec(Table):
 
     trainer: Literal["auto", "torch"] = "auto"
     """Who computes gradients and updates. `torch`: this process."""
-    sampler: Literal["auto", "torch"] = "auto"
-    """Who draws answers. `torch`: the decoders of this package, in the trainer's own process."""
+    sampler: Literal["auto", "torch", "vllm"] = "auto"
+    """Who draws answers. `torch`: the decoders of this package, in the trainer's own process. `vllm`: vLLM, which gets
+    the weights after every update; docs/engines-vllm.md."""
+    vllm: VllmSpec = VllmSpec()
+    """How vLLM draws."""
