@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -46,7 +47,7 @@ class LocalEngine:
         self.alive = True
         self._adapter: Any = None
         options = _engine_options(model, spec, dtype, lora_rank)
-        with _environment(_quiet(self.log, spec)):
+        with _environment(_quiet(self.log, spec)), _output_to(self.log):
             try:
                 from vllm.engine.arg_utils import EngineArgs
                 from vllm.v1.engine.llm_engine import LLMEngine
@@ -183,6 +184,26 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
     finally:
         for name in added:
             os.environ.pop(name, None)
+
+
+@contextmanager
+def _output_to(log: Path) -> Iterator[None]:
+    """What is written to the terminal goes to the log meanwhile, and for good what processes write that begin here:
+    their last words would tear our lines, and what is printed for programs."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = {number: os.dup(number) for number in (1, 2)}
+    with log.open("ab") as stream:
+        for number in kept:
+            os.dup2(stream.fileno(), number)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, own in kept.items():
+            os.dup2(own, number)
+            os.close(own)
 
 
 def _cause(log: Path) -> str:
