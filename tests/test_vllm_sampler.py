@@ -47,7 +47,9 @@ def llama(small: Callable[[str], Path]) -> SplitPolicy:
     return vllm_policy(small("llama"))
 
 
-def requests(policy: SplitPolicy, count: int = 4, most: int = 24, first: int = 0, **options: Any) -> list[SampleRequest]:
+def requests(
+    policy: SplitPolicy, count: int = 4, most: int = 24, first: int = 0, **options: Any
+) -> list[SampleRequest]:
     prompts = [policy.encode_prompt("What is the capital of France? " * (n % 3 + 1)) for n in range(count)]
     return [SampleRequest(prompt, most, first + n, **options) for n, prompt in enumerate(prompts)]
 
@@ -216,7 +218,7 @@ def test_engine_that_dies_in_mid_step_is_one_line_and_the_next_policy_has_a_new_
             os.kill(core, signal.SIGKILL)
 
     began = time.monotonic()
-    with pytest.raises(UserError, match="vLLM is gone: .*--resume") as caught:
+    with pytest.raises(UserError, match=r"vLLM is gone: .*--resume") as caught:
         llama.sample([*requests(llama, 1, 2), *requests(llama, 2, 400, first=9)], SamplingParams(2), kill)
     assert "\n" not in str(caught.value)
     assert time.monotonic() - began < 60

@@ -71,7 +71,7 @@ def training_batch(groups: Sequence[Group]) -> list[TrainGroup]:
 
 def mismatch(policy: Any, groups: Sequence[Group], temperature: float) -> float:
     """The largest difference between a sampler's log-probs and the trainer's, of drawn tokens, in nats."""
-    trained = policy.logprobs(training_batch(groups), temperature=temperature).tolist()
+    trained: list[float] = policy.logprobs(training_batch(groups), temperature=temperature).tolist()
     sampled = [x for group in groups for sample in group.samples for x in sample.logprobs]
     forced = [p in sample.forced for group in groups for sample in group.samples for p in range(len(sample.tokens))]
     return max(abs(a - b) for a, b, skip in zip(trained, sampled, forced, strict=True) if not skip)

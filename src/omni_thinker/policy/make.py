@@ -20,13 +20,18 @@ def make_policy(
     factors.
 
     Raises UserError where there is no such class, or it can't be made."""
+    trainer = _make_trainer(spec, folder, seed)
+    if engine is None or engine.sampler != "vllm":
+        return trainer
+    from omni_thinker.policy.vllm.make import sampled_by_vllm
+
+    return sampled_by_vllm(trainer, spec, engine.vllm, folder)
+
+
+def _make_trainer(spec: ModelSpec, folder: str | Path | None, seed: int) -> Policy:
     policy_class = POLICIES.find(spec.policy, "model.policy")
     try:
         policy: Policy = policy_class(spec, folder=folder, seed=seed)
     except TypeError as exc:
         raise UserError(f"{spec.policy} can't be made from (spec, folder=, seed=): {exc}", key="model.policy") from exc
-    if engine is not None and engine.sampler == "vllm":
-        from omni_thinker.policy.vllm.make import sampled_by_vllm
-
-        return sampled_by_vllm(policy, spec, engine.vllm, folder)
     return policy

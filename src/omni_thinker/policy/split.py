@@ -60,6 +60,11 @@ class SplitPolicy:
             if hasattr(trainer, name):
                 setattr(self, name, getattr(trainer, name))
 
+    @property
+    def samples_elsewhere(self) -> bool:
+        """Always: log-probs of sampler and trainer differ by more than one engine's rounding."""
+        return True
+
     def encode_prompt(self, chat: str | Chat) -> tuple[int, ...]:
         return self.trainer.encode_prompt(chat)
 
