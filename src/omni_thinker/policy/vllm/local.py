@@ -3,14 +3,19 @@
 import atexit
 import json
 import logging
+import multiprocessing
 import os
+import queue
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from omni_thinker.errors import UserError
 from omni_thinker.policy.vllm.engine import ADAPTER, EngineGone, draw_options
@@ -19,6 +24,10 @@ from omni_thinker.policy.vllm.worker import EXTENSION
 from omni_thinker.recipe.vllm import VllmSpec
 from omni_thinker.types import SamplingParams
 
+_T = TypeVar("_T")
+_Box = queue.SimpleQueue[tuple[Any, Exception | None]]
+_LOOK_S = 0.5
+"""How often an engine that is waited for is looked after, in seconds."""
 MOST_RANK = 512
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, MOST_RANK)
 """Ranks that vLLM makes room for."""
@@ -46,6 +55,8 @@ class LocalEngine:
         self.log = Path(tempfile.gettempdir()) / f"omni-thinker-vllm-{os.getpid()}.log"
         self.alive = True
         self._adapter: Any = None
+        self._timeout_s, self._worker = spec.timeout_s, _Worker()
+        before = set(multiprocessing.active_children())
         options = _engine_options(model, spec, dtype, lora_rank)
         with _environment(_quiet(self.log, spec)), _output_to(self.log):
             try:
@@ -60,6 +71,7 @@ class LocalEngine:
         logging.getLogger("vllm").setLevel(
             logging.CRITICAL
         )  # the workers' own stays as it was; what ends is told below
+        self._processes = set(multiprocessing.active_children()) - before
         atexit.register(self.close)
         self.longest = int(self._engine.vllm_config.model_config.max_model_len)
 
@@ -72,14 +84,12 @@ class LocalEngine:
                 **draw_options(ask, params, stop_ids), detokenize=False, output_kind=RequestOutputKind.DELTA
             )
             prompt = {"prompt_token_ids": list(ask.prompt)}
-            with self._watched():
-                self._engine.add_request(ask.key, prompt, options, lora_request=self._adapter if adapter else None)
+            lora = self._adapter if adapter else None
+            self._do(self._engine.add_request, ask.key, prompt, options, lora_request=lora)
 
     def poll(self) -> list[Piece]:
         pieces = []
-        with self._watched():
-            outputs = self._engine.step()
-        for output in outputs:
+        for output in self._do(self._engine.step):
             for drawn in output.outputs:
                 tokens = list(drawn.token_ids)
                 logprobs = [own[token].logprob for token, own in zip(tokens, drawn.logprobs or (), strict=True)]
@@ -87,41 +97,80 @@ class LocalEngine:
         return pieces
 
     def drop(self, keys: Sequence[str]) -> None:
-        with self._watched():
-            self._engine.abort_request(list(keys))
+        self._do(self._engine.abort_request, list(keys))
 
     def call(self, method: str, *arguments: object) -> list[Any]:
-        with self._watched():
-            return list(self._engine.collective_rpc(method, args=arguments))
+        return list(self._do(self._engine.collective_rpc, method, args=arguments))
 
     def add_adapter(self, folder: Path, version: int) -> int:
         from vllm.lora.request import LoRARequest
 
-        with self._watched():
-            if self._adapter is not None:
-                self._engine.remove_lora(self._adapter.lora_int_id)
-            self._adapter = LoRARequest(ADAPTER.format(version=version), version, str(folder))
-            self._engine.add_lora(self._adapter)
+        if self._adapter is not None:
+            self._do(self._engine.remove_lora, self._adapter.lora_int_id)
+        self._adapter = LoRARequest(ADAPTER.format(version=version), version, str(folder))
+        self._do(self._engine.add_lora, self._adapter)
         return version
 
     def forget(self) -> None:
-        with self._watched():
-            if not self._engine.reset_prefix_cache():
-                raise RuntimeError("its prefix cache is in use")
+        if not self._do(self._engine.reset_prefix_cache):
+            raise EngineGone("its prefix cache is in use", self.log)
 
     def close(self) -> None:
         self.alive = False
         with suppress(Exception):
             self._engine.engine_core.shutdown()
 
-    @contextmanager
-    def _watched(self) -> Iterator[None]:
+    def _do(self, work: Callable[..., _T], *args: Any, **options: Any) -> _T:
         """Raises EngineGone for whatever vLLM raises: it can't be told which of its faults it outlives."""
+        if not self.alive:
+            raise EngineGone("it has ended", self.log)
         try:
-            yield
+            return self._worker.do(partial(work, *args, **options), self._life, self._timeout_s)
         except Exception as exc:
             self.close()
             raise EngineGone(_cause(self.log) or _first(exc), self.log) from exc
+
+    def _life(self) -> None:
+        """Raises RuntimeError where one of its processes has ended."""
+        for process in self._processes:
+            if not process.is_alive():
+                code = process.exitcode or 0
+                raise RuntimeError(
+                    f"its process ended, by signal {-code}" if code < 0 else f"its process ended ({code})"
+                )
+
+
+class _Worker:
+    """A thread that does what may never end: vLLM 0.32 waits forever for a process of its own that was killed."""
+
+    def __init__(self) -> None:
+        self._work: queue.SimpleQueue[tuple[Callable[[], Any], _Box]] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name="omni-vllm", daemon=True).start()
+
+    def do(self, work: Callable[[], _T], life: Callable[[], None], timeout_s: float) -> _T:
+        """What `work` returns or raises, or what `life` raises while it is waited for, or TimeoutError."""
+        box: _Box = queue.SimpleQueue()  # of this call alone: a signal may end the wait for another
+        self._work.put((work, box))
+        end = time.monotonic() + timeout_s
+        while True:
+            try:
+                result, error = box.get(timeout=_LOOK_S)
+            except queue.Empty:
+                life()
+                if time.monotonic() > end:
+                    raise TimeoutError(f"no sign of life for {timeout_s:g} s") from None
+                continue
+            if error is not None:
+                raise error
+            return cast(_T, result)
+
+    def _run(self) -> None:
+        while True:
+            work, box = self._work.get()
+            try:
+                box.put((work(), None))
+            except Exception as exc:  # for whoever waits
+                box.put((None, exc))
 
 
 def _engine_options(model: str, spec: VllmSpec, dtype: str, lora_rank: int) -> dict[str, Any]:
