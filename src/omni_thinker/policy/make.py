@@ -26,6 +26,15 @@ def make_policy(
         from omni_thinker.policy.tinker.policy import TinkerPolicy
 
         return TinkerPolicy(spec, engine.tinker, folder=folder, seed=seed)
+    trainer = _make_trainer(spec, folder, seed)
+    if engine.sampler != "vllm":
+        return trainer
+    from omni_thinker.policy.vllm.make import sampled_by_vllm
+
+    return sampled_by_vllm(trainer, spec, engine.vllm, folder)
+
+
+def _make_trainer(spec: ModelSpec, folder: str | Path | None, seed: int) -> Policy:
     policy_class = POLICIES.find(spec.policy, "model.policy")
     try:
         policy: Policy = policy_class(spec, folder=folder, seed=seed)
@@ -40,3 +49,7 @@ def check_engine(recipe: Recipe) -> None:
         from omni_thinker.policy.tinker.checks import check_remote
 
         check_remote(recipe)
+    if recipe.engine.sampler == "vllm":
+        from omni_thinker.policy.vllm.make import check_vllm
+
+        check_vllm(recipe)

@@ -5,6 +5,7 @@ from typing import Literal
 from omni_thinker.recipe.models import ModelSpec
 from omni_thinker.recipe.tinker import PREFIX, TinkerSpec
 from omni_thinker.recipe.types import Table
+from omni_thinker.recipe.vllm import VllmSpec
 
 
 class EngineSpec(Table):
@@ -13,10 +14,13 @@ class EngineSpec(Table):
     trainer: Literal["auto", "torch", "tinker"] = "auto"
     """Who computes gradients and updates. `torch`: this process. `tinker`: a training service, which samples too
     (docs/engines-tinker.md). `auto`: the service for models called `tinker:NAME`, else this process."""
-    sampler: Literal["auto", "torch"] = "auto"
-    """Who draws answers. `torch`: the decoders of this package, in the trainer's own process."""
+    sampler: Literal["auto", "torch", "vllm"] = "auto"
+    """Who draws answers. `torch`: the decoders of this package, in the trainer's own process. `vllm`: vLLM, which gets
+    the weights after every update; docs/engines-vllm.md."""
     tinker: TinkerSpec = TinkerSpec()
     """The training service."""
+    vllm: VllmSpec = VllmSpec()
+    """How vLLM draws."""
 
 
 def is_remote(model: ModelSpec, engine: EngineSpec) -> bool:

@@ -67,6 +67,8 @@ def _describe(groups: Sequence[ScoredGroup]) -> Metrics:
         "tokens_sampled": float(sum(len(sample.tokens) for sample in samples)),
     }
     described |= _thoughts(samples)
+    if versions := [sample.version for sample in samples if sample.version is not None]:
+        described["weights_version"] = float(max(versions))
     if values:
         described["reward"] = fmean(values)
         described["accuracy"] = sum(value > 1 - 1e-9 for value in values) / len(values)
