@@ -5,6 +5,7 @@ add up to the whole batch by construction. Notation: rho is the ratio of the pol
 the sampler's, A the advantage."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 
@@ -65,13 +66,15 @@ def make_loss(spec: RlSpec) -> Loss:
     eps_low = preset.eps_low if spec.eps_low is None else spec.eps_low
     eps_high = preset.eps_high if spec.eps_high is None else spec.eps_high
 
-    def loss(batch: TokenBatch) -> LossTerms:
-        loss_N, clipped_N = surrogate(batch, eps_low, eps_high)
-        if spec.kl_beta > 0:
-            if batch.reference_logprobs_N is None:
-                raise ValueError("kl_beta > 0 needs the start model's log-probs")
-            difference_N = batch.reference_logprobs_N - batch.logprobs_N
-            loss_N = loss_N + spec.kl_beta * (torch.exp(difference_N) - 1 - difference_N)
-        return LossTerms((loss_N * batch.weights_N).sum(), clipped_N)
+    return partial(_weighted, surrogate=surrogate, eps_low=eps_low, eps_high=eps_high, kl_beta=spec.kl_beta)
 
-    return loss
+
+def _weighted(batch: TokenBatch, *, surrogate: Surrogate, eps_low: float, eps_high: float, kl_beta: float) -> LossTerms:
+    # By its name, and not inside `make_loss`: other processes are told which loss it is.
+    loss_N, clipped_N = surrogate(batch, eps_low, eps_high)
+    if kl_beta > 0:
+        if batch.reference_logprobs_N is None:
+            raise ValueError("kl_beta > 0 needs the start model's log-probs")
+        difference_N = batch.reference_logprobs_N - batch.logprobs_N
+        loss_N = loss_N + kl_beta * (torch.exp(difference_N) - 1 - difference_N)
+    return LossTerms((loss_N * batch.weights_N).sum(), clipped_N)
