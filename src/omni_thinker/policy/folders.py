@@ -1,16 +1,30 @@
-"""A trained model as folders for Hugging Face's libraries."""
+"""Files and folders of trained weights, in the formats of Hugging Face's libraries."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from omni_thinker.errors import UserError
 from omni_thinker.models.companions import copy_companions
 from omni_thinker.models.home import MANIFEST
 from omni_thinker.models.load import resolve
 from omni_thinker.models.quiet import quiet
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """A safetensors file. Raises UserError for one that is missing, damaged, or of another model."""
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            yield tensors
+    except (SafetensorError, OSError, RuntimeError) as exc:
+        raise UserError(f"these weights can't be read: {exc}", file=path) from None
 
 
 def write_folder(

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
@@ -22,7 +21,7 @@ from omni_thinker.engine.task_gradients import TaskGradients
 from omni_thinker.errors import UserError
 from omni_thinker.models.load import compute_device, compute_dtype, load_model
 from omni_thinker.models.memory import bound_free_memory, is_out_of_memory, return_free_memory
-from omni_thinker.policy.folders import write_adapter, write_folder
+from omni_thinker.policy.folders import opened, write_adapter, write_folder
 from omni_thinker.policy.lora import add_lora
 from omni_thinker.policy.passes import Row, add_gradient, longest, sample_by
 from omni_thinker.policy.proof.chosen import Proven
@@ -39,16 +38,6 @@ GPU_TOKEN_BUDGET = 16_384
 _LEAST_TOKEN_BUDGET = 64
 _BUDGET = "token_budget"
 _log = logging.getLogger(__name__)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """A safetensors file. Raises UserError for one that is missing, damaged, or of another model."""
-    try:
-        with safe_open(path, framework="pt") as tensors:
-            yield tensors
-    except (SafetensorError, OSError, RuntimeError) as exc:
-        raise UserError(f"these weights can't be read: {exc}", file=path) from None
 
 
 def _like(master: torch.Tensor, name: str, tensors: Any, path: Path, *, scalar: bool = False) -> torch.Tensor:
@@ -164,7 +153,7 @@ class TorchPolicy(Texts):
 
     def load_weights(self, path: Path) -> None:
         """Masters written by `save_weights`, with a fresh optimiser. Raises UserError where the file isn't that."""
-        with _opened(path) as tensors, torch.no_grad():
+        with opened(path) as tensors, torch.no_grad():
             for name, master in zip(self._names, self._masters, strict=True):
                 master.copy_(_like(master, name, tensors, path))
         self._updates.publish()
@@ -183,7 +172,7 @@ class TorchPolicy(Texts):
     def load_state(self, path: Path) -> None:
         """Masters and moments written by `save_state`."""
         self.load_weights(path)
-        with _opened(path) as tensors:
+        with opened(path) as tensors:
             moments = {key for key in tensors.keys() if "@" in key}  # noqa: SIM118 - no mapping
             for name, master in zip(self._names, self._masters, strict=True):
                 names = {key.partition("@")[2]: key for key in moments if key.partition("@")[0] == name}
