@@ -20,6 +20,10 @@ def make_policy(
     factors.
 
     Raises UserError where there is no such class, or it can't be made."""
+    if spec.policy == "torch" and engine is not None and engine.trainer == "fsdp":
+        from omni_thinker.policy.fsdp.policy import FsdpPolicy  # its distributed parts take time to import
+
+        return FsdpPolicy(spec, engine.fsdp, folder=folder, seed=seed)
     policy_class = POLICIES.find(spec.policy, "model.policy")
     try:
         policy: Policy = policy_class(spec, folder=folder, seed=seed)

@@ -13,7 +13,7 @@ from omni_thinker.recipe.tasks import RewardSpec, TaskSpec
 from omni_thinker.recipe.whole import Recipe
 
 __all__ = [
-    "BudgetSpec", "EndpointSpec", "EngineSpec", "EvalSpec", "FsdpSpec", "JudgeSpec", "LoraSpec", "ModelSpec", "PriceSpec",
-    "ProbeKind", "Recipe", "RewardSpec", "RlSpec", "StudySpec", "TaskSpec", "WarmupSpec", "builtin_recipe",
-    "load_recipe", "parse_recipe", "scheduled_arms", "set_key",
+    "BudgetSpec", "EndpointSpec", "EngineSpec", "EvalSpec", "FsdpSpec", "JudgeSpec", "LoraSpec", "ModelSpec",
+    "PriceSpec", "ProbeKind", "Recipe", "RewardSpec", "RlSpec", "StudySpec", "TaskSpec", "WarmupSpec",
+    "builtin_recipe", "load_recipe", "parse_recipe", "scheduled_arms", "set_key",
 ]  # fmt: skip

@@ -23,6 +23,7 @@ _FREE_OF_ENDPOINT = (
 FREE = (
     *(f"judge.endpoint.{key}" for key in _FREE_OF_ENDPOINT), "rl.score_deadline_s", "rl.max_error_rate",
     "evaluation.keep_samples", "study.checkpoint_steps", "study.bootstrap", "study.confidence",
+    "engine.fsdp.ranks", "engine.fsdp.timeout_s",
 )  # fmt: skip
 """Keys, and tables of keys, that change nothing of what has been computed."""
 Pools = Mapping[Split, Mapping[TaskName, Sequence[Problem]]]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from omni_thinker.errors import UserError
+from omni_thinker.policy.fsdp.place import given_place
 from omni_thinker.recipe import Recipe, load_recipe
 from omni_thinker.runs.join import join_runs
 from omni_thinker.runs.journal import NAME as JOURNAL
@@ -47,6 +48,8 @@ def run_parallel(
 
     Raises UserError before anything is written for whatever can be checked beforehand, and where a seed ends with an
     error; the others are then stopped, and kept."""
+    if given_place() is not None:
+        raise UserError("torchrun's processes share one model; leave out --jobs", key="--jobs")
     _check_limits(recipe)
     recipe = dated(recipe, out if resume else None)
     now = recipe.model_dump(mode="json")

@@ -220,9 +220,9 @@ class Session:
 
     def checkpoints(self, name: str) -> Checkpoints:
         """The checkpoints of one training."""
-        return Checkpoints(
-            self.weights.folder, self.run.path, f"{slug(name)}.checkpoint", self.recipe.study.checkpoint_steps
-        )
+        suffix = getattr(self.policy, "state_suffix", ".safetensors")
+        every = self.recipe.study.checkpoint_steps
+        return Checkpoints(self.weights.folder, self.run.path, f"{slug(name)}.checkpoint", every, suffix)
 
     def _check_form(self, step: int) -> Mapping[TaskName, Estimate]:
         pools = {

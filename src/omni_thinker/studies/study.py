@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from omni_thinker.compare.intervals import MIN_PROBLEMS
+from omni_thinker.policy.engines import choose_engines
 from omni_thinker.recipe import Recipe
 from omni_thinker.runs.checkpoints import usable
 from omni_thinker.runs.progress import Progress
@@ -43,8 +44,10 @@ def run_study(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, A
     began = time.monotonic()
     if not resume:
         check_free(out)
-    recipe = dated(recipe, out if resume else None)
+    recipe, why = choose_engines(dated(recipe, out if resume else None))
     with Progress(SECONDS) as progress:
+        if why:
+            progress.say(why)
         progress.show("checking tasks, rewards and every row")
         setup = prepare(recipe, resumed=out if resume else None)
         work = plan_work(recipe)

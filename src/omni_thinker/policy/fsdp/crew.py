@@ -24,7 +24,7 @@ from omni_thinker.errors import EngineLost, UserError
 from omni_thinker.models.memory import is_out_of_memory
 from omni_thinker.policy.fsdp.follower import ADDRESS
 from omni_thinker.policy.fsdp.hands import Hands, store_of
-from omni_thinker.policy.fsdp.place import SECRET, Place, given_place
+from omni_thinker.policy.fsdp.place import KEY_VARIABLE, Place, given_place
 from omni_thinker.policy.fsdp.talk import send
 
 _JOIN_S = 300.0
@@ -159,7 +159,7 @@ class Crew:
                 "LOCAL_WORLD_SIZE": str(self.world),
                 "MASTER_ADDR": self.place.host,
                 "MASTER_PORT": str(self.place.port),
-                SECRET: self._key.hex(),
+                KEY_VARIABLE: self._key.hex(),
             }
             self.processes[rank] = subprocess.Popen(
                 [sys.executable, "-m", "omni_thinker.policy.fsdp.follower"],
@@ -295,6 +295,8 @@ def _hear_of_losses_first(crew: Crew) -> None:
     before = signal.getsignal(signal.SIGTERM)
 
     def ended(number: int, frame: Any) -> None:
+        if crew.broken:
+            return
         until = time.monotonic() + 1.0
         while not crew.lost and time.monotonic() < until:
             time.sleep(0.02)

@@ -58,7 +58,7 @@ def _split(rows: Rows, count: int) -> Rows:
     """So many rows, by halving the longest ones; empty where there is nothing left to halve."""
     rows = list(rows)
     while len(rows) < count:
-        longest = max(rows, key=lambda row: len(row), default=[])
+        longest = max(rows, key=len, default=[])
         if len(longest) < 2:
             rows.append([])
             continue

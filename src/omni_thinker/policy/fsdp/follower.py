@@ -14,7 +14,7 @@ from multiprocessing.connection import Client
 from typing import Any
 
 from omni_thinker.errors import UserError
-from omni_thinker.policy.fsdp.place import SECRET, Place, given_place
+from omni_thinker.policy.fsdp.place import KEY_VARIABLE, Place, given_place
 from omni_thinker.policy.fsdp.talk import send
 
 ADDRESS = "omni-thinker/rank-0"
@@ -33,7 +33,7 @@ def follow(place: Place) -> int:
     try:
         store = store_of(place)
         told = json.loads(store.get(ADDRESS))
-        key = bytes.fromhex(os.environ.get(SECRET) or told["key"])
+        key = bytes.fromhex(os.environ.get(KEY_VARIABLE) or told["key"])
         connection = Client((told["host"], told["port"]), authkey=key)
     except (OSError, EOFError, RuntimeError):
         return 1  # rank 0 has ended before it began, and said why

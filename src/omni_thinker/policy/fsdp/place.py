@@ -4,7 +4,7 @@ import os
 import socket
 from dataclasses import dataclass
 
-SECRET = "OMNI_THINKER_RANKS_KEY"
+KEY_VARIABLE = "OMNI_THINKER_RANKS_KEY"
 """Environment variable with the key by which processes that rank 0 started know it."""
 
 

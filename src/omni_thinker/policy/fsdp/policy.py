@@ -32,12 +32,7 @@ class FsdpPolicy(Texts):
     """`save_state` writes a folder."""
 
     def __init__(
-        self,
-        spec: ModelSpec,
-        fsdp: FsdpSpec | None = None,
-        *,
-        folder: str | Path | None = None,
-        seed: int = 0,
+        self, spec: ModelSpec, fsdp: FsdpSpec | None = None, *, folder: str | Path | None = None, seed: int = 0
     ) -> None:
         """Load `folder` if given, else `spec.name`, on rank 0, and share it out. `seed` draws LoRA's factors.
 

@@ -139,8 +139,7 @@ def _shell(spec: ModelSpec, name: str, plan: Blueprint) -> PreTrainedModel:
 def _hollow(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     """The model whose weights have no room."""
     return _with_parameters(
-        model,
-        lambda p: torch.nn.Parameter(torch.empty(0, dtype=p.dtype, device=device), requires_grad=p.requires_grad),
+        model, lambda p: torch.nn.Parameter(torch.empty(0, dtype=p.dtype, device=device), requires_grad=p.requires_grad)
     )
 
 

@@ -139,7 +139,9 @@ class Worker:
                 local = param.to_local()
                 part = tensors.get_slice(name)
                 if tuple(part.get_shape()) != tuple(param.shape):
-                    raise UserError(f"{name!r} is of shape {tuple(part.get_shape())}, not {tuple(param.shape)}", file=path)
+                    raise UserError(
+                        f"{name!r} is of shape {tuple(part.get_shape())}, not {tuple(param.shape)}", file=path
+                    )
                 size = -(-param.shape[0] // dist.get_world_size())  # as FSDP cuts it
                 begin = min(dist.get_rank() * size, param.shape[0])
                 if len(local):
