@@ -31,6 +31,7 @@ _JOIN_S = 300.0
 """Time for all processes to be there: each imports torch first."""
 _NEWS_S = 5.0
 """Time for what ended a process to be heard, once torch has noticed that it is gone."""
+_GONE_S = 1.0
 _STUCK_S = 20.0
 """Time that rank 0 may go on computing with ranks of which one is gone: gloo notices at once, nccl doesn't."""
 _END_S = 10.0
@@ -45,11 +46,13 @@ class Crew:
         """Join the processes that torchrun started, or start `ranks` - 1 others on this machine."""
         given = given_place()
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._threads = torch.get_num_threads()
         self._key = secrets.token_bytes(32)
         self._store: Any = None
         if given is None:
-            self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-            given = Place(0, ranks, 0, "127.0.0.1", self._store.port)
+            local = "127.0.0.1"
+            self._store = dist.TCPStore(local, 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+            given = Place(0, ranks, 0, local, self._store.port)
         else:
             self._store = store_of(given)
             _hear_of_losses_first(self)
@@ -109,14 +112,12 @@ class Crew:
         self.broken = True
         for connection in self._connections.values():
             try:
-                if orderly:
-                    send(connection, "end", ())
-                else:
-                    connection.close()
+                send(connection, "end" if orderly else "leave", ())
             except OSError:
                 continue
         if orderly:
             self._hands.end()
+        torch.set_num_threads(self._threads)
         until = time.monotonic() + _END_S
         for process in self.processes.values():
             try:
@@ -216,7 +217,13 @@ class Crew:
 
     def _fail(self, rank: int, words: str) -> None:
         self.broken = True
-        raise EngineLost(f"rank {rank} of {self.world} {words or self._how(rank)}")
+        # A rank that fails may do so because another one is gone, which is what matters.
+        until = time.monotonic() + _GONE_S
+        while words and not self.lost and time.monotonic() < until:
+            time.sleep(0.02)
+        if words and (gone := next((other for other in self.lost if other != rank), None)) is not None:
+            raise EngineLost(f"rank {gone} of {self.world} {self.lost[gone]}")
+        raise EngineLost(f"rank {rank} of {self.world} {f'failed: {words}' if words else self._how(rank)}")
 
     def _blame(self, exc: Exception) -> None:
         """Raise what ended another rank, where that is why this one failed."""
@@ -252,8 +259,6 @@ class Crew:
             self._heard[rank] = time.monotonic()
             if message != ("alive",):
                 self._news.put((rank, message))
-        if self.broken:
-            return
         self.lost[rank] = self._how(rank)
         self._news.put((rank, ("lost",)))
         until = time.monotonic() + _STUCK_S

@@ -1,7 +1,7 @@
 """A process of rank 1 or higher: it computes what rank 0 says until that ends.
 
-Messages of rank 0: (method of Hands, arguments). Messages to it: ("group", place, group) while a request is sampled,
-("done", result), ("failed", words), and ("alive",) in between."""
+Messages of rank 0: (method of Hands, arguments), ("end",) and ("leave",). Messages to it: ("group", place, group) while
+a request is sampled, ("done", result), ("failed", words), and ("alive",) in between."""
 
 import json
 import logging
@@ -20,6 +20,8 @@ from omni_thinker.policy.fsdp.talk import send
 ADDRESS = "omni-thinker/rank-0"
 """Key of the store that says where rank 0 listens."""
 ALIVE_S = 5.0
+NEWS_S = 2.0
+"""Time in which a rank whose work failed hears whether that is because rank 0 has ended."""
 
 
 def follow(place: Place) -> int:
@@ -44,18 +46,22 @@ def follow(place: Place) -> int:
         if method == "end":
             hands.end()
             return 0
+        if method == "leave":  # rank 0 has said why
+            os._exit(1)
         try:
             if method == "do":
                 hands.workers[args[0]].tell = talk.group
             result = getattr(hands, method)(*args)
         except Exception as exc:
             talk.say("failed", _words(exc))
-            _leave(1)  # torch may wait for ranks that won't come
+            if not talk.pending(NEWS_S):
+                os._exit(1)  # others may wait for this rank in torch, and go on only once it is gone
+            break
         talk.say("done", result)
-    if place.rank == 1:
+    if talk.hear() is None and place.rank == 1:
         sys.stderr.write(f"omni-thinker: rank 0 of {place.world} ended early; resume the run with --resume\n")
-    _leave(1)
-    return 1
+        sys.stderr.flush()
+    os._exit(1)
 
 
 class _Talk:
@@ -74,11 +80,18 @@ class _Talk:
         self.say("group", place, group)
 
     def hear(self) -> Any:
-        """The next message; None where rank 0 has ended."""
+        """The next message; None where rank 0 has ended without a word."""
         try:
             return self._connection.recv()
         except (EOFError, OSError):
             return None
+
+    def pending(self, seconds: float) -> bool:
+        """Whether there is something to hear within that time."""
+        try:
+            return bool(self._connection.poll(seconds))
+        except OSError:
+            return True
 
     def _live(self) -> None:
         quiet = threading.Event()
@@ -90,11 +103,6 @@ def _words(exc: Exception) -> str:
     if isinstance(exc, UserError):
         return str(exc)
     return " ".join(f"{type(exc).__name__}: {exc}".split())[:500]
-
-
-def _leave(code: int) -> None:
-    sys.stderr.flush()
-    os._exit(code)
 
 
 if __name__ == "__main__":

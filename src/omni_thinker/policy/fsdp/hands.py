@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from omni_thinker.models.memory import bound_kernel_caches, keep_freed_memory
 from omni_thinker.policy.fsdp.place import Place
 from omni_thinker.policy.fsdp.worker import Worker
 
@@ -19,11 +20,13 @@ class Hands:
 
     def begin(self, device: str, timeout_s: float) -> None:
         """Join the group of processes that compute together; gloo for what is on a CPU, nccl for GPUs."""
+        bound_kernel_caches()
+        keep_freed_memory()
         if device == "cuda":
             torch.cuda.set_device(self._place.local)
         dist.init_process_group(
             backend="cpu:gloo,cuda:nccl" if device == "cuda" else "gloo",
-            store=dist.PrefixStore("ranks", self._store),
+            store=dist.PrefixStore("ranks", self._store),  # type: ignore[attr-defined]
             rank=self._place.rank,
             world_size=self._place.world,
             timeout=timedelta(seconds=timeout_s),
@@ -46,4 +49,5 @@ class Hands:
 
 def store_of(place: Place, *, timeout_s: float = 300.0) -> Any:
     """The store that torchrun's agent, or rank 0, holds for all processes. Raises RuntimeError where there is none."""
-    return dist.TCPStore(place.host, place.port, is_master=False, timeout=timedelta(seconds=timeout_s))
+    wait = timedelta(seconds=timeout_s)
+    return dist.TCPStore(place.host, place.port, is_master=False, timeout=wait)  # type: ignore[attr-defined]

@@ -85,8 +85,15 @@ class FsdpPolicy(Texts):
     ) -> LossReport:
         """Add the gradient of `loss`, which other processes must be able to import."""
         rows, paths = self._plan(batch)
-        reports = self._call("gradient", *((of_rank, loss, temperature, paths, reference) for of_rank in rows))
+        reports: list[LossReport] = self._call(
+            "gradient", *((of_rank, loss, temperature, paths, reference) for of_rank in rows)
+        )
         return reduce(_joined, reports)
+
+    def gradients(self) -> dict[str, torch.Tensor]:
+        """The gradient so far of each weight that is trained, whole and in fp32, on the CPU."""
+        gradients: dict[str, torch.Tensor] = self._same("gradients")
+        return gradients
 
     def optim_step(self, optim: OptimParams) -> OptimReport:
         report: OptimReport = self._same("optim_step", optim)

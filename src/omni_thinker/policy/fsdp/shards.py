@@ -63,7 +63,7 @@ class Shards:
         del loaded
         self._compute = {key: form.dtype for key, form in plan.forms.items()}
         self.model = _shard(shell, plan, mesh, masters=spec.lora is None)
-        self.model.to_empty(device=device)  # type: ignore[arg-type]
+        self.model.to_empty(device=device)
         for model in (self.plain, self.model):
             _set_loose(model, plan, device)
             model.eval()

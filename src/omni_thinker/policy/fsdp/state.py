@@ -9,7 +9,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
 from omni_thinker.errors import UserError
@@ -28,8 +31,8 @@ def save_state(path: Path, params: dict[str, Any], updates: ShardUpdates) -> Non
         if moments:
             steps[name] = float(moments["step"])
             tensors |= {f"{name}@{key}": _like(param, moments[key]) for key in _MOMENTS}
-    writer = dcp.HuggingFaceStorageWriter(str(path), save_distributed=True)
-    dcp.save({key: tensor.detach() for key, tensor in tensors.items()}, storage_writer=writer)
+    writer = HuggingFaceStorageWriter(str(path), save_distributed=True)
+    save({key: tensor.detach() for key, tensor in tensors.items()}, storage_writer=writer)
     if dist.get_rank() == 0:
         (path / _STEPS).write_text(json.dumps(steps) + "\n", "utf-8")
     dist.barrier()
@@ -47,8 +50,8 @@ def load_state(path: Path, params: dict[str, Any], updates: ShardUpdates) -> Non
         if name in steps:
             tensors |= {f"{name}@{key}": _like(param, torch.zeros_like(param.to_local())) for key in _MOMENTS}
     try:
-        dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(str(path)))
-    except dcp.api.CheckpointException as exc:
+        load(tensors, storage_reader=HuggingFaceStorageReader(str(path)))
+    except CheckpointException as exc:
         why = next(iter(exc.failures.values()))[0] if exc.failures else exc
         raise UserError(f"can't be read as a checkpoint of this model: {why}", file=path) from None
     updates.reset()

@@ -56,7 +56,8 @@ class Worker:
         self._task_gradients = TaskGradients(self._model)
         self._updates = ShardUpdates(list(self._params.values()))
         self._start: list[torch.Tensor] | None = None
-        self.tell = self.use = lambda *_: None
+        self.tell = lambda place, group: None
+        self.use = lambda model: None
 
     @property
     def plain(self) -> PreTrainedModel:
@@ -101,6 +102,11 @@ class Worker:
         """Log-probs of the answer tokens of each row, flat."""
         scores = self._score_all([row or [FILLER] for row in rows], temperature, paths, reference=reference)
         return [score.cpu() if row else score[:0].cpu() for row, score in zip(rows, scores, strict=True)]
+
+    def gradients(self) -> dict[str, torch.Tensor]:
+        """All of them, on rank 0 alone."""
+        whole = zip(self._params, self._updates.full_gradients(), strict=True)
+        return {name: gradient.cpu() for name, gradient in whole if gradient is not None and dist.get_rank() == 0}
 
     def optim_step(self, optim: OptimParams) -> OptimReport:
         report = self._updates.step(optim)
