@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
+import threading
 from collections.abc import Iterator, Sequence
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Client, Listener
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +21,10 @@ from omni_thinker.errors import UserError
 from omni_thinker.policy.fsdp import crew
 from omni_thinker.policy.fsdp.deal import deal
 from omni_thinker.policy.fsdp.policy import FsdpPolicy
+from omni_thinker.policy.fsdp.talk import accept, send
 from omni_thinker.policy.fsdp.tensor_files import Form, write_model
 from omni_thinker.policy.torch_policy import TorchPolicy
-from omni_thinker.protocol import LossReport, OptimParams, TrainGroup
+from omni_thinker.protocol import LossReport, LossTerms, OptimParams, TokenBatch, TrainGroup
 from omni_thinker.recipe import FsdpSpec, LoraSpec, ModelSpec, RlSpec
 from omni_thinker.rl.losses import make_loss
 from omni_thinker.types import Group, SampleRequest, SamplingParams
@@ -281,3 +286,47 @@ def test_model_larger_than_a_file_is_written_as_several(qwen3: Path, tmp_path: P
     assert len(set(index["weight_map"].values())) > 2
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+
+
+# -- processes --------------------------------------------------------------------------------------------------------
+
+
+def test_connection_without_the_key_of_the_run_is_not_heard() -> None:
+    with Listener(("127.0.0.1", 0), authkey=b"the run's own") as listener:
+
+        def come() -> None:
+            with pytest.raises(AuthenticationError):
+                Client(listener.address, authkey=b"another")
+            with socket.create_connection(listener.address) as stranger:
+                stranger.sendall(b"no message at all")
+            send(Client(listener.address, authkey=b"the run's own"), "rank", 1)
+
+        thread = threading.Thread(target=come)
+        thread.start()
+        assert list(accept(listener, 1, timeout_s=20)) == [1]
+        thread.join()
+
+
+def test_ranks_that_never_come_are_an_error() -> None:
+    with Listener(("127.0.0.1", 0), authkey=b"key") as listener, pytest.raises(TimeoutError, match="1 of 2 ranks"):
+        accept(listener, 1, timeout_s=0.1)
+
+
+def test_loss_that_other_processes_cannot_import_is_refused(tiny_model: Path) -> None:
+    alone, shared = pair(tiny_model, 2)
+    batch = batch_of(alone.sample(requests(alone), SamplingParams(3)))
+    shared.mark_start()
+
+    def own(batch: TokenBatch) -> LossTerms:
+        return LOSS(batch)
+
+    with pytest.raises(TypeError, match="importable"):
+        shared.forward_backward(batch, own)
+    shared.forward_backward(batch, LOSS, reference=True)  # nobody has heard of the other one
+
+
+def test_other_number_of_ranks_than_torchruns_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"engine\.fsdp\.ranks: is 4, but torchrun started 2"):
+        crew.crew_of(4)

@@ -117,7 +117,7 @@ def said(log: Path) -> list[str]:
 
 def outcome(out: Path) -> tuple[dict[str, torch.Tensor], Any]:
     """The weights that each arm ended with, and its scores."""
-    weights = {}
+    weights: dict[str, torch.Tensor] = {}
     for file in sorted((out / "models").rglob("model.safetensors")):
         weights |= {f"{file.parent.name} {name}": tensor for name, tensor in load_file(file).items()}
     return weights, json.loads((out / "scores.json").read_text("utf-8"))

@@ -25,7 +25,7 @@ from omni_thinker.models.memory import is_out_of_memory
 from omni_thinker.policy.fsdp.follower import ADDRESS
 from omni_thinker.policy.fsdp.hands import Hands, store_of
 from omni_thinker.policy.fsdp.place import KEY_VARIABLE, Place, given_place
-from omni_thinker.policy.fsdp.talk import send
+from omni_thinker.policy.fsdp.talk import accept, packed, send
 
 _JOIN_S = 300.0
 """Time for all processes to be there: each imports torch first."""
@@ -133,18 +133,19 @@ class Crew:
             if started_here:
                 self._start()
             self._store.set(ADDRESS, json.dumps(told))
-            _limit(listener, _JOIN_S)
-            while len(self._connections) < self.world - 1:
-                try:
-                    connection = listener.accept()
-                    _, rank = connection.recv()
-                except (OSError, EOFError) as exc:
-                    there = len(self._connections) + 1
-                    raise EngineLost(f"{there} of {self.world} ranks have come ({type(exc).__name__})") from None
-                self._connections[rank] = connection
+            try:
+                self._connections = accept(listener, self.world - 1, _JOIN_S, self._look)
+            except TimeoutError as exc:
+                raise EngineLost(str(exc)) from None
         for rank, connection in self._connections.items():
             thread = threading.Thread(target=self._listen, args=(rank, connection), name=f"omni-{rank}", daemon=True)
             thread.start()
+
+    def _look(self) -> None:
+        """Raises EngineLost where a process that was started here has ended."""
+        for rank, process in self.processes.items():
+            if process.poll() is not None:
+                self._fail(rank, "")
 
     def _start(self) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -175,12 +176,13 @@ class Crew:
     ) -> list[Any]:
         if self.broken:
             raise EngineLost("the processes that share the model have ended")
+        messages = {rank: packed(method, shares[rank]) for rank in self._connections}  # all, before any is sent
         self._results: dict[int, Any] = {}
         self._heard = dict.fromkeys(self._heard, time.monotonic())
         self._busy = True
         for rank, connection in self._connections.items():
             try:
-                send(connection, method, shares[rank])
+                connection.send_bytes(messages[rank])
             except OSError:
                 self._fail(rank, "")
         try:
@@ -289,10 +291,6 @@ def crew_of(ranks: int = 0) -> Crew:
     if not _crews:
         _crews.append(Crew(wanted))
     return _crews[-1]
-
-
-def _limit(listener: Listener, seconds: float) -> None:
-    listener._listener._socket.settimeout(seconds)  # type: ignore[attr-defined]
 
 
 def _hear_of_losses_first(crew: Crew) -> None:
