@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Listener
@@ -17,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from omni_thinker.errors import UserError
+from omni_thinker.errors import EngineLost, UserError
 from omni_thinker.policy.fsdp import crew
 from omni_thinker.policy.fsdp.deal import deal
 from omni_thinker.policy.fsdp.policy import FsdpPolicy
@@ -26,8 +29,11 @@ from omni_thinker.policy.fsdp.tensor_files import Form, write_model
 from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.protocol import LossReport, LossTerms, OptimParams, TokenBatch, TrainGroup
 from omni_thinker.recipe import FsdpSpec, LoraSpec, ModelSpec, RlSpec
+from omni_thinker.rl.loop import Learner
 from omni_thinker.rl.losses import make_loss
-from omni_thinker.types import Group, SampleRequest, SamplingParams
+from omni_thinker.rl.stream import make_streams
+from omni_thinker.types import Group, Problem, SampleRequest, SamplingParams
+from scripted import Scripted, in_turns
 
 LOSS = make_loss(RlSpec(kl_beta=0.1))
 PROMPTS = (
@@ -226,6 +232,24 @@ def test_gradient_sketch_equals_one_process(tiny_model: Path) -> None:
     assert not shared.gradients()
 
 
+@pytest.mark.slow
+def test_builtin_model_trains_three_steps_on_two_ranks(builtin_model: Path) -> None:
+    policy = FsdpPolicy(ModelSpec(name=str(builtin_model)), FsdpSpec(ranks=2))
+    problems = {"a": [Problem(f"a{n}", "a", f"What is {n} + {n}?") for n in range(8)]}
+    problems["b"] = [
+        Problem(f"b{n}", "b", f"Name a word that begins with {letter}.") for n, letter in enumerate("abcd")
+    ]
+    spec = RlSpec(group_size=4, problems_per_step=4, lr=1e-5, kl_every=1)
+    rewards = dict.fromkeys(problems, Scripted(in_turns))
+    learner = Learner(policy, spec, make_streams(problems, 0), rewards, {"a": 8, "b": 12})
+    policy.mark_start()
+    found = [learner.step({"a": 2, "b": 2}, step).metrics for step in range(3)]
+    assert all(metrics["update_applied"] for metrics in found)
+    assert found[0]["kl/all"] == pytest.approx(0, abs=1e-4)
+    assert found[2]["kl/all"] > found[0]["kl/all"]
+    assert found[2]["mismatch_abs/all"] < 0.05
+
+
 # -- what is kept -----------------------------------------------------------------------------------------------------
 
 
@@ -289,6 +313,34 @@ def test_model_larger_than_a_file_is_written_as_several(qwen3: Path, tmp_path: P
 
 
 # -- processes --------------------------------------------------------------------------------------------------------
+
+
+def test_shards_of_a_policy_that_is_gone_are_let_go_of(tiny_model: Path) -> None:
+    spec = ModelSpec(name=str(tiny_model), dtype="float32")
+    policies = [FsdpPolicy(spec, FsdpSpec(ranks=2)) for _ in range(2)]
+    for policy in policies:
+        policy.sample(requests(policy)[:1], SamplingParams(1), lambda place, group: None)
+    kept = policies.pop()
+    del policies, policy
+    gc.collect()
+    kept.reset_optimizer()
+    assert list(crew._crews[-1]._hands.workers) == [kept._number]
+
+
+def test_rank_that_hangs_ends_the_run_after_its_time(tiny_model: Path) -> None:
+    while crew._crews:
+        crew._crews.pop().end()
+    policy = FsdpPolicy(ModelSpec(name=str(tiny_model), dtype="float32"), FsdpSpec(ranks=2, timeout_s=12))
+    [follower] = policy._crew.processes.values()
+    follower.send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    with pytest.raises(EngineLost, match="rank 1 of 2 has given no sign of life for"):
+        policy.save_weights(tiny_model.parent / "never.safetensors")
+    assert time.monotonic() - began < 60
+    with pytest.raises(EngineLost, match="have ended"):
+        policy.reset_optimizer()
+    crew._crews.pop().end()
+    assert follower.returncode == -signal.SIGKILL
 
 
 def test_connection_without_the_key_of_the_run_is_not_heard() -> None:

@@ -37,7 +37,7 @@ test_problems = 4
 samples = 2
 keep_samples = 1
 [study]
-steps = 4
+steps = 8
 arms = {arms}
 checkpoint_steps = 1
 bootstrap = 50
@@ -57,7 +57,7 @@ def recipe(folder: Path, arms: str) -> Path:
     tasks = []
     for name, tokens in (("short", 5), ("long", 9)):
         rows = [
-            {"id": f"{name} {split} {n}", "prompt": f"{name} {n}" * (1 + n % 3), "split": split}
+            {"id": f"{name} {split} {n}", "prompt": f"{name} {split} {n} " * (1 + n % 3), "split": split}
             for split, count in (("train", 16), ("validation", 4), ("test", 4))
             for n in range(count)
         ]
@@ -89,7 +89,8 @@ def ranks(count: int) -> list[str]:
 def wait_for_step(out: Path, process: subprocess.Popen[bytes], step: int) -> None:
     until = time.monotonic() + 200
     while time.monotonic() < until and process.poll() is None:
-        if list(out.glob(f"models/**/joint.checkpoint.{step}.state")):
+        names = [path.name.split(".") for path in out.glob("models/**/joint.checkpoint.*.state")]
+        if any(int(parts[2]) >= step for parts in names):
             return
         time.sleep(0.02)
     raise AssertionError("the study ended, or hung, before it came to be killed")

@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from omni_thinker.errors import EngineLost, UserError
 from omni_thinker.models.memory import is_out_of_memory
-from omni_thinker.policy.fsdp.follower import ADDRESS
+from omni_thinker.policy.fsdp.follower import ADDRESS, ALIVE_S
 from omni_thinker.policy.fsdp.hands import Hands, store_of
 from omni_thinker.policy.fsdp.place import KEY_VARIABLE, Place, given_place
 from omni_thinker.policy.fsdp.talk import accept, packed, send
@@ -57,7 +57,7 @@ class Crew:
             self._store = store_of(given)
             _hear_of_losses_first(self)
         self.place, self.world = given, given.world
-        self.broken = False
+        self.broken = True  # until all are there
         self._heard = dict.fromkeys(range(1, self.world), time.monotonic())
         self._news: queue.Queue[tuple[int, tuple[Any, ...]]] = queue.Queue()
         self._busy = False
@@ -70,6 +70,7 @@ class Crew:
         atexit.register(self.end)
         self._connect(started_here=given_place() is None)
         self._hands = Hands(self.place, self._store)
+        self.broken = False
 
     def begin(self, device: str, timeout_s: float) -> None:
         """Let all join one group, once; on `device`."""
@@ -82,6 +83,7 @@ class Crew:
 
     def make(self, args: tuple[Any, ...], **own: Any) -> int:
         """A worker on every rank, and its number; `own`: what rank 0 has for it alone."""
+        self._drop()
         self._made += 1
         self._all("make", [(self._made, *args)] * self.world, **own)
         return self._made
@@ -95,10 +97,13 @@ class Crew:
     ) -> list[Any]:
         """A method of the workers, with each rank's own arguments; what each returned. Raises EngineLost where a
         process ends."""
-        for gone in list(self.dropped):
-            self.dropped.remove(gone)
-            self._all("drop", [(gone,)] * self.world)
+        self._drop()
         return self._all("do", [(number, method, share) for share in shares], on_group=on_group)
+
+    def _drop(self) -> None:
+        """Let go of workers whose policy is gone: not when it goes, which may be in the middle of anything."""
+        while self.dropped:
+            self._all("drop", [(self.dropped.pop(),)] * self.world)
 
     def hear(self, on_group: OnGroup | None) -> None:
         """Pass on what has come in by now."""
@@ -200,11 +205,8 @@ class Crew:
         try:
             rank, message = self._news.get(timeout=wait_s) if wait_s else self._news.get_nowait()
         except queue.Empty:
-            silent = [rank for rank, heard in self._heard.items() if time.monotonic() - heard > self._timeout_s]
-            if silent and wait_s:
-                self.broken = True
-                why = f"rank {silent[0]} of {self.world} gave no sign of life for {self._timeout_s:g} s"
-                raise EngineLost(why) from None
+            if wait_s:
+                self._look_for_hung(self._timeout_s)
             return
         match message:
             case ("group", place, group):
@@ -216,6 +218,13 @@ class Crew:
                 self._fail(rank, words)
             case _:
                 self._fail(rank, "")
+
+    def _look_for_hung(self, seconds: float) -> None:
+        """Raises EngineLost where a rank has been silent for so long."""
+        for rank, heard in self._heard.items():
+            if (silent := time.monotonic() - heard) > seconds:
+                self.broken = True
+                raise EngineLost(f"rank {rank} of {self.world} has given no sign of life for {silent:.0f} s") from None
 
     def _fail(self, rank: int, words: str) -> None:
         self.broken = True
@@ -232,7 +241,7 @@ class Crew:
         self.broken = True
         if is_out_of_memory(exc):
             raise EngineLost(f"rank 0 of {self.world} ran out of memory; lower engine.fsdp.row_tokens") from exc
-        if not isinstance(exc, RuntimeError):
+        if not isinstance(exc, RuntimeError) or isinstance(exc, EngineLost):
             return
         until = time.monotonic() + _NEWS_S
         while time.monotonic() < until:
@@ -240,6 +249,7 @@ class Crew:
                 self._take(None, 0.2)
             except EngineLost as lost:
                 raise lost from None
+        self._look_for_hung(2 * ALIVE_S)
 
     def _how(self, rank: int) -> str:
         process = self.processes.get(rank)

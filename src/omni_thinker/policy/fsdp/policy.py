@@ -49,7 +49,7 @@ class FsdpPolicy(Texts):
             model = add_lora(model, spec.lora, seed=seed)
         model.eval()
         self._proven = Proven(model, recompute=spec.activation_checkpointing)
-        self._number = self._crew.make((spec, name, Blueprint.of(model)), loaded=model, texts=self)
+        self._number = self._crew.make((spec, name, Blueprint.of(model)), loaded=model)
         weakref.finalize(self, self._crew.dropped.append, self._number)
 
     @property
@@ -77,7 +77,7 @@ class FsdpPolicy(Texts):
         self._crew.worker(self._number).tell = own
         hands = deal([len(request.prompt) + request.longest * params.group_size for request in requests], self.ranks)
         shares = [(hand, [requests[i] for i in hand], [names[i] for i in hand], params) for hand in hands]
-        self._crew.call(self._number, "sample", shares, finished)
+        self._call("sample", *shares, on_group=finished)
         return [groups[place] for place in range(len(requests))]
 
     def forward_backward(
@@ -152,13 +152,15 @@ class FsdpPolicy(Texts):
         write_folder(plain, path, self.tokenizer, self._name, state_dict={})
         self._same("export", path)
 
-    def _call(self, method: str, *shares: tuple[Any, ...]) -> list[Any]:
+    def _call(self, method: str, *shares: tuple[Any, ...], on_group: OnGroup | None = None) -> list[Any]:
         try:
-            return self._crew.call(self._number, method, shares)
+            return self._crew.call(self._number, method, shares, on_group)
         except (AttributeError, TypeError) as exc:
             if "pickle" not in str(exc):
                 raise
             raise TypeError(f"what other processes are told must be importable: {exc}") from None
+        finally:
+            self._crew.worker(self._number).forget()
 
     def _same(self, method: str, *args: Any) -> Any:
         """Tell all ranks the same; what rank 0 returned."""

@@ -39,23 +39,19 @@ class Worker:
     use: Callable[[PreTrainedModel], object]
     """What `whole` lets this rank do with the whole model."""
 
-    def __init__(
-        self,
-        spec: ModelSpec,
-        name: str,
-        plan: Blueprint,
-        *,
-        loaded: PreTrainedModel | None = None,
-        texts: Texts | None = None,
-    ) -> None:
-        """`name`: the folder or model to begin with. `loaded`, `texts`: on the rank that has them."""
+    def __init__(self, spec: ModelSpec, name: str, plan: Blueprint, *, loaded: PreTrainedModel | None = None) -> None:
+        """`name`: the folder or model to begin with. `loaded`: the model, on the rank that has it."""
         mesh = init_device_mesh(compute_device(spec.device).type, (dist.get_world_size(),))
-        self._texts = texts or Texts(spec, name)
+        self._texts = Texts(spec, name)
         self._shards = Shards(spec, name, plan, mesh, loaded=loaded)
         self._model, self._params = self._shards.model, self._shards.trained
         self._task_gradients = TaskGradients(self._model)
         self._updates = ShardUpdates(list(self._params.values()))
         self._start: list[torch.Tensor] | None = None
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget whom to tell: a policy that nobody needs is found by its not being held."""
         self.tell = lambda place, group: None
         self.use = lambda model: None
 
