@@ -30,6 +30,7 @@ from omni_thinker.cli.plan import forecast, plan, transfer
 from omni_thinker.cli.status import status
 from omni_thinker.cli.tasks import tasks_app
 from omni_thinker.errors import UserError, machine_error, printable
+from omni_thinker.policy.fsdp.place import given_place
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -45,7 +46,9 @@ def main() -> None:
     """Run the command line. Bad input: one line on stderr, exit code 2."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        if code := app(standalone_mode=False, prog_name="omni-thinker"):
+        if (code := _follow()) is None:
+            code = app(standalone_mode=False, prog_name="omni-thinker")
+        if code:
             sys.exit(code)
     except UserError as exc:
         sys.stderr.write(f"omni-thinker: {printable(str(exc))}\n")
@@ -61,6 +64,21 @@ def main() -> None:
             raise
         sys.stderr.write(f"omni-thinker: {why}\n")
         sys.exit(1)
+
+
+def _follow() -> int | None:
+    """Under torchrun, a rank above 0 computes what rank 0's command says; its exit code. None: this is rank 0, or no
+    torchrun started it."""
+    if (place := given_place()) is None:
+        return None
+    if place.rank:
+        from omni_thinker.policy.fsdp.follower import follow
+
+        return follow(place)
+    from omni_thinker.policy.fsdp.crew import crew_of
+
+    crew_of()  # so that the others end with this process, whatever its command comes to
+    return None
 
 
 def _bad_option(exc: Any) -> None:

@@ -26,7 +26,7 @@ def make_policy(
         from omni_thinker.policy.tinker.policy import TinkerPolicy
 
         return TinkerPolicy(spec, engine.tinker, folder=folder, seed=seed)
-    trainer = _make_trainer(spec, folder, seed)
+    trainer = _make_trainer(spec, engine, folder, seed)
     if engine.sampler != "vllm":
         return trainer
     from omni_thinker.policy.vllm.make import sampled_by_vllm
@@ -34,7 +34,11 @@ def make_policy(
     return sampled_by_vllm(trainer, spec, engine.vllm, folder)
 
 
-def _make_trainer(spec: ModelSpec, folder: str | Path | None, seed: int) -> Policy:
+def _make_trainer(spec: ModelSpec, engine: EngineSpec, folder: str | Path | None, seed: int) -> Policy:
+    if spec.policy == "torch" and engine.trainer == "fsdp":
+        from omni_thinker.policy.fsdp.policy import FsdpPolicy  # its distributed parts take time to import
+
+        return FsdpPolicy(spec, engine.fsdp, folder=folder, seed=seed)
     policy_class = POLICIES.find(spec.policy, "model.policy")
     try:
         policy: Policy = policy_class(spec, folder=folder, seed=seed)

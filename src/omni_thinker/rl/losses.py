@@ -5,6 +5,7 @@ add up to the whole batch by construction. Notation: rho is the ratio of the pol
 the sampler's, A the advantage."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 
@@ -76,13 +77,15 @@ def make_loss(spec: RlSpec) -> FormedLoss:
     """The loss that a recipe asks for, with beta times the k3 estimate of KL(policy || start) added."""
     surrogate, form = SURROGATES[spec.loss], form_of(spec)
 
-    def loss(batch: TokenBatch) -> LossTerms:
-        loss_N, clipped_N = surrogate(batch, form.eps_low, form.eps_high)
-        if spec.kl_beta > 0:
-            if batch.reference_logprobs_N is None:
-                raise ValueError("kl_beta > 0 needs the start model's log-probs")
-            difference_N = batch.reference_logprobs_N - batch.logprobs_N
-            loss_N = loss_N + spec.kl_beta * (torch.exp(difference_N) - 1 - difference_N)
-        return LossTerms((loss_N * batch.weights_N).sum(), clipped_N)
+    return FormedLoss(form, partial(_weighted, surrogate=surrogate, form=form))
 
-    return FormedLoss(form, loss)
+
+def _weighted(batch: TokenBatch, *, surrogate: Surrogate, form: LossForm) -> LossTerms:
+    # By its name, and not inside `make_loss`: other processes are told which loss it is.
+    loss_N, clipped_N = surrogate(batch, form.eps_low, form.eps_high)
+    if form.kl_beta > 0:
+        if batch.reference_logprobs_N is None:
+            raise ValueError("kl_beta > 0 needs the start model's log-probs")
+        difference_N = batch.reference_logprobs_N - batch.logprobs_N
+        loss_N = loss_N + form.kl_beta * (torch.exp(difference_N) - 1 - difference_N)
+    return LossTerms((loss_N * batch.weights_N).sum(), clipped_N)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from omni_thinker.protocol import Policy
-from omni_thinker.runs.files import checksum, is_whole, write_whole
+from omni_thinker.runs.files import checksum, is_whole, remove, write_whole
 from omni_thinker.runs.unit_run import UnitRun
 
 COST = 0.02
@@ -36,7 +36,8 @@ class Checkpoints:
     def write(self, policy: Policy, step: int) -> dict[str, str]:
         """The policy's weights and moments after `step`; what `usable` and `read` take."""
         began = time.monotonic()
-        path = self._folder / f"{self._name}.{step}.safetensors"
+        suffix = getattr(policy, "state_suffix", ".safetensors")  # some write folders
+        path = self._folder / f"{self._name}.{step}{suffix}"
         write_whole(path, policy.save_state)
         self._run.files.made(path)
         written = {"file": str(path.relative_to(self._run.path)), "sum": checksum(path)}
@@ -49,18 +50,18 @@ class Checkpoints:
         path = self._run.path / value["file"]
         self._run.files.need(path)
         policy.load_state(path)
-        for other in self._folder.glob(f"{self._name}.*.safetensors*"):
+        for other in self._folder.glob(f"{self._name}.*"):
             if self._step(other) > self._step(path):
                 self._remove(other)
 
     def drop(self, count: int = _SAVED_CHECKPOINTS) -> None:
         """All but the newest, once the journal knows of those."""
-        files = sorted(self._folder.glob(f"{self._name}.*.safetensors*"), key=self._step)
+        files = sorted(self._folder.glob(f"{self._name}.*"), key=self._step)
         for path in files[: len(files) - count]:
             self._remove(path)
 
     def _remove(self, path: Path) -> None:
-        path.unlink()
+        remove(path)
         self._run.files.dropped(path)
 
     def _step(self, path: Path) -> int:

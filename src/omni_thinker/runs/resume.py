@@ -22,8 +22,9 @@ _FREE_OF_ENDPOINT = (
 )  # fmt: skip
 FREE = (
     *(f"judge.endpoint.{key}" for key in _FREE_OF_ENDPOINT), "rl.score_deadline_s", "rl.max_error_rate",
-    "engine.tinker.url", "engine.tinker.allow_http", "engine.tinker.patience_s", "evaluation.keep_samples", "cluster",
-    "study.checkpoint_steps", "study.bootstrap", "study.confidence",
+    "engine.tinker.url", "engine.tinker.allow_http", "engine.tinker.patience_s", "engine.fsdp.ranks",
+    "engine.fsdp.timeout_s", "evaluation.keep_samples", "cluster", "study.checkpoint_steps", "study.bootstrap",
+    "study.confidence",
 )  # fmt: skip
 """Keys, and tables of keys, that change nothing of what has been computed."""
 Pools = Mapping[Split, Mapping[TaskName, Sequence[Problem]]]

@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from omni_thinker.compare.intervals import MIN_PROBLEMS
+from omni_thinker.errors import UserError
 from omni_thinker.judging.shared.owner import JudgeOwner
+from omni_thinker.policy.engines import choose_engines
+from omni_thinker.policy.fsdp.place import given_place
 from omni_thinker.recipe import Recipe
 from omni_thinker.runs.checkpoints import usable
 from omni_thinker.runs.journal import sort_rows
@@ -54,13 +57,17 @@ def run_study(recipe: Recipe, out: Path, *, resume: bool = False, where: Where |
     began = time.monotonic()
     if not resume:
         check_free(out)
-    recipe = dated(recipe, out if resume else None)
+    recipe, why = choose_engines(dated(recipe, out if resume else None))
     with Progress(SECONDS) as progress:
+        if why:
+            progress.say(why)
         progress.show("checking tasks, rewards and every row")
         setup = prepare(recipe, resumed=out if resume else None)
         work = plan_work(recipe)
         progress.expect(work.total)
         where = where or Where()
+        if given_place() is not None and not where.alone:
+            raise UserError("torchrun's processes share one model; leave out --jobs and --cluster", key="--jobs")
         with ExitStack() as stack:
             owner = None
             if setup.judge is not None and not where.alone:

@@ -15,7 +15,7 @@ import torch
 from omni_thinker.errors import UserError
 from omni_thinker.models.chat import load_chat
 from omni_thinker.models.load import resolve
-from omni_thinker.policy.speaks import Speaks
+from omni_thinker.policy.texts import Texts
 from omni_thinker.policy.tinker.adapter import fetch_adapter
 from omni_thinker.policy.tinker.answers import finished
 from omni_thinker.policy.tinker.checks import check_adapter
@@ -50,7 +50,7 @@ _SEEDS = 2**31 - 2**16
 _log = logging.getLogger(__name__)
 
 
-class TinkerPolicy(Speaks):
+class TinkerPolicy(Texts):
     """Implements the Policy protocol at a service with the Tinker API.
 
     One thread may use it. After an error of the service it is of no more use: what was asked may have happened."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from omni_thinker.errors import UserError
-from omni_thinker.runs.files import checksum
+from omni_thinker.runs.files import checksum, remove
 
 _PIECE_BYTES = 1 << 24
 
@@ -57,8 +57,8 @@ class Keeper:
         os.replace(partial, target)
 
     def drop(self, name: str) -> None:
-        """A file isn't needed any more."""
-        self._inside(name).unlink(missing_ok=True)
+        """A file or folder isn't needed any more."""
+        remove(self._inside(name))
 
     def _inside(self, name: str) -> Path:
         path = self._run / name
