@@ -34,6 +34,7 @@ from omni_thinker.policy.proof.prove import Paths
 from omni_thinker.protocol import (
     Loss,
     LossReport,
+    LossTerms,
     OnGroup,
     OptimParams,
     OptimReport,
@@ -191,7 +192,7 @@ class TorchPolicy:
                 terms.loss.backward()
             total += terms.loss.item()
             computed += tokens.computed
-            _add_stats(stats, groups, token_batch, tokens.entropy_N, terms.clipped_N)
+            _add_stats(stats, groups, token_batch, tokens.entropy_N, terms)
         return LossReport(total, computed, stats, sketches)
 
     def optim_step(self, optim: OptimParams) -> OptimReport:
@@ -339,6 +340,7 @@ def _token_batch(groups: Sequence[TrainGroup], tokens: AnswerTokens, reference_N
     logprobs_N, sample_N = tokens.logprobs_N, tokens.sample_N
     device = logprobs_N.device
     old = [x for group in groups for sample in group.samples for x in sample.drawn_logprobs]
+    sampler = [x for group in groups for x in group.drawn_sampler_logprobs]
     advantages_S = torch.tensor([a for group in groups for a in group.advantages], device=device)
     weights_S = torch.tensor([w for group in groups for w in group.weights], device=device)
     return TokenBatch(
@@ -348,6 +350,7 @@ def _token_batch(groups: Sequence[TrainGroup], tokens: AnswerTokens, reference_N
         advantages_N=advantages_S[sample_N],
         weights_N=weights_S[sample_N],
         sample_N=sample_N,
+        sampler_logprobs_N=torch.tensor(sampler, device=device) if sampler else None,
     )
 
 
@@ -357,7 +360,7 @@ def _add_stats(
     groups: Sequence[TrainGroup],
     batch: TokenBatch,
     entropy_N: torch.Tensor,
-    clipped_N: torch.Tensor,
+    terms: LossTerms,
 ) -> None:
     difference_N = batch.logprobs_N.detach() - batch.old_logprobs_N
     kl_N = None
@@ -371,8 +374,11 @@ def _add_stats(
         stats[group.task] = stats.get(group.task, TokenStats()) + TokenStats(
             tokens=group.drawn,
             entropy=float(entropy_N[tokens].sum()),
-            clipped=float(clipped_N[tokens].sum()),
+            clipped=float(terms.clipped_N[tokens].sum()),
             mismatch=float(difference_N[tokens].abs().sum()),
             kl=0.0 if kl_N is None else float(kl_N[tokens].sum()),
             kl_tokens=0 if kl_N is None else group.drawn,
+            importance=0.0 if terms.importance_N is None else float(terms.importance_N[tokens].sum()),
+            cut=0.0 if terms.cut_N is None else float(terms.cut_N[tokens].sum()),
+            weighed=0 if terms.importance_N is None else group.drawn,
         )

@@ -13,6 +13,13 @@ Update = Literal["step", "task"]
 """What one update of the weights is made of: all of a step, or one task of it after another, in random order (CGPO,
 arXiv 2409.20370)."""
 
+Importance = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
+IMPORTANCE_CAP = 2.0
+"""`importance_cap` where sampler and trainer are different engines; verl's default too."""
+MAX_MISMATCH = 0.2
+"""`max_mismatch` there, in nats: six times the most that a step's bf16 rounding was seen to make in one engine
+(docs/performance.md)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Preset:
@@ -83,6 +90,18 @@ class RlSpec(Table):
     """What ratios are measured from. In bf16 sampler and trainer differ by rounding, which GSPO's published bounds take
     for a change of policy: they clip about half of all tokens at the first update. "trainer" computes the log-probs
     again before the update, for one more forward pass."""
+    importance_cap: NonNegative | None = None
+    """Most that a token weighs because the trainer finds it likelier than the sampler did (truncated importance
+    weights); ratios are then the trainer's own. 0: off. None: 2 where sampler and trainer are different engines, else
+    off."""
+    importance: Importance = "token_truncate"
+    """What becomes of importance weights outside their bounds, those of tokens or of whole samples: cut to the bound,
+    or set to 0."""
+    importance_floor: NonNegative = 0.0
+    """Least importance weight; 0: none."""
+    max_mismatch: PositiveFloat | None = None
+    """Stop when log-probs of sampler and trainer differ by more than this on average, in nats, before a step's first
+    update. None: 0.2 where they are different engines, else no bound."""
     kl_beta: NonNegative = 0.0
     """Weight of the KL to the start in the loss."""
     update: Update = "step"
@@ -106,6 +125,14 @@ class RlSpec(Table):
     def preset(self) -> Preset:
         """What the loss was published with."""
         return PRESETS[self.loss]
+
+    def between(self, different_engines: bool) -> "RlSpec":
+        """The same with what is none by default set, by whether sampler and trainer are different engines."""
+        unset = {
+            "importance_cap": (IMPORTANCE_CAP if different_engines else 0.0) if self.importance_cap is None else None,
+            "max_mismatch": MAX_MISMATCH if different_engines and self.max_mismatch is None else None,
+        }
+        return self.model_copy(update={key: value for key, value in unset.items() if value is not None})
 
 
 class EvalSpec(Table):

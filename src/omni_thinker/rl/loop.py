@@ -6,8 +6,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import dataclass
 from math import isfinite
 from statistics import fmean
 from typing import Any
@@ -16,13 +15,14 @@ import numpy as np
 
 from omni_thinker.engine.task_gradients import Sketches, alignments, norms
 from omni_thinker.errors import UserError
-from omni_thinker.protocol import OptimParams, OptimReport, Policy, ScoresTokens, TokenStats, TrainGroup
+from omni_thinker.protocol import OptimParams, OptimReport, Policy, TokenStats, TrainGroup
 from omni_thinker.recipe import RlSpec
 from omni_thinker.rewards.base import Reward
 from omni_thinker.rl.batch import ScoredGroup, build_batches, learnability
 from omni_thinker.rl.difficulty import pool_of
 from omni_thinker.rl.losses import make_loss
 from omni_thinker.rl.metrics import Metrics, group_metrics, token_metrics
+from omni_thinker.rl.mismatch import mismatch_sums, samples_elsewhere, stop_on_mismatch, trainer_logprobs
 from omni_thinker.rl.requests import request_for
 from omni_thinker.rl.resample import Resampler
 from omni_thinker.rl.scoring import Scoring, stop_on_errors, stop_on_nonsense
@@ -67,10 +67,10 @@ class Learner:
         thinking: Mapping[TaskName, Thinking] | None = None,
     ) -> None:
         """`stops`: texts that end an answer, `thinking`: what becomes of thoughts, by task."""
-        self.policy, self.spec = policy, spec
+        self.policy, self.spec = policy, spec.between(samples_elsewhere(policy))
         self.streams, self.rewards, self.max_tokens = streams, rewards, max_tokens
         self.stops, self.thinking = stops or {}, thinking or {}
-        self.loss = make_loss(spec)
+        self.loss = make_loss(self.spec)
         self._refill = Resampler(spec.refill_most)
         self._skipped = 0
 
@@ -90,7 +90,8 @@ class Learner:
         batches = build_batches(trained, self.spec, longest, order, drawn)
         batch = [group for minibatch in batches for group in minibatch]
         mismatch: Metrics = {}
-        if self.spec.old_logprobs == "trainer":
+        # A step's only update needs no second pass for that: its log-probs before the update are those of the update.
+        if self.spec.old_logprobs == "trainer" or (self.spec.importance_cap and len(batches) > 1):
             with clock("train"):
                 batches, mismatch = self._recompute(batches)
         metrics = self._update(batches, number, clock) | mismatch
@@ -179,21 +180,10 @@ class Learner:
 
     def _recompute(self, batches: list[list[TrainGroup]]) -> tuple[list[list[TrainGroup]], Metrics]:
         """The batches with log-probs as the trainer has them, and how far the sampler's were from these."""
-        if not isinstance(self.policy, ScoresTokens):
-            raise UserError("this policy can't compute log-probs again", key="rl.old_logprobs")
-        recomputed, differences = list[list[TrainGroup]](), list[float]()
-        for batch in batches:
-            flat = iter(self.policy.logprobs(batch, temperature=self.spec.temperature).tolist())
-            groups = []
-            for group in batch:
-                samples = [replace(s, logprobs=tuple(islice(flat, len(s.tokens)))) for s in group.samples]
-                pairs = zip(group.samples, samples, strict=True)
-                differences += [
-                    abs(x - y) for a, b in pairs for x, y in zip(a.drawn_logprobs, b.drawn_logprobs, strict=True)
-                ]
-                groups.append(replace(group, samples=tuple(samples)))
-            recomputed.append(groups)
-        return recomputed, {"mismatch_abs/all": fmean(differences)} if differences else {}
+        recomputed = [trainer_logprobs(self.policy, batch, self.spec.temperature) for batch in batches]
+        sums = mismatch_sums([group for batch in recomputed for group in batch])
+        stop_on_mismatch(sums, self.spec.max_mismatch)
+        return recomputed, {k: v for k, v in token_metrics(sums).items() if k.startswith("mismatch_abs/")}
 
     def _update(self, batches: list[list[TrainGroup]], number: int, clock: "_Clock") -> Metrics:
         spec = self.spec
@@ -209,6 +199,8 @@ class Learner:
                 report = self.policy.forward_backward(
                     batch, self.loss, temperature=spec.temperature, reference=reference
                 )
+                if not applied:
+                    stop_on_mismatch(report.stats, spec.max_mismatch)
                 optim = self.policy.optim_step(OptimParams(learning_rate, spec.weight_decay, spec.max_grad_norm))
             for task, task_stats in report.stats.items():
                 stats[task] = stats.get(task, TokenStats()) + task_stats

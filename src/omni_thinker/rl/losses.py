@@ -5,11 +5,13 @@ add up to the whole batch by construction. Notation: rho is the ratio of the pol
 the sampler's, A the advantage."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 
-from omni_thinker.protocol import Loss, LossTerms, TokenBatch
+from omni_thinker.protocol import LossTerms, TokenBatch
 from omni_thinker.recipe import RlSpec
+from omni_thinker.rl.importance import importance_weights, measured_by_trainer, sample_sums
 
 Surrogate = Callable[[TokenBatch, float, float], tuple[torch.Tensor, torch.Tensor]]
 """(batch, eps_low, eps_high) -> (loss per token, clipped per token)."""
@@ -24,10 +26,8 @@ def clipped_ratio(batch: TokenBatch, eps_low: float, eps_high: float) -> tuple[t
 def sequence_ratio(batch: TokenBatch, eps_low: float, eps_high: float) -> tuple[torch.Tensor, torch.Tensor]:
     """GSPO (arXiv 2507.18071): rho is the geometric mean over a sample's tokens, and whole samples are clipped."""
     difference_N = batch.logprobs_N - batch.old_logprobs_N
-    samples = int(batch.sample_N.max()) + 1
-    zeros_S = torch.zeros(samples, dtype=difference_N.dtype, device=difference_N.device)
-    sum_S = zeros_S.index_add(0, batch.sample_N, difference_N)
-    count_S = zeros_S.index_add(0, batch.sample_N, torch.ones_like(difference_N))
+    sum_S = sample_sums(difference_N, batch.sample_N)
+    count_S = sample_sums(torch.ones_like(difference_N), batch.sample_N)
     return _clip(torch.exp(sum_S / count_S)[batch.sample_N], batch.advantages_N, eps_low, eps_high)
 
 
@@ -59,19 +59,38 @@ SURROGATES: Mapping[str, Surrogate] = {
 }
 
 
-def make_loss(spec: RlSpec) -> Loss:
-    """The loss that a recipe asks for, with beta times the k3 estimate of KL(policy || start) added."""
-    surrogate, preset = SURROGATES[spec.loss], spec.preset
-    eps_low = preset.eps_low if spec.eps_low is None else spec.eps_low
-    eps_high = preset.eps_high if spec.eps_high is None else spec.eps_high
+@dataclass(frozen=True, slots=True)
+class PolicyLoss:
+    """The loss that a recipe asks for: a surrogate, times importance weights where sampler and trainer differ, plus
+    beta times the k3 estimate of KL(policy || start).
 
-    def loss(batch: TokenBatch) -> LossTerms:
-        loss_N, clipped_N = surrogate(batch, eps_low, eps_high)
-        if spec.kl_beta > 0:
+    `spec` has no key left to be set by `between`. A trainer that has losses of its own, such as a service, reads it."""
+
+    spec: RlSpec
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """eps_low and eps_high."""
+        spec, preset = self.spec, self.spec.preset
+        low = preset.eps_low if spec.eps_low is None else spec.eps_low
+        return low, preset.eps_high if spec.eps_high is None else spec.eps_high
+
+    def __call__(self, batch: TokenBatch) -> LossTerms:
+        importance_N = cut_N = None
+        if self.spec.importance_cap:
+            batch = measured_by_trainer(batch)
+            importance_N, cut_N = importance_weights(batch, self.spec)
+        loss_N, clipped_N = SURROGATES[self.spec.loss](batch, *self.bounds)
+        if importance_N is not None:
+            loss_N = loss_N * importance_N
+        if self.spec.kl_beta > 0:
             if batch.reference_logprobs_N is None:
                 raise ValueError("kl_beta > 0 needs the start model's log-probs")
             difference_N = batch.reference_logprobs_N - batch.logprobs_N
-            loss_N = loss_N + spec.kl_beta * (torch.exp(difference_N) - 1 - difference_N)
-        return LossTerms((loss_N * batch.weights_N).sum(), clipped_N)
+            loss_N = loss_N + self.spec.kl_beta * (torch.exp(difference_N) - 1 - difference_N)
+        return LossTerms((loss_N * batch.weights_N).sum(), clipped_N, importance_N, cut_N)
 
-    return loss
+
+def make_loss(spec: RlSpec, *, different_engines: bool = False) -> PolicyLoss:
+    """The loss of a recipe. `different_engines`: whether sampler and trainer are."""
+    return PolicyLoss(spec.between(different_engines))

@@ -32,6 +32,9 @@ def token_metrics(stats: Mapping[TaskName, TokenStats]) -> Metrics:
             metrics[f"mismatch_abs/{name}"] = sums.mismatch / sums.tokens
         if sums.kl_tokens:
             metrics[f"kl_ref/{name}"] = sums.kl / sums.kl_tokens
+        if sums.weighed:
+            metrics[f"importance/{name}"] = sums.importance / sums.weighed
+            metrics[f"importance_cut/{name}"] = sums.cut / sums.weighed
         metrics[f"tokens_trained/{name}"] = float(sums.tokens)
     return metrics
 

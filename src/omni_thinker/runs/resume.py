@@ -22,6 +22,7 @@ _FREE_OF_ENDPOINT = (
 )  # fmt: skip
 FREE = (
     *(f"judge.endpoint.{key}" for key in _FREE_OF_ENDPOINT), "rl.score_deadline_s", "rl.max_error_rate",
+    "rl.max_mismatch",
     "evaluation.keep_samples", "study.checkpoint_steps", "study.bootstrap", "study.confidence",
 )  # fmt: skip
 """Keys, and tables of keys, that change nothing of what has been computed."""
