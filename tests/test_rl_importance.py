@@ -21,8 +21,8 @@ from omni_thinker.rl.batch import ScoredGroup, build_batches
 from omni_thinker.rl.loop import Learner
 from omni_thinker.rl.losses import SURROGATES, make_loss
 from omni_thinker.rl.metrics import token_metrics
-from omni_thinker.rl.mismatch import mismatch_sums, stop_on_mismatch, trainer_logprobs
 from omni_thinker.rl.stream import make_streams
+from omni_thinker.rl.updates.mismatch import mismatch_sums, stop_on_mismatch, trainer_logprobs
 from omni_thinker.types import Group, Problem, Sample, SampleRequest, SamplingParams, Thoughts
 from scripted import Scripted, in_turns
 from trl_batch import MAX_TOKENS, REWARDS, move, moved_policy, ragged_groups, trainer_maker, trl_inputs

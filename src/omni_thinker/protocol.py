@@ -56,7 +56,8 @@ class TokenBatch:
     `logprobs_N` carries the gradient; `old_logprobs_N` are what ratios are measured from; `reference_logprobs_N` the
     start model's, or None. `sample_N` numbers the sample that a token belongs to, from 0 to S - 1.
     `sampler_logprobs_N` are the sampler's where the old ones are the trainer's, else None: then the old ones are the
-    sampler's."""
+    sampler's. `entropy_N`: of the distributions that tokens are drawn from, with gradient; None where the policy
+    doesn't know them."""
 
     logprobs_N: torch.Tensor
     old_logprobs_N: torch.Tensor
@@ -65,6 +66,7 @@ class TokenBatch:
     weights_N: torch.Tensor
     sample_N: torch.Tensor
     sampler_logprobs_N: torch.Tensor | None = None
+    entropy_N: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +74,14 @@ class LossTerms:
     """A loss (a scalar with gradient) and which tokens were clipped (bool, N).
 
     `importance_N`: the importance weights between sampler and trainer, and `cut_N` (bool) which of them were outside
-    their bounds; None where the loss has none."""
+    their bounds; None where the loss has none. `off_policy_N` (bool): tokens of samples that were left out because
+    their sampler was too far from the policy; None where none may be."""
 
     loss: torch.Tensor
     clipped_N: torch.Tensor
     importance_N: torch.Tensor | None = None
     cut_N: torch.Tensor | None = None
+    off_policy_N: torch.Tensor | None = None
 
 
 Loss = Callable[[TokenBatch], LossTerms]
@@ -97,6 +101,9 @@ class TokenStats:
     cut: float = 0.0
     weighed: int = 0
     """Tokens that have an importance weight."""
+    off_policy: float = 0.0
+    screened: int = 0
+    """Tokens of samples that might have been left out as off-policy."""
 
     def __add__(self, other: "TokenStats") -> "TokenStats":
         return TokenStats(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
@@ -196,6 +203,15 @@ class ScoresTokens(Protocol):
         self, groups: Sequence[TrainGroup], *, temperature: float = 1.0, reference: bool = False
     ) -> torch.Tensor:
         """Log-probs of the answer tokens of `groups`, flat, sample by sample; under the start where `reference`."""
+
+
+@runtime_checkable
+class SeesEntropy(Protocol):
+    """A policy that can say how sure it is of each token, before it is trained on."""
+
+    def entropies(self, groups: Sequence[TrainGroup], *, temperature: float = 1.0) -> torch.Tensor:
+        """Entropies in nats of the distributions that the answer tokens of `groups` are drawn from, flat, sample by
+        sample."""
 
 
 @runtime_checkable

@@ -217,6 +217,15 @@ class TorchPolicy:
         with self._start_model() as model:
             return self._score(model, groups, temperature).logprobs_N
 
+    @torch.no_grad()
+    def entropies(self, groups: Sequence[TrainGroup], *, temperature: float = 1.0) -> torch.Tensor:
+        """Entropies at the answer tokens of `groups`, flat."""
+        by_group: dict[int, torch.Tensor] = {}
+        for row in self._micro_batches(groups):  # which come in an order of their own
+            parts = self._score(self.model, row, temperature).entropy_N.split([group.tokens for group in row])
+            by_group |= {id(group): part for group, part in zip(row, parts, strict=True)}
+        return torch.cat([by_group[id(group)] for group in groups])
+
     def mark_start(self) -> None:
         """Take the present weights as the start that `reference` means."""
         if self.spec.lora is None:
@@ -351,6 +360,7 @@ def _token_batch(groups: Sequence[TrainGroup], tokens: AnswerTokens, reference_N
         weights_N=weights_S[sample_N],
         sample_N=sample_N,
         sampler_logprobs_N=torch.tensor(sampler, device=device) if sampler else None,
+        entropy_N=tokens.entropy_N,
     )
 
 
@@ -381,4 +391,6 @@ def _add_stats(
             importance=0.0 if terms.importance_N is None else float(terms.importance_N[tokens].sum()),
             cut=0.0 if terms.cut_N is None else float(terms.cut_N[tokens].sum()),
             weighed=0 if terms.importance_N is None else group.drawn,
+            off_policy=0.0 if terms.off_policy_N is None else float(terms.off_policy_N[tokens].sum()),
+            screened=0 if terms.off_policy_N is None else group.drawn,
         )

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, StrictBool
 
+from omni_thinker.errors import UserError
 from omni_thinker.recipe.types import MAX_INT, Count, NonNegative, Positive, PositiveFloat, Share, Table
 from omni_thinker.types import SamplingParams
 
@@ -38,6 +39,13 @@ PRESETS: Mapping[str, Preset] = {
     "gspo": Preset("grpo", "sample", 3e-4, 4e-4),  # 2507.18071
     "cispo": Preset("grpo", "token", 0.2, 0.2),  # 2506.13585 names no number; eps_low isn't used
 }
+
+
+LOSS_KEYS = (
+    "loss", "temperature", "eps_low", "eps_high", "delta", "importance_cap", "importance", "importance_floor",
+    "kl_beta", "kl_unbiased", "off_policy_kl", "entropy_beta", "top_entropy",
+)  # fmt: skip
+"""Keys of `[rl]` that one loss has one value of."""
 
 
 class WarmupSpec(Table):
@@ -86,6 +94,9 @@ class RlSpec(Table):
     """The ratio is clipped to 1 - eps_low and above; none: as the loss's paper has it."""
     eps_high: PositiveFloat | None = None
     """The ratio is clipped to 1 + eps_high and below; none: as the loss's paper has it."""
+    delta: Annotated[float, Field(gt=1.0, strict=True)] | None = None
+    """Most that a ratio counts where the advantage is negative, which the clip leaves without a bound; above
+    1 + eps_high. None: no bound. `cispo` doesn't use it."""
     old_logprobs: Literal["sampler", "trainer"] = "sampler"
     """What ratios are measured from. In bf16 sampler and trainer differ by rounding, which GSPO's published bounds take
     for a change of policy: they clip about half of all tokens at the first update. "trainer" computes the log-probs
@@ -104,6 +115,24 @@ class RlSpec(Table):
     update. None: 0.2 where they are different engines, else no bound."""
     kl_beta: NonNegative = 0.0
     """Weight of the KL to the start in the loss."""
+    kl_unbiased: StrictBool = False
+    """Weigh the KL of a token by its ratio: unbiased off-policy too, and so is its gradient."""
+    off_policy_kl: PositiveFloat | None = None
+    """Leave out samples with a negative advantage whose sampler is this far from the policy, in nats a token on
+    average. None: never."""
+    entropy_beta: NonNegative = 0.0
+    """Weight of the entropy in the loss: a bonus that keeps answers diverse."""
+    top_entropy: Annotated[float, Field(gt=0.0, le=1.0, strict=True)] = 1.0
+    """Train this share of each task's tokens alone, those of the highest entropy. Below 1 it costs one more forward
+    pass."""
+    truncated: Literal["keep", "mask"] = "keep"
+    """Answers that were cut at the token limit are trained on as they are scored, or not at all; they count in their
+    group's baseline either way."""
+    overlong_buffer: Count = 0
+    """Tokens before the token limit over which an answer loses up to `overlong_penalty` of its reward; 0: none. Scores
+    in reports stay as they are."""
+    overlong_penalty: PositiveFloat = 1.0
+    """What an answer at the token limit loses."""
     update: Update = "step"
     """One update for all of a step, or one for each of its tasks in random order."""
     minibatches: Positive = 1
@@ -125,6 +154,17 @@ class RlSpec(Table):
     def preset(self) -> Preset:
         """What the loss was published with."""
         return PRESETS[self.loss]
+
+    @property
+    def clip(self) -> tuple[float, float]:
+        """eps_low and eps_high: the recipe's own, else the published ones."""
+        low, high = self.eps_low, self.eps_high
+        return self.preset.eps_low if low is None else low, self.preset.eps_high if high is None else high
+
+    @property
+    def loss_settings(self) -> tuple[object, ...]:
+        """All that a loss and its log-probs depend on: tasks that have the same can share a pass."""
+        return tuple(getattr(self, key) for key in LOSS_KEYS)
 
     def between(self, different_engines: bool) -> "RlSpec":
         """The same with what is none by default set, by whether sampler and trainer are different engines."""
@@ -160,3 +200,12 @@ class EvalSpec(Table):
     def sampling(self) -> SamplingParams:
         """How answers are drawn in evaluations."""
         return SamplingParams(self.samples, self.temperature, self.top_k, self.top_p, self.min_p)
+
+
+def check_rl(rl: RlSpec, table: str = "rl") -> None:
+    """Raises UserError for keys that don't go together; `table`: where they stand."""
+    high = rl.clip[1]
+    if rl.delta is not None and rl.delta <= 1 + high:
+        raise UserError(f"must be above 1 + eps_high = {1 + high:g}, got {rl.delta:g}", key=f"{table}.delta")
+    if rl.importance_cap and rl.importance_floor >= rl.importance_cap:
+        raise UserError("must be below importance_cap", key=f"{table}.importance_floor")

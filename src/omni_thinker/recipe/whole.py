@@ -8,7 +8,7 @@ from omni_thinker.errors import UserError
 from omni_thinker.recipe.engine import EngineSpec
 from omni_thinker.recipe.judge import JudgeSpec
 from omni_thinker.recipe.models import ModelSpec
-from omni_thinker.recipe.rl import EvalSpec, RlSpec, WarmupSpec
+from omni_thinker.recipe.rl import EvalSpec, RlSpec, WarmupSpec, check_rl
 from omni_thinker.recipe.study import StudySpec, check_arms, check_replan
 from omni_thinker.recipe.tasks import RESERVED, TASK_NAME, TASK_NAME_LENGTH, TaskSpec
 from omni_thinker.recipe.types import Table
@@ -53,6 +53,7 @@ class Recipe(Table):
         low, high = self.warmup.target
         if low >= high:
             raise UserError(f"must be a lower and a higher share, got {low:g} and {high:g}", key="warmup.target")
+        check_rl(self.rl)
         study = self.study
         for key, names in (("order", study.order), ("single_tasks", study.single_tasks)):
             if unknown := [name for name in names if name not in self.tasks]:

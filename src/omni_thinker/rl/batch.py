@@ -14,11 +14,12 @@ from omni_thinker.types import Group, Problem, Sample, Score, TaskName
 
 @dataclass(frozen=True, slots=True)
 class ScoredGroup:
-    """A group with one score per sample."""
+    """A group with one score per sample. `penalties`: what training takes off each score; empty where nothing."""
 
     problem: Problem
     group: Group
     scores: tuple[Score, ...]
+    penalties: tuple[float, ...] = ()
 
     @property
     def values(self) -> list[float]:
@@ -26,8 +27,16 @@ class ScoredGroup:
         return [score.value for score in self.scores if score.value is not None]
 
     @property
+    def rewards(self) -> list[float]:
+        """`values` less their penalties: what is trained on."""
+        if not self.penalties:
+            return self.values
+        pairs = zip(self.scores, self.penalties, strict=True)
+        return [score.value - penalty for score, penalty in pairs if score.value is not None]
+
+    @property
     def has_signal(self) -> bool:
-        return has_signal(self.values)
+        return has_signal(self.rewards)
 
 
 def build_batches(
@@ -53,14 +62,24 @@ def build_batches(
     normaliser = spec.preset.normaliser if spec.normaliser == "auto" else spec.normaliser
     by_task = [[pair for pair in paired if pair[0].problem.task == task] for task in order]
     for pairs in by_task or [paired[i :: spec.minibatches] for i in range(spec.minibatches)]:
-        weigh = _Weigher(normaliser, [group for group, _ in pairs], max_tokens, per_batch)
-        batches.append([train_group(group, list(map(float, values)), weigh) for group, values in pairs])
+        kept = [(group, *_kept(group, list(map(float, values)), spec)) for group, values in pairs]
+        weigh = _Weigher(
+            normaliser, [(group.problem.task, samples) for group, samples, _ in kept], max_tokens, per_batch
+        )
+        batches.append([train_group(group, samples, values, weigh) for group, samples, values in kept if samples])
     return [batch for batch in batches if batch]
 
 
 def _advantages(groups: Sequence[ScoredGroup], spec: RlSpec) -> list[Rewards]:
     estimator = spec.preset.advantage if spec.advantage == "auto" else spec.advantage
-    return ADVANTAGES[estimator]([np.array(group.values) for group in groups])
+    return ADVANTAGES[estimator]([np.array(group.rewards) for group in groups])
+
+
+def _kept(scored: ScoredGroup, advantages: Sequence[float], spec: RlSpec) -> tuple[list[Sample], list[float]]:
+    """The samples that are trained on, with their advantages."""
+    pairs = zip(valued(scored), advantages, strict=True)
+    kept = [(s, a) for s, a in pairs if spec.truncated == "keep" or s.stop != "length"]
+    return [sample for sample, _ in kept], [advantage for _, advantage in kept]
 
 
 def learnability(
@@ -79,9 +98,11 @@ def learnability(
 class _Weigher:
     """Token weight of a sample: 1 over what the normaliser counts."""
 
-    def __init__(self, kind: str, groups: Sequence[ScoredGroup], max_tokens: int, drawn: float) -> None:
+    def __init__(
+        self, kind: str, groups: Sequence[tuple[TaskName, Sequence[Sample]]], max_tokens: int, drawn: float
+    ) -> None:
         self.kind, self.max_tokens, self.drawn = kind, max_tokens, drawn
-        lengths = [(g.problem.task, s.drawn) for g in groups for s in _valued(g)]
+        lengths = [(task, sample.drawn) for task, samples in groups for sample in samples]
         self.samples = len(lengths)
         self.tokens = sum(length for _, length in lengths)
         self.task_tokens: Counter[str] = Counter()
@@ -100,15 +121,15 @@ class _Weigher:
         return 1.0 / (self.samples * self.max_tokens)
 
 
-def _valued(scored: ScoredGroup) -> list[Sample]:
+def valued(scored: ScoredGroup) -> list[Sample]:
+    """The samples whose scores are values."""
     return [s for s, score in zip(scored.group.samples, scored.scores, strict=True) if score.value is not None]
 
 
 def train_group(
-    scored: ScoredGroup, advantages: Sequence[float], weigh: Callable[[TaskName, int], float]
+    scored: ScoredGroup, samples: Sequence[Sample], advantages: Sequence[float], weigh: Callable[[TaskName, int], float]
 ) -> TrainGroup:
-    """The samples of a group that have a score; `weigh` gives the token weight for a task and a length."""
-    samples = _valued(scored)
+    """Some samples of a group that have a score; `weigh` gives the token weight for a task and a length."""
     return TrainGroup(
         task=scored.problem.task,
         prompt=scored.group.prompt,

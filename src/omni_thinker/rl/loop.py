@@ -20,13 +20,14 @@ from omni_thinker.recipe import RlSpec
 from omni_thinker.rewards.base import Reward
 from omni_thinker.rl.batch import ScoredGroup, build_batches, learnability
 from omni_thinker.rl.difficulty import pool_of
-from omni_thinker.rl.losses import make_loss
 from omni_thinker.rl.metrics import Metrics, group_metrics, token_metrics
-from omni_thinker.rl.mismatch import mismatch_sums, samples_elsewhere, stop_on_mismatch, trainer_logprobs
 from omni_thinker.rl.requests import request_for
 from omni_thinker.rl.resample import Resampler
 from omni_thinker.rl.scoring import Scoring, stop_on_errors, stop_on_nonsense
+from omni_thinker.rl.shaping import shaped
 from omni_thinker.rl.stream import ProblemStream, stable_seed
+from omni_thinker.rl.updates.mismatch import mismatch_sums, samples_elsewhere, stop_on_mismatch, trainer_logprobs
+from omni_thinker.rl.updates.passes import add_gradient
 from omni_thinker.types import SamplingParams, TaskName, Thinking
 
 MOST_SKIPPED = 3
@@ -70,7 +71,7 @@ class Learner:
         self.policy, self.spec = policy, spec.between(samples_elsewhere(policy))
         self.streams, self.rewards, self.max_tokens = streams, rewards, max_tokens
         self.stops, self.thinking = stops or {}, thinking or {}
-        self.loss = make_loss(self.spec)
+        self._specs = dict.fromkeys(streams, self.spec)
         self._refill = Resampler(spec.refill_most)
         self._skipped = 0
 
@@ -170,7 +171,12 @@ class Learner:
                 )
             stop_on_nonsense(groups)
             with clock("score"):  # what is left of it
-                return scoring.results(self.spec.score_deadline_s)
+                return [self._shaped(group) for group in scoring.results(self.spec.score_deadline_s)]
+
+    def _shaped(self, group: ScoredGroup) -> ScoredGroup:
+        task = group.problem.task
+        budget = _budget(self.thinking.get(task, "auto"))
+        return shaped(group, self.spec, self.max_tokens[task], of_answer=budget > 0)
 
     def _order(self, quotas: Mapping[TaskName, int]) -> list[TaskName]:
         """A random order of this step's tasks. It is the same whenever the step is repeated."""
@@ -195,10 +201,7 @@ class Learner:
         losses, norms_, applied = list[float](), list[float](), list[bool]()
         for batch in batches:  # none where every group was unanimous: such a step has nothing to teach
             with clock("train"):
-                reference = spec.kl_beta > 0 or measure
-                report = self.policy.forward_backward(
-                    batch, self.loss, temperature=spec.temperature, reference=reference
-                )
+                report = add_gradient(self.policy, batch, self._specs, measure_kl=measure)
                 if not applied:
                     stop_on_mismatch(report.stats, spec.max_mismatch)
                 optim = self.policy.optim_step(OptimParams(learning_rate, spec.weight_decay, spec.max_grad_norm))

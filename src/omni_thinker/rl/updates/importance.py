@@ -46,3 +46,8 @@ def sample_sums(value_N: torch.Tensor, sample_N: torch.Tensor) -> torch.Tensor:
     """The sum of each sample's tokens, [S]."""
     zeros_S = torch.zeros(int(sample_N.max()) + 1, dtype=value_N.dtype, device=value_N.device)
     return zeros_S.index_add(0, sample_N, value_N)
+
+
+def sample_means(value_N: torch.Tensor, sample_N: torch.Tensor) -> torch.Tensor:
+    """The mean over each sample's tokens, [S]."""
+    return sample_sums(value_N, sample_N) / sample_sums(torch.ones_like(value_N), sample_N)
