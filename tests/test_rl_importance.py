@@ -178,7 +178,7 @@ def test_loss_and_gradient_equal_trl(
     [batch] = build_batches(groups, spec, MAX_TOKENS)
     now = moved_policy(tiny_model)
     if updated:
-        batch = trainer_logprobs(now, batch, 1.0)
+        batch = trainer_logprobs(now, batch, {"task": 1.0})
         move(now, 5, by=0.02)
         trainer.model.load_state_dict(now.model.state_dict())
     theirs = trainer.compute_loss(trainer.model, inputs)
@@ -286,7 +286,7 @@ def test_the_bound_is_of_the_mean_over_all_tokens() -> None:
 
 def test_recomputed_batches_keep_the_samplers_log_probs(policy: TorchPolicy, groups: list[ScoredGroup]) -> None:
     [batch] = build_batches(groups, RlSpec(), MAX_TOKENS)
-    recomputed = trainer_logprobs(policy, batch, 1.0)
+    recomputed = trainer_logprobs(policy, batch, {"task": 1.0})
     assert [group.sampler_logprobs for group in recomputed] == [
         tuple(sample.logprobs for sample in group.samples) for group in batch
     ]

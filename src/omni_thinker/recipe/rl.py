@@ -14,6 +14,12 @@ Update = Literal["step", "task"]
 """What one update of the weights is made of: all of a step, or one task of it after another, in random order (CGPO,
 arXiv 2409.20370)."""
 
+LossName = Literal["grpo", "dapo", "dr_grpo", "gspo", "cispo"]
+Advantage = Literal["auto", "grpo", "dr_grpo", "rloo", "reinforce_pp"]
+Truncated = Literal["keep", "mask"]
+Delta = Annotated[float, Field(gt=1.0, strict=True)]
+TopShare = Annotated[float, Field(gt=0.0, le=1.0, strict=True)]
+GroupSize = Annotated[int, Field(ge=2, le=MAX_INT, strict=True)]
 Importance = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 IMPORTANCE_CAP = 2.0
 """`importance_cap` where sampler and trainer are different engines; verl's default too."""
@@ -69,14 +75,14 @@ class RlSpec(Table):
     """One GRPO step (arXiv 2402.03300) and its variants. A named loss is what its paper says (`PRESETS`) unless a key
     says otherwise."""
 
-    loss: Literal["grpo", "dapo", "dr_grpo", "gspo", "cispo"] = "grpo"
+    loss: LossName = "grpo"
     """A published loss (docs/training.md)."""
-    advantage: Literal["auto", "grpo", "dr_grpo", "rloo", "reinforce_pp"] = "auto"
+    advantage: Advantage = "auto"
     """How a group's scores become advantages; `auto`: as the loss's paper has it."""
     normaliser: Literal["auto", "sample", "drawn", "token", "task_token", "constant"] = "auto"
     """What a sample's tokens weigh: 1 over the samples that are trained on (so a step with one group that has signal
     moves the weights as much as one with eight), over all samples drawn ("drawn"), over tokens, or over a constant."""
-    group_size: Annotated[int, Field(ge=2, le=MAX_INT, strict=True)] = 8
+    group_size: GroupSize = 8
     """Answers to each problem."""
     problems_per_step: Positive = 8
     """Problems of a step, of all its tasks together."""
@@ -94,7 +100,7 @@ class RlSpec(Table):
     """The ratio is clipped to 1 - eps_low and above; none: as the loss's paper has it."""
     eps_high: PositiveFloat | None = None
     """The ratio is clipped to 1 + eps_high and below; none: as the loss's paper has it."""
-    delta: Annotated[float, Field(gt=1.0, strict=True)] | None = None
+    delta: Delta | None = None
     """Most that a ratio counts where the advantage is negative, which the clip leaves without a bound; above
     1 + eps_high. None: no bound. `cispo` doesn't use it."""
     old_logprobs: Literal["sampler", "trainer"] = "sampler"
@@ -122,10 +128,10 @@ class RlSpec(Table):
     average. None: never."""
     entropy_beta: NonNegative = 0.0
     """Weight of the entropy in the loss: a bonus that keeps answers diverse."""
-    top_entropy: Annotated[float, Field(gt=0.0, le=1.0, strict=True)] = 1.0
+    top_entropy: TopShare = 1.0
     """Train this share of each task's tokens alone, those of the highest entropy. Below 1 it costs one more forward
     pass."""
-    truncated: Literal["keep", "mask"] = "keep"
+    truncated: Truncated = "keep"
     """Answers that were cut at the token limit are trained on as they are scored, or not at all; they count in their
     group's baseline either way."""
     overlong_buffer: Count = 0
@@ -135,6 +141,9 @@ class RlSpec(Table):
     """What an answer at the token limit loses."""
     update: Update = "step"
     """One update for all of a step, or one for each of its tasks in random order."""
+    balance: Literal["none", "tokens", "gradient"] = "none"
+    """Hold each task's part in an update at its share of the groups that were asked for: by the weights of its tokens,
+    or by the norm of its gradient, as lately measured."""
     minibatches: Positive = 1
     """Optimiser steps per batch of samples; above 1 the later ones are off-policy and clipped. Doesn't count where
     `update` is "task"."""
@@ -155,11 +164,20 @@ class RlSpec(Table):
         """What the loss was published with."""
         return PRESETS[self.loss]
 
+    def of_task(self, own: "TaskRlSpec") -> "RlSpec":
+        """The same with what a task has of its own."""
+        return self.model_copy(update=own.model_dump(exclude_none=True))
+
     @property
     def clip(self) -> tuple[float, float]:
         """eps_low and eps_high: the recipe's own, else the published ones."""
         low, high = self.eps_low, self.eps_high
         return self.preset.eps_low if low is None else low, self.preset.eps_high if high is None else high
+
+    @property
+    def estimator(self) -> str:
+        """How advantages are estimated."""
+        return self.preset.advantage if self.advantage == "auto" else self.advantage
 
     @property
     def loss_settings(self) -> tuple[object, ...]:
@@ -173,6 +191,48 @@ class RlSpec(Table):
             "max_mismatch": MAX_MISMATCH if different_engines and self.max_mismatch is None else None,
         }
         return self.model_copy(update={key: value for key, value in unset.items() if value is not None})
+
+
+class TaskRlSpec(Table):
+    """What one task has in place of the same keys of `[rl]`; none: what these say. The normaliser of token weights is
+    that of `[rl]`, since it is over all tasks of a batch."""
+
+    loss: LossName | None = None
+    """Its loss, with that loss's published advantage and clip."""
+    advantage: Advantage | None = None
+    """How a group's scores become advantages."""
+    group_size: GroupSize | None = None
+    """Answers to each problem."""
+    temperature: PositiveFloat | None = None
+    """Of the answers that are trained on."""
+    eps_low: PositiveFloat | None = None
+    """The ratio is clipped to 1 - eps_low and above."""
+    eps_high: PositiveFloat | None = None
+    """The ratio is clipped to 1 + eps_high and below."""
+    delta: Delta | None = None
+    """Most that a ratio counts where the advantage is negative."""
+    importance_cap: NonNegative | None = None
+    """Most that a token weighs between sampler and trainer; 0: off."""
+    importance: Importance | None = None
+    """What becomes of importance weights outside their bounds."""
+    importance_floor: NonNegative | None = None
+    """Least importance weight; 0: none."""
+    kl_beta: NonNegative | None = None
+    """Weight of the KL to the start."""
+    kl_unbiased: StrictBool | None = None
+    """Weigh the KL of a token by its ratio."""
+    off_policy_kl: PositiveFloat | None = None
+    """Leave out samples with a negative advantage that are this far off-policy, in nats a token."""
+    entropy_beta: NonNegative | None = None
+    """Weight of the entropy in the loss."""
+    top_entropy: TopShare | None = None
+    """Train this share of its tokens alone, those of the highest entropy."""
+    truncated: Truncated | None = None
+    """Whether answers that were cut at the token limit are trained on."""
+    overlong_buffer: Count | None = None
+    """Tokens before its token limit over which an answer loses reward; 0: none."""
+    overlong_penalty: PositiveFloat | None = None
+    """What an answer at its token limit loses."""
 
 
 class EvalSpec(Table):

@@ -54,6 +54,8 @@ class Recipe(Table):
         if low >= high:
             raise UserError(f"must be a lower and a higher share, got {low:g} and {high:g}", key="warmup.target")
         check_rl(self.rl)
+        for name in self.tasks:
+            check_rl(self.rl_of(name), f"tasks.{name}.rl")
         study = self.study
         for key, names in (("order", study.order), ("single_tasks", study.single_tasks)):
             if unknown := [name for name in names if name not in self.tasks]:
@@ -77,6 +79,10 @@ class Recipe(Table):
         if study.replan:
             check_replan(study)
         return self
+
+    def rl_of(self, task: str) -> RlSpec:
+        """`[rl]` with what a task has of its own."""
+        return self.rl.of_task(self.tasks[task].rl)
 
     def skipping_refused(self) -> "Recipe":
         """The same recipe, with tasks that leave out the rows that can't be used."""

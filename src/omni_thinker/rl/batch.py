@@ -1,7 +1,7 @@
 """From scored groups to a training batch: who is trained, with which advantage and token weight."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,16 +45,19 @@ def build_batches(
     max_tokens: int,
     order: Sequence[TaskName] = (),
     drawn: int | None = None,
+    own: Mapping[TaskName, RlSpec] | None = None,
 ) -> list[list[TrainGroup]]:
     """Deal the groups with signal out to `spec.minibatches` batches that hold every task in like shares, or, given an
     `order` of tasks, to a batch for each task.
 
     Advantages are taken over everything, token weights within each batch. `max_tokens` is the longest answer
     allowed (for the constant normaliser). `drawn`: samples that the step drew for all batches, those of groups without
-    signal and of refills too (for the normaliser "drawn"; by default those of `groups`).
+    signal and of refills too (for the normaliser "drawn"; by default those of `groups`). `own`: the settings of tasks,
+    by default `spec`.
     """
+    specs = own or {}
     trainable = [group for group in groups if group.has_signal]
-    paired = list(zip(trainable, _advantages(trainable, spec), strict=True))
+    paired = list(zip(trainable, _advantages(trainable, spec, specs), strict=True))
     batches = []
     if drawn is None:
         drawn = sum(len(group.scores) for group in groups)
@@ -62,7 +65,10 @@ def build_batches(
     normaliser = spec.preset.normaliser if spec.normaliser == "auto" else spec.normaliser
     by_task = [[pair for pair in paired if pair[0].problem.task == task] for task in order]
     for pairs in by_task or [paired[i :: spec.minibatches] for i in range(spec.minibatches)]:
-        kept = [(group, *_kept(group, list(map(float, values)), spec)) for group, values in pairs]
+        kept = [
+            (group, *_kept(group, list(map(float, values)), specs.get(group.problem.task, spec)))
+            for group, values in pairs
+        ]
         weigh = _Weigher(
             normaliser, [(group.problem.task, samples) for group, samples, _ in kept], max_tokens, per_batch
         )
@@ -70,9 +76,16 @@ def build_batches(
     return [batch for batch in batches if batch]
 
 
-def _advantages(groups: Sequence[ScoredGroup], spec: RlSpec) -> list[Rewards]:
-    estimator = spec.preset.advantage if spec.advantage == "auto" else spec.advantage
-    return ADVANTAGES[estimator]([np.array(group.rewards) for group in groups])
+def _advantages(groups: Sequence[ScoredGroup], spec: RlSpec, own: Mapping[TaskName, RlSpec]) -> list[Rewards]:
+    """Of each group, by its task's estimator. What one takes over the batch, it takes over its own groups there."""
+    by_estimator: dict[str, list[int]] = {}
+    for place, group in enumerate(groups):
+        by_estimator.setdefault(own.get(group.problem.task, spec).estimator, []).append(place)
+    advantages: dict[int, Rewards] = {}
+    for estimator, places in by_estimator.items():
+        rewards = [np.array(groups[place].rewards) for place in places]
+        advantages |= dict(zip(places, ADVANTAGES[estimator](rewards), strict=True))
+    return [advantages[place] for place in range(len(groups))]
 
 
 def _kept(scored: ScoredGroup, advantages: Sequence[float], spec: RlSpec) -> tuple[list[Sample], list[float]]:
@@ -83,12 +96,15 @@ def _kept(scored: ScoredGroup, advantages: Sequence[float], spec: RlSpec) -> tup
 
 
 def learnability(
-    groups: Sequence[ScoredGroup], spec: RlSpec, by: Callable[[Problem], str] = lambda problem: problem.task
+    groups: Sequence[ScoredGroup],
+    spec: RlSpec,
+    by: Callable[[Problem], str] = lambda problem: problem.task,
+    own: Mapping[TaskName, RlSpec] | None = None,
 ) -> dict[str, float]:
     """Mean absolute advantage of each task's samples (or of what `by` says), of groups without signal too, where it is
     0: what a task's problems have to teach this policy (arXiv 2505.14970)."""
     scored = [group for group in groups if group.values]
-    advantages = _advantages(scored, spec)
+    advantages = _advantages(scored, spec, own or {})
     by_name: dict[str, list[float]] = {}
     for group, values in zip(scored, advantages, strict=True):
         by_name.setdefault(by(group.problem), []).extend(map(float, np.abs(values) if group.has_signal else 0 * values))

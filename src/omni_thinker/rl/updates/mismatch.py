@@ -15,27 +15,37 @@ def samples_elsewhere(policy: Policy) -> bool:
     return isinstance(policy, SamplesElsewhere) and policy.samples_elsewhere
 
 
-def trainer_logprobs(policy: Policy, batch: Sequence[TrainGroup], temperature: float) -> list[TrainGroup]:
-    """The batch with log-probs as the trainer has them now, and the sampler's beside them. One forward pass.
+def trainer_logprobs(
+    policy: Policy, batch: Sequence[TrainGroup], temperatures: Mapping[TaskName, float]
+) -> list[TrainGroup]:
+    """The batch with log-probs as the trainer has them now, and the sampler's beside them, of tasks that have a
+    temperature; the others as they are. One forward pass for each temperature.
 
     Raises UserError where the policy can't compute log-probs again."""
     if not isinstance(policy, ScoresTokens):
         raise UserError("this policy can't compute log-probs again", key="rl.old_logprobs")
-    flat = iter(policy.logprobs(batch, temperature=temperature).tolist())
-    return [
-        replace(
-            group,
-            samples=tuple(replace(s, logprobs=tuple(islice(flat, len(s.tokens)))) for s in group.samples),
-            sampler_logprobs=tuple(sample.logprobs for sample in group.samples),
-        )
-        for group in batch
-    ]
+    recomputed = dict(enumerate(batch))
+    for temperature in dict.fromkeys(temperatures.values()):
+        places = [place for place, group in enumerate(batch) if temperatures.get(group.task) == temperature]
+        if not places:
+            continue
+        flat = iter(policy.logprobs([batch[place] for place in places], temperature=temperature).tolist())
+        for place in places:
+            group = batch[place]
+            recomputed[place] = replace(
+                group,
+                samples=tuple(replace(s, logprobs=tuple(islice(flat, len(s.tokens)))) for s in group.samples),
+                sampler_logprobs=tuple(sample.logprobs for sample in group.samples),
+            )
+    return list(recomputed.values())
 
 
 def mismatch_sums(batch: Sequence[TrainGroup]) -> dict[TaskName, TokenStats]:
-    """Absolute differences of a batch that `trainer_logprobs` made, by task."""
+    """Absolute differences of a batch that `trainer_logprobs` made, by task; of tasks that it left alone none."""
     sums: dict[TaskName, TokenStats] = {}
     for group in batch:
+        if not group.sampler_logprobs:
+            continue
         trainer = [x for sample in group.samples for x in sample.drawn_logprobs]
         difference = sum(abs(x - y) for x, y in zip(group.drawn_sampler_logprobs, trainer, strict=True))
         sums[group.task] = sums.get(group.task, TokenStats()) + TokenStats(len(trainer), mismatch=difference)
