@@ -32,7 +32,7 @@ class AnswerTokens:
     logprobs_N: torch.Tensor
     """Log-probs in nats, with gradient where it is enabled."""
     entropy_N: torch.Tensor
-    """Entropies in nats, without gradient."""
+    """Entropies in nats, with gradient where it is enabled."""
     sample_N: torch.Tensor
     computed: int
     """Tokens that the model was run on."""

@@ -35,7 +35,7 @@ def add_gradient(
             terms.loss.backward()
         total += terms.loss.item()
         computed += tokens.computed
-        add_stats(stats, groups, seen, tokens.entropy_N, terms.clipped_N)
+        add_stats(stats, groups, seen, tokens.entropy_N, terms)
     return LossReport(total, computed, stats, sketches)
 
 

@@ -141,6 +141,15 @@ class TorchPolicy(Texts):
         with self._start_model() as model:
             return self._score(model, groups, temperature).logprobs_N
 
+    @torch.no_grad()
+    def entropies(self, groups: Sequence[TrainGroup], *, temperature: float = 1.0) -> torch.Tensor:
+        """Entropies at the answer tokens of `groups`, flat."""
+        by_group: dict[int, torch.Tensor] = {}
+        for row in self._micro_batches(groups):  # which come in an order of their own
+            parts = self._score(self.model, row, temperature).entropy_N.split([group.tokens for group in row])
+            by_group |= {id(group): part for group, part in zip(row, parts, strict=True)}
+        return torch.cat([by_group[id(group)] for group in groups])
+
     def mark_start(self) -> None:
         """Take the present weights as the start that `reference` means."""
         if self.spec.lora is None:

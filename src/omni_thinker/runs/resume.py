@@ -22,6 +22,7 @@ _FREE_OF_ENDPOINT = (
 )  # fmt: skip
 FREE = (
     *(f"judge.endpoint.{key}" for key in _FREE_OF_ENDPOINT), "rl.score_deadline_s", "rl.max_error_rate",
+    "rl.max_mismatch",
     "engine.tinker.url", "engine.tinker.allow_http", "engine.tinker.patience_s", "engine.fsdp.ranks",
     "engine.fsdp.timeout_s", "evaluation.keep_samples", "cluster", "study.checkpoint_steps", "study.bootstrap",
     "study.confidence",

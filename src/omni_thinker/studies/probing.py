@@ -170,7 +170,7 @@ def _sketches(session: Session, task: TaskName, steps: int) -> dict[str, Any]:
     for batch in range(steps * _BATCHES_PER_STEP):
         began = time.monotonic()
         groups = learner.draw({task: problems})
-        trained = add_policy_gradient(policy, groups, rl.temperature)
+        trained = add_policy_gradient(policy, groups, session.recipe.rl_of(task).temperature)
         sketches.append(policy.sketch_gradient(seed).numpy())
         seconds = time.monotonic() - began
         samples = [sample for group in groups for sample in group.group.samples]

@@ -294,7 +294,7 @@ def _notes(setup: Setup, outcomes: Sequence[SeedOutcome]) -> list[str]:
         "Accuracy is the mean score of "
         f"{recipe.evaluation.samples} answers per problem at temperature {recipe.evaluation.temperature:g}.",
         f"Every trained arm had {recipe.study.steps} RL steps that asked for {recipe.rl.problems_per_step} problems x "
-        f"{recipe.rl.group_size} samples"
+        f"{'/'.join(dict.fromkeys(str(recipe.rl_of(task).group_size) for task in recipe.tasks))} samples"
         + (", 'curriculum_net' fewer by those of its probe" if "curriculum_net" in recipe.study.arms else "")
         + (
             "; the single-task arms only their probe."

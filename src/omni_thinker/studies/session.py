@@ -215,7 +215,8 @@ class Session:
         spec, scheduled = self.recipe.rl, scheduled_arms(self.recipe.study).get(arm)
         if scheduled is not None and scheduled.update is not None:
             spec = spec.model_copy(update={"update": scheduled.update})
-        return Learner(self.policy, spec, streams, rewards, max_tokens, stops, self.setup.thinking)
+        own = {task: task_spec.rl for task, task_spec in self.recipe.tasks.items()}
+        return Learner(self.policy, spec, streams, rewards, max_tokens, stops, self.setup.thinking, own)
 
     def evaluate(self, arm: str, split: Split, step: int, stage: TaskName | None = None) -> Evaluation:
         """Every task on `split`, logged, with a few rollouts kept."""

@@ -26,7 +26,7 @@ from omni_thinker.policy.tinker.service import Sampler, Service, Trainer
 from omni_thinker.policy.tinker.states import State, read_state, write_state
 from omni_thinker.policy.tokens import add_stats, drawn_alone, token_batch
 from omni_thinker.protocol import (
-    FormedLoss,
+    HasForm,
     Loss,
     LossForm,
     LossReport,
@@ -118,7 +118,7 @@ class TinkerPolicy(Texts):
     def forward_backward(
         self, batch: TrainBatch, loss: Loss, *, temperature: float = 1.0, reference: bool = False
     ) -> LossReport:
-        if not isinstance(loss, FormedLoss):
+        if not isinstance(loss, HasForm):
             raise UserError("a training service computes losses that it knows, not any function", key="rl.loss")
         if temperature != 1.0:
             raise UserError("a training service computes log-probs at temperature 1", key="rl.temperature")
@@ -135,7 +135,7 @@ class TinkerPolicy(Texts):
         terms = loss(seen)
         self._compare(terms.loss.item(), made, output)
         stats: dict[str, TokenStats] = {}
-        add_stats(stats, batch, seen, answers.entropy_N, terms.clipped_N)
+        add_stats(stats, batch, seen, answers.entropy_N, terms)
         return LossReport(terms.loss.item(), tokens.computed, stats)
 
     def optim_step(self, optim: OptimParams) -> OptimReport:

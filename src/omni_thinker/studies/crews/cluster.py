@@ -3,6 +3,7 @@
 Ray (Apache-2.0) is imported when a cluster is asked for. Attempts are counted by the dispatcher, not by Ray, so that
 every one begins at the last checkpoint."""
 
+import signal
 import socket
 import threading
 import time
@@ -191,6 +192,10 @@ def _connect(address: str) -> Any:
         if address != "auto":
             raise UserError(f"no Ray cluster at {address}: {exc}", key="--cluster") from None
         ray.init(address="local", include_dashboard=False, **quiet)
+    if threading.current_thread() is threading.main_thread():
+        # Ray 2.60 puts a handler of its own under Python's, which ends the process: put Python's back.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.getsignal(number))
     return ray
 
 
