@@ -168,6 +168,22 @@ def test_shared_folder_on_a_cluster_costs_little_and_goes_on_here(
 
 
 @pytest.mark.timeout(900)
+def test_curriculum_study_whose_units_have_two_ranks(nodes: TwoNodes, repo: Path, tmp_path: Path) -> None:
+    nodes.add(num_cpus=2)
+    out, errors = tmp_path / "run", tmp_path / "err"
+    settings = (
+        *('study.arms=["start", "curriculum"]', "study.steps=8", "study.bootstrap=50", "model.dtype='float32'"),
+        *("engine.trainer='fsdp'", "engine.fsdp.ranks=2", "cluster.cores=2"),
+    )
+    chosen = [word for setting in settings for word in ("--set", setting)]
+    process = begin(errors, repo / "recipes" / "tiny.toml", "--out", out, *chosen, "--cluster", nodes.address)
+    assert process.wait(WAIT_S) == 0, errors.read_text("utf-8")[-2000:]
+    result = json.loads((out / "result.json").read_text("utf-8"))
+    assert set(result["arms"]) == {"start", "curriculum"}
+    assert (out / "models" / "seed-0" / "curriculum" / "config.json").exists()
+
+
+@pytest.mark.timeout(900)
 def test_units_of_two_nodes_stay_within_one_judges_limits(nodes: TwoNodes, repo: Path, tmp_path: Path) -> None:
     """More than 2,000 judgements by a server that fails at one request in eight."""
     rng = random.Random(3)
