@@ -18,7 +18,10 @@ class Files(Protocol):
         """The file or folder `path` is whole; returns once the run has it."""
 
     def dropped(self, path: Path) -> None:
-        """The file `path` was removed."""
+        """The file or folder `path` was removed."""
+
+    def ended(self) -> None:
+        """The unit has ended: what only it needed here may go."""
 
 
 class Shared:
@@ -31,6 +34,9 @@ class Shared:
         """Nothing to do."""
 
     def dropped(self, path: Path) -> None:
+        """Nothing to do."""
+
+    def ended(self) -> None:
         """Nothing to do."""
 
 

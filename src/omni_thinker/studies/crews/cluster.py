@@ -61,7 +61,7 @@ class Cluster:
     def size(self) -> int:
         """See Crew."""
         room = self._room()
-        if room or self._tasks:
+        if room:
             self._seen = time.monotonic()
         elif time.monotonic() - self._seen > _GONE_S:
             self._refuse()

@@ -132,8 +132,9 @@ def check(hello: Mapping[str, Any], wanted: Mapping[str, str], mark: str, keeper
 
 
 def tidy(token: str) -> None:
-    """A task: remove this node's copy of a run."""
-    shutil.rmtree(_copy(token), ignore_errors=True)
+    """A task: remove this machine's copies of a run."""
+    for copy in Path(tempfile.gettempdir()).glob(f"omni-thinker-{token}-*"):
+        shutil.rmtree(copy, ignore_errors=True)
 
 
 def versions() -> dict[str, str]:
@@ -169,10 +170,8 @@ def _name() -> str:
 
 
 def _copy(token: str) -> Path:
-    """This node's copy of a run; nodes on one machine have one each."""
-    import ray
-
-    return Path(tempfile.gettempdir()) / f"omni-thinker-{token}-{ray.get_runtime_context().get_node_id()[:12]}"
+    """This process's copy of a run: what one has no use for any more, another may be reading."""
+    return Path(tempfile.gettempdir()) / f"omni-thinker-{token}-{os.getpid()}"
 
 
 def _obey(desk: Any, done: threading.Event) -> None:

@@ -102,7 +102,9 @@ class _Process:
             )
         self._name = f"{name} (process {self._process.pid})"
         self._write(hello)
-        threading.Thread(target=self._listen, name=f"omni-{name}", daemon=True).start()
+        self._orders = threading.Lock()
+        self._listener = threading.Thread(target=self._listen, name=f"omni-{name}", daemon=True)
+        self._listener.start()
 
     @property
     def alive(self) -> bool:
@@ -110,8 +112,11 @@ class _Process:
 
     def begin(self, order: Order) -> None:
         """Hand it an order."""
-        self.order, self.seed = order, order.unit.seed
+        with self._orders:
+            self.order, self.seed = order, order.unit.seed
         self._write({"order": to_table(order)})
+        if not self._listener.is_alive():  # it died before it had the order
+            self._lose()
 
     def stop(self) -> None:
         """End after this step."""
@@ -145,9 +150,14 @@ class _Process:
                 self.order = None
             reply = partial(self._reply, table.get("id"))
             self._inbox.receive(order.unit.id, order.attempt, table, reply)
+        self._lose()
+
+    def _lose(self) -> None:
+        """The process is gone; if it had an order, its unit broke off."""
         code = self._process.wait()
-        if (order := self.order) is not None:
-            self.order = None
+        with self._orders:
+            order, self.order = self.order, None
+        if order is not None:
             how = f"it was killed by {_signal(-code)}" if code < 0 else f"it ended with code {code}"
             why = f"{how}; {self._last_line()}" if self._last_line() else how
             self._inbox.put(Told(order.unit.id, order.attempt, Broke(self._name, why)))

@@ -14,17 +14,32 @@ from omni_thinker.runs.files import checksum, remove
 _PIECE_BYTES = 1 << 24
 
 
+class Sums:
+    """Checksums of large files that are asked for often, and computed anew only where a file has changed."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, tuple[tuple[int, int, int], str]] = {}
+
+    def of(self, file: Path) -> str:
+        """The checksum of a file."""
+        stat = file.stat()
+        mark = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+        if file not in self._known or self._known[file][0] != mark:
+            self._known[file] = mark, checksum(file)
+        return self._known[file][1]
+
+
 class Keeper:
     """An actor on the driver's machine: reads and writes files of one run."""
 
     def __init__(self, run: str) -> None:
-        self._run = Path(run)
+        self._run, self._sums = Path(run), Sums()
 
     def holds(self, name: str) -> dict[str, str]:
         """The files of the file or folder `name`, with their checksums."""
         path = self._inside(name)
         files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-        return {str(file.relative_to(self._run)): checksum(file) for file in files if file.is_file()}
+        return {str(file.relative_to(self._run)): self._sums.of(file) for file in files if file.is_file()}
 
     def read(self, name: str, begin: int) -> bytes:
         """A piece of a file; empty at its end."""
@@ -76,13 +91,16 @@ class Travelling:
 
     def __init__(self, copy: Path, keeper: Any) -> None:
         """copy: this node's copy of the run's directory."""
-        self._copy, self._keeper = copy, keeper
+        self._copy, self._keeper, self._sums = copy, keeper, Sums()
+        self._needed, self._spent = set[Path](), set[Path]()
+        """Files that the unit of now needs, and those that it made or that units before it needed."""
 
     def need(self, path: Path) -> None:
         """See Files."""
         for name, expected in self._ask("holds", self._name(path)).items():
             target = self._copy / name
-            if target.is_file() and checksum(target) == expected:
+            self._needed.add(target)
+            if target.is_file() and self._sums.of(target) == expected:
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
             partial = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.partial")
@@ -96,6 +114,7 @@ class Travelling:
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if not file.is_file():
                 continue
+            self._spent.add(file)
             name, token = self._name(file), uuid.uuid4().hex[:8]
             with file.open("rb") as stream:
                 while piece := stream.read(_PIECE_BYTES):
@@ -105,6 +124,12 @@ class Travelling:
     def dropped(self, path: Path) -> None:
         """See Files."""
         self._ask("drop", self._name(path))
+
+    def ended(self) -> None:
+        """See Files. What the unit needed, the next one may need as well."""
+        for file in self._spent - self._needed:
+            file.unlink(missing_ok=True)
+        self._spent, self._needed = self._needed, set()
 
     def _name(self, path: Path) -> str:
         return str(path.relative_to(self._copy))

@@ -59,6 +59,7 @@ class Worker:
             mail.send(broke(self.where, exc))
             raise
         else:
+            self._files.ended()
             mail.send({"kind": "ended", "where": self.where, "seconds": time.monotonic() - began})
 
     def _make(self, order: Mapping[str, Any], mail: Mail) -> None:
