@@ -186,6 +186,7 @@ def _connect(address: str) -> Any:
     quiet = {"log_to_driver": False, "configure_logging": False, "namespace": "omni-thinker"}
     if address != "auto":
         _reach(address)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         ray.init(address=address, **quiet)
     except ConnectionError as exc:
@@ -193,9 +194,8 @@ def _connect(address: str) -> Any:
             raise UserError(f"no Ray cluster at {address}: {exc}", key="--cluster") from None
         ray.init(address="local", include_dashboard=False, **quiet)
     if threading.current_thread() is threading.main_thread():
-        # Ray 2.60 puts a handler of its own under Python's, which ends the process: put Python's back.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.getsignal(number))
+        for number, handler in handlers.items():  # Ray 2.60 has put its own in their place
+            signal.signal(number, handler)
     return ray
 
 
