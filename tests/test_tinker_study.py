@@ -125,7 +125,7 @@ def test_a_server_that_is_killed_in_mid_run_costs_a_resume_and_no_step_is_made_t
     with ExitStack() as stack:
         stack.enter_context(server(start, port, tmp_path / "log1", "/api/v1/healthz"))
         study = _study(tmp_path, "study.toml", "--out", "out")
-        _wait_for(lambda: _updates(out, "curriculum") >= 1, study)
+        _wait_for(lambda: any(out.rglob("curriculum.checkpoint.*")), study)
         _kill_server(folder)
         said = study.communicate(timeout=600)[1]
     assert study.returncode == 2, said
@@ -148,7 +148,7 @@ def test_a_server_that_is_killed_in_mid_run_costs_a_resume_and_no_step_is_made_t
         # The last state is the arm's end, whether it was saved as a checkpoint or as the arm's weights.
         ends = [depth for name, depth in depths.items() if name.partition("/")[2].startswith(f"{arm}-")]
         assert max(ends) == warmup + _updates(out, arm)
-        assert _updates(out, arm) >= 3
+        assert _updates(out, arm) >= 2
     assert len({name.partition("/")[0] for name in depths}) == 2, "a second adapter went on with the first one's states"
 
 
