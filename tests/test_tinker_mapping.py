@@ -29,7 +29,7 @@ from omni_thinker.policy.tinker.moments import FORGET, Adam, Moments
 from omni_thinker.policy.tinker.scales import measure
 from omni_thinker.policy.tinker.states import State, read_state, write_state
 from omni_thinker.policy.tokens import drawn_alone, token_batch
-from omni_thinker.protocol import FormedLoss, LossForm, OptimParams, TrainGroup
+from omni_thinker.protocol import HasForm, LossForm, OptimParams, TrainGroup
 from omni_thinker.recipe import LoraSpec, ModelSpec, Recipe, RlSpec, parse_recipe, set_key
 from omni_thinker.rl.losses import make_loss
 from omni_thinker.types import Sample, SampleRequest, Thoughts
@@ -112,7 +112,7 @@ def test_the_services_loss_and_gradient_are_ours_at_every_scale(name: str, scale
     if name == "gold" and scale == Scale(tokens=True):
         pytest.skip("a sum of means weighs gold answers as it likes, which the test below is about")
     torch.manual_seed(3)
-    loss: FormedLoss = gold_loss if name == "gold" else make_loss(RlSpec(loss=name))  # type: ignore[arg-type]
+    loss: HasForm = gold_loss if name == "gold" else make_loss(RlSpec(loss=name))  # type: ignore[arg-type]
     groups = [_group("a", forced=True), _group("b")]
     if name == "gold":  # every answer weighs the same
         groups = [

@@ -22,7 +22,7 @@ from omni_thinker.policy.make import make_policy
 from omni_thinker.policy.tinker.losses import SCALES
 from omni_thinker.policy.tinker.policy import TinkerPolicy
 from omni_thinker.policy.torch_policy import TorchPolicy
-from omni_thinker.protocol import FormedLoss, OptimParams, TrainGroup
+from omni_thinker.protocol import HasForm, OptimParams, TrainGroup
 from omni_thinker.recipe import EngineSpec, LoraSpec, ModelSpec, RlSpec
 from omni_thinker.recipe.tinker import TinkerSpec
 from omni_thinker.rl.losses import make_loss
@@ -93,7 +93,7 @@ def _training(group: Group, task: str, draw: random.Random, samples: int) -> Tra
     return TrainGroup(task, group.prompt, tuple(moved), advantages, tuple(1 / (samples * s.drawn) for s in moved))
 
 
-def _loss(name: str) -> FormedLoss:
+def _loss(name: str) -> HasForm:
     return gold_loss if name == "gold" else make_loss(RlSpec(loss=name))  # type: ignore[arg-type]
 
 

@@ -168,13 +168,15 @@ class Sample:
     """One sampled answer. `tokens` includes the stop token where `stop` is "stop", and the thoughts.
 
     `logprobs` has one entry per token, in nats, under the distribution that was sampled from; 0 for tokens that were
-    written for the model. `text` is the answer after the thoughts, "" where these never end."""
+    written for the model. `text` is the answer after the thoughts, "" where these never end. `version`: of the weights
+    that drew it, where an engine holds copies of the trainer's; None where it was the trainer itself."""
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     text: str
     stop: StopReason
     thoughts: Thoughts | None = None
+    version: int | None = None
 
     @property
     def forced(self) -> tuple[int, ...]:

@@ -26,6 +26,19 @@ def make_policy(
         from omni_thinker.policy.tinker.policy import TinkerPolicy
 
         return TinkerPolicy(spec, engine.tinker, folder=folder, seed=seed)
+    trainer = _make_trainer(spec, engine, folder, seed)
+    if engine.sampler != "vllm":
+        return trainer
+    from omni_thinker.policy.vllm.make import sampled_by_vllm
+
+    return sampled_by_vllm(trainer, spec, engine.vllm, folder)
+
+
+def _make_trainer(spec: ModelSpec, engine: EngineSpec, folder: str | Path | None, seed: int) -> Policy:
+    if spec.policy == "torch" and engine.trainer == "fsdp":
+        from omni_thinker.policy.fsdp.policy import FsdpPolicy  # its distributed parts take time to import
+
+        return FsdpPolicy(spec, engine.fsdp, folder=folder, seed=seed)
     policy_class = POLICIES.find(spec.policy, "model.policy")
     try:
         policy: Policy = policy_class(spec, folder=folder, seed=seed)
@@ -40,3 +53,7 @@ def check_engine(recipe: Recipe) -> None:
         from omni_thinker.policy.tinker.checks import check_remote
 
         check_remote(recipe)
+    if recipe.engine.sampler == "vllm":
+        from omni_thinker.policy.vllm.make import check_vllm
+
+        check_vllm(recipe)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from omni_thinker.engine.logprobs import AnswerTokens
-from omni_thinker.protocol import TokenBatch, TokenStats, TrainGroup
+from omni_thinker.protocol import LossTerms, TokenBatch, TokenStats, TrainGroup
 
 
 def drawn_alone(
@@ -32,6 +32,7 @@ def token_batch(groups: Sequence[TrainGroup], tokens: AnswerTokens, reference_N:
     logprobs_N, sample_N = tokens.logprobs_N, tokens.sample_N
     device = logprobs_N.device
     old = [x for group in groups for sample in group.samples for x in sample.drawn_logprobs]
+    sampler = [x for group in groups for x in group.drawn_sampler_logprobs]
     advantages_S = torch.tensor([a for group in groups for a in group.advantages], device=device)
     weights_S = torch.tensor([w for group in groups for w in group.weights], device=device)
     return TokenBatch(
@@ -41,6 +42,8 @@ def token_batch(groups: Sequence[TrainGroup], tokens: AnswerTokens, reference_N:
         advantages_N=advantages_S[sample_N],
         weights_N=weights_S[sample_N],
         sample_N=sample_N,
+        sampler_logprobs_N=torch.tensor(sampler, device=device) if sampler else None,
+        entropy_N=tokens.entropy_N,
     )
 
 
@@ -50,7 +53,7 @@ def add_stats(
     groups: Sequence[TrainGroup],
     batch: TokenBatch,
     entropy_N: torch.Tensor,
-    clipped_N: torch.Tensor,
+    terms: LossTerms,
 ) -> None:
     """Add the sums over the tokens of each of `groups`' tasks to `stats`."""
     difference_N = batch.logprobs_N.detach() - batch.old_logprobs_N
@@ -65,8 +68,13 @@ def add_stats(
         stats[group.task] = stats.get(group.task, TokenStats()) + TokenStats(
             tokens=group.drawn,
             entropy=float(entropy_N[tokens].sum()),
-            clipped=float(clipped_N[tokens].sum()),
+            clipped=float(terms.clipped_N[tokens].sum()),
             mismatch=float(difference_N[tokens].abs().sum()),
             kl=0.0 if kl_N is None else float(kl_N[tokens].sum()),
             kl_tokens=0 if kl_N is None else group.drawn,
+            importance=0.0 if terms.importance_N is None else float(terms.importance_N[tokens].sum()),
+            cut=0.0 if terms.cut_N is None else float(terms.cut_N[tokens].sum()),
+            weighed=0 if terms.importance_N is None else group.drawn,
+            off_policy=0.0 if terms.off_policy_N is None else float(terms.off_policy_N[tokens].sum()),
+            screened=0 if terms.off_policy_N is None else group.drawn,
         )

@@ -6,12 +6,10 @@ import copy
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
@@ -19,32 +17,20 @@ from omni_thinker.engine.logprobs import AnswerTokens, answer_logprobs
 from omni_thinker.engine.optimizer import Masters
 from omni_thinker.engine.packing import micro_batches
 from omni_thinker.engine.sketch import sketch
-from omni_thinker.engine.task_gradients import Sketches, TaskGradients
+from omni_thinker.engine.task_gradients import TaskGradients
 from omni_thinker.errors import UserError
 from omni_thinker.models.chat import load_chat
-from omni_thinker.models.companions import copy_companions
-from omni_thinker.models.home import MANIFEST
-from omni_thinker.models.load import compute_device, compute_dtype, load_model, resolve
+from omni_thinker.models.load import compute_device, compute_dtype, load_model
 from omni_thinker.models.memory import bound_free_memory, is_out_of_memory, return_free_memory
-from omni_thinker.models.quiet import quiet
+from omni_thinker.policy.folders import opened, write_adapter, write_folder
 from omni_thinker.policy.lora import add_lora
+from omni_thinker.policy.passes import Row, add_gradient, longest, sample_by
 from omni_thinker.policy.proof.chosen import Proven
 from omni_thinker.policy.proof.prove import Paths
-from omni_thinker.policy.speaks import Speaks
-from omni_thinker.policy.tokens import add_stats, drawn_alone, token_batch
-from omni_thinker.protocol import (
-    Loss,
-    LossReport,
-    OnGroup,
-    OptimParams,
-    OptimReport,
-    TokenStats,
-    TrainBatch,
-    TrainGroup,
-)
+from omni_thinker.policy.texts import Texts
+from omni_thinker.protocol import Loss, LossReport, OnGroup, OptimParams, OptimReport, TrainBatch, TrainGroup
 from omni_thinker.recipe import ModelSpec
 from omni_thinker.sampling.decoders.weights import drop_layout
-from omni_thinker.sampling.loop import DECODERS, sample_groups
 from omni_thinker.types import Group, SampleRequest, SamplingParams
 
 # Shorter rows spend more on adding up gradients, longer ones hold more: 0.5 MB a token of the built-in model.
@@ -53,16 +39,6 @@ GPU_TOKEN_BUDGET = 16_384
 _LEAST_TOKEN_BUDGET = 64
 _BUDGET = "token_budget"
 _log = logging.getLogger(__name__)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """A safetensors file. Raises UserError for one that is missing, damaged, or of another model."""
-    try:
-        with safe_open(path, framework="pt") as tensors:
-            yield tensors
-    except (SafetensorError, OSError, RuntimeError) as exc:
-        raise UserError(f"these weights can't be read: {exc}", file=path) from None
 
 
 def _like(master: torch.Tensor, name: str, tensors: Any, path: Path, *, scalar: bool = False) -> torch.Tensor:
@@ -74,7 +50,7 @@ def _like(master: torch.Tensor, name: str, tensors: Any, path: Path, *, scalar: 
     return tensor.to(master.device)
 
 
-class TorchPolicy(Speaks):
+class TorchPolicy(Texts):
     """Implements the Policy protocol in this process."""
 
     def __init__(self, spec: ModelSpec, *, folder: str | Path | None = None, seed: int = 0) -> None:
@@ -109,25 +85,11 @@ class TorchPolicy(Speaks):
     ) -> list[Group]:
         if not requests:
             return []
-        if end := self.chat.facts.stop_text:
-            requests = [replace(request, stop=(*request.stop, end)) for request in requests]
-        # Each by itself: how a request is answered must not depend on its company.
-        places_of: dict[str, list[int]] = {}
-        for place, request in enumerate(requests):
-            decoder = self._proven.paths(len(request.prompt) + request.longest).decoder
-            places_of.setdefault(decoder, []).append(place)
-        groups: dict[int, Group] = {}
-        for name, places in places_of.items():
-
-            def tell(place: int, group: Group, places: Sequence[int] = places) -> None:
-                if on_group is not None:
-                    on_group(places[place], group)
-
-            part = [requests[place] for place in places]
-            sampled = sample_groups(self.model, part, params, self.stop_ids, self.decode, tell, decoder=DECODERS[name])
-            groups |= dict(zip(places, sampled, strict=True))
+        requests = self.ending(requests)
+        names = [self._proven.paths(len(request.prompt) + request.longest).decoder for request in requests]
+        groups = sample_by(self.model, requests, names, params, self.stop_ids, self.decode, on_group)
         bound_free_memory()
-        return [groups[place] for place in range(len(requests))]
+        return groups
 
     def forward_backward(
         self, batch: TrainBatch, loss: Loss, *, temperature: float = 1.0, reference: bool = False
@@ -149,20 +111,13 @@ class TorchPolicy(Speaks):
             _log.warning("out of memory: rows of %d tokens from here on", self.token_budget)
 
     def _add_gradient(self, batch: TrainBatch, loss: Loss, temperature: float, reference: bool) -> LossReport:
-        total, computed = 0.0, 0
-        stats: dict[str, TokenStats] = {}
-        sketches: Sketches = {}
-        for groups in self._micro_batches(batch):
-            reference_N = self.logprobs(groups, temperature=temperature, reference=True) if reference else None
-            with self._task_gradients.watching(groups, sketches):
-                tokens, reference_N = drawn_alone(groups, self._score(self.model, groups, temperature), reference_N)
-                seen = token_batch(groups, tokens, reference_N)
-                terms = loss(seen)
-                terms.loss.backward()
-            total += terms.loss.item()
-            computed += tokens.computed
-            add_stats(stats, groups, seen, tokens.entropy_N, terms.clipped_N)
-        return LossReport(total, computed, stats, sketches)
+        def rows() -> Iterator[Row]:
+            for groups in self._micro_batches(batch):
+                yield groups, self.logprobs(groups, temperature=temperature, reference=True) if reference else None
+
+        return add_gradient(
+            rows(), lambda groups: self._score(self.model, groups, temperature), loss, self._task_gradients
+        )
 
     def optim_step(self, optim: OptimParams) -> OptimReport:
         report = self._updates.step(optim)
@@ -186,6 +141,15 @@ class TorchPolicy(Speaks):
         with self._start_model() as model:
             return self._score(model, groups, temperature).logprobs_N
 
+    @torch.no_grad()
+    def entropies(self, groups: Sequence[TrainGroup], *, temperature: float = 1.0) -> torch.Tensor:
+        """Entropies at the answer tokens of `groups`, flat."""
+        by_group: dict[int, torch.Tensor] = {}
+        for row in self._micro_batches(groups):  # which come in an order of their own
+            parts = self._score(self.model, row, temperature).entropy_N.split([group.tokens for group in row])
+            by_group |= {id(group): part for group, part in zip(row, parts, strict=True)}
+        return torch.cat([by_group[id(group)] for group in groups])
+
     def mark_start(self) -> None:
         """Take the present weights as the start that `reference` means."""
         if self.spec.lora is None:
@@ -200,7 +164,7 @@ class TorchPolicy(Speaks):
 
     def load_weights(self, path: Path) -> None:
         """Masters written by `save_weights`, with a fresh optimiser. Raises UserError where the file isn't that."""
-        with _opened(path) as tensors, torch.no_grad():
+        with opened(path) as tensors, torch.no_grad():
             for name, master in zip(self._names, self._masters, strict=True):
                 master.copy_(_like(master, name, tensors, path))
         self._updates.publish()
@@ -219,7 +183,7 @@ class TorchPolicy(Speaks):
     def load_state(self, path: Path) -> None:
         """Masters and moments written by `save_state`."""
         self.load_weights(path)
-        with _opened(path) as tensors:
+        with opened(path) as tensors:
             moments = {key for key in tensors.keys() if "@" in key}  # noqa: SIM118 - no mapping
             for name, master in zip(self._names, self._masters, strict=True):
                 names = {key.partition("@")[2]: key for key in moments if key.partition("@")[0] == name}
@@ -233,29 +197,14 @@ class TorchPolicy(Speaks):
 
     def export_adapter(self, path: Path) -> None:
         """Write the LoRA factors alone, as a folder that peft reads, which names the model that they belong to."""
-        model: Any = self.model
-        if isinstance(source := resolve(self._name), Path):
-            model.peft_config["default"].base_model_name_or_path = str(source.absolute())
-        with quiet():
-            model.save_pretrained(path)
+        write_adapter(self.model, path, self._name)
 
     def export(self, path: Path) -> None:
-        """Write a Hugging Face folder in the compute dtype. LoRA factors are merged in.
-
-        Settings of generation and what else lay beside the weights of a folder come along as they were."""
-        path.mkdir(parents=True, exist_ok=True)
-        model: Any = self.model
-        if self.spec.lora is not None:
-            model = copy.deepcopy(model).merge_and_unload()
-        with quiet():
-            model.save_pretrained(path)
-            self.tokenizer.save_pretrained(path)
-        if isinstance(source := resolve(self._name), Path):
-            written = {str(file.relative_to(path)) for file in path.rglob("*")} - {"generation_config.json"}
-            copy_companions(source, path, but={*written, MANIFEST, "README.md"})
+        """Write a Hugging Face folder in the compute dtype. LoRA factors are merged in."""
+        write_folder(self.model, path, self.tokenizer, self._name, merge=self.spec.lora is not None)
 
     def _paths(self, groups: Sequence[TrainGroup]) -> Paths:
-        return self._proven.paths(max(len(g.prompt) + max(len(s.tokens) for s in g.samples) for g in groups))
+        return self._proven.paths(longest(groups))
 
     def _micro_batches(self, batch: TrainBatch) -> Iterator[Sequence[TrainGroup]]:
         for groups in micro_batches(batch, self.token_budget):

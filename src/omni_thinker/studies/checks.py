@@ -115,6 +115,8 @@ def check_model(recipe: Recipe) -> Room:
     context = getattr(load_config(resolve(recipe.spoken.name)).get_text_config(), "max_position_embeddings", None)
     if context is not None and context < 1:  # as some name one that has no end
         context = None
+    if recipe.engine.sampler == "vllm" and recipe.engine.vllm.max_model_len:
+        context = min(context or recipe.engine.vllm.max_model_len, recipe.engine.vllm.max_model_len)
     chat = load_chat(recipe.spoken)
     form = think_form(chat)
     for name, task in recipe.tasks.items():

@@ -38,6 +38,12 @@ def _refused(recipe: Recipe) -> Iterator[tuple[bool, str, str]]:
         "rl.loss",
         "a training service clips ratios of tokens, not of sequences; use grpo, dapo, dr_grpo or cispo",
     )
+    for part in ("importance_cap", "delta", "off_policy_kl", "entropy_beta"):
+        yield bool(getattr(rl, part)), f"rl.{part}", "a training service's losses have no such part; leave it out"
+    yield rl.top_entropy < 1, "rl.top_entropy", "a training service trains all tokens; leave it out"
+    for name, task in recipe.tasks.items():
+        own = bool(task.rl.model_dump(exclude_none=True))
+        yield own, f"tasks.{name}.rl", "a training service has one loss for all tasks; set it in [rl]"
     yield rl.kl_beta > 0, "rl.kl_beta", "a training service's losses have no KL term; set it to 0"
     yield rl.temperature != 1.0, "rl.temperature", "a training service computes log-probs at temperature 1; set it to 1"
     yield recipe.evaluation.min_p > 0, "evaluation.min_p", "a training service has top_k and top_p alone; set it to 0"

@@ -15,7 +15,7 @@ import torch
 from omni_thinker.errors import UserError
 from omni_thinker.models.chat import load_chat
 from omni_thinker.models.load import resolve
-from omni_thinker.policy.speaks import Speaks
+from omni_thinker.policy.texts import Texts
 from omni_thinker.policy.tinker.adapter import fetch_adapter
 from omni_thinker.policy.tinker.answers import finished
 from omni_thinker.policy.tinker.checks import check_adapter
@@ -26,7 +26,7 @@ from omni_thinker.policy.tinker.service import Sampler, Service, Trainer
 from omni_thinker.policy.tinker.states import State, read_state, write_state
 from omni_thinker.policy.tokens import add_stats, drawn_alone, token_batch
 from omni_thinker.protocol import (
-    FormedLoss,
+    HasForm,
     Loss,
     LossForm,
     LossReport,
@@ -50,7 +50,7 @@ _SEEDS = 2**31 - 2**16
 _log = logging.getLogger(__name__)
 
 
-class TinkerPolicy(Speaks):
+class TinkerPolicy(Texts):
     """Implements the Policy protocol at a service with the Tinker API.
 
     One thread may use it. After an error of the service it is of no more use: what was asked may have happened."""
@@ -118,7 +118,7 @@ class TinkerPolicy(Speaks):
     def forward_backward(
         self, batch: TrainBatch, loss: Loss, *, temperature: float = 1.0, reference: bool = False
     ) -> LossReport:
-        if not isinstance(loss, FormedLoss):
+        if not isinstance(loss, HasForm):
             raise UserError("a training service computes losses that it knows, not any function", key="rl.loss")
         if temperature != 1.0:
             raise UserError("a training service computes log-probs at temperature 1", key="rl.temperature")
@@ -135,7 +135,7 @@ class TinkerPolicy(Speaks):
         terms = loss(seen)
         self._compare(terms.loss.item(), made, output)
         stats: dict[str, TokenStats] = {}
-        add_stats(stats, batch, seen, answers.entropy_N, terms.clipped_N)
+        add_stats(stats, batch, seen, answers.entropy_N, terms)
         return LossReport(terms.loss.item(), tokens.computed, stats)
 
     def optim_step(self, optim: OptimParams) -> OptimReport:

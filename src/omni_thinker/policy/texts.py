@@ -6,11 +6,12 @@ from dataclasses import replace
 from omni_thinker.models.chat import ChatFormat
 from omni_thinker.models.think_form import Asked, ask, think_form
 from omni_thinker.sampling.thinking import gold_sample
-from omni_thinker.types import Chat, Sample, Thinking, ThoughtRule
+from omni_thinker.types import Chat, Sample, SampleRequest, Thinking, ThoughtRule
 
 
-class Speaks:
-    """The part of the Policy protocol that needs no weights, and all of `omni_thinker.protocol.Thinks`."""
+class Texts:
+    """The half of a policy that knows words and no weights: part of the Policy protocol, and all of
+    `omni_thinker.protocol.Thinks`."""
 
     def __init__(self, chat: ChatFormat) -> None:
         self.chat = chat
@@ -40,6 +41,11 @@ class Speaks:
 
     def encode_answer(self, text: str) -> tuple[int, ...]:
         return self.chat.target_ids("", text)
+
+    def ending(self, requests: Sequence[SampleRequest]) -> Sequence[SampleRequest]:
+        """The requests, with the text that ends the template's answers where no token does."""
+        end = self.chat.facts.stop_text
+        return [replace(request, stop=(*request.stop, end)) for request in requests] if end else requests
 
     def decode(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
