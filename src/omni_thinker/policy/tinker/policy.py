@@ -173,13 +173,13 @@ class TinkerPolicy(Texts):
 
     def save_weights(self, path: Path) -> None:
         """A file that names a state of the service. Moments may be in that, which `load_weights` leaves out."""
-        write_state(self._state(path.name.partition(".")[0]), path)
+        write_state(self._state(_stem(path)), path)
 
     def load_weights(self, path: Path) -> None:
         self._load(read_state(path), moments=False)
 
     def save_state(self, path: Path) -> None:
-        write_state(self._state(path.name.partition(".")[0], moments=True), path)
+        write_state(self._state(_stem(path), moments=True), path)
 
     def load_state(self, path: Path) -> None:
         self._load(read_state(path), moments=True)
@@ -305,6 +305,10 @@ class TinkerPolicy(Texts):
 
 def _logprobs(output: Any) -> list[list[float]]:
     return [list(one["logprobs"].data) for one in output.loss_fn_outputs]
+
+
+def _stem(path: Path) -> str:
+    return path.name.partition(".safetensors")[0]
 
 
 def _unique(name: str) -> str:
