@@ -34,7 +34,7 @@ $(VENV)/.dev: $(VENV)/.runtime
 	@$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $@
 
-.PHONY: help install dev model sandbox quickstart check test test-slow test-vllm soak bench lint format clean
+.PHONY: help install dev model sandbox quickstart check test test-slow test-tinker test-vllm soak bench lint format clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -97,6 +97,19 @@ soak: sandbox $(VENV)/.dev ## kill a study 60 times and compare it with one that
 	@.venv-vllm/bin/python -m pip --disable-pip-version-check -qq uninstall -y torchvision torchaudio torchcodec
 	@touch $@
 
+# SkyRL asks for another transformers than we do, so its server lives by itself, and the client's package with ours.
+TINKER_PIP := python -m pip --disable-pip-version-check -qq install
+.venv-tinker/.made: constraints.txt pyproject.toml
+	@echo "installing SkyRL's server and the client of the Tinker API into .venv-tinker (once) ..."
+	@for part in server client; do $(PYTHON) -m venv --clear .venv-tinker/$$part; .venv-tinker/$$part/bin/$(TINKER_PIP) $(TORCH); done
+	@.venv-tinker/server/bin/$(TINKER_PIP) $(TORCH) 'skyrl[tinker,jax]==0.3.0' tinker==0.24.1
+	@.venv-tinker/client/bin/$(TINKER_PIP) -c constraints.txt -e '.[dev]' tinker==0.24.1
+	@touch $@
+
+test-tinker: sandbox .venv-tinker/.made ## the tests with a training service, SkyRL's own server: most of an hour
+	OMNI_THINKER_TINKER_SERVER=$$PWD/.venv-tinker/server/bin/python \
+		.venv-tinker/client/bin/python -m pytest -m tinker tests/test_tinker_server.py tests/test_tinker_study.py
+
 # Our package beside it, with versions that suit both: constraints.txt has a newer transformers than vLLM allows.
 .venv-vllm/.dev: .venv-vllm/.made pyproject.toml
 	@echo "installing omni-thinker into .venv-vllm ..."
@@ -117,5 +130,5 @@ format: $(VENV)/.dev ## let ruff mend the style
 	$(BIN)/ruff format .
 
 clean: ## remove .venv and caches; runs/ and the model cache stay
-	rm -rf $(VENV) .venv-vllm .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	rm -rf $(VENV) .venv-vllm .venv-tinker .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

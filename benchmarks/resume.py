@@ -26,6 +26,8 @@ from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.recipe import ModelSpec
 from omni_thinker.runs.checkpoints import COST, Checkpoints
 from omni_thinker.runs.machine import machine
+from omni_thinker.runs.tape import Tape
+from omni_thinker.runs.unit_run import UnitRun
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "quickstart.toml"
 SETTINGS = (
@@ -59,7 +61,8 @@ def _checkpoint(folder: Path) -> dict[str, Any]:
     for master in policy._masters:
         master.grad = master.detach().clone()
     policy._updates.optimizer.step()
-    kept = Checkpoints(folder, folder, "a.checkpoint", 0)
+    alone = UnitRun(folder, "a", Tape([], lambda *_: None, folder), lambda *_: None)
+    kept = Checkpoints(folder, alone, "a.checkpoint", 0)
     took = []
     for step in range(1, 4):
         began = time.monotonic()

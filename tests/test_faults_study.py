@@ -20,6 +20,8 @@ from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.recipe import ModelSpec
 from omni_thinker.runs.checkpoints import Checkpoints
 from omni_thinker.runs.stopping import PATIENCE_S
+from omni_thinker.runs.tape import Tape
+from omni_thinker.runs.unit_run import UnitRun
 from test_resume import traces
 
 AWAY_S = float(os.environ.get("OMNI_THINKER_AWAY_S", "25"))
@@ -51,8 +53,8 @@ def begin(errors: Path, *arguments: object, before: str = "", home: Path | None 
         )
 
 
-def wait_for(process: subprocess.Popen[bytes], happened: Callable[[], bool]) -> None:
-    until = time.monotonic() + 120
+def wait_for(process: subprocess.Popen[bytes], happened: Callable[[], bool], seconds: float = 120) -> None:
+    until = time.monotonic() + seconds
     while not happened():
         assert process.poll() is None, "it ended before"
         assert time.monotonic() < until
@@ -229,9 +231,13 @@ def test_study_with_a_jumping_clock_resumes_to_the_same_end(undisturbed: Path, r
     assert traces(out) == traces(undisturbed)
 
 
+def nobody(*_: object) -> None:
+    """Nothing is kept."""
+
+
 def test_drop_saves_the_newest_checkpoints_by_step_not_by_file_time(tmp_path: Path) -> None:
     policy = TorchPolicy(ModelSpec(name="tiny", dtype="float32"))
-    kept = Checkpoints(tmp_path, tmp_path, "a.checkpoint", 1)
+    kept = Checkpoints(tmp_path, UnitRun(tmp_path, "a", Tape([], nobody, tmp_path), nobody), "a.checkpoint", 1)
     for step in (8, 9, 10):
         kept.write(policy, step)
         os.utime(tmp_path / f"a.checkpoint.{step}.safetensors", (1e9 - step, 1e9 - step))

@@ -84,8 +84,8 @@ def test_endpoint_judge_asks_both_orders_and_counts_requests(serve: Serve, make:
     assert found["judge/tie_rate"] == pytest.approx(1 / 4)
     assert found["judge/consistent"] == 1.0
     assert found["judge/requests"] == 6
-    assert judge.client.meter.usage.input_tokens == server.tokens[0]
-    assert judge.client.meter.usage.output_tokens == server.tokens[1]
+    assert judge.client.desk.usage.input_tokens == server.tokens[0]
+    assert judge.client.desk.usage.output_tokens == server.tokens[1]
 
 
 def test_judge_that_prefers_a_position_gives_ties(serve: Serve, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +147,7 @@ def test_two_thousand_verdicts_of_a_faulty_server_are_right_and_paid_once(serve:
     verdicts = asyncio.run(everything())
     assert [v.outcome for v in verdicts] == ["win" if n % 2 else "lose" for n in range(2000)]
     assert server.most_at_once <= 32 + 40, "a hang is given up by the client before the server notices"
-    usage = judge.client.meter.usage
+    usage = judge.client.desk.usage
     assert usage.requests == len(server.times)
     assert (usage.input_tokens, usage.output_tokens) == tuple(server.tokens)
     assert usage.money == pytest.approx((2.0 * server.tokens[0] + 8.0 * server.tokens[1]) / 1e6)
@@ -209,7 +209,7 @@ def test_budget_of_requests_or_money_is_never_exceeded(serve: Serve, make: Make)
     judge = make(server, budget=BudgetSpec(money=0.001), price=PriceSpec(input=1.0, output=1.0), cache="none")
     assert "abstain" in outcomes(judge, [f"word {n}" for n in range(20)])
     assert judge.exhausted
-    assert judge.client.meter.usage.money <= 0.001
+    assert judge.client.desk.usage.money <= 0.001
 
 
 def test_meter_counts_requests_in_flight_against_the_budget() -> None:
@@ -251,7 +251,7 @@ async def send_bare(url: str, bodies: list[dict[str, Any]], at_once: int) -> Non
         await asyncio.gather(*map(send, bodies))
 
 
-def test_two_hundred_comparisons_add_under_half_a_second_to_the_sdk(serve: Serve, make: Make) -> None:
+def test_two_hundred_comparisons_add_under_half_a_second_to_the_sdk(serve: Serve, make: Make, tmp_path: Path) -> None:
     """Bounds what we add to the SDK for 200 questions, each time beside the SDK alone, so a busy machine slows both:
     half a second (2.5 ms a question) of time as of CPU time, and 32 questions wait at once.
     """
@@ -270,8 +270,7 @@ def test_two_hundred_comparisons_add_under_half_a_second_to_the_sdk(serve: Serve
         added.append((ours[0] - bare[0], ours[1] - bare[1]))
     assert min(wall for wall, _ in added) < 0.5
     assert min(cpu for _, cpu in added) < 0.5
-    cache = judge.client.cache
-    assert cache is not None
+    cache = JudgeCache(tmp_path / "cache.sqlite")
     key = next(iter(cache.rows()))["key"]
     assert cache.get(key)
     assert quickest(lambda: [cache.get(key) for _ in range(5000)], 1.0) < 1.0

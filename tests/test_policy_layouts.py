@@ -332,11 +332,14 @@ def test_chosen_logprobs_entropy_and_gradient_equal_log_softmax(count: int) -> N
     every = torch.log_softmax(logits, -1)
     expected = every.gather(-1, target[:, None])[:, 0]
     torch.testing.assert_close(chosen, expected, atol=1e-6, rtol=1e-6)
-    torch.testing.assert_close(entropy, -(every.exp() * every).sum(-1).detach(), atol=1e-5, rtol=1e-5)
-    assert not entropy.requires_grad
-    [gradient] = torch.autograd.grad((chosen * weights).sum(), logits)
-    [reference] = torch.autograd.grad((expected * weights).sum(), logits)
-    torch.testing.assert_close(gradient, reference, atol=1e-6, rtol=1e-5)
+    surprise = -(every.exp() * every).sum(-1)
+    torch.testing.assert_close(entropy, surprise, atol=1e-5, rtol=1e-5)
+    for a, b in ((1.0, 0.0), (0.0, 1.0), (1.0, 0.3)):
+        chosen, entropy = _chosen(logits * 1, target)  # of logits that nobody else needs
+        used = chosen if b == 0 else entropy if a == 0 else a * chosen + b * entropy
+        [gradient] = torch.autograd.grad((used * weights).sum(), logits)
+        [reference] = torch.autograd.grad(((a * expected + b * surprise) * weights).sum(), logits, retain_graph=True)
+        torch.testing.assert_close(gradient, reference, atol=1e-6, rtol=1e-5)
 
 
 def test_chosen_logprobs_of_extreme_logits_are_finite() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omni_thinker.engine import native
-from omni_thinker.engine.softmax import ROWS_AT_ONCE, logit_gradient, logprob_entropy
+from omni_thinker.engine.softmax import ROWS_AT_ONCE, HeadLogprobs, logit_gradient, logprob_entropy
 from omni_thinker.sampling.draw import draw
 from omni_thinker.types import SamplingParams
 
@@ -55,6 +55,46 @@ def test_logprobs_entropy_and_gradient_equal_fp64(
         # Rounded once: within half a unit of bf16, and what fp32 loses of a difference of numbers around 20.
         error = (apart.double() - gradient).abs() - gradient.abs() / 2**7.9
         assert float(error.max()) <= 2e-5 * scale * float(grad.abs().max())
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_gradient_of_entropies_equals_fp64(dtype: torch.dtype, scale: float) -> None:
+    logits, target, grad = _made(11, 300)
+    logits = logits.to(dtype)
+    logits[3, 7] = -torch.inf
+    target[3] = 8
+    more = grad.flip(0)
+    exact = logits.double().clamp(min=-1e4).requires_grad_()
+    every = torch.log_softmax(exact * scale, -1)
+    entropy = -(every.exp() * every).sum(-1)
+    chosen = every.gather(-1, target[:, None])[:, 0]
+    [gradient] = torch.autograd.grad([chosen, entropy], exact, [grad.double(), more.double()])
+    _, found, less = logprob_entropy(logits, target, scale)
+    own = logits.clone()
+    logit_gradient(own, target, less, grad, scale, own, (more, found))
+    error = (own.double() - gradient).abs()
+    rounding = gradient.abs() / 2**7.9 if dtype == torch.bfloat16 else 0.0
+    assert float((error - rounding).max()) <= 2e-4 * scale
+
+
+@pytest.mark.parametrize("rows", [3, 20])
+def test_entropies_of_a_head_pass_on_their_gradient(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("omni_thinker.engine.softmax._HELD", 8 * 40 * 4)  # 8 rows at once
+    rng = torch.Generator().manual_seed(rows)
+    states = torch.randn(rows, 6, generator=rng, requires_grad=True)
+    head = torch.randn(40, 6, generator=rng, requires_grad=True)
+    target, weights = torch.randint(40, (rows,), generator=rng), torch.randn(2, rows, generator=rng)
+    every = torch.log_softmax(states @ head.t() * 0.8, -1)
+    expected = every.gather(-1, target[:, None])[:, 0], -(every.exp() * every).sum(-1)
+    for used in ((0, 1), (1,), (0,)):
+        both = HeadLogprobs.apply(states, head, target, 0.8)  # type: ignore[no-untyped-call]
+        ours = torch.stack([(both[n] * weights[n]).sum() for n in used]).sum()
+        theirs = torch.stack([(expected[n] * weights[n]).sum() for n in used]).sum()
+        found = torch.autograd.grad(ours, (states, head))
+        exact = torch.autograd.grad(theirs, (states, head), retain_graph=True)
+        for a, b in zip(found, exact, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
 @settings(max_examples=60, deadline=None)

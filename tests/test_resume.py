@@ -54,7 +54,7 @@ def traces(out: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"metrics": rows}
     for name in ("samples.jsonl", "references.jsonl"):
         found[name] = (out / name).read_text("utf-8")
-    for name in sorted(path.name for path in out.glob("*.json")):
+    for name in sorted(path.name for path in out.glob("*.json") if path.name != "status.json"):
         found[name] = without_times(json.loads((out / name).read_text("utf-8")))
     for path in sorted((out / "models").rglob("*.safetensors")):
         found[str(path.relative_to(out))] = hashlib.sha256(path.read_bytes()).hexdigest()

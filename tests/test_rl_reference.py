@@ -1,7 +1,6 @@
 """Our losses and gradients are those of TRL's GRPOTrainer, on the same batch of tokens, log-probs and rewards.
 
-TRL does all of its own work: it pads the batch, takes the advantages from the rewards, loads its own reference
-model and computes its own log-probs. Only its generation is replaced, by our fixed tokens.
+`trl_batch` says how TRL gets that batch.
 """
 
 from __future__ import annotations
@@ -16,18 +15,21 @@ import torch
 
 from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.protocol import LossReport, TrainGroup
-from omni_thinker.recipe import ModelSpec, RlSpec
+from omni_thinker.recipe import RlSpec
 from omni_thinker.rl.advantages import ADVANTAGES, Rewards
 from omni_thinker.rl.batch import ScoredGroup, build_batches
 from omni_thinker.rl.losses import make_loss
-from omni_thinker.types import Group, Problem, Sample, Score
-
-MAX_TOKENS = 9
-PROMPT_LENGTHS = (7, 4)
-ANSWER_LENGTHS = ((6, 1, 4), (9, 3, 2))
-REWARDS = ((1.0, 0.0, 0.25), (0.2, 0.9, 0.9))
-GROUP_SIZE = 3
-EOS = 2
+from omni_thinker.types import Score
+from trl_batch import (
+    ANSWER_LENGTHS,
+    GROUP_SIZE,
+    MAX_TOKENS,
+    REWARDS,
+    moved_policy,
+    ragged_groups,
+    trainer_maker,
+    trl_inputs,
+)
 
 
 @dataclass(frozen=True)
@@ -86,89 +88,19 @@ CASES = {
 }
 
 
-def _ids(count: int, rng: torch.Generator) -> list[int]:
-    return [int(t) for t in torch.randint(3, 512, (count,), generator=rng)]
-
-
 @pytest.fixture(scope="module")
 def policy(tiny_model: Path) -> TorchPolicy:
-    """A policy that has moved away from its start."""
-    made = TorchPolicy(ModelSpec(name=str(tiny_model), dtype="float32"))
-    made.mark_start()
-    rng = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for master in made._masters:
-            master.add_(0.01 * torch.randn(master.shape, generator=rng))
-    made._updates.publish()
-    return made
+    return moved_policy(tiny_model)
 
 
 @pytest.fixture(scope="module")
 def groups(policy: TorchPolicy) -> list[ScoredGroup]:
-    """Ragged groups whose log-probs differ from the policy's by enough to clip on both sides."""
-    rng = torch.Generator().manual_seed(2)
-    made = []
-    for g, (prompt_length, lengths) in enumerate(zip(PROMPT_LENGTHS, ANSWER_LENGTHS, strict=True)):
-        prompt = tuple(_ids(prompt_length, rng))
-        answers = [(*_ids(n - 1, rng), EOS) for n in lengths]
-        bare = tuple(Sample(a, (0.0,) * len(a), "", "stop") for a in answers)
-        unweighted = TrainGroup("task", prompt, bare, (0.0,) * len(bare), (0.0,) * len(bare))
-        now = policy.logprobs([unweighted])
-        noise = (0.3 * torch.randn(now.shape, generator=rng)).split(lengths)
-        # A shift of the whole sample too, or sequence ratios would stay within the clip.
-        shifts = [0.5 * (-1) ** (n // 2) for n in range(len(lengths))]
-        old = [x + e + shift for x, e, shift in zip(now.split(lengths), noise, shifts, strict=True)]
-        samples = tuple(Sample(a, tuple(o.tolist()), "", "stop") for a, o in zip(answers, old, strict=True))
-        problem = Problem(id=str(g), task="task", prompt="")
-        made.append(ScoredGroup(problem, Group(prompt, samples), tuple(Score.of(r) for r in REWARDS[g])))
-    return made
+    return ragged_groups(policy)
 
 
 @pytest.fixture
 def trainer_of(tiny_model: Path, tmp_path: Path) -> Callable[..., Any]:
-    """Makes a GRPOTrainer that scores completions by the `reward` column and generates nothing."""
-    from datasets import Dataset
-    from trl.trainer.grpo_config import GRPOConfig
-    from trl.trainer.grpo_trainer import GRPOTrainer
-
-    def by_column(completions: list[str], reward: list[float | None], **_: Any) -> list[float | None]:
-        return reward
-
-    def make(**settings: Any) -> Any:
-        arguments = GRPOConfig(
-            output_dir=str(tmp_path),
-            use_cpu=True,
-            bf16=False,
-            report_to="none",
-            per_device_train_batch_size=GROUP_SIZE * 2,
-            num_generations=GROUP_SIZE,
-            gradient_accumulation_steps=1,
-            gradient_checkpointing=False,
-            max_completion_length=MAX_TOKENS,
-            temperature=1.0,
-            model_init_kwargs={"dtype": "float32"},
-            **settings,
-        )
-        rows = Dataset.from_dict({"prompt": ["a", "b"], "reward": [0.0, 0.0]})
-        made: Any = GRPOTrainer(str(tiny_model), reward_funcs=by_column, args=arguments, train_dataset=rows)
-        made.current_gradient_accumulation_steps = 1  # what training sets before each step
-        made.model.train()
-        return made
-
-    return make
-
-
-def _trl_inputs(trainer: Any, groups: Sequence[ScoredGroup], rewards: Sequence[float | None]) -> dict[str, Any]:
-    """What TRL would train on, had it generated our tokens."""
-    flat = [(group.group.prompt, sample) for group in groups for sample in group.group.samples]
-    prompts, answers = [list(p) for p, _ in flat], [list(s.tokens) for _, s in flat]
-    trainer._generate = lambda _: (prompts, answers, None, ["x"] * len(flat), None, {}, None, None)
-    rows = [{"prompt": "x", "reward": reward} for reward in rewards]
-    inputs: dict[str, Any] = trainer._generate_and_score_completions(rows)
-    width = inputs["completion_ids"].shape[1]
-    old = [[*s.logprobs, *[0.0] * (width - len(s.logprobs))] for _, s in flat]
-    inputs["old_per_token_logps"] = torch.tensor(old)
-    return inputs
+    return trainer_maker(tiny_model, tmp_path)
 
 
 def _named(name: str) -> Callable[[str], str]:
@@ -188,7 +120,7 @@ def test_loss_and_gradient_equal_trl(
     case = CASES[name]
     trainer = trainer_of(**case.trl)
     trainer.model.load_state_dict(policy.model.state_dict())
-    inputs = _trl_inputs(trainer, groups, [r for own in REWARDS for r in own])
+    inputs = trl_inputs(trainer, groups, [r for own in REWARDS for r in own])
     theirs = trainer.compute_loss(trainer.model, inputs)
     theirs.backward()
 
@@ -217,7 +149,7 @@ def test_clip_frac_equals_trl(
     case = CASES[loss]
     trainer = trainer_of(**case.trl)
     trainer.model.load_state_dict(policy.model.state_dict())
-    inputs = _trl_inputs(trainer, groups, [r for own in REWARDS for r in own])
+    inputs = trl_inputs(trainer, groups, [r for own in REWARDS for r in own])
     trainer.compute_loss(trainer.model, inputs)
     batches = build_batches(groups, case.spec, MAX_TOKENS)
     old = torch.tensor([x for g in batches[0] for s in g.samples for x in s.logprobs])
@@ -241,7 +173,7 @@ def _token_batch(groups: Sequence[TrainGroup], now: torch.Tensor, old: torch.Ten
 def test_advantages_equal_trl(
     advantage: str, scale: str, groups: list[ScoredGroup], trainer_of: Callable[..., Any]
 ) -> None:
-    inputs = _trl_inputs(trainer_of(scale_rewards=scale), groups, [r for own in REWARDS for r in own])
+    inputs = trl_inputs(trainer_of(scale_rewards=scale), groups, [r for own in REWARDS for r in own])
     ours = [a for own in ADVANTAGES[advantage]([_array(r) for r in REWARDS]) for a in own]
     assert ours == pytest.approx(inputs["advantages"].tolist(), abs=1e-5)
 
@@ -250,7 +182,7 @@ def test_unscored_sample_leaves_the_baseline_as_in_trl(
     groups: list[ScoredGroup], trainer_of: Callable[..., Any]
 ) -> None:
     rewards = [None, 0.0, 0.25, 0.2, 0.9, 0.8]
-    theirs = _trl_inputs(trainer_of(), groups, rewards)["advantages"].tolist()
+    theirs = trl_inputs(trainer_of(), groups, rewards)["advantages"].tolist()
     scores = (Score.abstain("no parse"), Score.of(0.0), Score.of(0.25))
     second = tuple(Score.of(r) for r in (0.2, 0.9, 0.8))
     scored = [ScoredGroup(g.problem, g.group, s) for g, s in zip(groups, (scores, second), strict=True)]

@@ -24,6 +24,10 @@ class UserError(Exception):
         return self if self.file is not None else UserError(self.message, file=file, key=self.key)
 
 
+class EngineLost(RuntimeError):
+    """A process that a run computes with has ended, or hangs. The run can be resumed from its last checkpoint."""
+
+
 def _short(name: str) -> str:
     return name if len(name) <= _LONGEST_PLACE else f"{name[: _LONGEST_PLACE // 2]}...{name[-_LONGEST_PLACE // 2 :]}"
 
@@ -36,7 +40,10 @@ def printable(text: str) -> str:
 
 
 def machine_error(exc: Exception) -> str | None:
-    """What is wrong with the machine, where that is all that is wrong: a full disk, a folder that can't be written."""
+    """What is wrong with the machine, where that is all that is wrong: a full disk, a folder that can't be written, a
+    process of the run that has ended."""
+    if isinstance(exc, EngineLost):
+        return str(exc)
     number = exc.errno if isinstance(exc, OSError) else None
     if number is None and (match := re.search(r"\(os error (\d+)\)", str(exc))):  # as safetensors tells it
         number = int(match[1])

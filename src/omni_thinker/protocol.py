@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 
@@ -16,13 +16,17 @@ class TrainGroup:
 
     `weights` multiply every token's loss of a sample; they are set over the whole batch, so the loss of a
     batch is a plain sum and cutting it into micro-batches changes nothing. Tokens that were written for the model
-    (`Sample.forced`) are context alone: a loss never sees them."""
+    (`Sample.forced`) are context alone: a loss never sees them.
+
+    Ratios are measured from the samples' `logprobs`. Where these are the trainer's, `sampler_logprobs` are the
+    sampler's, one tuple per sample, one number per token; else it is empty."""
 
     task: TaskName
     prompt: tuple[int, ...]
     samples: tuple[Sample, ...]
     advantages: tuple[float, ...]
     weights: tuple[float, ...]
+    sampler_logprobs: tuple[tuple[float, ...], ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -32,6 +36,12 @@ class TrainGroup:
     def drawn(self) -> int:
         """Tokens that a loss sees."""
         return sum(sample.drawn for sample in self.samples)
+
+    @property
+    def drawn_sampler_logprobs(self) -> list[float]:
+        """`sampler_logprobs` of the tokens that a loss sees, flat."""
+        pairs = zip(self.samples, self.sampler_logprobs, strict=False)
+        return [x for sample, own in pairs for place, x in enumerate(own) if place not in sample.forced]
 
 
 TrainBatch = Sequence[TrainGroup]
@@ -43,8 +53,11 @@ OnGroup = Callable[[int, Group], None]
 class TokenBatch:
     """One micro-batch as a loss sees it: N answer tokens, flat, samples one after another.
 
-    `logprobs_N` carries the gradient; `old_logprobs_N` are the sampler's; `reference_logprobs_N` the start
-    model's, or None. `sample_N` numbers the sample that a token belongs to, from 0 to S - 1."""
+    `logprobs_N` carries the gradient; `old_logprobs_N` are what ratios are measured from; `reference_logprobs_N` the
+    start model's, or None. `sample_N` numbers the sample that a token belongs to, from 0 to S - 1.
+    `sampler_logprobs_N` are the sampler's where the old ones are the trainer's, else None: then the old ones are the
+    sampler's. `entropy_N`: of the distributions that tokens are drawn from, with gradient; None where the policy
+    doesn't know them."""
 
     logprobs_N: torch.Tensor
     old_logprobs_N: torch.Tensor
@@ -52,17 +65,62 @@ class TokenBatch:
     advantages_N: torch.Tensor
     weights_N: torch.Tensor
     sample_N: torch.Tensor
+    sampler_logprobs_N: torch.Tensor | None = None
+    entropy_N: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class LossTerms:
-    """A loss (a scalar with gradient) and which tokens were clipped (bool, N)."""
+    """A loss (a scalar with gradient) and which tokens were clipped (bool, N).
+
+    `importance_N`: the importance weights between sampler and trainer, and `cut_N` (bool) which of them were outside
+    their bounds; None where the loss has none. `off_policy_N` (bool): tokens of samples that were left out because
+    their sampler was too far from the policy; None where none may be."""
 
     loss: torch.Tensor
     clipped_N: torch.Tensor
+    importance_N: torch.Tensor | None = None
+    cut_N: torch.Tensor | None = None
+    off_policy_N: torch.Tensor | None = None
 
 
 Loss = Callable[[TokenBatch], LossTerms]
+
+LossKind = Literal["clipped_ratio", "sequence_ratio", "clipped_weight", "likelihood"]
+
+
+@dataclass(frozen=True, slots=True)
+class LossForm:
+    """Which function a loss is, for engines that compute losses of their own.
+
+    `kind`: a ratio clipped for each token, the same for a whole sample, a clipped ratio as a constant weight, or
+    weighted log-likelihood. Bounds of a ratio are 1 - `eps_low` and 1 + `eps_high`."""
+
+    kind: LossKind
+    eps_low: float = 0.0
+    eps_high: float = 0.0
+    kl_beta: float = 0.0
+
+
+@runtime_checkable
+class HasForm(Protocol):
+    """A loss that says which function it is."""
+
+    @property
+    def form(self) -> LossForm: ...
+
+    def __call__(self, batch: TokenBatch) -> LossTerms: ...
+
+
+@dataclass(frozen=True, slots=True)
+class FormedLoss:
+    """A loss that says which function it is."""
+
+    form: LossForm
+    function: Loss
+
+    def __call__(self, batch: TokenBatch) -> LossTerms:
+        return self.function(batch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +133,13 @@ class TokenStats:
     mismatch: float = 0.0
     kl: float = 0.0
     kl_tokens: int = 0
+    importance: float = 0.0
+    cut: float = 0.0
+    weighed: int = 0
+    """Tokens that have an importance weight."""
+    off_policy: float = 0.0
+    screened: int = 0
+    """Tokens of samples that might have been left out as off-policy."""
 
     def __add__(self, other: "TokenStats") -> "TokenStats":
         return TokenStats(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
@@ -174,6 +239,25 @@ class ScoresTokens(Protocol):
         self, groups: Sequence[TrainGroup], *, temperature: float = 1.0, reference: bool = False
     ) -> torch.Tensor:
         """Log-probs of the answer tokens of `groups`, flat, sample by sample; under the start where `reference`."""
+
+
+@runtime_checkable
+class SeesEntropy(Protocol):
+    """A policy that can say how sure it is of each token, before it is trained on."""
+
+    def entropies(self, groups: Sequence[TrainGroup], *, temperature: float = 1.0) -> torch.Tensor:
+        """Entropies in nats of the distributions that the answer tokens of `groups` are drawn from, flat, sample by
+        sample."""
+
+
+@runtime_checkable
+class SamplesElsewhere(Protocol):
+    """A policy that may draw its samples by another engine than it trains with, so that their log-probs differ by more
+    than one engine's rounding."""
+
+    @property
+    def samples_elsewhere(self) -> bool:
+        """Whether it does. Importance weights and the bound of the mismatch are then on by default."""
 
 
 @runtime_checkable

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import isfinite
 
 from omni_thinker.errors import UserError
-from omni_thinker.protocol import LossTerms, OptimParams, Policy, Thinks, TokenBatch, TrainGroup
+from omni_thinker.protocol import FormedLoss, LossForm, LossTerms, OptimParams, Policy, Thinks, TokenBatch, TrainGroup
 from omni_thinker.recipe import WarmupSpec
 from omni_thinker.rl.stream import ProblemStream
 from omni_thinker.runs.schema.base import Estimate
@@ -38,10 +38,13 @@ class WarmupState:
     taken: dict[TaskName, int]
 
 
-def gold_loss(batch: TokenBatch) -> LossTerms:
-    """Weighted negative log-likelihood."""
+def _likelihood(batch: TokenBatch) -> LossTerms:
     clipped_N = batch.logprobs_N.detach() > 0  # none: a log-prob is never positive
     return LossTerms(-(batch.logprobs_N * batch.weights_N).sum(), clipped_N)
+
+
+gold_loss = FormedLoss(LossForm("likelihood"), _likelihood)
+"""Weighted negative log-likelihood."""
 
 
 def gold_batch(

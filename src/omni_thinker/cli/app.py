@@ -4,7 +4,6 @@ import json
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,8 +27,10 @@ from omni_thinker.cli.options import (
 )
 from omni_thinker.cli.output import Json, finish, tell
 from omni_thinker.cli.plan import forecast, plan, transfer
+from omni_thinker.cli.status import status
 from omni_thinker.cli.tasks import tasks_app
 from omni_thinker.errors import UserError, machine_error, printable
+from omni_thinker.policy.fsdp.place import given_place
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -45,7 +46,9 @@ def main() -> None:
     """Run the command line. Bad input: one line on stderr, exit code 2."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        if code := app(standalone_mode=False, prog_name="omni-thinker"):
+        if (code := _follow()) is None:
+            code = app(standalone_mode=False, prog_name="omni-thinker")
+        if code:
             sys.exit(code)
     except UserError as exc:
         sys.stderr.write(f"omni-thinker: {printable(str(exc))}\n")
@@ -61,6 +64,21 @@ def main() -> None:
             raise
         sys.stderr.write(f"omni-thinker: {why}\n")
         sys.exit(1)
+
+
+def _follow() -> int | None:
+    """Under torchrun, a rank above 0 computes what rank 0's command says; its exit code. None: this is rank 0, or no
+    torchrun started it."""
+    if (place := given_place()) is None:
+        return None
+    if place.rank:
+        from omni_thinker.policy.fsdp.follower import follow
+
+        return follow(place)
+    from omni_thinker.policy.fsdp.crew import crew_of
+
+    crew_of()  # so that the others end with this process, whatever its command comes to
+    return None
 
 
 def _bad_option(exc: Any) -> None:
@@ -108,16 +126,20 @@ def study(
     ] = False,
     resume: Resume = False,
     jobs: Annotated[
-        int, typer.Option(min=1, help="Seeds to run at a time, each in its own process (and on its own GPU).")
+        int, typer.Option(min=1, help="Arms, probes and evaluations at a time, each in a process (and on a GPU).")
     ] = 1,
+    cluster: Annotated[
+        str, typer.Option(help="Spread them over a Ray cluster: HOST:PORT of its head, or auto (docs/cluster.md).")
+    ] = "",
+    times: Annotated[
+        Path | None, typer.Option(help="For --dry-run: a run to take times from, or JSON with seconds by kind of work.")
+    ] = None,
     skip_refused: SkipRefused = False,
     weak: Weak = False,
     json_: Json = False,
 ) -> None:
     """Train every arm at equal budget and compare them on the test split."""
     extra = [f"study.seeds={list(range(seeds))}"] if seeds else []
-    options = [word for override in overrides or [] for word in ("--set", override)]
-    options += ["--allow-weak-sandbox"] if weak else []
     overrides = [*(overrides or []), *extra]
     _run(
         recipe,
@@ -128,7 +150,8 @@ def study(
         dry_run=dry_run,
         resume=resume,
         jobs=jobs,
-        options=options,
+        cluster=cluster,
+        times=times,
     )
 
 
@@ -267,9 +290,14 @@ def _run(
     dry_run: bool = False,
     resume: bool = False,
     jobs: int = 1,
-    options: Sequence[str] = (),
+    cluster: str = "",
+    times: Path | None = None,
 ) -> None:
-    """Run or resume a study. `options`: command-line options to pass on to the processes of --jobs."""
+    """Run or resume a study."""
+    if cluster and jobs > 1:
+        raise UserError(
+            "can't be used with --cluster, where cluster.most says how many units run at a time", key="--jobs"
+        )
     if resume:
         if out is not None:
             raise UserError("can't be used with --resume; give the run's directory as RECIPE", key="--out")
@@ -282,27 +310,20 @@ def _run(
         from omni_thinker.runs.rundir import check_free
 
         check_free(target)
-    from omni_thinker.studies.parallel import drop_parts, follow_parent, is_parallel, run_parallel
+    from omni_thinker.studies.crews.make import Where
     from omni_thinker.studies.study import describe, run_study
     from omni_thinker.studies.units import WORK
 
     if dry_run:
         with in_recipe(recipe):
-            summary = describe(loaded)
+            summary = describe(loaded, times)
         tell(summary, units=WORK)
         finish(summary, json_)
         return
-    follow_parent()
     remedy = f"; resume with `omni-thinker study {shlex.quote(str(target))} --resume`"
     try:
         with in_recipe(recipe):
-            if is_parallel(target) if resume else jobs > 1:
-                result = run_parallel(loaded, target, jobs, resume=resume, options=options)
-            else:
-                if jobs > 1:
-                    typer.echo("--jobs is ignored, because this run was started without it", err=True)
-                result = run_study(loaded, target, resume=resume)
-                drop_parts(loaded, target)
+            result = run_study(loaded, target, resume=resume, where=Where(jobs, cluster))
     except KeyboardInterrupt:
         raise _Ended("interrupted", 130, remedy) from None
     except _Ended as exc:
@@ -319,6 +340,7 @@ def _run(
     finish({"out": str(target), "report": str(path), **result}, json_)
 
 
+app.command()(status)
 app.command()(plan)
 app.command()(forecast)
 app.command()(transfer)

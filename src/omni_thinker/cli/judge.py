@@ -111,7 +111,7 @@ def cache_clear(
 def _judge_cache(chosen: Path | None) -> tuple[Any, Path]:
     """The cache and where it is; None for the usual one where no judge has replied yet."""
     from omni_thinker.judging.cache import JudgeCache
-    from omni_thinker.judging.make import default_cache
+    from omni_thinker.judging.endpoint.desk import default_cache
 
     path = chosen or default_cache()
     if path.is_file():

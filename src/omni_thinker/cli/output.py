@@ -11,7 +11,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the
 def finish(table: dict[str, Any], json_: bool) -> None:
     """Print `table` as the last line, with --json."""
     if json_:
-        from omni_thinker.runs.rundir import to_json
+        from omni_thinker.runs.json_text import to_json
 
         typer.echo(to_json(table))
 
@@ -21,6 +21,8 @@ def tell(summary: Mapping[str, Any], units: Mapping[str, str]) -> None:
     for key, value in summary.items():
         if key == "work":
             typer.echo("work: " + ", ".join(f"{count} {units[kind]}" for kind, count in value.items()))
+        elif key == "graph":
+            typer.echo("\n".join(_graph(value)))
         elif key == "problems":
             for split, tasks in value.items():
                 typer.echo(f"{split}: " + ", ".join(f"{task} {count}" for task, count in tasks.items()))
@@ -28,3 +30,19 @@ def tell(summary: Mapping[str, Any], units: Mapping[str, str]) -> None:
             typer.echo(f"{key}: {', '.join(map(str, value))}")
         elif isinstance(value, str):
             typer.echo(f"{key}: {value}")
+
+
+def _graph(graph: Mapping[str, Any]) -> list[str]:
+    """The units of a study, and what they would take."""
+    times = ", ".join(f"{count} {_duration(seconds)}" for count, seconds in graph["workers"].items())
+    basis = "at guessed times of a step and an evaluation; --times measures them" if graph["guessed"] else "computed"
+    return [
+        f"units: {graph['units']}, {_duration(graph['work_seconds'])} of work",
+        f"longest chain: {_duration(graph['critical_seconds'])} ({' -> '.join(graph['critical_path'])})",
+        f"workers and time: {times} ({basis})",
+    ]
+
+
+def _duration(seconds: float) -> str:
+    minutes = seconds / 60
+    return f"{minutes:.1f} min" if minutes < 120 else f"{minutes / 60:.1f} h"

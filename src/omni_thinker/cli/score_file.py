@@ -18,7 +18,7 @@ from omni_thinker.rewards.base import Reward
 from omni_thinker.rewards.gym import EVALUATES
 from omni_thinker.rewards.registry import is_verifiable, make_reward
 from omni_thinker.rewards.validate import sample_of
-from omni_thinker.runs.rundir import to_json
+from omni_thinker.runs.json_text import to_json
 from omni_thinker.tasks.jsonl import no_constant
 from omni_thinker.tasks.refused import Refusals
 from omni_thinker.tasks.registry import make_tasks

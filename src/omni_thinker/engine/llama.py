@@ -20,6 +20,7 @@ from omni_thinker.engine.attention.native_cpu import RowParts, native_attention,
 from omni_thinker.engine.attention.shared_prompts import SharedPrompts, shared_attention
 from omni_thinker.engine.ops import apply_rope, swiglu
 from omni_thinker.engine.packing import PackedRow
+from omni_thinker.engine.through import through
 
 _FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
@@ -83,9 +84,10 @@ def answer_states(model: PreTrainedModel, row: PackedRow, *, recompute: bool = F
     cos, sin = (table[0, :, None] for table in decoder.rotary_emb(x[None], positions))
     for layer in decoder.layers:
         if recompute and torch.is_grad_enabled():
-            x = checkpoint(_layer, layer, x, cos, sin, attend, use_reentrant=False, preserve_rng_state=False)
+            arguments = (through, layer, _layer, x, cos, sin, attend)
+            x = checkpoint(*arguments, use_reentrant=False, preserve_rng_state=False)
         else:
-            x = _layer(layer, x, cos, sin, attend)
+            x = through(layer, _layer, x, cos, sin, attend)
     return rms_norm(decoder.norm, x[row.source_N.to(device)])
 
 

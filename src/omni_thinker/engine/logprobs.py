@@ -14,6 +14,7 @@ from omni_thinker.engine.checkpointing import checkpointed
 from omni_thinker.engine.llama import answer_states, knows
 from omni_thinker.engine.packing import GPU_MULTIPLE, MULTIPLE, PackedRow, pack
 from omni_thinker.engine.softmax import ChosenLogprobs, HeadLogprobs
+from omni_thinker.engine.through import through
 from omni_thinker.protocol import TrainGroup
 
 Layout = Literal["written-out", "packed", "padded", "single"]
@@ -31,7 +32,7 @@ class AnswerTokens:
     logprobs_N: torch.Tensor
     """Log-probs in nats, with gradient where it is enabled."""
     entropy_N: torch.Tensor
-    """Entropies in nats, without gradient."""
+    """Entropies in nats, with gradient where it is enabled."""
     sample_N: torch.Tensor
     computed: int
     """Tokens that the model was run on."""
@@ -50,7 +51,7 @@ def answer_logprobs(
     and compute the rest again for the gradient, where the layers know how."""
     if layout == "written-out":
         row = pack(groups, MULTIPLE if model.device.type == "cpu" else GPU_MULTIPLE)
-        return _from_states(model, answer_states(model, row, recompute=recompute), row, temperature)
+        return _cut(*through(model, _written_out, row, temperature, recompute), row)
     score = {"packed": _packed, "padded": _padded, "single": _single}[layout]
     with checkpointed(model) if recompute and torch.is_grad_enabled() else nullcontext():
         return score(model, groups, temperature)
@@ -92,21 +93,21 @@ def _packed(model: PreTrainedModel, groups: Sequence[TrainGroup], temperature: f
             use_cache=False,
             **fewer,
         )
-    return _answers(out.logits[0] if fewer else out.logits[0, source_N], row, temperature)
+    logits_N_V = out.logits[0] if fewer else out.logits[0, source_N]
+    return _cut(*_select(logits_N_V, row.target_N.to(device), temperature), row)
 
 
-def _from_states(model: PreTrainedModel, states_N_C: torch.Tensor, row: PackedRow, temperature: float) -> AnswerTokens:
+def _written_out(
+    model: PreTrainedModel, row: PackedRow, temperature: float, recompute: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    states_N_C = answer_states(model, row, recompute=recompute)
+    target_N = row.target_N.to(states_N_C.device)
     head: Any = model.get_output_embeddings()
     if type(head) is not torch.nn.Linear or getattr(head, "bias", None) is not None:  # an adapter, or more
-        return _answers(head(states_N_C), row, temperature)
-    target_N = row.target_N.to(states_N_C.device)
+        return _select(head(states_N_C), target_N, temperature)
     scale = _scale(temperature)
     logprobs_N, entropy_N = HeadLogprobs.apply(states_N_C, head.weight, target_N, scale)  # type: ignore[no-untyped-call]
-    return _cut(logprobs_N, entropy_N, row)
-
-
-def _answers(logits_N_V: torch.Tensor, row: PackedRow, temperature: float) -> AnswerTokens:
-    return _cut(*_select(logits_N_V, row.target_N.to(logits_N_V.device), temperature), row)
+    return logprobs_N, entropy_N
 
 
 def _cut(logprobs_N: torch.Tensor, entropy_N: torch.Tensor, row: PackedRow) -> AnswerTokens:

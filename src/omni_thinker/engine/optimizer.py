@@ -12,29 +12,23 @@ from omni_thinker.engine.native import kernels
 from omni_thinker.protocol import OptimParams, OptimReport
 
 BETAS = (0.9, 0.95)
-_EPS = 1e-8
+EPS = 1e-8
 _NORM_BLOCK = 1 << 14
 """Numbers whose squares are added up in fp32; the sums of blocks are added up in fp64."""
 
 
-class Masters:
-    """Trains `params` through their masters with AdamW (arXiv 1711.05101). Gradients of the params are added up in
-    their masters' `grad` as they come, and freed."""
+class Updates:
+    """AdamW (arXiv 1711.05101) on fp32 tensors whose `grad` somebody else fills."""
 
-    def __init__(self, params: Sequence[torch.nn.Parameter]) -> None:
-        self.params = list(params)
-        self.values = [param.detach().float().clone().requires_grad_(True) for param in self.params]
-        native = all(p.dtype == torch.bfloat16 and p.device.type == "cpu" and p.is_contiguous() for p in self.params)
-        self._native = kernels() if native else None
-        for param, master in zip(self.params, self.values, strict=True):
-            param.register_post_accumulate_grad_hook(self._adds_to(master))
+    def __init__(self, values: Sequence[torch.Tensor]) -> None:
+        self.values = list(values)
         self.reset()
 
     def reset(self) -> None:
         """Forget moments and gradients."""
         self.clear()
         fused = self.values[0].device.type in ("cpu", "cuda")
-        self.optimizer = torch.optim.AdamW(self.values, lr=0.0, betas=BETAS, eps=_EPS, fused=fused)
+        self.optimizer = torch.optim.AdamW(self.values, lr=0.0, betas=BETAS, eps=EPS, fused=fused)
 
     def clear(self) -> None:
         """Forget gradients."""
@@ -46,12 +40,31 @@ class Masters:
         norm = self._norm()
         applied = norm == norm and norm != float("inf")
         if applied:
-            if self._native is None:
-                self._torch_step(optim, norm)
-            else:
-                self._native_step(self._native, optim, norm)
+            self._apply(optim, norm)
         self.clear()
         return OptimReport(norm, applied)
+
+    def _norm(self) -> float:
+        return float(torch.nn.utils.get_total_norm([v.grad for v in self.values if v.grad is not None]))
+
+    def _apply(self, optim: OptimParams, norm: float) -> None:
+        torch.nn.utils.clip_grads_with_norm_(self.values, optim.max_grad_norm, torch.tensor(norm))
+        for group in self.optimizer.param_groups:
+            group["lr"], group["weight_decay"] = optim.lr, optim.weight_decay
+        self.optimizer.step()
+
+
+class Masters(Updates):
+    """Trains `params` through their masters. Gradients of the params are added up in their masters' `grad` as they
+    come, and freed."""
+
+    def __init__(self, params: Sequence[torch.nn.Parameter]) -> None:
+        self.params = list(params)
+        native = all(p.dtype == torch.bfloat16 and p.device.type == "cpu" and p.is_contiguous() for p in self.params)
+        self._native = kernels() if native else None
+        super().__init__([param.detach().float().clone().requires_grad_(True) for param in self.params])
+        for param, master in zip(self.params, self.values, strict=True):
+            param.register_post_accumulate_grad_hook(self._adds_to(master))
 
     @torch.no_grad()
     def publish(self) -> None:
@@ -60,19 +73,19 @@ class Masters:
             param.copy_(master)
 
     def _norm(self) -> float:
-        grads = [master.grad for master in self.values if master.grad is not None]
         if self._native is None:
-            return float(torch.nn.utils.get_total_norm(grads))
+            return super()._norm()
+        grads = [master.grad for master in self.values if master.grad is not None]
         sums = [grad.new_empty(-(-grad.numel() // _NORM_BLOCK)) for grad in grads]
         for grad, block_sums in zip(grads, sums, strict=True):
             self._native.squares(grad.data_ptr(), block_sums.data_ptr(), grad.numel(), _NORM_BLOCK)
         return float(torch.cat(sums).sum(dtype=torch.float64).sqrt()) if sums else 0.0
 
-    def _torch_step(self, optim: OptimParams, norm: float) -> None:
-        torch.nn.utils.clip_grads_with_norm_(self.values, optim.max_grad_norm, torch.tensor(norm))
-        for group in self.optimizer.param_groups:
-            group["lr"], group["weight_decay"] = optim.lr, optim.weight_decay
-        self.optimizer.step()
+    def _apply(self, optim: OptimParams, norm: float) -> None:
+        if self._native is not None:
+            self._native_step(self._native, optim, norm)
+            return
+        super()._apply(optim, norm)
         self.publish()
 
     @torch.no_grad()
@@ -88,7 +101,7 @@ class Masters:
             state["step"] += 1
             first, second = (1 - beta ** float(state["step"]) for beta in BETAS)
             tensors = (master, master.grad, state["exp_avg"], state["exp_avg_sq"], param)
-            rates = (scale, optim.lr / first, keep, *BETAS, second**0.5, _EPS)
+            rates = (scale, optim.lr / first, keep, *BETAS, second**0.5, EPS)
             c.adamw(*(tensor.data_ptr() for tensor in tensors), master.numel(), *rates)
             torch.autograd.graph.increment_version((master, param))  # what is laid out of the weights is old
 

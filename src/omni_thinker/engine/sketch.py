@@ -4,7 +4,7 @@ A signed sum into buckets (count sketch; Charikar et al. 2002, Weinberger et al.
 two sketches with the same seed is that of the vectors, with a standard error of about their lengths' product over the
 root of the number of buckets."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import torch
 
@@ -13,7 +13,7 @@ DIMENSIONS = 4093
 _CHUNK_ROWS = 1024
 
 
-def sketch(gradients: Sequence[torch.Tensor | None], seed: int, dimensions: int = DIMENSIONS) -> torch.Tensor:
+def sketch(gradients: Iterable[torch.Tensor | None], seed: int, dimensions: int = DIMENSIONS) -> torch.Tensor:
     """[2, dimensions]: of the gradient, and of the direction that an adaptive optimiser makes of it.
 
     Adam divides each weight's gradient by its usual size; here each row's by its root mean square, as far as one batch

@@ -12,6 +12,8 @@ from omni_thinker.engine.native import kernels
 
 ROWS_AT_ONCE = 8
 """Rows of logits handled at once: what fp32 copies of them take stays in a core's own cache."""
+EntropyGradient = tuple[torch.Tensor, torch.Tensor]
+"""The gradient of a loss in the entropies, and these; [N] each."""
 
 
 def logprob_entropy(
@@ -55,10 +57,12 @@ def logit_gradient(
     grad_N: torch.Tensor,
     scale: float,
     out_N_V: torch.Tensor,
+    entropy: EntropyGradient | None = None,
 ) -> torch.Tensor:
-    """scale x grad x (one at the target - probabilities), into `out_N_V`, which may be the logits."""
+    """scale x grad x (one at the target - probabilities), into `out_N_V`, which may be the logits. With `entropy` that
+    of the entropies is added, - scale x grad x probabilities x (log-probs + entropy): in torch, whatever the logits."""
     count, vocabulary = logits_N_V.shape
-    if (c := _native(logits_N_V, out_N_V)) is not None:
+    if entropy is None and (c := _native(logits_N_V, out_N_V)) is not None:
         target_N, grad_N = _inside(target_N, vocabulary), grad_N.float().contiguous()
         parts = (logits_N_V, target_N, less_N, grad_N, out_N_V)
         c.logit_gradient(*(block.data_ptr() for block in parts), scale, count, vocabulary)
@@ -69,7 +73,14 @@ def logit_gradient(
         block = slice(begin, min(begin + rows, count))
         x = logits_N_V[block].float()
         x = x.mul_(scale) if scale != 1 else x
-        x.sub_(less_N[block, None]).exp_().mul_(-factor_N_1[block])
+        x.sub_(less_N[block, None])
+        if entropy is None:
+            x.exp_().mul_(-factor_N_1[block])
+        else:
+            weight_N, entropy_N = entropy
+            x.clamp_(min=-1e30)  # a token without probability adds nothing, where -inf would make NaN
+            more = (x + entropy_N[block, None]).mul_(weight_N[block, None].float() * scale)
+            x.exp_().mul_(more.add_(factor_N_1[block]).neg_())
         # Not scatter_add_, which copies the whole tensor and back.
         at_N = target_N[block] + torch.arange(len(x), device=x.device) * vocabulary
         x.view(-1).index_add_(0, at_N, factor_N_1[block, 0])
@@ -104,15 +115,27 @@ class ChosenLogprobs(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         chosen_N, entropy_N, less_N = logprob_entropy(logits_N_V, target_N, scale)
         ctx.scale = scale
-        ctx.save_for_backward(logits_N_V, target_N, less_N)
-        ctx.mark_non_differentiable(entropy_N)
+        ctx.save_for_backward(logits_N_V, target_N, less_N, entropy_N)
+        ctx.set_materialize_grads(False)
         return chosen_N, entropy_N
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        logits_N_V, target_N, less_N = ctx.saved_tensors
+        logits_N_V, target_N, less_N, entropy_N = ctx.saved_tensors
         out = torch.empty_like(logits_N_V)
-        return logit_gradient(logits_N_V, target_N, less_N, grads[0], ctx.scale, out), None, None
+        chosen, entropy = _gradients(grads, entropy_N)
+        return logit_gradient(logits_N_V, target_N, less_N, chosen, ctx.scale, out, entropy), None, None
+
+
+def _gradients(
+    grads: tuple[torch.Tensor | None, ...], entropy_N: torch.Tensor
+) -> tuple[torch.Tensor, EntropyGradient | None]:
+    """Of the log-probs and of the entropies; None where no loss depends on these."""
+    chosen, entropy = grads
+    return (
+        torch.zeros_like(entropy_N) if chosen is None else chosen,
+        None if entropy is None else (entropy, entropy_N),
+    )
 
 
 _HELD = 2**27
@@ -140,20 +163,23 @@ class HeadLogprobs(torch.autograd.Function):
         chosen_N, entropy_N, less_N = (torch.cat(parts) for parts in zip(*chunks, strict=True))
         ctx.scale = scale
         if keep:
-            ctx.save_for_backward(states_N_C, weight_V_C, target_N, less_N)
+            ctx.save_for_backward(states_N_C, weight_V_C, target_N, less_N, entropy_N)
             ctx.logits_N_V = logits if held else None
-        ctx.mark_non_differentiable(entropy_N)
+        ctx.set_materialize_grads(False)
         return chosen_N, entropy_N
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
-        states_N_C, weight_V_C, target_N, less_N = ctx.saved_tensors
+        states_N_C, weight_V_C, target_N, less_N, entropy_N = ctx.saved_tensors
+        chosen_grad, entropy_grad = _gradients(grads, entropy_N)
         held, ctx.logits_N_V = ctx.logits_N_V, None  # once
         states_grad, weight_grad = [], None
-        chunks = zip(*(tensor.split(ctx.chunk) for tensor in (states_N_C, target_N, less_N, grads[0])), strict=True)
-        for states, target, less, grad in chunks:
+        chunks = zip(*(tensor.split(ctx.chunk) for tensor in (states_N_C, target_N, less_N, chosen_grad)), strict=True)
+        for number, (states, target, less, grad) in enumerate(chunks):
             logits = held if held is not None else relative_logits(states, weight_V_C, target)
-            grad_N_V = logit_gradient(logits, target, less, grad, ctx.scale, logits)
+            part = slice(number * ctx.chunk, (number + 1) * ctx.chunk)
+            entropy = None if entropy_grad is None else (entropy_grad[0][part], entropy_grad[1][part])
+            grad_N_V = logit_gradient(logits, target, less, grad, ctx.scale, logits, entropy)
             if ctx.needs_input_grad[0]:
                 states_grad.append(grad_N_V @ weight_V_C)
             if ctx.needs_input_grad[1]:

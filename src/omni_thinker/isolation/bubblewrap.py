@@ -48,6 +48,11 @@ def allow_weak_sandbox(allowed: bool = True) -> None:
         _weak_allowed, _launch = allowed, None
 
 
+def weak_allowed() -> bool:
+    """Whether `allow_weak_sandbox` was called."""
+    return _weak_allowed
+
+
 def launch() -> Launch:
     """How programs are run here. Raises IsolationError with the remedy where bubblewrap is missing or refused."""
     global _launch  # noqa: PLW0603

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from omni_thinker.judging.base import Verdict, without_asking
-from omni_thinker.judging.tally import TalliedJudge
+from omni_thinker.judging.tally import TalliedJudge, Tally
 from omni_thinker.models.chat import ChatFormat
 from omni_thinker.models.load import compute_dtype, load_model, load_tokenizer
 from omni_thinker.models.think_form import think_form
@@ -32,12 +32,14 @@ class LikelihoodJudge(TalliedJudge):
         system: str | None = None,
         date: str = "",
         name: str = "likelihood",
+        tally: Tally | None = None,
     ) -> None:
         """`model` and `tokenizer`: loaded already, of any dtype and device. `margin` >= 0, else ValueError. `date`:
-        what a template that prints the date is given (YYYY-MM-DD); empty for today."""
+        what a template that prints the date is given (YYYY-MM-DD); empty for today. `tally`: where verdicts are
+        counted; None: in one of its own."""
         if not margin >= 0.0:
             raise ValueError(f"margin must be >= 0, got {margin}")
-        super().__init__()
+        super().__init__(tally)
         self.name = name
         self.caveat = (
             "The likelihood judge prefers text that its frozen model finds likely: fluent and expected, not good. "
@@ -54,10 +56,10 @@ class LikelihoodJudge(TalliedJudge):
         self._lock = threading.Lock()
 
     @classmethod
-    def of(cls, name: str, margin: float, system: str, date: str) -> "LikelihoodJudge":
+    def of(cls, name: str, margin: float, system: str, date: str, tally: Tally | None = None) -> "LikelihoodJudge":
         """The judge with the model of this name or folder. Raises UserError where it can't be loaded."""
         tokenizer, model = load_tokenizer(name), load_model(name, compute_dtype("auto"))
-        return cls(model, tokenizer, margin, system=system, date=date, name=f"likelihood:{name}")
+        return cls(model, tokenizer, margin, system=system, date=date, name=f"likelihood:{name}", tally=tally)
 
     async def compare(self, prompt: str, responses: Sequence[str], reference: str) -> list[Verdict]:
         """One verdict per response; `margin` in nats per token. An error where a text outgrows the model."""

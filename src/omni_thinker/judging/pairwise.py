@@ -3,14 +3,13 @@
 import asyncio
 import re
 from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from typing import Any, TypeVar
 
 from omni_thinker.judging.base import Criterion, Verdict
 from omni_thinker.judging.endpoint.causes import NoReply
 from omni_thinker.judging.endpoint.client import ChatClient
-from omni_thinker.judging.limits import BudgetReached, Usage
+from omni_thinker.judging.limits import BudgetReached
 from omni_thinker.judging.listwise import agreed_points, both_orders
 from omni_thinker.judging.prompts import PAIRWISE_SCHEMA, RANKING_SCHEMA, RUBRIC_SCHEMA, load_prompt
 from omni_thinker.judging.rubric import agreed_rating, describe
@@ -38,7 +37,8 @@ class EndpointJudge:
 
     local = False
 
-    def __init__(self, client: ChatClient) -> None:
+    def __init__(self, client: ChatClient, tally: Tally | None = None) -> None:
+        """`tally`: where verdicts are counted; None: in one of its own."""
         self.client = client
         spec = client.spec
         self.name = f"endpoint:{spec.model}"
@@ -48,7 +48,7 @@ class EndpointJudge:
         )
         self._pairwise = load_prompt(spec.prompt or _PAIRWISE[spec.verdict])
         self._ranking, self._rubric = load_prompt(spec.ranking_prompt), load_prompt(spec.rubric_prompt)
-        self._tally = Tally()
+        self._tally = tally or Tally()
 
     async def compare(self, prompt: str, responses: Sequence[str], reference: str) -> list[Verdict]:
         """One verdict per response, all asked for at once. Distinct texts are asked about once."""
@@ -153,30 +153,18 @@ class EndpointJudge:
     @property
     def exhausted(self) -> bool:
         """Whether the budget is spent and the run is to end."""
-        return self.client.meter.reached and self.client.spec.budget.when_reached == "stop"
+        return self.client.desk.reached and self.client.spec.budget.when_reached == "stop"
 
     def metrics(self) -> Mapping[str, float]:
         """Since the start: what verdicts were like, cost, and the share of replies that came from the cache."""
-        usage, cache = self.client.meter.usage, self.client.cache
-        metrics = self._tally.metrics() | {
-            "judge/requests": float(usage.requests),
-            "judge/tokens": float(usage.input_tokens + usage.output_tokens),
-            "judge/money": usage.money,
-        }
-        if cache is not None:
-            metrics["judge/cache_hits"] = cache.hits / max(1, cache.hits + cache.misses)
-        return metrics
+        return self._tally.metrics() | self.client.desk.metrics()
 
     def state(self) -> dict[str, Any]:
-        cache = self.client.cache
-        looked_up = [cache.hits, cache.misses] if cache is not None else []
-        return {"tally": self._tally.state(), "usage": asdict(self.client.meter.usage), "cache": looked_up}
+        return {"tally": self._tally.state(), **self.client.desk.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._tally.restore(state["tally"])
-        self.client.meter.restore(Usage(**state["usage"]))
-        if self.client.cache is not None and state["cache"]:
-            self.client.cache.hits, self.client.cache.misses = state["cache"]
+        self.client.desk.restore(state)
 
     def close(self) -> None:
         self.client.close()

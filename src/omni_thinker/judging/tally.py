@@ -16,8 +16,12 @@ class Tally:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._empty()
+
+    def _empty(self) -> None:
         self._verdicts = self._ties = self._steady = self._failures = 0
         self._sums = [Fraction(0)] * 6
+        self._guarded = self._asked = 0
 
     def verdict(self, verdict: Verdict, response: str, reference: str, *, steady: bool = True) -> None:
         """Count one verdict. `steady`: both seats said the same."""
@@ -42,11 +46,55 @@ class Tally:
         with self._lock:
             self._failures += 1
 
-    def state(self) -> dict[str, Any]:
-        """The counts as plain JSON, for `restore`."""
+    def guard(self, *, guarded: bool) -> None:
+        """Count a verdict that a guard has looked at. `guarded`: it was made a tie."""
         with self._lock:
-            counts = [self._verdicts, self._ties, self._steady, self._failures]
-            return {"counts": counts, "sums": [str(moment) for moment in self._sums]}
+            self._asked += 1
+            self._guarded += guarded
+
+    @property
+    def guards(self) -> tuple[int, int]:
+        """(verdicts that a guard made ties, verdicts that it has looked at)."""
+        with self._lock:
+            return self._guarded, self._asked
+
+    def restore_guards(self, guarded: int, asked: int) -> None:
+        with self._lock:
+            self._guarded, self._asked = guarded, asked
+
+    def take(self) -> dict[str, Any]:
+        """`all_counts`, which begin at 0 again."""
+        with self._lock:
+            taken = self._all_counts()
+            self._empty()
+            return taken
+
+    def all_counts(self) -> dict[str, Any]:
+        """Those of guards too, as plain JSON for `add`."""
+        with self._lock:
+            return self._all_counts()
+
+    def _all_counts(self) -> dict[str, Any]:
+        return {**self._state(), "guards": [self._guarded, self._asked]}
+
+    def add(self, taken: Mapping[str, Any]) -> None:
+        """Count on by what another tally has counted. `taken`: of `take` or `all_counts`."""
+        with self._lock:
+            verdicts, ties, steady, failures = taken["counts"]
+            self._verdicts, self._ties = self._verdicts + verdicts, self._ties + ties
+            self._steady, self._failures = self._steady + steady, self._failures + failures
+            self._sums = [a + Fraction(b) for a, b in zip(self._sums, taken["sums"], strict=True)]
+            guarded, asked = taken["guards"]
+            self._guarded, self._asked = self._guarded + guarded, self._asked + asked
+
+    def state(self) -> dict[str, Any]:
+        """The counts as plain JSON, for `restore`. Those of guards are theirs to keep."""
+        with self._lock:
+            return self._state()
+
+    def _state(self) -> dict[str, Any]:
+        counts = [self._verdicts, self._ties, self._steady, self._failures]
+        return {"counts": counts, "sums": [str(moment) for moment in self._sums]}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         with self._lock:
@@ -76,8 +124,8 @@ class TalliedJudge:
 
     local = True
 
-    def __init__(self) -> None:
-        self._tally = Tally()
+    def __init__(self, tally: Tally | None = None) -> None:
+        self._tally = tally or Tally()
 
     def counted(self, verdicts: list[Verdict], responses: Sequence[str], reference: str) -> list[Verdict]:
         """The same verdicts."""

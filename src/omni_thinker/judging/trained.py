@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from omni_thinker.errors import UserError
 from omni_thinker.judging.base import Verdict, without_asking
-from omni_thinker.judging.tally import TalliedJudge
+from omni_thinker.judging.tally import TalliedJudge, Tally
 from omni_thinker.models.load import compute_dtype, load_model, load_tokenizer
 
 MAX_PROMPT, MAX_ANSWER = 320, 320
@@ -141,14 +141,15 @@ class TrainedJudge(TalliedJudge):
         *,
         adapter: Path | None = None,
         hidden: Hidden = through_transformers,
+        tally: Tally | None = None,
     ) -> None:
         """`model` is the built-in model and is changed for good; `adapter`: a folder other than the shipped one;
-        `hidden`: how the model is computed.
+        `hidden`: how the model is computed; `tally`: where verdicts are counted, None: in one of its own.
 
         Raises ValueError for a negative margin and UserError for an adapter of another model."""
         if not margin >= 0.0:
             raise ValueError(f"margin must be >= 0, got {margin}")
-        super().__init__()
+        super().__init__(tally)
         with as_file(files("omni_thinker.judging") / "adapter") as shipped:
             folder = adapter or shipped
             try:
@@ -167,10 +168,10 @@ class TrainedJudge(TalliedJudge):
         self._asked: WeakKeyDictionary[asyncio.AbstractEventLoop, list[_Asked]] = WeakKeyDictionary()
 
     @classmethod
-    def builtin(cls, margin: float, hidden: Hidden) -> "TrainedJudge":
+    def builtin(cls, margin: float, hidden: Hidden, tally: Tally | None = None) -> "TrainedJudge":
         """The judge with the built-in model, loaded for it alone."""
         tokenizer, model = load_tokenizer("builtin"), load_model("builtin", compute_dtype("auto"))
-        return cls(model, tokenizer, margin, hidden=hidden)
+        return cls(model, tokenizer, margin, hidden=hidden, tally=tally)
 
     async def compare(self, prompt: str, responses: Sequence[str], reference: str) -> list[Verdict]:
         """One verdict per response; `margin` in log-odds."""

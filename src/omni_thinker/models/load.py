@@ -1,6 +1,7 @@
 """From a model's name to a checked folder, its tokenizer and its weights.
 
-A name is `builtin`, `tiny`, a folder in Hugging Face format, or a hub name. Folders never touch the network; the hub is
+A name is `builtin`, `tiny`, a folder in Hugging Face format, or a hub name. `tinker:NAME` is NAME with weights at a
+training service, so its folder may lack them. Folders never touch the network; the hub is
 asked only for hub names (and not even then with HF_HUB_OFFLINE=1). Code from a hub is never run, pickles never read."""
 
 import json
@@ -25,6 +26,7 @@ from omni_thinker.models.gguf import Say, gguf_folder
 from omni_thinker.models.memory import bound_kernel_caches, keep_freed_memory
 from omni_thinker.models.quiet import quiet
 from omni_thinker.models.tiny import tiny_in_cache
+from omni_thinker.recipe.tinker import PREFIX, served_name
 
 DtypeName = Literal["auto", "float32", "bfloat16"]
 
@@ -38,6 +40,7 @@ def resolve(name: str, *, say: Say = print) -> Path | str:
     converts GGUF files.
 
     Raises UserError for a folder that lacks its config, its weights or its tokenizer, and for adapters."""
+    served, name = name.startswith(PREFIX), served_name(name)
     if name == "builtin":
         return builtin_folder() if builtin_ready() else fetch_builtin(say=say)
     if name == "tiny":
@@ -52,7 +55,7 @@ def resolve(name: str, *, say: Say = print) -> Path | str:
     if folder.suffix == ".gguf" and folder.is_file():
         folder = gguf_folder(folder, say=say)
     if folder.is_dir():
-        _check_folder(folder)
+        _check_folder(folder, weights=not served)
         return folder
     # A hub name has at most one slash and doesn't look like a path; anything else is a folder that isn't there.
     if folder.exists() or folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
@@ -143,7 +146,7 @@ def end_ids(name: str) -> tuple[int, ...]:
     return tuple(ends)
 
 
-def _check_folder(folder: Path) -> None:
+def _check_folder(folder: Path, *, weights: bool) -> None:
     def lacks(what: str, remedy: str) -> UserError:
         return UserError(f"the model folder has no {what}; {remedy}", file=folder)
 
@@ -152,7 +155,7 @@ def _check_folder(folder: Path) -> None:
         raise lacks("config.json", "point model.name at a folder that save_pretrained wrote")
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise lacks("tokenizer", "save the model's tokenizer into it with tokenizer.save_pretrained")
-    if not any(folder.glob("*.safetensors")):
+    if weights and not any(folder.glob("*.safetensors")):
         raise lacks("weights in safetensors format", "save it again with save_pretrained; pickled weights are not read")
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 from omni_thinker.errors import UserError
 from omni_thinker.plugins import Registry
 from omni_thinker.protocol import Policy
-from omni_thinker.recipe import EngineSpec, ModelSpec
+from omni_thinker.recipe import EngineSpec, ModelSpec, Recipe
+from omni_thinker.recipe.engine import is_remote
 
 POLICIES = Registry("policy", {"torch": "omni_thinker.policy.torch_policy:TorchPolicy"})
 """What `model.policy` may name, besides `python:MODULE:CLASS`."""
@@ -20,18 +21,39 @@ def make_policy(
     factors.
 
     Raises UserError where there is no such class, or it can't be made."""
-    trainer = _make_trainer(spec, folder, seed)
-    if engine is None or engine.sampler != "vllm":
+    engine = engine or EngineSpec()
+    if is_remote(spec, engine):
+        from omni_thinker.policy.tinker.policy import TinkerPolicy
+
+        return TinkerPolicy(spec, engine.tinker, folder=folder, seed=seed)
+    trainer = _make_trainer(spec, engine, folder, seed)
+    if engine.sampler != "vllm":
         return trainer
     from omni_thinker.policy.vllm.make import sampled_by_vllm
 
     return sampled_by_vllm(trainer, spec, engine.vllm, folder)
 
 
-def _make_trainer(spec: ModelSpec, folder: str | Path | None, seed: int) -> Policy:
+def _make_trainer(spec: ModelSpec, engine: EngineSpec, folder: str | Path | None, seed: int) -> Policy:
+    if spec.policy == "torch" and engine.trainer == "fsdp":
+        from omni_thinker.policy.fsdp.policy import FsdpPolicy  # its distributed parts take time to import
+
+        return FsdpPolicy(spec, engine.fsdp, folder=folder, seed=seed)
     policy_class = POLICIES.find(spec.policy, "model.policy")
     try:
         policy: Policy = policy_class(spec, folder=folder, seed=seed)
     except TypeError as exc:
         raise UserError(f"{spec.policy} can't be made from (spec, folder=, seed=): {exc}", key="model.policy") from exc
     return policy
+
+
+def check_engine(recipe: Recipe) -> None:
+    """Raises UserError for the first key that the engines of a recipe can't do."""
+    if recipe.remote:
+        from omni_thinker.policy.tinker.checks import check_remote
+
+        check_remote(recipe)
+    if recipe.engine.sampler == "vllm":
+        from omni_thinker.policy.vllm.make import check_vllm
+
+        check_vllm(recipe)

@@ -6,12 +6,10 @@ import copy
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
@@ -19,34 +17,21 @@ from omni_thinker.engine.logprobs import AnswerTokens, answer_logprobs
 from omni_thinker.engine.optimizer import Masters
 from omni_thinker.engine.packing import micro_batches
 from omni_thinker.engine.sketch import sketch
-from omni_thinker.engine.task_gradients import Sketches, TaskGradients
+from omni_thinker.engine.task_gradients import TaskGradients
 from omni_thinker.errors import UserError
 from omni_thinker.models.chat import load_chat
-from omni_thinker.models.companions import copy_companions
-from omni_thinker.models.home import MANIFEST
-from omni_thinker.models.load import compute_device, compute_dtype, load_model, resolve
+from omni_thinker.models.load import compute_device, compute_dtype, load_model
 from omni_thinker.models.memory import bound_free_memory, is_out_of_memory, return_free_memory
-from omni_thinker.models.quiet import quiet
-from omni_thinker.models.think_form import Asked, ask, think_form
+from omni_thinker.policy.folders import opened, write_adapter, write_folder
 from omni_thinker.policy.lora import add_lora
+from omni_thinker.policy.passes import Row, add_gradient, longest, sample_by
 from omni_thinker.policy.proof.chosen import Proven
 from omni_thinker.policy.proof.prove import Paths
-from omni_thinker.protocol import (
-    Loss,
-    LossReport,
-    OnGroup,
-    OptimParams,
-    OptimReport,
-    TokenBatch,
-    TokenStats,
-    TrainBatch,
-    TrainGroup,
-)
+from omni_thinker.policy.texts import Texts
+from omni_thinker.protocol import Loss, LossReport, OnGroup, OptimParams, OptimReport, TrainBatch, TrainGroup
 from omni_thinker.recipe import ModelSpec
 from omni_thinker.sampling.decoders.weights import drop_layout
-from omni_thinker.sampling.loop import DECODERS, sample_groups
-from omni_thinker.sampling.thinking import gold_sample
-from omni_thinker.types import Chat, Group, Sample, SampleRequest, SamplingParams, Thinking, ThoughtRule
+from omni_thinker.types import Group, SampleRequest, SamplingParams
 
 # Shorter rows spend more on adding up gradients, longer ones hold more: 0.5 MB a token of the built-in model.
 TOKEN_BUDGET = 2048
@@ -54,16 +39,6 @@ GPU_TOKEN_BUDGET = 16_384
 _LEAST_TOKEN_BUDGET = 64
 _BUDGET = "token_budget"
 _log = logging.getLogger(__name__)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """A safetensors file. Raises UserError for one that is missing, damaged, or of another model."""
-    try:
-        with safe_open(path, framework="pt") as tensors:
-            yield tensors
-    except (SafetensorError, OSError, RuntimeError) as exc:
-        raise UserError(f"these weights can't be read: {exc}", file=path) from None
 
 
 def _like(master: torch.Tensor, name: str, tensors: Any, path: Path, *, scalar: bool = False) -> torch.Tensor:
@@ -75,16 +50,14 @@ def _like(master: torch.Tensor, name: str, tensors: Any, path: Path, *, scalar: 
     return tensor.to(master.device)
 
 
-class TorchPolicy:
+class TorchPolicy(Texts):
     """Implements the Policy protocol in this process."""
 
     def __init__(self, spec: ModelSpec, *, folder: str | Path | None = None, seed: int = 0) -> None:
         """Load `folder` if given (a checkpoint of the same model), else `spec.name`. `seed` draws LoRA's factors."""
         self.spec = spec
         self._name = name = str(folder or spec.name)
-        self.chat = load_chat(spec, name)
-        self.tokenizer = self.chat.tokenizer
-        self.think_form = think_form(self.chat)
+        super().__init__(load_chat(spec, name))
         device = compute_device(spec.device)
         # No dropout: the trainer must compute what the sampler sampled from.
         self.model: PreTrainedModel = load_model(name, compute_dtype(spec.dtype, device)).to(device)  # type: ignore[arg-type]
@@ -94,7 +67,6 @@ class TorchPolicy:
         self.model.eval()
         self._proven = Proven(self.model, recompute=spec.activation_checkpointing)
         self._task_gradients = TaskGradients(self.model)
-        self.stop_ids = frozenset(self.chat.facts.stop_ids)
         self._reference: PreTrainedModel | None = None
         self._start_factors: list[torch.Tensor] | None = None
         trained = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
@@ -108,56 +80,16 @@ class TorchPolicy:
         self._updates.reset()
         return_free_memory()  # the moments: twice the weights
 
-    def encode_prompt(self, chat: str | Chat) -> tuple[int, ...]:
-        return tuple(self.chat.prompt_ids(chat))
-
-    def ask(self, chat: str | Chat, thinking: Thinking) -> tuple[tuple[int, ...], ThoughtRule | None]:
-        if self.think_form is None:  # nothing to tell apart: the prompt is written once
-            return self.encode_prompt(chat), None
-        asked = self._ask(chat, thinking)
-        return asked.tokens, asked.rule
-
-    def gold(self, chat: str | Chat, answer: str, thinking: Thinking) -> tuple[tuple[int, ...], Sample]:
-        asked = self._ask(chat, thinking)
-        target = asked.format.target_ids(chat, answer, prompt=asked.text)
-        return asked.tokens, gold_sample(target, answer, asked.rule, self.decode)
-
-    def _ask(self, chat: str | Chat, thinking: Thinking) -> Asked:
-        asked = ask(self.chat, self.think_form, chat, thinking)
-        # `encode_prompt` may be another's: a class made from this one may write prompts in its own way.
-        written = asked.rule is not None and thinking == "off"
-        return asked if written else replace(asked, tokens=self.encode_prompt(chat))
-
-    def encode_answer(self, text: str) -> tuple[int, ...]:
-        return self.chat.target_ids("", text)
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
-
     def sample(
         self, requests: Sequence[SampleRequest], params: SamplingParams, on_group: OnGroup | None = None
     ) -> list[Group]:
         if not requests:
             return []
-        if end := self.chat.facts.stop_text:
-            requests = [replace(request, stop=(*request.stop, end)) for request in requests]
-        # Each by itself: how a request is answered must not depend on its company.
-        places_of: dict[str, list[int]] = {}
-        for place, request in enumerate(requests):
-            decoder = self._proven.paths(len(request.prompt) + request.longest).decoder
-            places_of.setdefault(decoder, []).append(place)
-        groups: dict[int, Group] = {}
-        for name, places in places_of.items():
-
-            def tell(place: int, group: Group, places: Sequence[int] = places) -> None:
-                if on_group is not None:
-                    on_group(places[place], group)
-
-            part = [requests[place] for place in places]
-            sampled = sample_groups(self.model, part, params, self.stop_ids, self.decode, tell, decoder=DECODERS[name])
-            groups |= dict(zip(places, sampled, strict=True))
+        requests = self.ending(requests)
+        names = [self._proven.paths(len(request.prompt) + request.longest).decoder for request in requests]
+        groups = sample_by(self.model, requests, names, params, self.stop_ids, self.decode, on_group)
         bound_free_memory()
-        return [groups[place] for place in range(len(requests))]
+        return groups
 
     def forward_backward(
         self, batch: TrainBatch, loss: Loss, *, temperature: float = 1.0, reference: bool = False
@@ -179,20 +111,13 @@ class TorchPolicy:
             _log.warning("out of memory: rows of %d tokens from here on", self.token_budget)
 
     def _add_gradient(self, batch: TrainBatch, loss: Loss, temperature: float, reference: bool) -> LossReport:
-        total, computed = 0.0, 0
-        stats: dict[str, TokenStats] = {}
-        sketches: Sketches = {}
-        for groups in self._micro_batches(batch):
-            reference_N = self.logprobs(groups, temperature=temperature, reference=True) if reference else None
-            with self._task_gradients.watching(groups, sketches):
-                tokens, reference_N = _drawn(groups, self._score(self.model, groups, temperature), reference_N)
-                token_batch = _token_batch(groups, tokens, reference_N)
-                terms = loss(token_batch)
-                terms.loss.backward()
-            total += terms.loss.item()
-            computed += tokens.computed
-            _add_stats(stats, groups, token_batch, tokens.entropy_N, terms.clipped_N)
-        return LossReport(total, computed, stats, sketches)
+        def rows() -> Iterator[Row]:
+            for groups in self._micro_batches(batch):
+                yield groups, self.logprobs(groups, temperature=temperature, reference=True) if reference else None
+
+        return add_gradient(
+            rows(), lambda groups: self._score(self.model, groups, temperature), loss, self._task_gradients
+        )
 
     def optim_step(self, optim: OptimParams) -> OptimReport:
         report = self._updates.step(optim)
@@ -216,6 +141,15 @@ class TorchPolicy:
         with self._start_model() as model:
             return self._score(model, groups, temperature).logprobs_N
 
+    @torch.no_grad()
+    def entropies(self, groups: Sequence[TrainGroup], *, temperature: float = 1.0) -> torch.Tensor:
+        """Entropies at the answer tokens of `groups`, flat."""
+        by_group: dict[int, torch.Tensor] = {}
+        for row in self._micro_batches(groups):  # which come in an order of their own
+            parts = self._score(self.model, row, temperature).entropy_N.split([group.tokens for group in row])
+            by_group |= {id(group): part for group, part in zip(row, parts, strict=True)}
+        return torch.cat([by_group[id(group)] for group in groups])
+
     def mark_start(self) -> None:
         """Take the present weights as the start that `reference` means."""
         if self.spec.lora is None:
@@ -230,7 +164,7 @@ class TorchPolicy:
 
     def load_weights(self, path: Path) -> None:
         """Masters written by `save_weights`, with a fresh optimiser. Raises UserError where the file isn't that."""
-        with _opened(path) as tensors, torch.no_grad():
+        with opened(path) as tensors, torch.no_grad():
             for name, master in zip(self._names, self._masters, strict=True):
                 master.copy_(_like(master, name, tensors, path))
         self._updates.publish()
@@ -249,7 +183,7 @@ class TorchPolicy:
     def load_state(self, path: Path) -> None:
         """Masters and moments written by `save_state`."""
         self.load_weights(path)
-        with _opened(path) as tensors:
+        with opened(path) as tensors:
             moments = {key for key in tensors.keys() if "@" in key}  # noqa: SIM118 - no mapping
             for name, master in zip(self._names, self._masters, strict=True):
                 names = {key.partition("@")[2]: key for key in moments if key.partition("@")[0] == name}
@@ -263,29 +197,14 @@ class TorchPolicy:
 
     def export_adapter(self, path: Path) -> None:
         """Write the LoRA factors alone, as a folder that peft reads, which names the model that they belong to."""
-        model: Any = self.model
-        if isinstance(source := resolve(self._name), Path):
-            model.peft_config["default"].base_model_name_or_path = str(source.absolute())
-        with quiet():
-            model.save_pretrained(path)
+        write_adapter(self.model, path, self._name)
 
     def export(self, path: Path) -> None:
-        """Write a Hugging Face folder in the compute dtype. LoRA factors are merged in.
-
-        Settings of generation and what else lay beside the weights of a folder come along as they were."""
-        path.mkdir(parents=True, exist_ok=True)
-        model: Any = self.model
-        if self.spec.lora is not None:
-            model = copy.deepcopy(model).merge_and_unload()
-        with quiet():
-            model.save_pretrained(path)
-            self.tokenizer.save_pretrained(path)
-        if isinstance(source := resolve(self._name), Path):
-            written = {str(file.relative_to(path)) for file in path.rglob("*")} - {"generation_config.json"}
-            copy_companions(source, path, but={*written, MANIFEST, "README.md"})
+        """Write a Hugging Face folder in the compute dtype. LoRA factors are merged in."""
+        write_folder(self.model, path, self.tokenizer, self._name, merge=self.spec.lora is not None)
 
     def _paths(self, groups: Sequence[TrainGroup]) -> Paths:
-        return self._proven.paths(max(len(g.prompt) + max(len(s.tokens) for s in g.samples) for g in groups))
+        return self._proven.paths(longest(groups))
 
     def _micro_batches(self, batch: TrainBatch) -> Iterator[Sequence[TrainGroup]]:
         for groups in micro_batches(batch, self.token_budget):
@@ -315,64 +234,3 @@ class TorchPolicy:
     def _put(self, values: Sequence[torch.Tensor]) -> None:
         for param, value in zip(self._params, values, strict=True):
             param.copy_(value)
-
-
-def _drawn(
-    groups: Sequence[TrainGroup], tokens: AnswerTokens, reference_N: torch.Tensor | None
-) -> tuple[AnswerTokens, torch.Tensor | None]:
-    """Without the tokens that were written for the model: it chose none of them."""
-    samples = [sample for group in groups for sample in group.samples]
-    if not any(sample.forced for sample in samples):
-        return tokens, reference_N
-    drawn = [place not in sample.forced for sample in samples for place in range(len(sample.tokens))]
-    drawn_N = torch.tensor(drawn, device=tokens.logprobs_N.device)
-    kept = replace(
-        tokens,
-        logprobs_N=tokens.logprobs_N[drawn_N],
-        entropy_N=tokens.entropy_N[drawn_N],
-        sample_N=tokens.sample_N[drawn_N],
-    )
-    return kept, None if reference_N is None else reference_N[drawn_N]
-
-
-def _token_batch(groups: Sequence[TrainGroup], tokens: AnswerTokens, reference_N: torch.Tensor | None) -> TokenBatch:
-    logprobs_N, sample_N = tokens.logprobs_N, tokens.sample_N
-    device = logprobs_N.device
-    old = [x for group in groups for sample in group.samples for x in sample.drawn_logprobs]
-    advantages_S = torch.tensor([a for group in groups for a in group.advantages], device=device)
-    weights_S = torch.tensor([w for group in groups for w in group.weights], device=device)
-    return TokenBatch(
-        logprobs_N=logprobs_N,
-        old_logprobs_N=torch.tensor(old, device=device),
-        reference_logprobs_N=reference_N,
-        advantages_N=advantages_S[sample_N],
-        weights_N=weights_S[sample_N],
-        sample_N=sample_N,
-    )
-
-
-@torch.no_grad()
-def _add_stats(
-    stats: dict[str, TokenStats],
-    groups: Sequence[TrainGroup],
-    batch: TokenBatch,
-    entropy_N: torch.Tensor,
-    clipped_N: torch.Tensor,
-) -> None:
-    difference_N = batch.logprobs_N.detach() - batch.old_logprobs_N
-    kl_N = None
-    if batch.reference_logprobs_N is not None:
-        ratio_N = batch.reference_logprobs_N - batch.logprobs_N.detach()
-        kl_N = ratio_N.exp() - 1 - ratio_N  # k3: unbiased, never negative
-    begin = 0
-    for group in groups:
-        tokens = slice(begin, begin + group.drawn)
-        begin += group.drawn
-        stats[group.task] = stats.get(group.task, TokenStats()) + TokenStats(
-            tokens=group.drawn,
-            entropy=float(entropy_N[tokens].sum()),
-            clipped=float(clipped_N[tokens].sum()),
-            mismatch=float(difference_N[tokens].abs().sum()),
-            kl=0.0 if kl_N is None else float(kl_N[tokens].sum()),
-            kl_tokens=0 if kl_N is None else group.drawn,
-        )

@@ -33,7 +33,8 @@ class ModelSpec(Table):
     """The model that is trained."""
 
     name: str = "builtin"
-    """`builtin`, `tiny` (random, for tests), a Hugging Face folder, a GGUF file, or a hub name."""
+    """`builtin`, `tiny` (random, for tests), a Hugging Face folder, a GGUF file, or a hub name; `tinker:NAME` for a
+    model of a training service."""
     policy: Annotated[str, Field(pattern=r"^(torch|python:.+)$")] = "torch"
     """Who trains it: ours, or `python:MODULE:CLASS` with the methods of `omni_thinker.protocol.Policy`."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, field_validator
 
+from omni_thinker.recipe.rl import TaskRlSpec
 from omni_thinker.recipe.types import Count, Positive, PositiveFloat, Table
 
 TASK_NAME_LENGTH = 64
@@ -70,6 +71,8 @@ class TaskSpec(Table):
     """Words above this task's chats, in place of `model.system`; "" for none. A row's own come first."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Settings of the source (docs/recipe.md)."""
+    rl: TaskRlSpec = TaskRlSpec()
+    """How RL is done on this task, where it differs from `[rl]`."""
     stop: tuple[Annotated[str, Field(min_length=1, max_length=100)], ...] = ()
     """An answer ends where one of these texts does, and is scored without it."""
     skip_refused: StrictBool = False

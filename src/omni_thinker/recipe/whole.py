@@ -5,12 +5,14 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from omni_thinker.errors import UserError
-from omni_thinker.recipe.engine import EngineSpec
+from omni_thinker.recipe.cluster import ClusterSpec
+from omni_thinker.recipe.engine import EngineSpec, is_remote
 from omni_thinker.recipe.judge import JudgeSpec
 from omni_thinker.recipe.models import ModelSpec
-from omni_thinker.recipe.rl import EvalSpec, RlSpec, WarmupSpec
+from omni_thinker.recipe.rl import EvalSpec, RlSpec, WarmupSpec, check_rl
 from omni_thinker.recipe.study import StudySpec, check_arms, check_replan
 from omni_thinker.recipe.tasks import RESERVED, TASK_NAME, TASK_NAME_LENGTH, TaskSpec
+from omni_thinker.recipe.tinker import PREFIX
 from omni_thinker.recipe.types import Table
 
 
@@ -37,6 +39,8 @@ class Recipe(Table):
     """Who scores open-ended answers."""
     study: StudySpec = StudySpec()
     """What is trained and compared."""
+    cluster: ClusterSpec = ClusterSpec()
+    """What a unit needs on a cluster."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
@@ -53,6 +57,9 @@ class Recipe(Table):
         low, high = self.warmup.target
         if low >= high:
             raise UserError(f"must be a lower and a higher share, got {low:g} and {high:g}", key="warmup.target")
+        check_rl(self.rl)
+        for name in self.tasks:
+            check_rl(self.rl_of(name), f"tasks.{name}.rl")
         study = self.study
         for key, names in (("order", study.order), ("single_tasks", study.single_tasks)):
             if unknown := [name for name in names if name not in self.tasks]:
@@ -76,6 +83,21 @@ class Recipe(Table):
         if study.replan:
             check_replan(study)
         return self
+
+    @property
+    def remote(self) -> bool:
+        """Whether the model is trained and sampled by a training service."""
+        return is_remote(self.model, self.engine)
+
+    @property
+    def spoken(self) -> ModelSpec:
+        """The model whose tokenizer, chat template and config are those of the trained one."""
+        tokenizer = self.engine.tinker.tokenizer if self.remote else ""
+        return self.model.model_copy(update={"name": PREFIX + tokenizer}) if tokenizer else self.model
+
+    def rl_of(self, task: str) -> RlSpec:
+        """`[rl]` with what a task has of its own."""
+        return self.rl.of_task(self.tasks[task].rl)
 
     def skipping_refused(self) -> "Recipe":
         """The same recipe, with tasks that leave out the rows that can't be used."""

@@ -121,10 +121,15 @@ def facts(run: RunData) -> list[tuple[str, str]]:
 
 def _answers_sampled(run: RunData) -> str:
     size = run.setting("rl", "group_size")
-    problems = math.fsum(
-        row.metrics.get("problems/all", 0.0) for row in run.records if row.kind == "train" and row.arm != "warmup"
-    )
-    return count(problems * size) if isinstance(size, int) and problems > 0 else ""
+    if not isinstance(size, int):
+        return ""
+    tasks = run.setting("tasks") or {}
+    sizes = {task: run.setting("tasks", task, "rl", "group_size") for task in tasks}
+    extra = {task: own - size for task, own in sizes.items() if isinstance(own, int)}
+    rows = [row.metrics for row in run.records if row.kind == "train" and row.arm != "warmup"]
+    answers = math.fsum(row.get("problems/all", 0.0) * size for row in rows)
+    answers += math.fsum(row.get(f"problems/{task}", 0.0) * more for row in rows for task, more in extra.items())
+    return count(answers) if answers > 0 else ""
 
 
 def over_seeds(estimates: list[Estimate]) -> Cell:

@@ -1,7 +1,7 @@
 """From scored groups to a training batch: who is trained, with which advantage and token weight."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +14,12 @@ from omni_thinker.types import Group, Problem, Sample, Score, TaskName
 
 @dataclass(frozen=True, slots=True)
 class ScoredGroup:
-    """A group with one score per sample."""
+    """A group with one score per sample. `penalties`: what training takes off each score; empty where nothing."""
 
     problem: Problem
     group: Group
     scores: tuple[Score, ...]
+    penalties: tuple[float, ...] = ()
 
     @property
     def values(self) -> list[float]:
@@ -26,8 +27,16 @@ class ScoredGroup:
         return [score.value for score in self.scores if score.value is not None]
 
     @property
+    def rewards(self) -> list[float]:
+        """`values` less their penalties: what is trained on."""
+        if not self.penalties:
+            return self.values
+        pairs = zip(self.scores, self.penalties, strict=True)
+        return [score.value - penalty for score, penalty in pairs if score.value is not None]
+
+    @property
     def has_signal(self) -> bool:
-        return has_signal(self.values)
+        return has_signal(self.rewards)
 
 
 def build_batches(
@@ -36,16 +45,19 @@ def build_batches(
     max_tokens: int,
     order: Sequence[TaskName] = (),
     drawn: int | None = None,
+    own: Mapping[TaskName, RlSpec] | None = None,
 ) -> list[list[TrainGroup]]:
     """Deal the groups with signal out to `spec.minibatches` batches that hold every task in like shares, or, given an
     `order` of tasks, to a batch for each task.
 
     Advantages are taken over everything, token weights within each batch. `max_tokens` is the longest answer
     allowed (for the constant normaliser). `drawn`: samples that the step drew for all batches, those of groups without
-    signal and of refills too (for the normaliser "drawn"; by default those of `groups`).
+    signal and of refills too (for the normaliser "drawn"; by default those of `groups`). `own`: the settings of tasks,
+    by default `spec`.
     """
+    specs = own or {}
     trainable = [group for group in groups if group.has_signal]
-    paired = list(zip(trainable, _advantages(trainable, spec), strict=True))
+    paired = list(zip(trainable, _advantages(trainable, spec, specs), strict=True))
     batches = []
     if drawn is None:
         drawn = sum(len(group.scores) for group in groups)
@@ -53,23 +65,46 @@ def build_batches(
     normaliser = spec.preset.normaliser if spec.normaliser == "auto" else spec.normaliser
     by_task = [[pair for pair in paired if pair[0].problem.task == task] for task in order]
     for pairs in by_task or [paired[i :: spec.minibatches] for i in range(spec.minibatches)]:
-        weigh = _Weigher(normaliser, [group for group, _ in pairs], max_tokens, per_batch)
-        batches.append([train_group(group, list(map(float, values)), weigh) for group, values in pairs])
+        kept = [
+            (group, *_kept(group, list(map(float, values)), specs.get(group.problem.task, spec)))
+            for group, values in pairs
+        ]
+        weigh = _Weigher(
+            normaliser, [(group.problem.task, samples) for group, samples, _ in kept], max_tokens, per_batch
+        )
+        batches.append([train_group(group, samples, values, weigh) for group, samples, values in kept if samples])
     return [batch for batch in batches if batch]
 
 
-def _advantages(groups: Sequence[ScoredGroup], spec: RlSpec) -> list[Rewards]:
-    estimator = spec.preset.advantage if spec.advantage == "auto" else spec.advantage
-    return ADVANTAGES[estimator]([np.array(group.values) for group in groups])
+def _advantages(groups: Sequence[ScoredGroup], spec: RlSpec, own: Mapping[TaskName, RlSpec]) -> list[Rewards]:
+    """Of each group, by its task's estimator. What one takes over the batch, it takes over its own groups there."""
+    by_estimator: dict[str, list[int]] = {}
+    for place, group in enumerate(groups):
+        by_estimator.setdefault(own.get(group.problem.task, spec).estimator, []).append(place)
+    advantages: dict[int, Rewards] = {}
+    for estimator, places in by_estimator.items():
+        rewards = [np.array(groups[place].rewards) for place in places]
+        advantages |= dict(zip(places, ADVANTAGES[estimator](rewards), strict=True))
+    return [advantages[place] for place in range(len(groups))]
+
+
+def _kept(scored: ScoredGroup, advantages: Sequence[float], spec: RlSpec) -> tuple[list[Sample], list[float]]:
+    """The samples that are trained on, with their advantages."""
+    pairs = zip(valued(scored), advantages, strict=True)
+    kept = [(s, a) for s, a in pairs if spec.truncated == "keep" or s.stop != "length"]
+    return [sample for sample, _ in kept], [advantage for _, advantage in kept]
 
 
 def learnability(
-    groups: Sequence[ScoredGroup], spec: RlSpec, by: Callable[[Problem], str] = lambda problem: problem.task
+    groups: Sequence[ScoredGroup],
+    spec: RlSpec,
+    by: Callable[[Problem], str] = lambda problem: problem.task,
+    own: Mapping[TaskName, RlSpec] | None = None,
 ) -> dict[str, float]:
     """Mean absolute advantage of each task's samples (or of what `by` says), of groups without signal too, where it is
     0: what a task's problems have to teach this policy (arXiv 2505.14970)."""
     scored = [group for group in groups if group.values]
-    advantages = _advantages(scored, spec)
+    advantages = _advantages(scored, spec, own or {})
     by_name: dict[str, list[float]] = {}
     for group, values in zip(scored, advantages, strict=True):
         by_name.setdefault(by(group.problem), []).extend(map(float, np.abs(values) if group.has_signal else 0 * values))
@@ -79,9 +114,11 @@ def learnability(
 class _Weigher:
     """Token weight of a sample: 1 over what the normaliser counts."""
 
-    def __init__(self, kind: str, groups: Sequence[ScoredGroup], max_tokens: int, drawn: float) -> None:
+    def __init__(
+        self, kind: str, groups: Sequence[tuple[TaskName, Sequence[Sample]]], max_tokens: int, drawn: float
+    ) -> None:
         self.kind, self.max_tokens, self.drawn = kind, max_tokens, drawn
-        lengths = [(g.problem.task, s.drawn) for g in groups for s in _valued(g)]
+        lengths = [(task, sample.drawn) for task, samples in groups for sample in samples]
         self.samples = len(lengths)
         self.tokens = sum(length for _, length in lengths)
         self.task_tokens: Counter[str] = Counter()
@@ -100,15 +137,15 @@ class _Weigher:
         return 1.0 / (self.samples * self.max_tokens)
 
 
-def _valued(scored: ScoredGroup) -> list[Sample]:
+def valued(scored: ScoredGroup) -> list[Sample]:
+    """The samples whose scores are values."""
     return [s for s, score in zip(scored.group.samples, scored.scores, strict=True) if score.value is not None]
 
 
 def train_group(
-    scored: ScoredGroup, advantages: Sequence[float], weigh: Callable[[TaskName, int], float]
+    scored: ScoredGroup, samples: Sequence[Sample], advantages: Sequence[float], weigh: Callable[[TaskName, int], float]
 ) -> TrainGroup:
-    """The samples of a group that have a score; `weigh` gives the token weight for a task and a length."""
-    samples = _valued(scored)
+    """Some samples of a group that have a score; `weigh` gives the token weight for a task and a length."""
     return TrainGroup(
         task=scored.problem.task,
         prompt=scored.group.prompt,

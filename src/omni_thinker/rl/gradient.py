@@ -8,7 +8,7 @@ import torch
 
 from omni_thinker.protocol import LossTerms, Policy, TokenBatch
 from omni_thinker.rl.advantages import rloo
-from omni_thinker.rl.batch import ScoredGroup, train_group
+from omni_thinker.rl.batch import ScoredGroup, train_group, valued
 
 
 def add_policy_gradient(policy: Policy, groups: Sequence[ScoredGroup], temperature: float) -> int:
@@ -22,7 +22,7 @@ def add_policy_gradient(policy: Policy, groups: Sequence[ScoredGroup], temperatu
         return 0
     advantages = rloo([np.array(group.values) for group in trainable])
     batch = [
-        train_group(group, list(map(float, values)), lambda _task, _length: 1 / scored)
+        train_group(group, valued(group), list(map(float, values)), lambda _task, _length: 1 / scored)
         for group, values in zip(trainable, advantages, strict=True)
     ]
     policy.forward_backward(batch, _reinforce, temperature=temperature)

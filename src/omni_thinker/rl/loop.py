@@ -5,9 +5,8 @@ quotas -> problems -> groups -> scores -> advantages -> gradient -> update -> me
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from itertools import islice
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import isfinite
 from statistics import fmean
 from typing import Any
@@ -16,18 +15,21 @@ import numpy as np
 
 from omni_thinker.engine.task_gradients import Sketches, alignments, norms
 from omni_thinker.errors import UserError
-from omni_thinker.protocol import OptimParams, OptimReport, Policy, ScoresTokens, TokenStats, TrainGroup
-from omni_thinker.recipe import RlSpec
+from omni_thinker.protocol import OptimParams, OptimReport, Policy, TokenStats, TrainGroup
+from omni_thinker.recipe import RlSpec, TaskRlSpec
 from omni_thinker.rewards.base import Reward
 from omni_thinker.rl.batch import ScoredGroup, build_batches, learnability
 from omni_thinker.rl.difficulty import pool_of
-from omni_thinker.rl.losses import make_loss
 from omni_thinker.rl.metrics import Metrics, group_metrics, token_metrics
 from omni_thinker.rl.requests import request_for
 from omni_thinker.rl.resample import Resampler
 from omni_thinker.rl.scoring import Scoring, stop_on_errors, stop_on_nonsense
+from omni_thinker.rl.shaping import shaped
 from omni_thinker.rl.stream import ProblemStream, stable_seed
-from omni_thinker.types import SamplingParams, TaskName, Thinking
+from omni_thinker.rl.updates.balance import Balance, weighed
+from omni_thinker.rl.updates.mismatch import mismatch_sums, samples_elsewhere, stop_on_mismatch, trainer_logprobs
+from omni_thinker.rl.updates.passes import add_gradient
+from omni_thinker.types import Group, SamplingParams, TaskName, Thinking
 
 MOST_SKIPPED = 3
 """Updates in a row that may be skipped for a loss or gradient that isn't finite."""
@@ -65,12 +67,15 @@ class Learner:
         max_tokens: Mapping[TaskName, int],
         stops: Mapping[TaskName, tuple[str, ...]] | None = None,
         thinking: Mapping[TaskName, Thinking] | None = None,
+        own: Mapping[TaskName, TaskRlSpec] | None = None,
     ) -> None:
-        """`stops`: texts that end an answer, `thinking`: what becomes of thoughts, by task."""
-        self.policy, self.spec = policy, spec
+        """`stops`: texts that end an answer, `thinking`: what becomes of thoughts, `own`: settings of its own, by
+        task."""
+        self.policy, self.spec = policy, spec.between(samples_elsewhere(policy))
         self.streams, self.rewards, self.max_tokens = streams, rewards, max_tokens
         self.stops, self.thinking = stops or {}, thinking or {}
-        self.loss = make_loss(spec)
+        self._specs = {task: self.spec.of_task((own or {}).get(task, TaskRlSpec())) for task in streams}
+        self._balance = Balance(spec.balance)
         self._refill = Resampler(spec.refill_most)
         self._skipped = 0
 
@@ -87,19 +92,21 @@ class Learner:
         longest = max(limit + _budget(self.thinking.get(task, "auto")) for task, limit in self.max_tokens.items())
         order = self._order(quotas) if self.spec.update == "task" else ()
         drawn = sum(len(group.scores) for group in groups)
-        batches = build_batches(trained, self.spec, longest, order, drawn)
+        batches = build_batches(trained, self.spec, longest, order, drawn, self._specs)
         batch = [group for minibatch in batches for group in minibatch]
         mismatch: Metrics = {}
-        if self.spec.old_logprobs == "trainer":
+        if temperatures := self._recomputed(len(batches)):
             with clock("train"):
-                batches, mismatch = self._recompute(batches)
-        metrics = self._update(batches, number, clock) | mismatch
+                batches, mismatch = self._recompute(batches, temperatures)
+        metrics = self._update(batches, quotas, number, clock) | mismatch
         metrics |= group_metrics(groups)
         # Of the first draws alone: refills go on until there is signal, and would make every task look learnable.
-        metrics |= {f"advantage/{task}": value for task, value in learnability(first, self.spec).items()}
+        metrics |= {
+            f"advantage/{task}": value for task, value in learnability(first, self.spec, own=self._specs).items()
+        }
         for task in quotas:
             drawn_first = [group for group in first if group.problem.task == task]
-            self.streams[task].observe(learnability(drawn_first, self.spec, pool_of))
+            self.streams[task].observe(learnability(drawn_first, self.spec, pool_of, self._specs))
         counts = {task: sum(group.task == task for group in batch) for task in quotas}
         metrics |= {f"groups_trained/{task}": float(count) for task, count in counts.items()}
         metrics |= {f"groups_asked/{task}": float(count) for task, count in quotas.items()}
@@ -115,6 +122,7 @@ class Learner:
             "streams": {task: stream.state() for task, stream in self.streams.items()},
             "skipped": self._skipped,
             "refill": self._refill.state(),
+            **({"balance": self._balance.state()} if self.spec.balance == "gradient" else {}),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -122,6 +130,7 @@ class Learner:
             self.streams[task].restore(stream_state)
         self._skipped = state["skipped"]
         self._refill.restore(state["refill"])
+        self._balance.restore(state.get("balance", {}))
 
     def draw(self, quotas: Mapping[TaskName, int]) -> list[ScoredGroup]:
         """Sample and score the next problems, and train nothing. Raises UserError where too many scores are errors."""
@@ -161,15 +170,26 @@ class Learner:
             )
             for problem, seed in drawn
         ]
-        params = SamplingParams(self.spec.group_size, self.spec.temperature)
+        specs = [self._specs[problem.task] for problem, _ in drawn]
+        by_params: dict[SamplingParams, list[int]] = {}
+        for place, spec in enumerate(specs):
+            by_params.setdefault(SamplingParams(spec.group_size, spec.temperature), []).append(place)
         with Scoring(self.rewards) as scoring:
-            with clock("sample"):
-                groups = self.policy.sample(
-                    requests, params, lambda place, group: scoring.submit(place, drawn[place][0], group)
-                )
-            stop_on_nonsense(groups)
+            for params, places in by_params.items():
+
+                def submit(place: int, group: Group, places: Sequence[int] = places) -> None:
+                    scoring.submit(places[place], drawn[places[place]][0], group)
+
+                with clock("sample"):
+                    groups = self.policy.sample([requests[place] for place in places], params, submit)
+                stop_on_nonsense(groups)
             with clock("score"):  # what is left of it
-                return scoring.results(self.spec.score_deadline_s)
+                return [self._shaped(group) for group in scoring.results(self.spec.score_deadline_s)]
+
+    def _shaped(self, group: ScoredGroup) -> ScoredGroup:
+        task = group.problem.task
+        budget = _budget(self.thinking.get(task, "auto"))
+        return shaped(group, self._specs[task], self.max_tokens[task], of_answer=budget > 0)
 
     def _order(self, quotas: Mapping[TaskName, int]) -> list[TaskName]:
         """A random order of this step's tasks. It is the same whenever the step is repeated."""
@@ -177,25 +197,27 @@ class Learner:
         order = np.random.default_rng(stable_seed("serial", *taken)).permutation(len(quotas))
         return [list(quotas)[int(place)] for place in order]
 
-    def _recompute(self, batches: list[list[TrainGroup]]) -> tuple[list[list[TrainGroup]], Metrics]:
-        """The batches with log-probs as the trainer has them, and how far the sampler's were from these."""
-        if not isinstance(self.policy, ScoresTokens):
-            raise UserError("this policy can't compute log-probs again", key="rl.old_logprobs")
-        recomputed, differences = list[list[TrainGroup]](), list[float]()
-        for batch in batches:
-            flat = iter(self.policy.logprobs(batch, temperature=self.spec.temperature).tolist())
-            groups = []
-            for group in batch:
-                samples = [replace(s, logprobs=tuple(islice(flat, len(s.tokens)))) for s in group.samples]
-                pairs = zip(group.samples, samples, strict=True)
-                differences += [
-                    abs(x - y) for a, b in pairs for x, y in zip(a.drawn_logprobs, b.drawn_logprobs, strict=True)
-                ]
-                groups.append(replace(group, samples=tuple(samples)))
-            recomputed.append(groups)
-        return recomputed, {"mismatch_abs/all": fmean(differences)} if differences else {}
+    def _recomputed(self, updates: int) -> dict[TaskName, float]:
+        """The tasks whose log-probs the trainer computes again before a step's updates, and their temperatures."""
+        # A step's only update needs no second pass for importance weights: the log-probs before it are those of it.
+        every = self.spec.old_logprobs == "trainer"
+        weighed_ = {task for task, spec in self._specs.items() if spec.importance_cap and updates > 1}
+        return {task: spec.temperature for task, spec in self._specs.items() if every or task in weighed_}
 
-    def _update(self, batches: list[list[TrainGroup]], number: int, clock: "_Clock") -> Metrics:
+    def _recompute(
+        self, batches: list[list[TrainGroup]], temperatures: Mapping[TaskName, float]
+    ) -> tuple[list[list[TrainGroup]], Metrics]:
+        """The batches with log-probs as the trainer has them, and how far the sampler's were from these."""
+        recomputed = [trainer_logprobs(self.policy, batch, temperatures) for batch in batches]
+        sums = mismatch_sums([group for batch in recomputed for group in batch])
+        stop_on_mismatch(sums, self.spec.max_mismatch)
+        names = {"all", *sums} if len(temperatures) == len(self._specs) else {*sums}
+        metrics = token_metrics(sums)
+        return recomputed, {key: metrics[key] for name in names if (key := f"mismatch_abs/{name}") in metrics}
+
+    def _update(
+        self, batches: list[list[TrainGroup]], quotas: Mapping[TaskName, int], number: int, clock: "_Clock"
+    ) -> Metrics:
         spec = self.spec
         learning_rate = spec.lr * min(1.0, (number + 1) / max(1, spec.lr_warmup_steps))
         measure = spec.kl_every > 0 and number % spec.kl_every == 0
@@ -204,12 +226,15 @@ class Learner:
         sketches: Sketches = {}
         losses, norms_, applied = list[float](), list[float](), list[bool]()
         for batch in batches:  # none where every group was unanimous: such a step has nothing to teach
+            factors = self._balance.factors(batch, quotas)
             with clock("train"):
-                reference = spec.kl_beta > 0 or measure
-                report = self.policy.forward_backward(
-                    batch, self.loss, temperature=spec.temperature, reference=reference
-                )
+                report = add_gradient(self.policy, weighed(batch, factors), self._specs, measure_kl=measure)
+                if not applied:
+                    stop_on_mismatch(report.stats, spec.max_mismatch)
                 optim = self.policy.optim_step(OptimParams(learning_rate, spec.weight_decay, spec.max_grad_norm))
+            self._balance.observe(norms(report.sketches), factors)
+            if spec.balance != "none":
+                metrics |= {f"balance/{task}": factor for task, factor in factors.items()}
             for task, task_stats in report.stats.items():
                 stats[task] = stats.get(task, TokenStats()) + task_stats
             for task, sketch in report.sketches.items():

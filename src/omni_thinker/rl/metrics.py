@@ -32,6 +32,11 @@ def token_metrics(stats: Mapping[TaskName, TokenStats]) -> Metrics:
             metrics[f"mismatch_abs/{name}"] = sums.mismatch / sums.tokens
         if sums.kl_tokens:
             metrics[f"kl_ref/{name}"] = sums.kl / sums.kl_tokens
+        if sums.weighed:
+            metrics[f"importance/{name}"] = sums.importance / sums.weighed
+            metrics[f"importance_cut/{name}"] = sums.cut / sums.weighed
+        if sums.screened:
+            metrics[f"off_policy/{name}"] = sums.off_policy / sums.screened
         metrics[f"tokens_trained/{name}"] = float(sums.tokens)
     return metrics
 
@@ -66,7 +71,7 @@ def _describe(groups: Sequence[ScoredGroup]) -> Metrics:
         "problems": float(len(groups)),
         "tokens_sampled": float(sum(len(sample.tokens) for sample in samples)),
     }
-    described |= _thoughts(samples)
+    described |= _thoughts(samples) | _ends(groups)
     if versions := [sample.version for sample in samples if sample.version is not None]:
         described["weights_version"] = float(max(versions))
     if values:
@@ -74,6 +79,21 @@ def _describe(groups: Sequence[ScoredGroup]) -> Metrics:
         described["accuracy"] = sum(value > 1 - 1e-9 for value in values) / len(values)
     for part in sorted({part for score in scores for part in score.parts}):
         described[f"part.{part}"] = fmean(score.parts[part] for score in scores if part in score.parts)
+    return described
+
+
+def _ends(groups: Sequence[ScoredGroup]) -> Metrics:
+    """Answers that ended apart from those that were cut at the token limit, and what training took off for length."""
+    described: Metrics = {}
+    pairs = [pair for group in groups for pair in zip(group.group.samples, group.scores, strict=True)]
+    for name, cut in (("ended", False), ("truncated", True)):
+        own = [(sample, score) for sample, score in pairs if (sample.stop == "length") == cut]
+        if own and not cut:
+            described["completion_length_ended"] = fmean(len(sample.tokens) for sample, _ in own)
+        if values := [score.value for _, score in own if score.value is not None]:
+            described[f"reward_{name}"] = fmean(values)
+    if penalties := [penalty for group in groups for penalty in group.penalties]:
+        described["overlong_penalty"] = fmean(penalties)
     return described
 
 

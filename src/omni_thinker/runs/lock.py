@@ -41,6 +41,22 @@ class Lock:
         self._lock.release()
 
 
+def holder(folder: Path) -> str:
+    """Who holds the lock of `folder`, in words; empty where nobody does."""
+    path = folder / NAME
+    if not path.exists():
+        return ""
+    lock = FileLock(path, blocking=False, thread_local=False, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        return _owner(path)
+    except OSError:
+        return ""
+    lock.release()
+    return ""
+
+
 def _owner(path: Path) -> str:
     try:
         owner = json.loads(path.read_text("utf-8"))

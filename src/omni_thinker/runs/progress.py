@@ -4,11 +4,12 @@ A terminal gets one line that changes in place; a log gets a line every so often
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
+from typing import Protocol
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
@@ -17,6 +18,38 @@ from omni_thinker.errors import printable
 LOG_EVERY_SECONDS = 15.0
 
 _logger = logging.getLogger("omni_thinker")
+
+
+class Listener(Protocol):
+    """Who is told how far a unit of work is."""
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+
+    def show(self, text: str, *, always: bool = False) -> None:
+        """The line of the moment."""
+
+    def unit(self, kind: str, seconds: float, count: int = 1) -> None:
+        """`count` units of `kind` took `seconds`."""
+
+    def skip(self, kind: str, count: int) -> None:
+        """`count` expected units won't be needed."""
+
+
+class Silent:
+    """Listens, and says nothing: what is told is known already."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def show(self, text: str, *, always: bool = False) -> None:
+        """Nothing."""
+
+    def unit(self, kind: str, seconds: float, count: int = 1) -> None:
+        """Nothing."""
+
+    def skip(self, kind: str, count: int) -> None:
+        """Nothing."""
 
 
 class Progress:
@@ -29,6 +62,10 @@ class Progress:
         self.prior = dict(prior or {})
         self.expected, self.done, self.spent = dict[str, int](), dict[str, int](), dict[str, float]()
         self.console = console or Console(stderr=True, highlight=False)
+        self.forecast: Callable[[], float] | None = None
+        """Seconds to the end, where somebody knows better, as with several workers."""
+        self.picture: Callable[[], RenderableType] | None = None
+        """What a terminal shows above the line of the moment."""
         self.begin = time.monotonic()
         self._line, self._measured = "", self.begin
         # Drawn anew four times a second, so that the time left goes down between two steps as well.
@@ -70,11 +107,12 @@ class Progress:
             self.say(line)
 
     def _with_time_left(self) -> str:
-        left = max(0.0, self.left() - (time.monotonic() - self._measured))
+        left = self.forecast() if self.forecast else max(0.0, self.left() - (time.monotonic() - self._measured))
         return f"{self._line} | {_clock(left)} left" if self.expected else self._line
 
-    def _moment(self) -> Text:
-        return Text(printable(f"[{_clock(time.monotonic() - self.begin)}] {self._with_time_left()}"))
+    def _moment(self) -> RenderableType:
+        line = Text(printable(f"[{_clock(time.monotonic() - self.begin)}] {self._with_time_left()}"))
+        return Group(self.picture(), line) if self.picture else line
 
     def unit(self, kind: str, seconds: float, count: int = 1) -> None:
         """`count` units of `kind` took `seconds`."""
@@ -86,13 +124,17 @@ class Progress:
         """`count` expected units won't be needed."""
         self.expected[kind] = max(self.done[kind], self.expected[kind] - count)
 
+    def pace(self) -> dict[str, float]:
+        """Seconds of a unit of each kind: as measured so far, or by the guess."""
+        return {
+            kind: self.spent[kind] / self.done[kind] if self.done[kind] else self.prior.get(kind, 1.0)
+            for kind in self.expected
+        }
+
     def left(self) -> float:
-        """Seconds that the rest will take at the pace so far."""
-        return sum(
-            max(0, expected - self.done[kind])
-            * (self.spent[kind] / self.done[kind] if self.done[kind] else self.prior.get(kind, 1.0))
-            for kind, expected in self.expected.items()
-        )
+        """Seconds that the rest will take at the pace so far, one unit after another."""
+        pace = self.pace()
+        return sum(max(0, expected - self.done[kind]) * pace[kind] for kind, expected in self.expected.items())
 
 
 class _Sayer(logging.Handler):

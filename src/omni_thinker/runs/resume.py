@@ -22,7 +22,10 @@ _FREE_OF_ENDPOINT = (
 )  # fmt: skip
 FREE = (
     *(f"judge.endpoint.{key}" for key in _FREE_OF_ENDPOINT), "rl.score_deadline_s", "rl.max_error_rate",
-    "evaluation.keep_samples", "study.checkpoint_steps", "study.bootstrap", "study.confidence",
+    "rl.max_mismatch",
+    "engine.tinker.url", "engine.tinker.allow_http", "engine.tinker.patience_s", "engine.fsdp.ranks",
+    "engine.fsdp.timeout_s", "evaluation.keep_samples", "cluster", "study.checkpoint_steps", "study.bootstrap",
+    "study.confidence",
 )  # fmt: skip
 """Keys, and tables of keys, that change nothing of what has been computed."""
 Pools = Mapping[Split, Mapping[TaskName, Sequence[Problem]]]
@@ -45,14 +48,15 @@ def check_run(run: RunDir, recipe: Recipe, pools: Pools, *, judged: bool) -> Non
     """Note what a run begins with; `judged`: there is a judge. Raises UserError, naming each key, where a run that is
     resumed has something else."""
     now = recipe.model_dump(mode="json")
-    recorded = run.journal.once("recipe", lambda: now)
+    recorded = run.study.once("recipe", lambda: now)
     if not isinstance(recorded, dict):
         raise UserError("has no recipe", file=run.path / JOURNAL)
     refuse_changes(run.path, recorded, now)
-    done = run.journal.seeds
-    if list(recipe.study.seeds)[: len(done)] != done:
-        raise UserError(f"the run has {done}; new seeds must follow these", file=run.path, key="study.seeds")
-    _check_model(run, recipe.model.name)
+    if run.journal.seeds - set(recipe.study.seeds):
+        raise UserError(
+            f"the run has {sorted(run.journal.seeds)}; new seeds must follow these", file=run.path, key="study.seeds"
+        )
+    _check_model(run, recipe.spoken.name)
     if recipe.model.chat_template:
         _check_unchanged(run, "template", [Path(recipe.model.chat_template).expanduser()], "model.chat_template")
     if recipe.judge.kind == "likelihood" and judged:
@@ -72,13 +76,18 @@ def refuse_changes(path: Path, recorded: Mapping[str, Any], now: Mapping[str, An
 
 def _check_problems(run: RunDir, pools: Pools) -> None:
     """Note what every task's problems are. Raises UserError where they have changed under a run."""
-    now = {
-        f"{task} ({split})": _digest(problems) for split, of_task in pools.items() for task, problems in of_task.items()
-    }
-    recorded = run.journal.once("problems", lambda: now)
+    now = digests(pools)
+    recorded = run.study.once("problems", lambda: now)
     if recorded != now and isinstance(recorded, dict):
         changed = [name for name in {**recorded, **now} if recorded.get(name) != now.get(name)]
         raise UserError(f"problems have changed since the run began: {', '.join(changed)}", file=run.path)
+
+
+def digests(pools: Pools) -> dict[str, str]:
+    """What tells whether two machines have the same problems: a digest for each task and split."""
+    return {
+        f"{task} ({split})": _digest(problems) for split, of_task in pools.items() for task, problems in of_task.items()
+    }
 
 
 def _digest(problems: Sequence[Problem]) -> str:
@@ -99,7 +108,7 @@ def _check_model(run: RunDir, name: str, role: Literal["model", "judge"] = "mode
 
 def _check_unchanged(run: RunDir, what: str, files: Sequence[Path], key: str) -> None:
     now = {path.name: _print(path) for path in files if path.is_file()}
-    recorded = run.journal.once(what, lambda: now)
+    recorded = run.study.once(what, lambda: now)
     if recorded != now and isinstance(recorded, dict):
         changed = [file for file in {**recorded, **now} if recorded.get(file) != now.get(file)]
         folder = files[0].parent if files else None

@@ -1,9 +1,7 @@
 """The run directory: one study on disk. See docs/run-directory.md for its files."""
 
-import json
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import is_dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +11,18 @@ from omni_thinker.errors import UserError
 from omni_thinker.recipe import Recipe
 from omni_thinker.runs.files import write_whole
 from omni_thinker.runs.journal import NAME as JOURNAL
-from omni_thinker.runs.journal import Counts, Journal
+from omni_thinker.runs.journal import STUDY, Counts, Journal, unit_id
+from omni_thinker.runs.json_text import write_json
 from omni_thinker.runs.lock import Lock
-from omni_thinker.runs.schema.base import dump
+from omni_thinker.runs.tape import Tape
+from omni_thinker.runs.unit_run import UnitRun
 
 DRAWN = "problems"
 """Folder of a run with the problems that were drawn for it."""
 _MARKS = (
     "recipe.toml", JOURNAL, "metrics.jsonl", "samples.jsonl", "references.jsonl", "result.json", "scores.json",
-    "plan.json", "transfer.json", "transfer.csv", "report.html", "diverged.json", "models", DRAWN,
+    "plan.json", "transfer.json", "transfer.csv", "report.html", "diverged.json", "models", "status.json",
+    "workers", DRAWN,
 )  # fmt: skip
 """What a run writes, but for its lock: a directory that has any of it isn't free."""
 
@@ -31,6 +32,8 @@ class RunDir:
     without it, is in use by another process, or can't be written."""
 
     journal: Journal
+    study: Tape
+    """What belongs to the whole study: its recipe, model and problems."""
 
     def __init__(self, path: Path, recipe: Recipe, *, resume: bool = False) -> None:
         if not resume:
@@ -57,6 +60,7 @@ class RunDir:
         if not (self.path / JOURNAL).exists() and any((self.path / log).exists() for log in logs):
             raise UserError("has no journal.jsonl, so it can't be resumed", file=self.path)
         self.journal = Journal(self.path, logs, usable=usable, counts=counts)
+        self.study = self.journal.tape(STUDY)
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a whole file: readers see the old one or the new one, never half of it."""
@@ -66,25 +70,12 @@ class RunDir:
 
     def write_json(self, name: str, table: Any) -> Path:
         """Write a document of the schema, or a plain table."""
-        return self.write_text(name, to_json(table, indent=1) + "\n")
+        return write_json(self.path / name, table)
 
-    def append(self, name: str, row: Any) -> None:
-        """Add one line of JSON."""
-        with (self.path / name).open("a", encoding="utf-8") as stream:
-            stream.write(to_json(row) + "\n")
-
-    def models(self, seed: int) -> Path:
-        return self.path / "models" / f"seed-{seed}"
-
-
-def to_json(table: Any, indent: int | None = None) -> str:
-    """Strict JSON: what isn't finite becomes null, and lone surrogates stay escaped."""
-    try:
-        text = json.dumps(plain(table), indent=indent, ensure_ascii=False)
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        text = json.dumps(plain(table), indent=indent)
-    return text
+    def unit(self, seed: int, name: str) -> UnitRun:
+        """What a unit reads and writes, where it is worked on in this process."""
+        unit = unit_id(seed, name)
+        return UnitRun(self.path, name, self.journal.tape(unit), partial(self.journal.append, unit))
 
 
 def check_free(path: Path) -> None:
@@ -97,19 +88,6 @@ def check_free(path: Path) -> None:
         raise UserError(f"can't be a run's directory: {exc}", file=f"{path!s:.80}", key="--out") from None
     if held:
         raise UserError("already holds a run's files; choose another --out", file=path)
-
-
-def plain(value: Any) -> Any:
-    """As JSON holds it: classes of the schema become tables, and what isn't finite becomes null."""
-    if is_dataclass(value):
-        value = dump(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return value
 
 
 def _without_none(value: Any) -> Any:

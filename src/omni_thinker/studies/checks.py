@@ -10,7 +10,7 @@ from omni_thinker.models.chat import ChatFormat, load_chat
 from omni_thinker.models.load import empty_model, load_config, resolve
 from omni_thinker.models.think_form import ThinkForm, ask, think_form
 from omni_thinker.policy.lora import add_lora
-from omni_thinker.policy.vllm.make import check_vllm
+from omni_thinker.policy.make import check_engine
 from omni_thinker.recipe import Recipe, TaskSpec
 from omni_thinker.rewards.base import Reward
 from omni_thinker.tasks.base import Task
@@ -104,20 +104,20 @@ def check_model(recipe: Recipe) -> Room:
 
     Raises UserError where the model, its tokenizer or its chat template is missing, where adapters can't be used, and
     for stop texts that no answer can have, and for a budget of thoughts where the model knows none."""
-    check_vllm(recipe)
+    check_engine(recipe)
     probes = recipe.study.probe_lora if "lora" in recipe.study.probes else None
     for key, lora in (("model.lora", recipe.model.lora), ("study.probe_lora", probes)):
         if lora is not None:
-            add_lora(empty_model(recipe.model.name), lora, key=key)
+            add_lora(empty_model(recipe.spoken.name), lora, key=key)
     if recipe.model.lora is not None and "merge" in recipe.study.arms:
         # The sum of several adapters' factors isn't the sum of what they do.
         raise UserError("merging needs whole weights; leave out 'merge' or model.lora", key="study.arms")
-    context = getattr(load_config(resolve(recipe.model.name)).get_text_config(), "max_position_embeddings", None)
+    context = getattr(load_config(resolve(recipe.spoken.name)).get_text_config(), "max_position_embeddings", None)
     if context is not None and context < 1:  # as some name one that has no end
         context = None
     if recipe.engine.sampler == "vllm" and recipe.engine.vllm.max_model_len:
         context = min(context or recipe.engine.vllm.max_model_len, recipe.engine.vllm.max_model_len)
-    chat = load_chat(recipe.model)
+    chat = load_chat(recipe.spoken)
     form = think_form(chat)
     for name, task in recipe.tasks.items():
         if isinstance(task.thinking, int) and form is None:

@@ -96,8 +96,7 @@ class Probes:
 
     def train_adapter(self, unit: Unit) -> None:
         """Train an adapter for one task on a second copy of the start, and keep it as a peft folder."""
-        if self._adapters is None:
-            self._adapters = self._adapter_session()
+        self._adapters = self._adapters or self._adapter_session()
         session, fresh = self._adapters
         session.weights.load(fresh)
         scheduler = Stages([(unit.task, unit.steps)], session.recipe.rl.problems_per_step)
@@ -108,11 +107,17 @@ class Probes:
         folder = session.weights.export(unit.name, adapter=True)
         probed.experts[unit.task] = ArmResult(unit.name, folder, spent, evaluation.estimates())
 
+    def make_base(self) -> None:
+        """Write the start as a folder, and the fresh adapters that all tasks begin with."""
+        session = self._session
+        session.weights.load(self._start)
+        session.weights.export("start")
+        self._adapters = self._adapter_session()
+        self._adapters[0].weights.save("lora")
+
     def _adapter_session(self) -> tuple[Session, Path]:
         """A session whose policy is the start with fresh adapters, and the file of these."""
         session, recipe = self._session, self._session.recipe
-        session.weights.load(self._start)
-        folder = session.weights.export("start")
         adapted = recipe.model_copy(
             update={
                 "model": recipe.model.model_copy(update={"lora": recipe.study.probe_lora}),
@@ -120,10 +125,10 @@ class Probes:
             }
         )
         setup = replace(session.setup, recipe=adapted)
-        adapters = Session(setup, session.run, session.progress, session.seed, folder=folder)
+        folder = session.weights.exported("start")
+        adapters = Session(setup, session.seed, session.desk, folder=folder)
         adapters.pools = session.pools
-        adapters.policy.mark_start()
-        return adapters, adapters.weights.save("lora")
+        return adapters, adapters.weights.file("lora")
 
     def sketch_gradient(self, unit: Unit) -> None:
         """Sketch one task's policy gradient at the start, in a few batches."""
@@ -165,7 +170,7 @@ def _sketches(session: Session, task: TaskName, steps: int) -> dict[str, Any]:
     for batch in range(steps * _BATCHES_PER_STEP):
         began = time.monotonic()
         groups = learner.draw({task: problems})
-        trained = add_policy_gradient(policy, groups, rl.temperature)
+        trained = add_policy_gradient(policy, groups, session.recipe.rl_of(task).temperature)
         sketches.append(policy.sketch_gradient(seed).numpy())
         seconds = time.monotonic() - began
         samples = [sample for group in groups for sample in group.group.samples]

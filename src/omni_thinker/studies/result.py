@@ -11,8 +11,8 @@ from omni_thinker.compare.verdict import verdict
 from omni_thinker.isolation import launch
 from omni_thinker.recipe import Recipe
 from omni_thinker.rl.evaluate import Evaluation
+from omni_thinker.runs.json_text import plain
 from omni_thinker.runs.machine import machine
-from omni_thinker.runs.rundir import plain
 from omni_thinker.runs.schema.plan import Plan
 from omni_thinker.runs.schema.result import (
     ArmRun,
@@ -294,7 +294,7 @@ def _notes(setup: Setup, outcomes: Sequence[SeedOutcome]) -> list[str]:
         "Accuracy is the mean score of "
         f"{recipe.evaluation.samples} answers per problem at temperature {recipe.evaluation.temperature:g}.",
         f"Every trained arm had {recipe.study.steps} RL steps that asked for {recipe.rl.problems_per_step} problems x "
-        f"{recipe.rl.group_size} samples"
+        f"{'/'.join(dict.fromkeys(str(recipe.rl_of(task).group_size) for task in recipe.tasks))} samples"
         + (", 'curriculum_net' fewer by those of its probe" if "curriculum_net" in recipe.study.arms else "")
         + (
             "; the single-task arms only their probe."

@@ -1,16 +1,18 @@
-"""One seed of a study: a policy, its log, and the moves that arms are made of.
+"""One seed of a study: a policy, and the moves that units are made of.
 
-Every move goes through the run's journal, so that a study which was killed takes the same path again, and computes only
-what it had not. Weights are therefore brought to the policy when something is computed with them, not before."""
+Every move goes through the journal of its unit, so that a unit which was killed takes the same path again, and computes
+only what it had not. So the policy is made, and weights are brought to it, when something is computed with them."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from omni_thinker.baselines.sft import WarmupReport, WarmupState, warm_up
 from omni_thinker.policy.make import make_policy
+from omni_thinker.protocol import Policy
 from omni_thinker.recipe import scheduled_arms
 from omni_thinker.rewards.base import Reward
 from omni_thinker.rl.difficulty import training_streams
@@ -20,10 +22,10 @@ from omni_thinker.rl.requests import request_for
 from omni_thinker.rl.stream import make_streams
 from omni_thinker.runs.checkpoints import Checkpoints
 from omni_thinker.runs.files import checksum, write_whole
-from omni_thinker.runs.progress import Progress
-from omni_thinker.runs.rundir import RunDir
+from omni_thinker.runs.progress import Listener
 from omni_thinker.runs.schema.base import Estimate
 from omni_thinker.runs.schema.logs import Answer, Kind, Metrics, Reference
+from omni_thinker.runs.unit_run import UnitRun
 from omni_thinker.schedulers.base import Scheduler
 from omni_thinker.studies.setup import Setup, study_seed
 from omni_thinker.studies.training import Cost, Stage, Training
@@ -43,16 +45,45 @@ class ArmResult:
     stages: list[Stage] = field(default_factory=list)
 
 
+@dataclass
+class Desk:
+    """The unit of now: what it reads and writes, and who is told. Sessions of one seed share it."""
+
+    run: UnitRun
+    progress: Listener
+
+
 class Session:
     """Holds the one policy that all arms of a seed take turns in."""
 
-    def __init__(self, setup: Setup, run: RunDir, progress: Progress, seed: int, *, folder: Path | None = None) -> None:
-        """`folder`: weights to begin with, instead of the recipe's model."""
-        self.setup, self.run, self.progress, self.seed = setup, run, progress, seed
+    def __init__(self, setup: Setup, seed: int, desk: Desk, *, folder: Path | None = None) -> None:
+        """`folder`: weights to begin with, which are the start then, instead of the recipe's model."""
+        self.setup, self.seed, self.desk = setup, seed, desk
         self.recipe = setup.recipe
-        self.policy = make_policy(self.recipe.model, self.recipe.engine, folder=folder, seed=study_seed(seed, "lora"))
         self.pools: dict[Split, Pools] = dict(setup.pools)
-        self.weights = Weights(self.policy, run, seed)
+        self.weights = Weights(self, seed)
+        self._folder = folder
+
+    @property
+    def run(self) -> UnitRun:
+        """What the unit of now reads and writes."""
+        return self.desk.run
+
+    @property
+    def progress(self) -> Listener:
+        """Who is told how far the unit of now is."""
+        return self.desk.progress
+
+    @cached_property
+    def policy(self) -> Policy:
+        """Made when it is first asked for: what is only read from the journal needs none."""
+        seed = study_seed(self.seed, "lora")
+        if self._folder is None:
+            return make_policy(self.recipe.model, self.recipe.engine, seed=seed)
+        self.run.files.need(self._folder)
+        policy = make_policy(self.recipe.model, self.recipe.engine, folder=self._folder, seed=seed)
+        policy.mark_start()
+        return policy
 
     def warm_up(self) -> tuple[WarmupReport, float]:
         """Bring the policy from the bare model to where RL has something to tell apart; that is the start.
@@ -67,6 +98,7 @@ class Session:
             report = self._warm_up(key, known.values, began - before)
             self.policy.mark_start()
             write_whole(path, self.policy.save_weights)
+            self.run.files.made(path)
             return {**asdict(report), "sum": checksum(path), "seconds": time.monotonic() - began + before}
 
         row = self.run.journal.once(key, make)
@@ -133,25 +165,26 @@ class Session:
 
     def _with_references(self, problems: list[Problem], split: Split) -> list[Problem]:
         lacking = [problem for problem in problems if "reference" not in problem.data]
-        requests = [
-            request_for(
-                self.policy,
-                problem,
-                study_seed(self.seed, "reference", problem.id),
-                self.setup.tasks[problem.task].max_tokens,
-                self.setup.stops.get(problem.task, ()),
-                self.setup.thinking[problem.task],
-            )
-            for problem in lacking
-        ]
 
         def make() -> dict[str, str]:
             self.weights.ensure_loaded()
+            requests = [
+                request_for(
+                    self.policy,
+                    problem,
+                    study_seed(self.seed, "reference", problem.id),
+                    self.setup.tasks[problem.task].max_tokens,
+                    self.setup.stops.get(problem.task, ()),
+                    self.setup.thinking[problem.task],
+                )
+                for problem in lacking
+            ]
             temperature = self.recipe.judge.reference_temperature
             groups = self.policy.sample(requests, SamplingParams(group_size=1, temperature=temperature))
             texts = {problem.id: group.samples[0].text for problem, group in zip(lacking, groups, strict=True)}
             for problem_id, text in texts.items():
-                self.run.append("references.jsonl", Reference(seed=self.seed, problem=problem_id, reference=text))
+                row = Reference(seed=self.seed, unit=self.run.name, problem=problem_id, reference=text)
+                self.run.append("references.jsonl", row)
             return texts
 
         texts = self.run.journal.once(f"{self.seed} references {split} {problems[0].task}", make) if problems else {}
@@ -182,7 +215,8 @@ class Session:
         spec, scheduled = self.recipe.rl, scheduled_arms(self.recipe.study).get(arm)
         if scheduled is not None and scheduled.update is not None:
             spec = spec.model_copy(update={"update": scheduled.update})
-        return Learner(self.policy, spec, streams, rewards, max_tokens, stops, self.setup.thinking)
+        own = {task: task_spec.rl for task, task_spec in self.recipe.tasks.items()}
+        return Learner(self.policy, spec, streams, rewards, max_tokens, stops, self.setup.thinking, own)
 
     def evaluate(self, arm: str, split: Split, step: int, stage: TaskName | None = None) -> Evaluation:
         """Every task on `split`, logged, with a few rollouts kept."""
@@ -221,7 +255,7 @@ class Session:
     def checkpoints(self, name: str) -> Checkpoints:
         """The checkpoints of one training."""
         return Checkpoints(
-            self.weights.folder, self.run.path, f"{slug(name)}.checkpoint", self.recipe.study.checkpoint_steps
+            self.weights.folder, self.run, f"{slug(name)}.checkpoint", self.recipe.study.checkpoint_steps
         )
 
     def _check_form(self, step: int) -> Mapping[TaskName, Estimate]:
@@ -256,7 +290,16 @@ class Session:
         stage: TaskName | None = None,
     ) -> None:
         took = round(seconds, 3)
-        row = Metrics(seed=self.seed, arm=arm, kind=kind, stage=stage, step=step, seconds=took, metrics=metrics)
+        row = Metrics(
+            seed=self.seed,
+            unit=self.run.name,
+            arm=arm,
+            kind=kind,
+            stage=stage,
+            step=step,
+            seconds=took,
+            metrics=metrics,
+        )
         self.run.append("metrics.jsonl", row)
 
     def _keep_samples(self, arm: str, split: Split, step: int, stage: TaskName | None, result: Evaluation) -> None:
@@ -271,6 +314,7 @@ class Session:
                 "samples.jsonl",
                 Answer(
                     seed=self.seed,
+                    unit=self.run.name,
                     arm=arm,
                     split=split,
                     stage=stage,

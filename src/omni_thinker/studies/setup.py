@@ -7,6 +7,7 @@ from pathlib import Path
 from omni_thinker.engine.hidden_states import last_states
 from omni_thinker.judging.base import Costly, Counting, Judge
 from omni_thinker.judging.make import make_judge
+from omni_thinker.judging.shared.share import Share
 from omni_thinker.recipe import Recipe
 from omni_thinker.rewards.base import Reward
 from omni_thinker.rewards.registry import make_rewards
@@ -86,10 +87,13 @@ class Setup:
             task.keep(folder / DRAWN)
 
 
-def prepare(recipe: Recipe, *, with_judge: bool = True, resumed: Path | None = None) -> Setup:
+def prepare(
+    recipe: Recipe, *, with_judge: bool = True, resumed: Path | None = None, shared: Share | None = None
+) -> Setup:
     """Make and check everything. Raises UserError for the first thing that is wrong.
 
-    resumed: a run's directory, whose drawn problems are taken again."""
+    resumed: a run's directory, whose drawn problems are taken again. shared: what this process's judge shares with
+    those of others."""
     room = check_model(recipe)
     tasks = make_tasks(recipe.tasks, recipe.data_root)
     limits: dict[Split, int] = {
@@ -98,7 +102,7 @@ def prepare(recipe: Recipe, *, with_judge: bool = True, resumed: Path | None = N
     with kept_in(None if resumed is None else resumed / DRAWN):
         pools = make_pools(tasks, limits, recipe.tasks)
     judged = [name for name, task in tasks.items() if not task.verifiable]
-    judge = make_judge(recipe.judge, recipe.model, last_states) if judged and with_judge else None
+    judge = make_judge(recipe.judge, recipe.model, last_states, shared) if judged and with_judge else None
     rewards = make_rewards({name: task.reward for name, task in tasks.items()}, judge)
     drawn = tuple(task for task in tasks.values() if isinstance(task, GymTask))
     usable, refused = screen(recipe, tasks, rewards.train, room)

@@ -3,31 +3,43 @@
     warm-up -> start -> single-task arms (their first stage is the probe) -> transfer matrix -> plan
             -> curriculum, joint, merge -> test split -> comparisons, verdict, report
 
-`units.py` makes the list of what is to be done, `walk.py` does it for one seed."""
+`units.py` makes the list of what is to be done, `dispatch/` says what comes next, a crew of `crews/` has it done, and
+`walk.py` does it."""
 
-import gc
 import json
+import shutil
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 from omni_thinker.compare.intervals import MIN_PROBLEMS
+from omni_thinker.errors import UserError
+from omni_thinker.judging.shared.owner import JudgeOwner
+from omni_thinker.policy.engines import choose_engines
+from omni_thinker.policy.fsdp.place import given_place
 from omni_thinker.recipe import Recipe
 from omni_thinker.runs.checkpoints import usable
-from omni_thinker.runs.progress import Progress
+from omni_thinker.runs.journal import sort_rows
+from omni_thinker.runs.progress import Progress, Silent
 from omni_thinker.runs.resume import check_run, dated
 from omni_thinker.runs.rundir import RunDir, check_free
 from omni_thinker.runs.schema.base import with_seeds
 from omni_thinker.runs.schema.plan import StudyPlan
 from omni_thinker.runs.schema.result import Scores
 from omni_thinker.runs.schema.transfer import StudyTransfer
+from omni_thinker.runs.unit_run import models_of
+from omni_thinker.studies.crews.make import Where, muster
+from omni_thinker.studies.crews.processes import LOGS as LOGS_OF_WORKERS
 from omni_thinker.studies.curriculum import plan_curriculum
+from omni_thinker.studies.dispatch.board import Board
+from omni_thinker.studies.dispatch.loop import Dispatcher
+from omni_thinker.studies.dispatch.times import forecast, pace_from
 from omni_thinker.studies.estimate import SECONDS, power_words, smallest_difference
 from omni_thinker.studies.result import SeedOutcome, to_result
 from omni_thinker.studies.setup import Setup, prepare
-from omni_thinker.studies.units import WorkPlan, plan_work
+from omni_thinker.studies.units import Unit, WorkPlan, plan_work
 from omni_thinker.studies.walk import SeedWalk
 from omni_thinker.transfer.matrix import pool
 from omni_thinker.transfer.metrics import to_csv
@@ -36,57 +48,113 @@ LOGS = ("metrics.jsonl", "samples.jsonl", "references.jsonl")
 """Files of a run that only grow."""
 
 
-def run_study(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, Any]:
+def run_study(recipe: Recipe, out: Path, *, resume: bool = False, where: Where | None = None) -> dict[str, Any]:
     """Run a whole study into the fresh directory `out`, or resume the one there; returns what `result.json` holds.
+
+    where: who works on its units; this process, where nothing is said.
 
     Raises UserError before anything is written for whatever can be checked beforehand."""
     began = time.monotonic()
     if not resume:
         check_free(out)
-    recipe = dated(recipe, out if resume else None)
+    recipe, why = choose_engines(dated(recipe, out if resume else None))
     with Progress(SECONDS) as progress:
+        if why:
+            progress.say(why)
         progress.show("checking tasks, rewards and every row")
         setup = prepare(recipe, resumed=out if resume else None)
         work = plan_work(recipe)
         progress.expect(work.total)
-        with closing(RunDir(out, recipe, resume=resume)) as run:
-            run.open_journal(LOGS, usable=lambda value: usable(run.path, value), counts=setup.counting)
+        where = where or Where()
+        if given_place() is not None and not where.alone:
+            raise UserError("torchrun's processes share one model; leave out --jobs and --cluster", key="--jobs")
+        with ExitStack() as stack:
+            owner = None
+            if setup.judge is not None and not where.alone:
+                owner = stack.enter_context(closing(JudgeOwner(recipe.judge)))
+            run = stack.enter_context(closing(RunDir(out, recipe, resume=resume)))
+            run.open_journal(LOGS, usable=lambda value: usable(run.path, value), counts=owner or setup.counting)
             check_run(run, recipe, setup.pools, judged=setup.judge is not None)
-            return _run(run, setup, work, progress, began, fresh=not resume)
+            return _Study(run, setup, work, progress, began, owner).run(where, fresh=not resume)
 
 
-def _run(run: RunDir, setup: Setup, work: WorkPlan, progress: Progress, began: float, *, fresh: bool) -> dict[str, Any]:
-    recipe = setup.recipe
-    setup.keep_drawn(run.path)
-    run.journal.cut()
-    progress.say(f"run {recipe.name!r} into {run.path}" + (", resumed" if run.journal.replaying else ""))
-    if run.journal.dropped:
-        progress.say(f"{run.journal.dropped} journal entries after the last whole checkpoint are repeated")
-    if fresh and (words := power_words(setup)):
-        progress.say(f"power: {words}")
-    result_key = f"result of {list(recipe.study.seeds)}, {recipe.study.bootstrap}, {recipe.study.confidence}"
-    if (known := run.journal.noted(result_key)) is not None:
-        progress.say("this run has ended; nothing is left to do")
-        run.write_json("result.json", known)  # the file may be gone, or hold a verdict over more seeds
-        return dict(known)
-    outcomes = []
-    for seed in recipe.study.seeds:
-        outcomes.append(SeedWalk(setup, run, progress, work, seed).walk())
+class _Study:
+    """A study whose directory is open."""
+
+    def __init__(
+        self, run: RunDir, setup: Setup, work: WorkPlan, progress: Progress, began: float, owner: JudgeOwner | None
+    ) -> None:
+        """owner: of the judge that all units share, where several processes work on them."""
+        self._owner = owner
+        self._run, self._setup, self._work, self._progress, self._began = run, setup, work, progress, began
+        self._outcomes: dict[int, SeedOutcome] = {}
+
+    def run(self, where: Where, *, fresh: bool) -> dict[str, Any]:
+        """Walk what is left, and write the result."""
+        run, setup, recipe, progress = self._run, self._setup, self._setup.recipe, self._progress
+        setup.keep_drawn(run.path)
+        run.journal.cut()
+        progress.say(f"run {recipe.name!r} into {run.path}" + (", resumed" if run.journal.resumed else ""))
+        if run.journal.dropped:
+            progress.say(f"{run.journal.dropped} journal entries after the last whole checkpoint are repeated")
+        if fresh and (words := power_words(setup)):
+            progress.say(f"power: {words}")
+        result_key = f"result of {list(recipe.study.seeds)}, {recipe.study.bootstrap}, {recipe.study.confidence}"
+        if (known := run.journal.noted(result_key)) is not None:
+            progress.say("this run has ended; nothing is left to do")
+            run.write_json("result.json", known)  # the file may be gone, or hold a verdict over more seeds
+            return dict(known)
+        self._walk(where)
+        for name in LOGS:
+            sort_rows(run.path / name, [unit.id for unit in self._work.units])
+        before = sum(note != result_key for note in run.journal.notes("result of "))
+        result = to_result(setup, list(self._outcomes.values()), _seconds(run, self._began), before=before)
+        run.write_json("result.json", result)
+        run.journal.note(result_key, result)
+        progress.say("the run has ended")
+        return result
+
+    def _walk(self, where: Where) -> None:
+        run, work = self._run, self._work
+        board = Board(run, work, self._progress)
+        crew = muster(where, self._setup, run, work, board, self._owner)
+        if not where.alone:
+            board.workers = lambda: crew.size
+            self._progress.forecast = board.left
+        attempts = self._setup.recipe.cluster.attempts
+        dispatcher = Dispatcher(run, work, board, attempts=attempts, on_end=self._on_end, owner=self._owner)
+        for seed in self._setup.recipe.study.seeds:
+            self._look(seed)
+        dispatcher.walk(crew, where.order(work, self._progress.pace()))
+        shutil.rmtree(run.path / LOGS_OF_WORKERS, ignore_errors=True)
+
+    def _on_end(self, unit: Unit) -> None:
+        self._look(unit.seed)
+
+    def _look(self, seed: int) -> None:
+        """Write what is known of the study once all units of a seed have ended."""
+        run, recipe = self._run, self._setup.recipe
+        units, ended = self._work.of_seed(seed), run.journal.ended()
+        if seed in self._outcomes or not all(unit.id in ended for unit in units):
+            return
+        walk = SeedWalk(self._setup, self._work, seed)
+        for unit in units:
+            walk.run(unit, run.unit(seed, unit.name), Silent())
+        # fp32 weights of every arm; the exported folders are what a user keeps
+        shutil.rmtree(models_of(run.path, seed) / "state", ignore_errors=True)
+        known = self._outcomes | {seed: walk.outcome()}
+        self._outcomes = {seed: known[seed] for seed in recipe.study.seeds if seed in known}
+        outcomes = list(self._outcomes.values())
         _write_transfer(run, recipe, outcomes)
         _write_scores(run, outcomes)
-        gc.collect()  # the last seed's policy, before the next one is loaded
         if left := len(recipe.study.seeds) - len(outcomes):
-            run.write_json("result.json", to_result(setup, outcomes, _seconds(run, began), left=left))
-    before = sum(note != result_key for note in run.journal.notes("result of "))
-    result = to_result(setup, outcomes, _seconds(run, began), before=before)
-    run.write_json("result.json", result)
-    run.journal.note(result_key, result)
-    progress.say("the run has ended")
-    return result
+            run.write_json("result.json", to_result(self._setup, outcomes, _seconds(run, self._began), left=left))
 
 
-def describe(recipe: Recipe) -> dict[str, Any]:
-    """Check everything that can be checked before step 0, and report the work ahead. Writes nothing."""
+def describe(recipe: Recipe, times: Path | None = None) -> dict[str, Any]:
+    """Check everything that can be checked before step 0, and report the work ahead. Writes nothing. times: what its
+    parts take (`pace_from`)."""
+    pace = SECONDS if times is None else pace_from(times)
     work, setup = plan_work(recipe), prepare(recipe)
     return {
         "name": recipe.name,
@@ -98,6 +166,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
         "arms": list(recipe.study.arms),
         "seeds": list(recipe.study.seeds),
         "work": work.total,
+        "graph": forecast(work, pace) | {"guessed": times is None},
         "detectable": smallest_difference(setup),
         "power": power_words(setup)
         or "no forecast: that needs joint training, an arm to compare with it, and "

@@ -3,11 +3,12 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from omni_thinker.errors import UserError
 from omni_thinker.rl.evaluate import Evaluation
-from omni_thinker.rl.loop import Diverged, StepResult
+from omni_thinker.rl.loop import Diverged, Learner, StepResult
 from omni_thinker.runs.files import checksum, write_whole
 from omni_thinker.runs.stopping import Stop, stopping
 from omni_thinker.schedulers.base import Scheduler
@@ -58,11 +59,14 @@ class Training:
         self._key = f"{session.seed} train {arm}"
         self._known = session.run.journal.begin(self._key)
         self._checkpoints = session.checkpoints(arm)
-        self._learner = session.learner(session.setup.rewards, arm)
         self._past = [Cost(**row) for value in self._known.values for row in value["spent"]]
         self._unwritten = list[Cost]()
         self._cost = Cost()
         self._since_reset = 0
+
+    @cached_property
+    def _learner(self) -> Learner:
+        return self._session.learner(self._session.setup.rewards, self._arm)
 
     def run(
         self,
@@ -176,6 +180,7 @@ class Training:
 
         def make() -> dict[str, Any]:
             write_whole(path, session.policy.save_weights)
+            session.run.files.made(path)
             return {"spent": [asdict(cost) for cost in self._unwritten], "sum": checksum(path)}
 
         row = session.run.journal.once(self._key, make)

@@ -12,10 +12,27 @@ from typing import Literal
 from omni_thinker.arms import LORA, PROBE, SINGLE, STAGED
 from omni_thinker.errors import UserError
 from omni_thinker.recipe import ProbeKind, Recipe, scheduled_arms
+from omni_thinker.runs.journal import unit_id
 from omni_thinker.types import TaskName
 
-UnitKind = Literal["warmup", "start", "alone", "adapter", "gradient", "plan", "sequence", "mixture", "merge", "test"]
+UnitKind = Literal[
+    "warmup", "start", "alone", "base", "adapter", "gradient", "plan", "sequence", "mixture", "merge", "test"
+]
 
+UNITS: dict[UnitKind, str] = {
+    "warmup": "warm-up",
+    "start": "start",
+    "alone": "single-task trainings",
+    "base": "fresh adapters",
+    "adapter": "LoRA probes",
+    "gradient": "gradient probes",
+    "plan": "plan",
+    "sequence": "curricula",
+    "mixture": "mixtures",
+    "merge": "merge",
+    "test": "evaluations on test",
+}
+"""Kinds of units, in words."""
 WORK = {
     "warmup": "steps of warm-up",
     "check": "evaluations in it",
@@ -30,19 +47,40 @@ WORK = {
 class Unit:
     """One piece of work of one seed.
 
-    needs: units of the same seed that have to end first. arm: whose weights it makes or evaluates. task: the one that
-    is trained alone. steps: RL steps, or supervised ones in the warm-up. evaluations: passes over the validation split.
-    reads: after how many steps each kind of probe reads a task that is trained alone."""
+    needs: units of the same seed whose results it is a function of. after: units that have to end first, too, though
+    it doesn't use them. arm: whose weights it makes or evaluates. task: the one that is trained alone. steps: RL steps,
+    or supervised ones in the warm-up. evaluations: passes over the validation split. reads: after how many steps each
+    kind of probe reads a task that is trained alone."""
 
     seed: int
     name: str
     kind: UnitKind
     needs: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
     arm: str = ""
     task: TaskName = ""
     steps: int = 0
     evaluations: int = 0
     reads: Mapping[ProbeKind, int] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """How the journal calls it."""
+        return unit_id(self.seed, self.name)
+
+    @property
+    def words(self) -> str:
+        """Its seed and name, for people."""
+        return f"seed {self.seed}: {self.name}"
+
+    @property
+    def computes(self) -> bool:
+        """Whether it needs a model."""
+        return self.kind != "plan"
+
+    def seconds(self, pace: Mapping[str, float]) -> float:
+        """How long it takes where a step or evaluation of each kind of `WORK` takes `pace`."""
+        return sum(count * pace.get(kind, 1.0) for kind, count in self.work.items())
 
     @property
     def work(self) -> dict[str, int]:
@@ -66,6 +104,15 @@ class WorkPlan:
     def of_seed(self, seed: int) -> list[Unit]:
         """The units of one seed."""
         return [unit for unit in self.units if unit.seed == seed]
+
+    def inputs(self, unit: Unit) -> list[Unit]:
+        """The units that `unit` is a function of, directly or not, in the order of the plan."""
+        units = self.of_seed(unit.seed)
+        wanted = set(unit.needs)
+        for each in reversed(units):
+            if each.name in wanted:
+                wanted |= set(each.needs)
+        return [each for each in units if each.name in wanted]
 
     @property
     def total(self) -> dict[str, int]:
@@ -91,11 +138,11 @@ def _units_of_seed(recipe: Recipe, seed: int) -> list[Unit]:
     ]
     units += (probes := _probe_units(recipe, seed))
     if probes:
-        units.append(Unit(seed, "plan", "plan", tuple(unit.name for unit in probes)))
+        units.append(Unit(seed, "plan", "plan", tuple(unit.name for unit in probes if unit.kind != "base")))
     units += _arm_units(recipe, seed, probes)
     arms = tuple(unit for unit in units if unit.arm)
     ended = tuple(unit.name for unit in arms)
-    return units + [Unit(seed, f"test {unit.arm}", "test", ended, arm=unit.arm) for unit in arms]
+    return units + [Unit(seed, f"test {unit.arm}", "test", (unit.name,), ended, arm=unit.arm) for unit in arms]
 
 
 def _probe_units(recipe: Recipe, seed: int) -> list[Unit]:
@@ -109,13 +156,17 @@ def _probe_units(recipe: Recipe, seed: int) -> list[Unit]:
         name = (SINGLE if is_arm else PROBE) + task
         steps = study.steps if whole else max(reads.values())
         evaluations = len(set(reads.values())) + whole
-        units.append(Unit(seed, name, "alone", ("start",), name if is_arm else "", task, steps, evaluations, reads))
+        arm = name if is_arm else ""
+        units.append(Unit(seed, name, "alone", ("start",), (), arm, task, steps, evaluations, reads))
     if "lora" in kinds:
         lengths = probe_lengths(recipe, "lora").items()
-        units += [Unit(seed, LORA + task, "adapter", ("start",), "", task, n, 1, {"lora": n}) for task, n in lengths]
+        units.append(Unit(seed, "lora start", "base", ("start",)))
+        units += [
+            Unit(seed, LORA + task, "adapter", ("lora start",), (), "", task, n, 1, {"lora": n}) for task, n in lengths
+        ]
     if "gradient" in kinds:
         lengths = probe_lengths(recipe, "gradient").items()
-        units += [Unit(seed, f"gradient:{task}", "gradient", ("start",), "", task, n) for task, n in lengths]
+        units += [Unit(seed, f"gradient:{task}", "gradient", ("start",), (), "", task, n) for task, n in lengths]
     return units
 
 
@@ -129,7 +180,7 @@ def _arm_units(recipe: Recipe, seed: int, probes: Sequence[Unit]) -> list[Unit]:
             arm,
             "sequence",
             planned,
-            arm,
+            arm=arm,
             steps=steps_after_probe(recipe) if arm == "curriculum_net" else study.steps,
             evaluations=len(recipe.tasks),
         )
@@ -139,11 +190,11 @@ def _arm_units(recipe: Recipe, seed: int, probes: Sequence[Unit]) -> list[Unit]:
     mixtures = {"joint": 1} if "joint" in study.arms else {}
     mixtures |= {name: spec.evaluations for name, spec in scheduled_arms(study).items()}
     for arm, evaluations in mixtures.items():
-        units.append(Unit(seed, arm, "mixture", ("start",), arm, steps=study.steps, evaluations=evaluations))
+        units.append(Unit(seed, arm, "mixture", ("start",), arm=arm, steps=study.steps, evaluations=evaluations))
     if "merge" in study.arms:
         kind = "adapter" if expert_kind(recipe) == "lora" else "alone"
         experts = tuple(unit.name for unit in probes if unit.kind == kind)
-        units.append(Unit(seed, "merge", "merge", experts, "merge", evaluations=1))
+        units.append(Unit(seed, "merge", "merge", experts, arm="merge", evaluations=1))
     return units
 
 

@@ -1,7 +1,8 @@
-"""One seed of a study: its units, walked one after another in this process, with one policy that all arms take turns
-in."""
+"""What the units of one seed do. Units that are run in one process take turns in one policy.
 
-import shutil
+A unit is a function of the recipe, the seed and what its inputs came to. A process that works on a unit first runs its
+inputs, which only read what the journal says of them."""
+
 from pathlib import Path
 from typing import assert_never
 
@@ -10,10 +11,12 @@ from omni_thinker.baselines.merge import Weights, merge
 from omni_thinker.baselines.merge_rules import MergeRule
 from omni_thinker.recipe import scheduled_arms
 from omni_thinker.rl.evaluate import Evaluation
-from omni_thinker.runs.progress import Progress
-from omni_thinker.runs.rundir import RunDir
+from omni_thinker.runs.json_text import plain
+from omni_thinker.runs.progress import Listener
+from omni_thinker.runs.schema.base import adapter
 from omni_thinker.runs.schema.plan import Plan
 from omni_thinker.runs.schema.transfer import TransferMatrix
+from omni_thinker.runs.unit_run import UnitRun
 from omni_thinker.schedulers.base import Scheduler
 from omni_thinker.schedulers.mixture import Mixture
 from omni_thinker.schedulers.stages import Stages
@@ -21,7 +24,7 @@ from omni_thinker.studies.curriculum import Replanner, plan_curriculum
 from omni_thinker.studies.probing import Probed, Probes
 from omni_thinker.studies.result import SeedOutcome
 from omni_thinker.studies.scheduled import joint_weights, make_scheduler
-from omni_thinker.studies.session import ArmResult, Session
+from omni_thinker.studies.session import ArmResult, Desk, Session
 from omni_thinker.studies.setup import Setup, study_seed
 from omni_thinker.studies.training import Cost
 from omni_thinker.studies.units import Unit, WorkPlan, even_stages
@@ -29,26 +32,32 @@ from omni_thinker.types import TaskName
 
 
 class SeedWalk:
-    """What the units of one seed have come to so far."""
+    """What the units of one seed have come to so far, in this process."""
 
-    def __init__(self, setup: Setup, run: RunDir, progress: Progress, work: WorkPlan, seed: int) -> None:
-        self._session = Session(setup, run, progress, seed)
-        self._units, self._experts_from = work.of_seed(seed), work.experts
-        self._kinds = work.probes
+    def __init__(self, setup: Setup, work: WorkPlan, seed: int) -> None:
+        self.setup, self.seed = setup, seed
+        self.ran = set[str]()
+        """Units that were run or read."""
+        self._session: Session | None = None
+        self._experts_from, self._kinds = work.experts, work.probes
         self._arms = dict[str, ArmResult]()
         self._test = dict[str, Evaluation]()
         self._matrix: TransferMatrix | None = None
         self._plan: Plan | None = None
         self._probed = list[Probed]()
 
-    def walk(self) -> SeedOutcome:
-        """Run every unit, or read it from the journal."""
-        for unit in self._units:
-            self._run(unit)
-        # fp32 weights of every arm; the exported folders are what a user keeps
-        shutil.rmtree(self._session.weights.folder, ignore_errors=True)
+    def run(self, unit: Unit, run: UnitRun, progress: Listener) -> None:
+        """Run a unit whose inputs were run before, or read it where the journal has all of it."""
+        if self._session is None:
+            self._session = Session(self.setup, self.seed, Desk(run, progress))
+        self._session.desk.run, self._session.desk.progress = run, progress
+        self._work(unit, self._session)
+        self.ran.add(unit.name)
+
+    def outcome(self) -> SeedOutcome:
+        """What the seed ended with, once all its units were run."""
         return SeedOutcome(
-            self._session.seed,
+            self.seed,
             self._warmup,
             self._warmup_seconds,
             self._arms,
@@ -59,50 +68,54 @@ class SeedWalk:
             self._probed,
         )
 
-    def _run(self, unit: Unit) -> None:
+    def _work(self, unit: Unit, session: Session) -> None:
         match unit.kind:
             case "warmup":
-                self._warmup, self._warmup_seconds = self._session.warm_up()
+                self._warmup, self._warmup_seconds = session.warm_up()
             case "start":
-                self._evaluate_start(unit)
+                self._evaluate_start(unit, session)
             case "alone":
                 if (arm := self._probes.train_alone(unit)) is not None:
                     self._arms[arm.name] = arm
+            case "base":
+                self._probes.make_base()
             case "adapter":
                 self._probes.train_adapter(unit)
             case "gradient":
                 self._probes.sketch_gradient(unit)
             case "plan":
-                self._make_plan()
+                self._make_plan(session)
             case "sequence":
-                self._arms[unit.arm] = self._train_sequence(unit)
+                self._arms[unit.arm] = self._train_sequence(unit, session)
             case "mixture":
-                self._arms[unit.arm] = self._train_mixture(unit)
+                self._arms[unit.arm] = self._train_mixture(unit, session)
             case "merge":
-                self._arms[unit.arm] = self._merge(unit)
+                self._arms[unit.arm] = self._merge(unit, session)
             case "test":
-                self._evaluate_test(unit)
+                self._evaluate_test(unit, session)
             case _:
                 assert_never(unit.kind)
 
-    def _evaluate_start(self, unit: Unit) -> None:
-        session = self._session
+    def _evaluate_start(self, unit: Unit, session: Session) -> None:
         session.write_references()
         self._start: Path = session.weights.save(unit.arm)
         self._begun = session.evaluate(unit.arm, "validation", 0)
         self._arms[unit.arm] = ArmResult(unit.arm, self._start, Cost(), self._begun.estimates())
         self._probes = Probes(session, self._kinds, self._start, self._begun)
 
-    def _make_plan(self) -> None:
+    def _make_plan(self, session: Session) -> None:
+        """The plan is read like everything else: another machine could round a forecast otherwise."""
         self._probed = self._probes.matrices()
-        self._matrix = self._probed[0].matrix
-        if self._matrix is not None:
-            self._plan = plan_curriculum(self._session.recipe, self._matrix)
-            self._session.progress.say(f"plan: {self._plan.words}")
+        self._matrix = matrix = self._probed[0].matrix
+        if matrix is None:
+            return
+        row = session.run.journal.once(f"{session.seed} plan", lambda: plain(plan_curriculum(session.recipe, matrix)))
+        self._plan = adapter(Plan).validate_python(row)
+        session.progress.say(f"plan: {self._plan.words}")
 
-    def _train_sequence(self, unit: Unit) -> ArmResult:
+    def _train_sequence(self, unit: Unit, session: Session) -> ArmResult:
         """One task after another; the rest of the curriculum is replanned after each stage if the recipe says so."""
-        session, study = self._session, self._session.recipe.study
+        study = session.recipe.study
         order: tuple[TaskName, ...] = study.order or (self._plan.sequence.order if self._plan else ())
         order = order or tuple(session.setup.tasks)
         session.weights.load(self._start)
@@ -114,9 +127,9 @@ class SeedWalk:
         spent, ended = session.train(unit.arm, scheduler, unit.steps, stage_ends=True, on_stage=replan)
         return ArmResult(unit.arm, session.weights.save(unit.arm), spent, ended[-1].evaluation.estimates(), ended)
 
-    def _train_mixture(self, unit: Unit) -> ArmResult:
+    def _train_mixture(self, unit: Unit, session: Session) -> ArmResult:
         """Joint training, or what a scheduler of the recipe says; evaluated after each stage or once at the end."""
-        session, recipe = self._session, self._session.recipe
+        recipe = session.recipe
         spec = scheduled_arms(recipe.study).get(unit.arm)
         if spec is None:
             scheduler: Scheduler = Mixture(joint_weights(recipe), recipe.rl.problems_per_step)
@@ -130,9 +143,9 @@ class SeedWalk:
         last = ended[-1].evaluation if ended else session.evaluate(unit.arm, "validation", spent.steps)
         return ArmResult(unit.arm, session.weights.save(unit.arm), spent, last.estimates(), ended)
 
-    def _merge(self, unit: Unit) -> ArmResult:
+    def _merge(self, unit: Unit, session: Session) -> ArmResult:
         """Add up the experts; their own training is what this arm cost."""
-        session, start = self._session, self._start
+        start = self._start
         experts = self._probes.experts(self._experts_from)
         rule = MergeRule(scale=session.recipe.study.merge_scale)
 
@@ -149,9 +162,9 @@ class SeedWalk:
         spent = sum((expert.spent for expert in experts), Cost())
         return ArmResult(unit.arm, path, spent, session.evaluate(unit.arm, "validation", spent.steps).estimates())
 
-    def _evaluate_test(self, unit: Unit) -> None:
+    def _evaluate_test(self, unit: Unit, session: Session) -> None:
         """The test split, which is touched only after all training of the seed."""
         arm = self._arms[unit.arm]
-        self._session.weights.load(arm.weights)
-        self._test[unit.arm] = self._session.evaluate(unit.arm, "test", arm.spent.steps)
-        self._session.weights.export(unit.arm)
+        session.weights.load(arm.weights)
+        self._test[unit.arm] = session.evaluate(unit.arm, "test", arm.spent.steps)
+        session.weights.export(unit.arm)

@@ -2,11 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omni_thinker.errors import UserError
-from omni_thinker.protocol import ExportsAdapters, Policy
+from omni_thinker.protocol import ExportsAdapters
 from omni_thinker.runs.files import checksum, is_whole, write_whole
-from omni_thinker.runs.rundir import RunDir
+from omni_thinker.runs.unit_run import UnitRun
+
+if TYPE_CHECKING:
+    from omni_thinker.studies.session import Session
 
 
 class Weights:
@@ -14,9 +18,8 @@ class Weights:
 
     Files that an earlier process wrote are compared with their checksums before they are first read."""
 
-    def __init__(self, policy: Policy, run: RunDir, seed: int) -> None:
-        self._policy, self._run, self._seed = policy, run, seed
-        self.folder = run.models(seed) / "state"
+    def __init__(self, session: "Session", seed: int) -> None:
+        self._session, self._seed = session, seed
         self._current: Path | None = None
         """File of the weights that are wanted; None where they lie in none."""
         self._stale = False
@@ -25,6 +28,15 @@ class Weights:
         """File of the start, where the policy doesn't know the start yet."""
         self._unverified: dict[Path, str] = {}
         self._exported: set[str] = set()
+
+    @property
+    def folder(self) -> Path:
+        """Where the weights of this seed are kept."""
+        return self._run.models(self._seed) / "state"
+
+    @property
+    def _run(self) -> UnitRun:
+        return self._session.run
 
     def file(self, arm: str) -> Path:
         """Where an arm's weights are kept."""
@@ -51,17 +63,18 @@ class Weights:
         """Let the policy have the wanted weights, before anything is computed with it."""
         if self._start is not None:
             self.verify(self._start)
-            self._policy.load_weights(self._start)
-            self._policy.mark_start()
+            self._session.policy.load_weights(self._start)
+            self._session.policy.mark_start()
             self._start = None
         if self._stale and self._current is not None:
             self.verify(self._current)
-            self._policy.load_weights(self._current)
+            self._session.policy.load_weights(self._current)
         self._stale = False
 
     def verify(self, path: Path) -> None:
         """Raises UserError where weights that an earlier process wrote aren't as it left them."""
         expected = self._unverified.pop(path, None)
+        self._run.files.need(path)
         if expected is not None and not is_whole(path, expected):
             raise UserError("has changed since it was written and can't be rebuilt; begin another run", file=path)
 
@@ -69,8 +82,11 @@ class Weights:
         """Keep the wanted weights in fp32, unless they lie in that file already."""
         path = self.file(arm)
         if self._current != path:
-            self.make_file(arm, self._policy.save_weights)
+            self.make_file(arm, self._write)
         return path
+
+    def _write(self, path: Path) -> None:
+        self._session.policy.save_weights(path)
 
     def make_file(self, arm: str, write: Callable[[Path], object]) -> Path:
         """Let `write` make weights called `arm`, which are the wanted ones then."""
@@ -80,24 +96,31 @@ class Weights:
         def make() -> str:
             self.ensure_loaded()
             write_whole(path, write)
+            self._run.files.made(path)
             return checksum(path)
 
         recorded = self._run.journal.once(f"{self._seed} weights {arm}", make)
         self.saved(path, None if fresh else recorded)
         return path
 
+    def exported(self, name: str) -> Path:
+        """The folder that `export` writes."""
+        return self._run.models(self._seed) / slug(name)
+
     def export(self, name: str, *, adapter: bool = False) -> Path:
         """Write the wanted weights as a folder for Hugging Face's libraries, the factors alone if `adapter`."""
-        folder = self._run.models(self._seed) / slug(name)
+        folder = self.exported(name)
 
         def make() -> None:
             if name in self._exported:  # a kill now would tear what is there already
                 return
             self.ensure_loaded()
-            if adapter and isinstance(self._policy, ExportsAdapters):
-                self._policy.export_adapter(folder)
+            policy = self._session.policy
+            if adapter and isinstance(policy, ExportsAdapters):
+                policy.export_adapter(folder)
             else:
-                self._policy.export(folder)
+                policy.export(folder)
+            self._run.files.made(folder)
 
         self._run.journal.once(f"{self._seed} export {name}", make)
         self._exported.add(name)

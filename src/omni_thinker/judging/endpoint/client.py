@@ -7,15 +7,17 @@ import asyncio
 import contextlib
 import weakref
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from omni_thinker.errors import UserError
 from omni_thinker.judging.cache import JudgeCache, Reply
 from omni_thinker.judging.endpoint.address import NO_KEY, check_address, secret
 from omni_thinker.judging.endpoint.causes import NoReply, TryAgain
+from omni_thinker.judging.endpoint.desk import Desk, Turn, most_tokens
 from omni_thinker.judging.endpoint.outage import Away, Outage
 from omni_thinker.judging.endpoint.request import Question, Requests
-from omni_thinker.judging.limits import Meter
+from omni_thinker.judging.limits import BudgetReached
 from omni_thinker.judging.verdicts import NoVerdict
 from omni_thinker.portal import open_portal
 from omni_thinker.recipe import EndpointSpec
@@ -31,11 +33,12 @@ class ChatClient:
 
     Raises UserError for an endpoint without https that isn't on this machine, and for a key that isn't there."""
 
-    def __init__(self, spec: EndpointSpec, cache: JudgeCache | None, meter: Meter) -> None:
-        self.spec, self.cache, self.meter = spec, cache, meter
+    def __init__(self, spec: EndpointSpec, desk: Desk) -> None:
+        self.spec, self.desk = spec, desk
         check_address(spec)
         self._key = secret(spec)
-        self._pending: dict[str, asyncio.Task[Reply]] = {}
+        self._pending: set[asyncio.Task[Reply]] = set()
+        self._closing = False
         self._portal, end = open_portal("omni-judge")
         self._end_thread = weakref.finalize(self, end)  # at the latest when Python ends
         self._loop = self._portal.call(asyncio.get_running_loop)
@@ -70,19 +73,19 @@ class ChatClient:
 
             spec = self.spec
             client = AsyncOpenAI(base_url=spec.base_url, api_key=self._key, timeout=spec.timeout_s, max_retries=0)
-            self._requests = Requests(spec, self.meter, client)
+            self._requests = Requests(spec, self.desk, client)
         except ImportError as exc:
             raise UserError(
                 f"a judge behind an API needs {exc.name}; run: pip install openai tenacity aiolimiter", key="judge"
             ) from None
-        self._at_once = asyncio.Semaphore(spec.concurrency)
         self._outage = Outage(f"the judge at {spec.base_url}", spec.patience_s)
         return client
 
     async def _shut(self) -> None:
-        for task in self._pending.values():
+        self._closing = True
+        for task in self._pending:
             task.cancel()
-        await asyncio.gather(*self._pending.values(), return_exceptions=True)
+        await asyncio.gather(*self._pending, return_exceptions=True)
         await self._client.close()
 
     async def _ask(self, question: Question, prompt_version: str) -> Reply:
@@ -97,44 +100,40 @@ class ChatClient:
             structured=spec.structured,
             digit=question.digit,
         )
-        known = self._known(key, question)
-        if known is not None:
-            return known
-        if key not in self._pending:  # the same question, asked twice at a time, is asked once
-            task = asyncio.ensure_future(self._fresh(key, question, prompt_version))
-            self._pending[key] = task
-            task.add_done_callback(lambda done: self._forget(key, done))
-        return await asyncio.shield(self._pending[key])
+        turn = await self.desk.begin(key, most_tokens(question.text))
+        if isinstance(turn, Reply) and not _readable(question, turn):
+            turn = await self.desk.begin(key, most_tokens(question.text), unread=True)
+        if isinstance(turn, Reply):
+            return turn
+        # A task of its own: what is being paid for is kept, also where nobody waits for it any more.
+        task = asyncio.ensure_future(self._fresh(turn, question, prompt_version))
+        self._pending.add(task)
+        task.add_done_callback(partial(self._ended, turn))
+        if self._closing:
+            task.cancel()
+        return await asyncio.shield(task)
 
-    def _known(self, key: str, question: Question) -> Reply | None:
-        """The cached reply. One that can't be read (an earlier version kept those, too) is dropped."""
-        known = self.cache.get(key) if self.cache is not None else None
-        if self.cache is None or known is None:
-            return None
-        try:
-            question.read(known.text)
-        except NoVerdict:
-            self.cache.drop(key)
-            return None
-        return known
-
-    def _forget(self, key: str, done: asyncio.Task[Reply]) -> None:
-        self._pending.pop(key, None)
-        if not done.cancelled():
-            done.exception()  # who asked has it, or has gone
-
-    async def _fresh(self, key: str, question: Question, prompt_version: str) -> Reply:
-        async with self._at_once:
-            reply = await self._patient(question)
-        if self.cache is not None:
-            self.cache.put(key, reply, model=self.spec.model, prompt_version=prompt_version)
+    async def _fresh(self, turn: Turn, question: Question, prompt_version: str) -> Reply:
+        reply = await self._patient(question, turn)
+        await self.desk.end(turn, reply, prompt_version)
         return reply
 
-    async def _patient(self, question: Question) -> Reply:
+    def _ended(self, turn: Turn, done: asyncio.Task[Reply]) -> None:
+        """Give the turn back where there is no reply. Not within the task: one that is cancelled may never begin."""
+        self._pending.discard(done)
+        cause = None if done.cancelled() else done.exception()
+        if isinstance(cause, NoReply | BudgetReached):
+            self.desk.fail(turn, cause)
+        elif done.cancelled() or cause is not None:
+            self.desk.leave(turn)
+
+    async def _patient(self, question: Question, turn: Turn) -> Reply:
         """The reply, also where the server is away for a while."""
         outage = self._outage
         while True:
             alone = outage.on
+            if alone:
+                self.desk.release(turn, lost=False, sent=False)  # in another minute it were a request too many
             async with outage.scout if alone else contextlib.nullcontext():
                 if alone and not outage.on:
                     continue  # it is back: all at once again
@@ -142,8 +141,9 @@ class ChatClient:
                     raise NoReply(f"the server was away for {self.spec.patience_s:g} s")
                 if alone:
                     await outage.wait()
+                left, turn.waited = self.spec.deadline_s - turn.waited, 0.0
                 try:
-                    reply = await asyncio.wait_for(self._retried(question), self.spec.deadline_s)
+                    reply = await asyncio.wait_for(self._retried(question, turn), left)
                 except TimeoutError:
                     raise NoReply(f"no reply within {self.spec.deadline_s:g} s") from None
                 except Away as exc:
@@ -152,14 +152,14 @@ class ChatClient:
                 outage.over()
                 return reply
 
-    async def _retried(self, question: Question) -> Reply:
+    async def _retried(self, question: Question, turn: Turn) -> Reply:
         from tenacity import AsyncRetrying, RetryError, retry_if_exception_type
 
         attempts = AsyncRetrying(retry=retry_if_exception_type(TryAgain), stop=self._enough, wait=_wait)
         try:
             async for attempt in attempts:
                 with attempt:
-                    return await self._requests.reply(question)
+                    return await self._requests.reply(question, turn)
         except RetryError as exc:
             cause = exc.last_attempt.exception()
             if isinstance(cause, TryAgain) and cause.away and self._outage.bearable:
@@ -177,6 +177,14 @@ class ChatClient:
     def _masked(self, cause: BaseException | None) -> str:
         """The cause, with the API key masked."""
         return str(cause) if self._key == NO_KEY else str(cause).replace(self._key, "***")
+
+
+def _readable(question: Question, known: Reply) -> bool:
+    try:
+        question.read(known.text)
+    except NoVerdict:
+        return False
+    return True
 
 
 def _wait(state: Any) -> float:

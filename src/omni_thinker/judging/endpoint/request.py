@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from omni_thinker.judging.cache import Reply
 from omni_thinker.judging.endpoint.causes import NoReply, TryAgain, short
 from omni_thinker.judging.endpoint.completion import MOST_EMPTY, RETRIED, counted, text_of
+from omni_thinker.judging.endpoint.desk import Desk, Turn, likely_tokens
 from omni_thinker.judging.endpoint.dialect import Dialect
-from omni_thinker.judging.limits import Meter
 from omni_thinker.judging.verdicts import NoVerdict
 from omni_thinker.recipe import EndpointSpec
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 _AWAY = (502, 503, 504)
 _LONGEST_WAIT_S = 60.0
-_BYTES_PER_TOKEN = 2
-"""A low guess, so that an estimate of tokens is a high one."""
 
 
 @dataclass
@@ -37,23 +35,20 @@ class Question:
 class Requests:
     """Sends questions to one server. Lives in the loop of the SDK's client."""
 
-    def __init__(self, spec: EndpointSpec, meter: Meter, client: "AsyncOpenAI") -> None:
-        from aiolimiter import AsyncLimiter
-
-        self._spec, self._meter, self._client = spec, meter, client
+    def __init__(self, spec: EndpointSpec, desk: Desk, client: "AsyncOpenAI") -> None:
+        self._spec, self._desk = spec, desk
+        self._completions = client.chat.completions  # loads what a request needs, so that none waits for it
         self._dialect = Dialect(spec)
-        self._per_minute = _per_minute(AsyncLimiter, spec.requests_per_minute, 1 / 60)
-        self._tokens_per_minute = _per_minute(AsyncLimiter, spec.tokens_per_minute, 1 / 2)
 
-    async def reply(self, question: Question) -> Reply:
-        """A reply that can be read. Raises TryAgain, NoReply or BudgetReached."""
+    async def reply(self, question: Question, turn: Turn) -> Reply:
+        """A reply that can be read, which is still to be settled by `Desk.end`. Raises TryAgain, NoReply or
+        BudgetReached."""
         dialect = self._dialect
         while True:  # ends: each turn sends a parameter less than the one before
             schema = question.schema if dialect.wants_schema(failed=question.plain) else None
             sent = dialect.arguments(question.text, schema, digit=question.digit)
             try:
-                reply = await self._sent(sent, question)
-                question.read(reply.text)
+                reply = await self._sent(sent, question, turn)
             except _Refused as refused:
                 if dialect.learn(sent, refused.message):
                     continue
@@ -68,27 +63,22 @@ class Requests:
             dialect.worked(sent, after_schema_failed=question.plain)
             return reply
 
-    async def _sent(self, sent: Mapping[str, Any], question: Question) -> Reply:
+    async def _sent(self, sent: Mapping[str, Any], question: Question, turn: Turn) -> Reply:
         from openai import APIConnectionError, APIError, APIStatusError, APITimeoutError
 
-        most = len(question.text.encode()) + 16  # a token is at least one byte
-        estimate = most // _BYTES_PER_TOKEN
-        if self._per_minute:
-            await self._per_minute.acquire()
-        if self._tokens_per_minute:
-            tokens = min(estimate + self._spec.max_tokens, self._tokens_per_minute.max_rate)
-            await self._tokens_per_minute.acquire(tokens)
-        number = self._meter.reserve(most, self._spec.max_tokens)
-        lost, reached = True, True
+        await self._desk.reserve(turn)
+        lost, reached, read = True, True, False
+        used: tuple[int, int] | None = None
         try:
-            completion = await self._client.chat.completions.create(model=self._spec.model, **sent)
+            completion = await self._completions.create(model=self._spec.model, **sent)
             used = counted(completion)
             if used is None:  # an answer that isn't counted isn't free; what is no answer raises here
                 self._text(completion, question)
-                used = estimate, self._spec.max_tokens
-            self._meter.settle(number, *used)  # also what is of no use was paid for
-            number = 0
-            return Reply(self._text(completion, question), *used)
+                used = likely_tokens(turn.most), self._spec.max_tokens
+            reply = Reply(self._text(completion, question), *used)
+            question.read(reply.text)
+            read = True
+            return reply
         except NoReply as exc:
             lost = exc.worked
             raise
@@ -105,8 +95,10 @@ class Requests:
             # Half a JSON object, another schema: what it was is the server's secret.
             raise TryAgain(f"a reply that is none ({type(exc).__name__})") from None
         finally:
-            if number:
-                self._meter.release(number, lost=lost, sent=reached)
+            if used is not None and not read:  # also what is of no use was paid for
+                self._desk.settle(turn, used)
+            elif not read:
+                self._desk.release(turn, lost=lost, sent=reached)
 
     def _text(self, completion: Any, question: Question) -> str:
         return text_of(completion, digit=question.digit, max_tokens=self._spec.max_tokens)
@@ -141,12 +133,3 @@ def _retry_after(exc: Any) -> float | None:
         except (KeyError, ValueError):
             continue
     return None
-
-
-def _per_minute(limiter: Any, limit: float | None, share: float) -> Any:
-    """A leaky bucket that holds `share` of a minute's limit, and with it stays under the limit in every minute."""
-    if limit is None:
-        return None
-    bucket = max(1.0, share * limit)
-    leak = max(limit - bucket, limit / 2) / 60
-    return limiter(bucket, bucket / leak)

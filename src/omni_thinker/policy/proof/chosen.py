@@ -26,6 +26,10 @@ class Proven:
         self._said: set[str] = set()
         self.paths(1)
 
+    def knows(self, length: int) -> bool:
+        """Whether `paths` would try nothing."""
+        return self._lengths.tried(length) in self._known
+
     def paths(self, length: int) -> Paths:
         """For sequences of `length` tokens. Raises UserError as at the start."""
         tried = self._lengths.tried(length)

@@ -25,6 +25,8 @@ class Metrics:
 
     seed: Int
     """Seed of the run."""
+    unit: str = ""
+    """Unit of the study that wrote the line."""
     arm: str
     """Name of the arm or probe, or `warmup`."""
     kind: Kind
@@ -45,6 +47,8 @@ class Answer:
 
     seed: Int
     """Seed of the run."""
+    unit: str = ""
+    """Unit of the study that wrote the line."""
     arm: str
     """Name of the arm."""
     split: Split
@@ -85,6 +89,8 @@ class Reference:
 
     seed: Int = 0
     """Seed of the run."""
+    unit: str = ""
+    """Unit of the study that wrote the line."""
     problem: str
     """Id of the problem."""
     reference: str

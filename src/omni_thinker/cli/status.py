@@ -1,0 +1,44 @@
+"""The command `status`: how far a run is, while another process works on it."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from omni_thinker.cli.output import Json, finish
+from omni_thinker.errors import UserError, printable
+
+
+def status(directory: Annotated[Path, typer.Argument(help="A run directory.")], json_: Json = False) -> None:
+    """Tell how far a run is: units done, running and waiting, and the time left."""
+    table = read_status(directory)
+    typer.echo(f"{directory}: {table['state']}" + (f" ({table['owner']})" if table["owner"] else ""))
+    for kind, counts in table["units"].items():
+        typer.echo(f"{kind}: " + ", ".join(f"{count} {state}" for state, count in counts.items() if count))
+    if table["state"] == "running":
+        for unit in table["running"]:
+            typer.echo(printable(f"seed {unit['seed']}: {unit['unit']}, {unit['seconds']:.0f} s: {unit['line']}"))
+        typer.echo(f"{table['workers']} at a time, {table['seconds_left']:.0f} s left, {table['age']:.0f} s ago")
+    finish(table, json_)
+
+
+def read_status(directory: Path) -> dict[str, Any]:
+    """What `status.json` says, and whether somebody works on the run. Raises UserError where there is no run."""
+    import json
+    import time
+
+    from omni_thinker.runs.lock import holder
+    from omni_thinker.studies.dispatch.board import STATUS
+
+    path = directory / STATUS
+    try:
+        table: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        units, age = table["units"], max(0.0, time.time() - table["at"])
+        waiting = sum(counts["running"] + counts["waiting"] for counts in units.values())
+    except FileNotFoundError:
+        raise UserError("missing; the study has not begun, or this is no run's directory", file=path) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise UserError(f"can't be read: {exc}", file=path) from None
+    owner = holder(directory)
+    state = "running" if owner else "stopped" if waiting else "ended"
+    return {**table, "state": state, "owner": owner, "age": round(age, 1)}

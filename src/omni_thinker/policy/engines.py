@@ -1,0 +1,21 @@
+"""Which engines `auto` stands for, in this process."""
+
+from omni_thinker.errors import UserError
+from omni_thinker.policy.fsdp.place import given_place
+from omni_thinker.recipe import Recipe
+
+
+def choose_engines(recipe: Recipe) -> tuple[Recipe, str]:
+    """The recipe with the trainer that a run has from here on, and a line that says why, where `auto` chose.
+
+    Raises UserError where the trainer has no use for the processes that torchrun started."""
+    place, trainer = given_place(), recipe.engine.trainer
+    if place is None or recipe.model.policy != "torch":
+        return recipe, ""
+    if trainer == "auto":
+        engine = recipe.engine.model_copy(update={"trainer": "fsdp"})
+        why = f"trainer fsdp: torchrun started {place.world} processes"
+        return recipe.model_copy(update={"engine": engine}), why
+    if trainer != "fsdp":
+        raise UserError(f"{trainer!r} is one process, but torchrun started {place.world}", key="engine.trainer")
+    return recipe, ""

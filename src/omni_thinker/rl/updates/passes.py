@@ -1,0 +1,72 @@
+"""A batch in as many passes as its tasks have settings: each pass has one loss and one temperature.
+
+Token weights are set over the whole batch and every loss is a sum, so gradients of passes add up to the batch's. Where
+all tasks have the same settings there is one pass, and policies need to know nothing of this."""
+
+from collections.abc import Mapping, Sequence
+from math import ceil
+
+import torch
+
+from omni_thinker.errors import UserError
+from omni_thinker.protocol import LossReport, Policy, SeesEntropy, TrainGroup
+from omni_thinker.recipe import RlSpec
+from omni_thinker.rl.losses import PolicyLoss
+from omni_thinker.types import TaskName
+
+
+def add_gradient(
+    policy: Policy, batch: Sequence[TrainGroup], specs: Mapping[TaskName, RlSpec], *, measure_kl: bool
+) -> LossReport:
+    """Add a batch's gradient to the policy's, each task by its settings. `measure_kl`: also where no loss needs it."""
+    reports = []
+    for spec, groups in _passes(batch, specs):
+        loss = PolicyLoss(spec, None if spec.top_entropy == 1 else _least_entropy(policy, groups, spec))
+        reference = spec.kl_beta > 0 or measure_kl
+        reports.append(policy.forward_backward(groups, loss, temperature=spec.temperature, reference=reference))
+    return reports[0] if len(reports) == 1 else _joined(reports)
+
+
+def _passes(batch: Sequence[TrainGroup], specs: Mapping[TaskName, RlSpec]) -> list[tuple[RlSpec, list[TrainGroup]]]:
+    """Groups by what their loss and temperature depend on; tasks whose entropies are ranked have a pass of their own,
+    or those that are sure of themselves would not be trained beside others."""
+    by_settings: dict[object, tuple[RlSpec, list[TrainGroup]]] = {}
+    for group in batch:
+        spec = specs[group.task]
+        settings = (spec.loss_settings, group.task if spec.top_entropy < 1 else None)
+        by_settings.setdefault(settings, (spec, []))[1].append(group)
+    return list(by_settings.values())
+
+
+def _joined(reports: Sequence[LossReport]) -> LossReport:
+    """Of passes of different tasks."""
+    return LossReport(
+        sum(report.loss for report in reports),
+        sum(report.tokens_computed for report in reports),
+        {task: stats for report in reports for task, stats in report.stats.items()},
+        {task: sketch for report in reports for task, sketch in report.sketches.items()},
+    )
+
+
+def _least_entropy(policy: Policy, groups: Sequence[TrainGroup], spec: RlSpec) -> float:
+    """The entropy from which on a pass's tokens are in the top share. One forward pass: micro-batches must agree on it.
+
+    Raises UserError where the policy doesn't know entropies."""
+    if not isinstance(policy, SeesEntropy):
+        raise UserError("this policy can't say the entropy of tokens", key="rl.top_entropy")
+    drawn = [
+        place not in sample.forced
+        for group in groups
+        for sample in group.samples
+        for place in range(len(sample.tokens))
+    ]
+    entropies = policy.entropies(groups, temperature=spec.temperature).float()
+    return threshold(entropies[torch.tensor(drawn, device=entropies.device)], spec.top_entropy)
+
+
+def threshold(values: torch.Tensor, share: float) -> float:
+    """What the top `share` of values, [N], are at least: as the quantile 1 - share has it, but halfway between two
+    values and a little below, so that rounding moves none across."""
+    ordered = values.sort().values
+    below = ceil((len(ordered) - 1) * (1 - share) - 1e-9)
+    return float(ordered[below - 1] + ordered[below]) / 2 - 1e-6 if below else float("-inf")

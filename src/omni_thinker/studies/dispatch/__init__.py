@@ -1,0 +1,1 @@
+"""Which unit of a study is worked on next, and by whom."""
