@@ -67,18 +67,25 @@ def test_logprobs_equal_the_trainers_after_every_update(
     _equal_after_updates(vllm_policy(small(kind), lora), f"{kind} {'LoRA' if lora else 'full'}")
 
 
-def _equal_after_updates(policy: SplitPolicy, name: str) -> None:
+@pytest.mark.parametrize("lora", [LORA, None])
+def test_logprobs_of_the_builtin_model_equal_the_trainers(lora: LoraSpec | None, builtin_model: Path) -> None:
+    policy = vllm_policy(builtin_model, lora, kv_cache_gb=0.5)
+    _equal_after_updates(policy, f"builtin {'LoRA' if lora else 'full'}", lr=1e-3)
+
+
+def _equal_after_updates(policy: SplitPolicy, name: str, steps: int = 6, lr: float = 3e-3) -> None:
+    """All steps but the first are drawn with weights that were updated."""
     versions, differences, moved = list[int](), list[float](), list[float]()
-    for step in range(5):
+    for step in range(steps):
         groups = policy.sample(requests(policy, first=100 * step), SamplingParams(4, 0.8))
         versions += {sample.version or 0 for group in groups for sample in group.samples}
         differences.append(mismatch(policy, groups, 0.8))
-        train(policy, groups, 0.8)
+        train(policy, groups, 0.8, lr)
         moved.append(mismatch(policy, groups, 0.8))
     print(f"{name}: largest difference by step {[f'{x:.1e}' for x in differences]}")
     assert max(differences) < 1e-3
     assert min(moved[1:]) > 1e-2, "an update that is not pushed would be seen"
-    assert versions == list(range(versions[0], versions[0] + 5))
+    assert versions == list(range(versions[0], versions[0] + steps))
 
 
 @pytest.mark.parametrize("lora", [LORA, None])

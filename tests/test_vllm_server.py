@@ -85,7 +85,8 @@ def requests(policy: Any, first: int = 0, most: int = 24) -> list[SampleRequest]
     return [SampleRequest(prompt, most, first + n) for n, prompt in enumerate(prompts)]
 
 
-@pytest.mark.parametrize("lora", [None, LoraSpec(rank=4, alpha=12)])
+# Adapters first: whole weights take the place of those that adapters are added to.
+@pytest.mark.parametrize("lora", [LoraSpec(rank=4, alpha=12), None])
 def test_server_draws_with_the_weights_of_each_update(
     lora: LoraSpec | None, server: tuple[subprocess.Popen[bytes], str], model: Path
 ) -> None:
@@ -100,6 +101,15 @@ def test_server_draws_with_the_weights_of_each_update(
     print(f"server {'LoRA' if lora else 'full'}: largest difference by step {[f'{x:.1e}' for x in differences]}")
     assert max(differences) < 1e-3
     assert sorted(ends) == sorted([0, 1, 2] * 5)
+
+
+def test_adapter_on_other_weights_than_its_own_is_one_line(
+    server: tuple[subprocess.Popen[bytes], str], model: Path
+) -> None:
+    """Whole weights of another study are there."""
+    policy = vllm_policy(model, LoraSpec(rank=4), url=server[1])
+    with pytest.raises(UserError, match=r"model\.lora: .*other weights than the adapters are trained on"):
+        policy.sample(requests(policy), SamplingParams(2))
 
 
 def test_update_that_a_server_drops_is_noticed(

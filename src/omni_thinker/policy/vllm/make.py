@@ -36,7 +36,7 @@ def sampled_by_vllm(trainer: Any, model: ModelSpec, spec: VllmSpec, folder: str 
         trainer.decode,
         stop_text=trainer.chat.facts.stop_text,
         lora=model.lora,
-        bytes_of_weights=_bytes(where),
+        base=where,
     )
     return SplitPolicy(trainer, sampler, allow_stale=spec.allow_stale)
 
@@ -75,8 +75,3 @@ def _check_server(described: dict[str, Any], rank: int) -> None:
         raise UserError(
             f"the server has room for adapters of rank {room}; start it with {remedy}", key="engine.vllm.url"
         )
-
-
-def _bytes(where: Path | str) -> int:
-    """Size of a folder's weights; of a hub's nothing is known yet."""
-    return sum(file.stat().st_size for file in where.glob("*.safetensors")) if isinstance(where, Path) else 0

@@ -1,6 +1,6 @@
 """Draws answers with vLLM, with weights that are compared bit for bit after they were loaded."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -30,12 +30,12 @@ class VllmSampler:
         *,
         stop_text: str | None = None,
         lora: LoraSpec | None = None,
-        bytes_of_weights: int = 0,
+        base: Path | str = "",
     ) -> None:
-        """`stop_text`: a text that ends every answer. `lora`: weights are an adapter's. `bytes_of_weights`: about."""
+        """`stop_text`: a text that ends every answer. `lora`: weights are an adapter's, of the model `base`."""
         self.engine, self.spec, self._lora = engine, spec, lora
         self._stop_ids, self._decode, self._stop_text = stop_ids, decode, stop_text
-        self._bytes = bytes_of_weights
+        self._base: Path | None = base if isinstance(base, Path) else None  # of a hub's model nothing can be compared
         self._loaded = 0
         self._whole: set[str] = set()
         """Tensors that every worker has whole."""
@@ -56,20 +56,21 @@ class VllmSampler:
             return found[0] if all(one == found[0] for one in found) else None
         answers = self.engine.call("omni_weights", list(self._wanted[1]))
         versions = {answer["version"] for answer in answers}
-        sums = self._joined([answer["sums"] for answer in answers])
+        sums = self._joined([answer["sums"] for answer in answers], self._wanted[1])
         return (versions.pop(), sums) if len(versions) == 1 else None
 
-    def _joined(self, sums: Sequence[dict[str, int]]) -> dict[str, int]:
+    def _joined(self, sums: Sequence[dict[str, int]], names: Iterable[str]) -> dict[str, int]:
         """Of tensors that workers share out, the sum of all; of those that each has whole, the one."""
         joined = {}
-        for name in self._wanted[1]:
+        for name in names:
             values = [one[name] for one in sums if name in one]
             joined[name] = values[0] if name in self._whole and len(set(values)) == 1 else sum(values)
         return joined
 
     def update(self, trainer: Publisher, version: int) -> None:
         self._wanted = None
-        with passage(self.spec.folder, 2 * self._bytes) as folder:
+        size = sum(file.stat().st_size for file in self._base.glob("*.safetensors")) if self._base else 0
+        with passage(self.spec.folder, 2 * size) as folder:
             if self._lora is None:
                 self._update_all(trainer, folder, version)
             else:
@@ -80,6 +81,10 @@ class VllmSampler:
     def _update_all(self, trainer: Publisher, folder: Path, version: int) -> None:
         trainer.export(folder)
         self.engine.call("omni_load", str(folder), version)
+        self._wanted = version, self._sums_of(folder)
+
+    def _sums_of(self, folder: Path) -> dict[str, int]:
+        """What some tensors of an engine should be made of, by the files of a folder."""
         kinds: dict[str, tuple[str, int]] = {}
         for answer in self.engine.call("omni_weights", []):
             kinds |= {name: (kind, size) for name, (kind, size) in answer["kinds"].items()}
@@ -87,14 +92,28 @@ class VllmSampler:
         if not sizes:
             raise UserError("the engine has no tensor of the model's files, so nobody can tell what it loaded", key=KEY)
         self._whole = {name for name, size in sizes.items() if kinds[name][1] == size}
-        self._wanted = version, file_sums(folder, {name: kinds[name][0] for name in sizes})
+        return file_sums(folder, {name: kinds[name][0] for name in sizes})
 
     def _update_adapter(self, trainer: Publisher, folder: Path, version: int, lora: LoraSpec) -> None:
+        self._check_base()
         trainer.export_adapter(folder)
         number = str(self.engine.add_adapter(folder, version))
         found = self.engine.call("omni_adapters")[0]
         kind = found[number][0] if number in found else "float32"
         self._wanted = [number, kind, adapter_sum(folder, kind, lora.alpha / lora.rank)]
+
+    def _check_base(self) -> None:
+        """Raises UserError where adapters would be added to other weights than they are trained on."""
+        if self._base is None:
+            return
+        wanted = self._sums_of(self._base)
+        if (
+            self._joined([answer["sums"] for answer in self.engine.call("omni_weights", list(wanted))], wanted)
+            != wanted
+        ):
+            remedy = f"start it again with --model {self._base}"
+            raise UserError(f"vLLM holds other weights than the adapters are trained on: {remedy}", key="model.lora")
+        self._base = None  # once is enough: nothing of ours changes them
 
     def sample(
         self, requests: Sequence[SampleRequest], params: SamplingParams, on_group: OnGroup | None = None
