@@ -73,10 +73,18 @@ def trainer_maker(tiny_model: Path, tmp_path: Path) -> Callable[..., Any]:
     from trl.trainer.grpo_config import GRPOConfig
     from trl.trainer.grpo_trainer import GRPOTrainer
 
-    def by_column(completions: list[str], reward: list[float | None], **_: Any) -> list[float | None]:
+    def by_column(completions: list[str], reward: list[Any], **_: Any) -> list[Any]:
         return reward
 
-    def make(**settings: Any) -> Any:
+    def part(number: int) -> Callable[..., list[float]]:
+        def of_row(completions: list[str], reward: list[Any], **_: Any) -> list[float]:
+            return [row[number] for row in reward]
+
+        of_row.__name__ = f"part{number}"
+        return of_row
+
+    def make(parts: int = 0, **settings: Any) -> Any:
+        """`parts`: how many reward functions there are, each of its own place in the column; 0: one of the whole."""
         arguments = GRPOConfig(
             output_dir=str(tmp_path),
             use_cpu=True,
@@ -92,7 +100,8 @@ def trainer_maker(tiny_model: Path, tmp_path: Path) -> Callable[..., Any]:
             **settings,
         )
         rows = Dataset.from_dict({"prompt": ["a", "b"], "reward": [0.0, 0.0]})
-        made: Any = GRPOTrainer(str(tiny_model), reward_funcs=by_column, args=arguments, train_dataset=rows)
+        functions: Any = [part(number) for number in range(parts)] or by_column
+        made: Any = GRPOTrainer(str(tiny_model), reward_funcs=functions, args=arguments, train_dataset=rows)
         made.current_gradient_accumulation_steps = 1  # what training sets before each step
         made.model.train()
         return made

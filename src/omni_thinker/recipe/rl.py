@@ -15,7 +15,7 @@ Update = Literal["step", "task"]
 arXiv 2409.20370)."""
 
 LossName = Literal["grpo", "dapo", "dr_grpo", "gspo", "cispo"]
-Advantage = Literal["auto", "grpo", "dr_grpo", "rloo", "reinforce_pp"]
+Advantage = Literal["auto", "grpo", "dr_grpo", "rloo", "reinforce_pp", "gdpo", "rank", "preference"]
 Truncated = Literal["keep", "mask"]
 Delta = Annotated[float, Field(gt=1.0, strict=True)]
 TopShare = Annotated[float, Field(gt=0.0, le=1.0, strict=True)]

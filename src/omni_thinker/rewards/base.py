@@ -1,5 +1,6 @@
 """The Reward protocol: how the samples of one group are scored."""
 
+from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
 from omni_thinker.types import Group, Problem, Score
@@ -17,3 +18,12 @@ class Reward(Protocol):
 
     def wrong_answer(self, problem: Problem) -> str:
         """A response of the asked form that must not score 1 (for `validate`)."""
+
+
+@runtime_checkable
+class Weighed(Protocol):
+    """A reward whose value is a weighed mean of parts in `Score.parts`."""
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """The parts and their weights. A sample that lacks one has 0 of it."""

@@ -18,6 +18,11 @@ class HybridReward:
         self._gates, self._parts, self._weights = dict(gates), dict(parts), dict(weights)
 
     @property
+    def weights(self) -> Mapping[str, float]:
+        """The summed parts and their weights."""
+        return self._weights
+
+    @property
     def judged(self) -> bool:
         """Whether a judge has a say: then a gold answer need not score 1."""
         return any(part.judged for part in self._parts.values())

@@ -2,24 +2,29 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from omni_thinker.protocol import TrainGroup
 from omni_thinker.recipe import RlSpec
-from omni_thinker.rl.advantages import ADVANTAGES, Rewards, has_signal
+from omni_thinker.rl.advantages import ADVANTAGES, Parts, Rewards, gdpo, has_signal
 from omni_thinker.types import Group, Problem, Sample, Score, TaskName
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredGroup:
-    """A group with one score per sample. `penalties`: what training takes off each score; empty where nothing."""
+    """A group with one score per sample. `penalties`: what training takes off each score; empty where nothing.
+
+    `weights`: of the parts that scores are weighed means of; empty where the reward says none. `apart`: whether
+    training takes these one by one."""
 
     problem: Problem
     group: Group
     scores: tuple[Score, ...]
     penalties: tuple[float, ...] = ()
+    weights: Mapping[str, float] = field(default_factory=dict)
+    apart: bool = False
 
     @property
     def values(self) -> list[float]:
@@ -35,8 +40,17 @@ class ScoredGroup:
         return [score.value - penalty for score, penalty in pairs if score.value is not None]
 
     @property
+    def parts(self) -> dict[str, list[float]]:
+        """Each weighed part of the samples that have a value; 0 where a gate was closed before it."""
+        scored = [score for score in self.scores if score.value is not None]
+        return {part: [score.parts.get(part, 0.0) for score in scored] for part in self.weights}
+
+    @property
     def has_signal(self) -> bool:
-        return has_signal(self.rewards)
+        """Whether it tells its samples apart; taken apart, by any part."""
+        if has_signal(self.rewards):
+            return True
+        return self.apart and any(map(has_signal, self.parts.values()))
 
 
 def build_batches(
@@ -83,9 +97,27 @@ def _advantages(groups: Sequence[ScoredGroup], spec: RlSpec, own: Mapping[TaskNa
         by_estimator.setdefault(own.get(group.problem.task, spec).estimator, []).append(place)
     advantages: dict[int, Rewards] = {}
     for estimator, places in by_estimator.items():
-        rewards = [np.array(groups[place].rewards) for place in places]
-        advantages |= dict(zip(places, ADVANTAGES[estimator](rewards), strict=True))
+        chosen = [groups[place] for place in places]
+        if estimator == "gdpo":
+            values = gdpo(*zip(*map(_columns, chosen), strict=True)) if chosen else []
+        else:
+            values = ADVANTAGES[estimator]([np.array(group.rewards) for group in chosen])
+        advantages |= dict(zip(places, values, strict=True))
     return [advantages[place] for place in range(len(groups))]
+
+
+def _columns(scored: ScoredGroup) -> tuple[Parts, Rewards]:
+    """A group's parts and their weights, which add up to 1; what it loses for length is a part as heavy as all others.
+    The reward as a whole is the only part where it has none."""
+    parts, total = scored.parts, sum(scored.weights.values())
+    columns, weights = list(parts.values()), [scored.weights[part] / total for part in parts]
+    if not columns:
+        columns, weights = [scored.values], [1.0]
+    if scored.penalties:
+        pairs = zip(scored.scores, scored.penalties, strict=True)
+        columns.append([-penalty for score, penalty in pairs if score.value is not None])
+        weights.append(1.0)
+    return np.array(columns).T, np.array(weights)
 
 
 def _kept(scored: ScoredGroup, advantages: Sequence[float], spec: RlSpec) -> tuple[list[Sample], list[float]]:

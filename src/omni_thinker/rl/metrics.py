@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
 from omni_thinker.protocol import TokenStats
+from omni_thinker.rl.advantages import has_signal
 from omni_thinker.rl.batch import ScoredGroup
 from omni_thinker.types import Sample, TaskName
 
@@ -79,6 +80,9 @@ def _describe(groups: Sequence[ScoredGroup]) -> Metrics:
         described["accuracy"] = sum(value > 1 - 1e-9 for value in values) / len(values)
     for part in sorted({part for score in scores for part in score.parts}):
         described[f"part.{part}"] = fmean(score.parts[part] for score in scores if part in score.parts)
+    for part in sorted({part for group in groups for part in group.weights}):
+        own = [has_signal(group.parts[part]) for group in groups if part in group.weights]
+        described[f"part_signal.{part}"] = sum(own) / len(own)
     return described
 
 

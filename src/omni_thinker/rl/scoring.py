@@ -10,7 +10,7 @@ from types import TracebackType
 
 from omni_thinker.errors import UserError
 from omni_thinker.portal import open_portal
-from omni_thinker.rewards.base import Reward
+from omni_thinker.rewards.base import Reward, Weighed
 from omni_thinker.rl.batch import ScoredGroup
 from omni_thinker.types import Group, Problem, Score, TaskName
 
@@ -92,7 +92,8 @@ class Scoring:
             else:
                 late = Score.error(f"not scored within {deadline_s:g} s of the last sample")
                 scores = [late] * len(group.samples)
-        return ScoredGroup(problem, group, tuple(scores))
+        reward: object = self._rewards[problem.task]
+        return ScoredGroup(problem, group, tuple(scores), weights=reward.weights if isinstance(reward, Weighed) else {})
 
 
 def stop_on_errors(groups: Iterable[ScoredGroup], most: float) -> None:

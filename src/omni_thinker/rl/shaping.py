@@ -1,4 +1,4 @@
-"""What training takes off the scores of long answers."""
+"""What training makes of scores: less for long answers, and their parts one by one."""
 
 from dataclasses import replace
 
@@ -7,9 +7,11 @@ from omni_thinker.rl.batch import ScoredGroup
 
 
 def shaped(scored: ScoredGroup, spec: RlSpec, max_tokens: int, *, of_answer: bool = False) -> ScoredGroup:
-    """The group with DAPO's soft overlong punishment (arXiv 2503.14476): nothing up to `overlong_buffer` tokens before
-    the limit, from there on in proportion, `overlong_penalty` at the limit. `of_answer`: tokens after thoughts count
-    alone, as `max_tokens` does where thoughts have a budget."""
+    """The group as training takes it: with its parts apart where the advantage is GDPO's, and with DAPO's soft overlong
+    punishment (arXiv 2503.14476). That is nothing up to `overlong_buffer` tokens before the limit, from there on in
+    proportion, and `overlong_penalty` at the limit. `of_answer`: tokens after thoughts count alone, as `max_tokens`
+    does where thoughts have a budget."""
+    scored = replace(scored, apart=True) if spec.estimator == "gdpo" else scored
     buffer = min(spec.overlong_buffer, max_tokens)
     if not buffer:
         return scored
