@@ -3,8 +3,11 @@
     python benchmarks/workers.py [--rounds 2] [--ray] [--json]
 
 Two seeds of six arms of the built-in model, shortened. One worker is this package's own process on one core; two are
-`--jobs 2`, or with `--ray` a cluster of two nodes of one core on this machine. Both sides take turns. The results of
-all are compared: they are the same, bit for bit.
+`--jobs 2`, or with `--ray` a cluster of two nodes of one core on this machine. The sides take turns. Results and
+weights of all are compared: they are the same, bit for bit.
+
+With `--ray` also what a unit costs: all units of a study that has ended are handed to a cluster once more, one by one.
+Their workers have nothing to compute, for the journal has all of it; what is left is scheduling.
 """
 
 from __future__ import annotations
@@ -19,10 +22,21 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from omni_thinker.recipe import load_recipe
+from omni_thinker.recipe.cluster import ClusterSpec
 from omni_thinker.runs.machine import machine
+from omni_thinker.runs.resume import digests
+from omni_thinker.runs.rundir import RunDir
+from omni_thinker.studies.crews.cluster import Cluster
+from omni_thinker.studies.crews.node import new_token
+from omni_thinker.studies.dispatch.crew import Ended, Order
+from omni_thinker.studies.setup import prepare
+from omni_thinker.studies.study import LOGS
+from omni_thinker.studies.units import plan_work
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "quickstart.toml"
 SETTINGS = (
@@ -55,15 +69,18 @@ def main() -> None:
             for side in sides:
                 out = folder / f"{side}-{turn}"
                 seconds[side].append(_run(side, out))
-                found.append({name: _without_times(json.loads((out / name).read_text("utf-8"))) for name in KEPT})
+                found.append(_kept(out))
                 print(f"{side}: {seconds[side][-1]:.1f} s", file=sys.stderr)
-                shutil.rmtree(out)
+                if side != "ray" or turn < chosen.rounds - 1:
+                    shutil.rmtree(out)
+        cost = _unit_cost(out) if chosen.ray else None
     finally:
         shutil.rmtree(folder)
     median = {side: statistics.median(values) for side, values in seconds.items()}
     table = {
         "seconds": seconds,
         "ratio": {side: median[side] / median["one"] for side in sides[1:]},
+        "unit_s": cost,
         "same": all(each == found[0] for each in found),
         "machine": asdict(machine()),
     }
@@ -71,6 +88,37 @@ def main() -> None:
         print(f"{name}: {value}", file=sys.stderr)
     if chosen.json:
         print(json.dumps(table))
+
+
+def _kept(out: Path) -> dict[str, Any]:
+    """What a study came to: documents without times, and digests of weights."""
+    kept = {name: _without_times(json.loads((out / name).read_text("utf-8"))) for name in KEPT}
+    weights = sorted((out / "models").rglob("*.safetensors"))
+    return kept | {str(path.relative_to(out)): sha256(path.read_bytes()).hexdigest() for path in weights}
+
+
+def _unit_cost(out: Path) -> dict[str, float]:
+    """Seconds of a unit without work on a cluster of one core: the median, and the most."""
+    recipe = load_recipe(out / "recipe.toml")
+    work, run = plan_work(recipe), RunDir(out, recipe, resume=True)
+    run.open_journal(LOGS, usable=lambda _: True)
+    setup = prepare(recipe, resumed=out)
+    hello = {
+        **{"recipe": recipe.model_dump(mode="json"), "run": str(out), "problems": digests(setup.pools)},
+        **{"weak": False, "judged": False, "token": new_token()},
+    }
+    crew = Cluster("auto", ClusterSpec(cores=1), hello, out)
+    took = []
+    for unit in work.units:
+        inputs = work.inputs(unit)
+        entries = {each.id: run.journal.entries(each.id) for each in (*inputs, unit)}
+        began = time.monotonic()
+        crew.start(Order(unit, 1, tuple(inputs), entries))
+        while not any(isinstance(told.message, Ended) for told in crew.wait()):
+            pass
+        took.append(time.monotonic() - began)
+    crew.close()
+    return {"median": statistics.median(took[1:]), "most": max(took[1:]), "units": len(took)}
 
 
 def _run(side: str, out: Path) -> float:
@@ -83,9 +131,9 @@ def _run(side: str, out: Path) -> float:
     if side == "two":
         return _timed([*command, "--jobs", "2"], environment)
     os.environ["OMP_NUM_THREADS"] = "1"
-    from ray.cluster_utils import Cluster
+    from ray.cluster_utils import Cluster as Nodes
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    cluster = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         for _ in range(2):
             cluster.add_node(num_cpus=1)
