@@ -27,6 +27,7 @@ from omni_thinker.cli.options import (
 )
 from omni_thinker.cli.output import Json, finish, tell
 from omni_thinker.cli.plan import forecast, plan, transfer
+from omni_thinker.cli.recipes import recipe_app
 from omni_thinker.cli.status import status
 from omni_thinker.cli.tasks import tasks_app
 from omni_thinker.errors import UserError, machine_error, printable
@@ -348,3 +349,4 @@ app.command("merge")(merge_models)
 app.add_typer(tasks_app, name="tasks")
 app.add_typer(judge_app, name="judge")
 app.add_typer(model_app, name="model")
+app.add_typer(recipe_app, name="recipe")
