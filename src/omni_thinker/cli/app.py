@@ -29,7 +29,7 @@ from omni_thinker.cli.output import Json, finish, tell
 from omni_thinker.cli.plan import forecast, plan, transfer
 from omni_thinker.cli.recipes import recipe_app
 from omni_thinker.cli.status import status
-from omni_thinker.cli.tasks import tasks_app
+from omni_thinker.cli.task_commands.app import tasks_app
 from omni_thinker.errors import UserError, machine_error, printable
 from omni_thinker.policy.fsdp.place import given_place
 

@@ -72,7 +72,7 @@ def tasks_import(
     json_: Json = False,
 ) -> None:
     """Print the recipe table that a file of rows would be read with, and three problems."""
-    from omni_thinker.cli.importing import import_rows
+    from omni_thinker.cli.task_commands.importing import import_rows
 
     imported = import_rows(file, name, overrides or [])
     typer.echo(printable(imported.toml))
@@ -112,7 +112,7 @@ def tasks_validate(
     json_: Json = False,
 ) -> None:
     """Check every row of every task: its gold answer must score 1, and a wrong answer must not."""
-    from omni_thinker.cli.validate import validate_tasks
+    from omni_thinker.cli.task_commands.validate import validate_tasks
     from omni_thinker.runs.progress import working
 
     with working("scoring a gold and a wrong answer of every row"), in_recipe(recipe or Path("--set")):
