@@ -257,6 +257,12 @@ def client(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ('rl.loss = "gspo"', "rl.loss"),
         ("rl.kl_beta = 0.1", "rl.kl_beta"),
+        ("rl.delta = 3.0", "rl.delta"),
+        ("rl.entropy_beta = 0.01", "rl.entropy_beta"),
+        ("rl.importance_cap = 2.0", "rl.importance_cap"),
+        ("rl.top_entropy = 0.5", "rl.top_entropy"),
+        ('rl.balance = "gradient"', "rl.balance"),
+        ('tasks.qa.rl.loss = "cispo"', "tasks.qa.rl"),
         ("rl.temperature = 0.7", "rl.temperature"),
         ("evaluation.min_p = 0.1", "evaluation.min_p"),
         ("model.lora.alpha = 16", "model.lora.alpha"),
