@@ -32,7 +32,7 @@ def check_adapter(model: ModelSpec) -> LoraSpec:
 def _refused(recipe: Recipe) -> Iterator[tuple[bool, str, str]]:
     rl, study = recipe.rl, recipe.study
     yield recipe.model.policy != "torch", "model.policy", "a policy of your own trains itself; leave it out"
-    yield recipe.engine.sampler == "torch", "engine.sampler", "a training service samples itself; leave it out"
+    yield recipe.engine.sampler != "auto", "engine.sampler", "a training service samples itself; leave it out"
     yield (
         rl.loss == "gspo",
         "rl.loss",
