@@ -2,7 +2,7 @@
 
     python benchmarks/fsdp_memory.py [--ranks 4] [--dtype bfloat16] [--json]
 
-Each side samples, adds up a gradient and makes an update, three times; the peak of each process is the kernel's
+Each side samples, adds up a gradient and makes an update, twice; the peak of each process is the kernel's
 (VmHWM), from the moment that the model is there. `loading` is the peak before that, which on rank 0 is the whole model.
 """
 
@@ -26,7 +26,7 @@ from omni_thinker.rl.losses import make_loss
 from omni_thinker.runs.machine import machine
 from omni_thinker.types import SampleRequest, SamplingParams
 
-PROMPTS, GROUP, TOKENS, STEPS = 8, 4, 48, 3
+PROMPTS, GROUP, TOKENS, STEPS = 4, 4, 16, 2
 
 
 def main() -> None:
