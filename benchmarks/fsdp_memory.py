@@ -1,8 +1,8 @@
 """Resident memory of a rank, for a random model of 500M weights shared out among several, against one process's.
 
-    python benchmarks/fsdp_memory.py [--ranks 4] [--dtype bfloat16] [--json]
+    python benchmarks/fsdp_memory.py [--ranks 4] [--layers 18] [--dtype bfloat16] [--json]
 
-Each side samples, adds up a gradient and makes an update, three times; the peak of each process is the kernel's
+Each side samples, adds up a gradient and makes an update, twice; the peak of each process is the kernel's
 (VmHWM), from the moment that the model is there. `loading` is the peak before that, which on rank 0 is the whole model.
 """
 
@@ -26,12 +26,13 @@ from omni_thinker.rl.losses import make_loss
 from omni_thinker.runs.machine import machine
 from omni_thinker.types import SampleRequest, SamplingParams
 
-PROMPTS, GROUP, TOKENS, STEPS = 8, 4, 48, 3
+PROMPTS, GROUP, TOKENS, STEPS = 4, 4, 16, 2
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, default=4)
+    parser.add_argument("--layers", type=int, default=18, help="18 are 500M weights, 8 are 250M")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     parser.add_argument("--side", default="", help=argparse.SUPPRESS)
@@ -42,7 +43,7 @@ def main() -> None:
         return
     folder = Path(tempfile.mkdtemp(prefix="omni-thinker-memory-"))
     try:
-        count = _make(folder / "model")
+        count = _make(folder / "model", chosen.layers)
         sides = {name: _side(folder / "model", ranks, chosen) for name, ranks in (("one", 0), ("shared", chosen.ranks))}
     finally:
         shutil.rmtree(folder)
@@ -55,15 +56,15 @@ def main() -> None:
         print(json.dumps(found))
 
 
-def _make(folder: Path) -> int:
-    """A random Llama of 500M weights with the tiny model's tokenizer; how many."""
+def _make(folder: Path, layers: int) -> int:
+    """A random Llama with the tiny model's tokenizer; how many."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     make_tiny(folder)
     (folder / "model.safetensors").unlink()
     config = LlamaConfig(
-        vocab_size=32_000, hidden_size=1536, intermediate_size=4096, num_hidden_layers=18, num_attention_heads=12,
+        vocab_size=32_000, hidden_size=1536, intermediate_size=4096, num_hidden_layers=layers, num_attention_heads=12,
         num_key_value_heads=4, max_position_embeddings=2048, tie_word_embeddings=True, dtype="bfloat16",
     )  # fmt: skip
     torch.manual_seed(0)

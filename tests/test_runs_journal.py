@@ -247,3 +247,34 @@ def test_logs_cut_for_a_damaged_journal_are_copied_first(tmp_path: Path) -> None
     assert (tmp_path / LOG).read_text() == row % 0 + "\n"
     assert (tmp_path / LOG).with_suffix(".damaged").read_text() == whole
     assert (tmp_path / NAME).with_suffix(".damaged").read_bytes() == b"".join(lines)
+
+
+def test_folders_are_whole_or_not_there(tmp_path: Path) -> None:
+    def write(count: int, folder: Path) -> None:
+        folder.mkdir()  # nothing of a process that was killed may be left in it
+        for part in range(count):
+            (folder / f"part-{part}").write_text(f"{part} of {count}", "utf-8")
+
+    target = tmp_path / "state"
+    (tmp_path / "state.partial").mkdir()
+    (tmp_path / "state.partial" / "part-7").write_text("stale", "utf-8")
+    write_whole(target, partial(write, 3))
+    three = checksum(target)
+    assert is_whole(target, three)
+    write_whole(target, partial(write, 2))
+    assert sorted(path.name for path in target.iterdir()) == ["part-0", "part-1"]
+    two = checksum(target)
+    assert two != three
+    assert is_whole(target, two)
+    (target / "part-1").rename(target / "part-2")
+    assert not is_whole(target, two)
+
+    def fail(folder: Path) -> None:
+        write(1, folder)
+        raise Killed
+
+    with pytest.raises(Killed):
+        write_whole(target, fail)
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+    (target / "part-2").unlink()
+    assert not is_whole(target, two)

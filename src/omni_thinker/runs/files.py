@@ -13,6 +13,7 @@ def write_whole(target: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a file or a folder beside `target`, then put it in its place: on disk before it has the name."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(target.name + ".partial")
+    remove(partial)  # of a process that was killed: a folder would keep what was in it
     try:
         write(partial)
         for path in (*_files(partial), *([partial] if partial.is_dir() else [])):

@@ -130,6 +130,8 @@ class Crew:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        if dist.is_initialized() and self._begun == "cpu":  # nccl would wait for who is gone
+            dist.destroy_process_group()
 
     def _connect(self, *, started_here: bool) -> None:
         host = self.place.own_address
@@ -238,6 +240,9 @@ class Crew:
 
     def _blame(self, exc: Exception) -> None:
         """Raise what ended another rank, where that is why this one failed."""
+        if self.world == 1:
+            self._busy = False
+            return
         self.broken = True
         if is_out_of_memory(exc):
             raise EngineLost(f"rank 0 of {self.world} ran out of memory; lower engine.fsdp.row_tokens") from exc
@@ -296,6 +301,8 @@ def crew_of(ranks: int = 0) -> Crew:
     if given is not None and given.rank:
         raise UserError("only rank 0 runs a study; the others are started by the command line", key="engine.fsdp")
     wanted = given.world if given is not None else ranks or max(1, torch.cuda.device_count())
+    if _crews and _crews[-1].broken and given is not None:
+        raise EngineLost("the processes that torchrun started have ended")
     if _crews and (_crews[-1].broken or _crews[-1].world != wanted):
         _crews.pop().end()
     if not _crews:
