@@ -24,7 +24,7 @@ from omni_thinker.policy.tinker.policy import TinkerPolicy
 from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.protocol import HasForm, OptimParams, TrainGroup
 from omni_thinker.recipe import EngineSpec, LoraSpec, ModelSpec, RlSpec
-from omni_thinker.recipe.tinker import TinkerSpec
+from omni_thinker.recipe.engines.tinker import TinkerSpec
 from omni_thinker.rl.losses import make_loss
 from omni_thinker.types import Group, SampleRequest, SamplingParams
 from test_judging_servers import free_port, server

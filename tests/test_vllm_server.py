@@ -21,7 +21,7 @@ from omni_thinker.policy.vllm.server import ServerEngine
 from omni_thinker.policy.vllm.worker import EXTENSION
 from omni_thinker.protocol import OptimParams
 from omni_thinker.recipe import LoraSpec
-from omni_thinker.recipe.vllm import VllmSpec
+from omni_thinker.recipe.engines.vllm import VllmSpec
 from omni_thinker.types import Group, Mark, SampleRequest, SamplingParams, ThoughtRule
 from vllm_models import mismatch, policy_loss, save_small, training_batch, vllm_policy
 

@@ -26,7 +26,7 @@ from omni_thinker.models.gguf import Say, gguf_folder
 from omni_thinker.models.memory import bound_kernel_caches, keep_freed_memory
 from omni_thinker.models.quiet import quiet
 from omni_thinker.models.tiny import tiny_in_cache
-from omni_thinker.recipe.tinker import PREFIX, served_name
+from omni_thinker.recipe.engines.tinker import PREFIX, served_name
 
 DtypeName = Literal["auto", "float32", "bfloat16"]
 

@@ -6,7 +6,7 @@ from omni_thinker.errors import UserError
 from omni_thinker.plugins import Registry
 from omni_thinker.protocol import Policy
 from omni_thinker.recipe import EngineSpec, ModelSpec, Recipe
-from omni_thinker.recipe.engine import is_remote
+from omni_thinker.recipe.engines.choice import is_remote
 
 POLICIES = Registry("policy", {"torch": "omni_thinker.policy.torch_policy:TorchPolicy"})
 """What `model.policy` may name, besides `python:MODULE:CLASS`."""

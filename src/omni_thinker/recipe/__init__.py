@@ -2,8 +2,8 @@
 
 Unknown keys are refused. Relative paths are taken from the folder that the command runs in, or from `data_root`."""
 
-from omni_thinker.recipe.engine import EngineSpec
-from omni_thinker.recipe.fsdp import FsdpSpec
+from omni_thinker.recipe.engines.choice import EngineSpec
+from omni_thinker.recipe.engines.fsdp import FsdpSpec
 from omni_thinker.recipe.judge import BudgetSpec, EndpointSpec, JudgeSpec, PriceSpec
 from omni_thinker.recipe.load import builtin_recipe, load_recipe, parse_recipe, set_key
 from omni_thinker.recipe.models import LoraSpec, ModelSpec

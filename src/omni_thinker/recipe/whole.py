@@ -6,13 +6,13 @@ from pydantic import Field, model_validator
 
 from omni_thinker.errors import UserError
 from omni_thinker.recipe.cluster import ClusterSpec
-from omni_thinker.recipe.engine import EngineSpec, is_remote
+from omni_thinker.recipe.engines.choice import EngineSpec, is_remote
+from omni_thinker.recipe.engines.tinker import PREFIX
 from omni_thinker.recipe.judge import JudgeSpec
 from omni_thinker.recipe.models import ModelSpec
 from omni_thinker.recipe.rl import EvalSpec, RlSpec, WarmupSpec, check_rl
 from omni_thinker.recipe.study import StudySpec, check_arms, check_replan
 from omni_thinker.recipe.tasks import RESERVED, TASK_NAME, TASK_NAME_LENGTH, TaskSpec
-from omni_thinker.recipe.tinker import PREFIX
 from omni_thinker.recipe.types import Table
 
 

@@ -38,7 +38,7 @@ from omni_thinker.protocol import (
     TrainGroup,
 )
 from omni_thinker.recipe import ModelSpec
-from omni_thinker.recipe.tinker import PREFIX, TinkerSpec, served_name
+from omni_thinker.recipe.engines.tinker import PREFIX, TinkerSpec, served_name
 from omni_thinker.types import Group, SampleRequest, SamplingParams
 
 _TOLERANCE = 1e-3

@@ -23,7 +23,7 @@ from omni_thinker.address import check_address, is_loopback
 from omni_thinker.errors import UserError
 from omni_thinker.policy.tinker.losses import Row, ServiceLoss
 from omni_thinker.policy.tinker.moments import Adam
-from omni_thinker.recipe.tinker import TinkerSpec
+from omni_thinker.recipe.engines.tinker import TinkerSpec
 
 Kind = Literal["hosted", "skyrl"]
 KEY = "TINKER_API_KEY"

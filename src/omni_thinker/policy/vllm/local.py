@@ -21,7 +21,7 @@ from omni_thinker.errors import UserError
 from omni_thinker.policy.vllm.engine import ADAPTER, EngineGone, draw_options
 from omni_thinker.policy.vllm.streams import Ask, Piece
 from omni_thinker.policy.vllm.worker import EXTENSION
-from omni_thinker.recipe.vllm import VllmSpec
+from omni_thinker.recipe.engines.vllm import VllmSpec
 from omni_thinker.types import SamplingParams
 
 _T = TypeVar("_T")

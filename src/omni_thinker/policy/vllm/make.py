@@ -12,7 +12,7 @@ from omni_thinker.policy.vllm.local import MOST_RANK, local_engine
 from omni_thinker.policy.vllm.sampler import VllmSampler
 from omni_thinker.policy.vllm.server import server_engine
 from omni_thinker.recipe import ModelSpec, Recipe
-from omni_thinker.recipe.vllm import VllmSpec
+from omni_thinker.recipe.engines.vllm import VllmSpec
 
 
 def sampled_by_vllm(trainer: Any, model: ModelSpec, spec: VllmSpec, folder: str | Path | None = None) -> SplitPolicy:

@@ -13,7 +13,7 @@ from omni_thinker.policy.vllm.streams import EndedEarly, Orders, Streams
 from omni_thinker.policy.vllm.transfer import adapter_sum, file_sums, passage, shared_names
 from omni_thinker.protocol import OnGroup
 from omni_thinker.recipe import LoraSpec
-from omni_thinker.recipe.vllm import VllmSpec
+from omni_thinker.recipe.engines.vllm import VllmSpec
 from omni_thinker.sampling.thinking import Decode
 from omni_thinker.types import Group, SampleRequest, SamplingParams
 

@@ -2,11 +2,11 @@
 
 from typing import Literal
 
-from omni_thinker.recipe.fsdp import FsdpSpec
+from omni_thinker.recipe.engines.fsdp import FsdpSpec
+from omni_thinker.recipe.engines.tinker import PREFIX, TinkerSpec
+from omni_thinker.recipe.engines.vllm import VllmSpec
 from omni_thinker.recipe.models import ModelSpec
-from omni_thinker.recipe.tinker import PREFIX, TinkerSpec
 from omni_thinker.recipe.types import Table
-from omni_thinker.recipe.vllm import VllmSpec
 
 
 class EngineSpec(Table):
