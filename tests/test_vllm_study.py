@@ -42,8 +42,8 @@ def recipe(model: str, **tables: dict[str, Any]) -> dict[str, Any]:
     } | tables
 
 
-def command(file: Path, out: Path, *options: str) -> list[str]:
-    return [sys.executable, "-m", "omni_thinker", "study", str(file), "--out", str(out), *options]
+def command(file: Path, out: Path) -> list[str]:
+    return [sys.executable, "-m", "omni_thinker", "study", str(file), "--out", str(out)]
 
 
 def steps(out: Path) -> list[dict[str, Any]]:
@@ -104,9 +104,8 @@ def test_engine_that_dies_in_mid_step_is_one_line_and_resume_finishes(tiny_model
     assert len(said) == 1, said
     assert "engine.sampler: vLLM is gone: RuntimeError: its process ended, by signal 9" in said[0]
     assert 3 <= before < 30
-    done = subprocess.run(
-        command(file, out, "--resume"), capture_output=True, text=True, timeout=_PATIENCE_S, check=False
-    )
+    again = [sys.executable, "-m", "omni_thinker", "study", str(out), "--resume"]
+    done = subprocess.run(again, capture_output=True, text=True, timeout=_PATIENCE_S, check=False)
     assert done.returncode == 0, done.stderr
     assert len(steps(out)) == 30
     assert "resumed" in done.stderr
