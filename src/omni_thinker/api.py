@@ -18,17 +18,21 @@ AnyRecipe = Recipe | Mapping[str, Any] | str | Path
 """A recipe, the tables of one, or its file."""
 
 
-def study(recipe: AnyRecipe, out: str | Path | None = None, *, resume: bool = False) -> dict[str, Any]:
+def study(
+    recipe: AnyRecipe, out: str | Path | None = None, *, resume: bool = False, jobs: int = 1, cluster: str = ""
+) -> dict[str, Any]:
     """Train every arm at equal budget and compare them on the test split.
 
     out: the run's directory, which must not hold one yet (default: runs/NAME-TIME); with `resume` the one to resume.
-    Returns what `result.json` holds; `report.html` is written beside it."""
+    jobs: units (arms, probes, evaluations) at a time, each in a process. cluster: the address of a Ray cluster to spread
+    them over, or "auto". Returns what `result.json` holds; `report.html` is written beside it."""
     from omni_thinker.report import write_report
+    from omni_thinker.studies.crews.make import Where
     from omni_thinker.studies.study import run_study
 
     read = _recipe(recipe)
     folder = Path(out) if out is not None else Path("runs") / f"{read.name}-{datetime.now():%Y%m%d-%H%M%S}"
-    result = run_study(read, folder, resume=resume)
+    result = run_study(read, folder, resume=resume, where=Where(jobs, cluster))
     write_report(folder)
     return {"out": str(folder), **result}
 

@@ -13,16 +13,18 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omni_thinker.errors import UserError
 from omni_thinker.studies.crews.travel import Keeper, Travelling
-from omni_thinker.studies.crews.worker import Worker
+
+if TYPE_CHECKING:  # torch comes with it, which the desk and the keeper have no use for
+    from omni_thinker.studies.crews.worker import Worker
 
 __all__ = ["Desk", "Keeper", "check", "tidy", "versions", "work"]
 
 _TAKE_S = 5.0
-_known: dict[str, Worker] = {}
+_known: "dict[str, Worker]" = {}
 """This process's worker: Ray gives a process one unit after another."""
 
 
@@ -145,8 +147,10 @@ def versions() -> dict[str, str]:
     return {"Python": ".".join(platform.python_version_tuple()[:2])} | {name: version(name) for name in names}
 
 
-def _worker(hello: Mapping[str, Any], keeper: Any) -> Worker:
+def _worker(hello: Mapping[str, Any], keeper: Any) -> "Worker":
     import torch
+
+    from omni_thinker.studies.crews.worker import Worker
 
     token = hello["token"]
     if token not in _known:
