@@ -72,7 +72,7 @@ class TwoNodes:
         look = "sum(node['Resources'].get('CPU', 0) for node in ray.nodes() if node['Alive'])"
         script = f"import ray, sys; ray.init(sys.argv[1], log_to_driver=False); print({look})"
         command = [sys.executable, "-c", script, self.address]
-        return float(subprocess.run(command, check=True, capture_output=True).stdout)
+        return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[0])
 
     def kill(self, node: Any) -> None:
         """As if its power were cut."""
