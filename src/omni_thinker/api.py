@@ -24,8 +24,8 @@ def study(
     """Train every arm at equal budget and compare them on the test split.
 
     out: the run's directory, which must not hold one yet (default: runs/NAME-TIME); with `resume` the one to resume.
-    jobs: units (arms, probes, evaluations) at a time, each in a process. cluster: a Ray cluster's address, or "auto"; its
-    nodes work on the units. Returns what `result.json` holds; `report.html` is written beside it."""
+    jobs: units (arms, probes, evaluations) at a time, each in a process. cluster: a Ray cluster's address, or "auto",
+    whose nodes work on the units. Returns what `result.json` holds; `report.html` is written beside it."""
     from omni_thinker.report import write_report
     from omni_thinker.studies.crews.make import Where
     from omni_thinker.studies.study import run_study
