@@ -53,19 +53,21 @@ class TwoNodes:
             for word in (("--tmpfs", str(path)) if path.is_dir() else ("--ro-bind", "/dev/null", str(path)))
         ]
         command = [str(Path(sys.executable).with_name("ray")), "start", "--address", self.address, "--num-cpus", "1"]
-        before = self.cores()
+        self.wait_for_cores(2)  # one that was killed counts for a while
         process = subprocess.Popen(
             ["bwrap", "--dev-bind", "/", "/", *hidden, "--die-with-parent", *command, "--block"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+        self.wait_for_cores(3)
+        return process
+
+    def wait_for_cores(self, wanted: float) -> None:
         until = time.monotonic() + 100
-        while self.cores() <= before:
-            assert process.poll() is None
+        while self.cores() != wanted:
             assert time.monotonic() < until
             time.sleep(0.2)
-        return process
 
     def cores(self) -> float:
         """Of all nodes that are there."""
