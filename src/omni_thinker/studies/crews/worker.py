@@ -56,7 +56,7 @@ class Worker:
                     exc = UserError(f"{self.where}: {why}")
             mail.send(broke(self.where, exc))
         except BaseException as exc:
-            mail.send(broke(self.where, exc))
+            mail.send({**broke(self.where, exc), "leaves": True})
             raise
         else:
             self._files.ended()
