@@ -124,7 +124,9 @@ def test_killed_worker_costs_its_unit_since_the_last_checkpoint(
         assert uncounted(traces(out)) == uncounted(traces(calm))
 
 
-def test_what_a_worker_failed_with_is_told(tmp_path: Path) -> None:
+def test_what_a_worker_failed_with_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "statistics.py").write_text("raise RuntimeError('not that of Python')", "utf-8")
+    monkeypatch.chdir(tmp_path)  # whose files stand in for nothing
     (tmp_path / "workers").mkdir()
     (tmp_path / "workers" / "1.log").write_text("of a life before\n", "utf-8")
     hello = {"run": str(tmp_path), "problems": {}, "recipe": {}, "judged": False, "weak": False}

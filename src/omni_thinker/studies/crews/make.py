@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from omni_thinker.errors import UserError
 from omni_thinker.isolation import weak_allowed
@@ -55,6 +56,7 @@ def muster(where: Where, setup: Setup, run: RunDir, work: WorkPlan, board: Board
     hello = {
         "recipe": setup.recipe.model_dump(mode="json"),
         "run": str(run.path.absolute()),
+        "folder": str(Path.cwd()),
         "problems": digests(setup.pools),
         "weak": weak_allowed(),
         "judged": owner is not None,

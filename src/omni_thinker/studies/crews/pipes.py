@@ -1,7 +1,5 @@
 """A worker process on this machine, which talks to the driver through its standard input and output, a line of JSON a
-message. It ends when the driver is gone, however that went.
-
-    python -m omni_thinker.studies.crews.pipes NAME"""
+message. It ends when the driver is gone, however that went. Its one argument is its name."""
 
 import json
 import os
@@ -85,7 +83,3 @@ def _listen(mail: PipeMail, orders: "SimpleQueue[Any]") -> None:
 def _end(number: int, frame: object) -> None:
     signal.signal(number, signal.SIG_DFL)
     raise SystemExit(128 + number)
-
-
-if __name__ == "__main__":
-    main()

@@ -19,6 +19,8 @@ from omni_thinker.studies.dispatch.crew import Broke, Order, Told
 
 LOGS = "workers"
 """Folder of a run for what its workers print."""
+_BEGIN = "import sys; sys.path[:] = {path!r}; from omni_thinker.studies.crews.pipes import main; main()"
+"""With `-m`, a file of the folder that the command runs in would stand in for a module of Python's of that name."""
 _LAST_S = 5.0
 """Time for an idle worker to end."""
 _TAIL_BYTES, _LONGEST = 4096, 300
@@ -100,7 +102,7 @@ class _Process:
         with self._log.open("ab") as log:
             self._begin = log.tell()
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "omni_thinker.studies.crews.pipes", name],
+                [sys.executable, "-c", _BEGIN.format(path=sys.path), name],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
