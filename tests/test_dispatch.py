@@ -14,8 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from omni_thinker.cli.status import read_status
 from omni_thinker.errors import UserError
 from omni_thinker.recipe import Recipe, builtin_recipe
+from omni_thinker.runs.lock import Lock
 from omni_thinker.runs.progress import Progress
 from omni_thinker.runs.rundir import RunDir
 from omni_thinker.runs.tape import Entry
@@ -180,6 +182,23 @@ def test_a_unit_that_breaks_off_three_times_ends_the_study_and_others_are_kept(t
     assert "0 warmup" not in ended, "it was kept"
 
 
+def test_an_interrupted_crew_of_one_may_end_its_step(tmp_path: Path) -> None:
+    class Interrupted(Simulated):
+        def wait(self) -> list[Told]:
+            if not self.stopped:
+                raise KeyboardInterrupt
+            order = self.orders[-1]
+            line = Written(Entry("moved", "move", 1), lambda: self.kept.append(order.unit.id))
+            return [Told(order.unit.id, order.attempt, line), *super().wait()]
+
+    work = plan_work(recipe(1, "start"))
+    seconds = {unit.id: 1.0 for unit in work.units}
+    crew = Interrupted(1, seconds)
+    with pytest.raises(KeyboardInterrupt):
+        walked(tmp_path / "run", work, crew, seconds)
+    assert crew.kept == ["0 warmup"]
+
+
 def test_a_wrong_recipe_is_not_tried_again(tmp_path: Path) -> None:
     work = plan_work(recipe(1))
     seconds = {unit.id: unit.seconds(SECONDS) for unit in work.units}
@@ -233,7 +252,48 @@ def test_times_come_from_a_run_or_a_file_and_make_a_forecast(tmp_path: Path) -> 
     assert graph["workers"]["1"] == graph["work_seconds"]
     assert graph["workers"]["64"] == graph["critical_seconds"]
     assert graph["critical_path"][0] == "seed 0: warmup"
-    for text, words in (("[]", "must be a run's directory"), ('{"step": 1}', "warmup"), ("{", "must be")):
+    whole = '{"warmup": 1, "check": 1, "step": %s, "validation": 1, "test": 1}'
+    for text, words in (
+        ("[]", "must be a run's directory"),
+        ('{"step": 1}', "warmup"),
+        ("{", "must be"),
+        ("[" * 100_000, "must be"),
+        (whole % ("9" * 400), "must be"),
+        (whole % "1e308", "without end"),
+        (whole % "-1", "below 0"),
+    ):
         given_times.write_text(text, "utf-8")
         with pytest.raises(UserError, match=words):
             pace_from(given_times)
+    for took in ("NaN", "-5", "Infinity", "9" * 400):
+        rows_of_a_run = [f'{{"arm": "joint", "kind": "train", "seconds": {took}}}', json.dumps(rows[-1])]
+        (tmp_path / "metrics.jsonl").write_text("\n".join(rows_of_a_run), "utf-8")
+        with pytest.raises(UserError, match=r"metrics\.jsonl: --times: (has times|can't be read)"):
+            pace_from(tmp_path)
+
+
+def test_a_damaged_status_is_one_line(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    seconds = {unit.id: 1.0 for unit in plan_work(recipe(1, "start")).units}
+    walked(run, plan_work(recipe(1, "start")), Simulated(1, seconds), seconds)
+    assert read_status(run)["state"] == "ended"
+    good = json.loads((run / STATUS).read_text("utf-8"))
+    lock = Lock(run)  # as if it were at work
+    assert read_status(run)["state"] == "running"
+    damaged = [
+        {name: value for name, value in good.items() if name != "running"},
+        good | {"running": [{"seed": 0}]},
+        good | {"running": [{"seed": 0, "unit": "joint", "line": 3, "seconds": 1.0}]},
+        good | {"seconds_left": None},
+        good | {"at": 10**400},
+        good | {"units": {"start": {"running": 1, "waiting": float("nan"), "done": 0}}},
+        [],
+    ]
+    for text in (*map(json.dumps, damaged), "{", "[" * 100_000, ""):
+        (run / STATUS).write_text(text, "utf-8")
+        with pytest.raises(UserError, match="isn't what a run writes"):
+            read_status(run)
+    lock.release()
+    (run / STATUS).unlink()
+    with pytest.raises(UserError, match="an earlier version"):
+        read_status(run)

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from omni_thinker.studies.crews.processes import Processes
+from omni_thinker.studies.dispatch.crew import Broke, Order, Told
+from omni_thinker.studies.units import Unit
 from test_faults_study import QUICK, begin, journalled, wait_for
 from test_resume import traces
 
@@ -106,22 +108,46 @@ def test_killed_worker_costs_its_unit_since_the_last_checkpoint(
     repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    recipe, errors, calm, out = repo / "recipes" / "tiny.toml", tmp_path / "err", tmp_path / "calm", tmp_path / "run"
+    recipe, errors, calm = repo / "recipes" / "tiny.toml", tmp_path / "err", tmp_path / "calm"
     one = (*QUICK, "--set", "study.steps=8")
     assert begin(errors, recipe, "--out", calm, *one).wait(280) == 0, errors.read_text("utf-8")[-2000:]
-    process = begin(errors, recipe, "--out", out, *one, "--jobs", "2")
-    wait_for(process, journalled(out, '"key": "0 train joint", "kind": "checkpoint"'))
-    for worker in at_work(out):
-        os.kill(worker, signal.SIGKILL)
-    assert process.wait(200) == 0, errors.read_text("utf-8")[-2000:]
-    assert "killed by SIGKILL" in errors.read_text("utf-8")
-    assert "0 joint" in again(out), "it was made again"
-    assert uncounted(traces(out)) == uncounted(traces(calm))
+    for number, words in ((signal.SIGKILL, "killed by SIGKILL"), (signal.SIGTERM, "SystemExit: 143")):
+        errors, out = tmp_path / f"{number} err", tmp_path / f"{number} run"
+        process = begin(errors, recipe, "--out", out, *one, "--jobs", "2")
+        wait_for(process, journalled(out, '"key": "0 train joint", "kind": "checkpoint"'))
+        for worker in at_work(out):
+            os.kill(worker, number)
+        assert process.wait(200) == 0, errors.read_text("utf-8")[-2000:]
+        assert words in errors.read_text("utf-8")
+        assert "attempt 3" not in errors.read_text("utf-8"), "a worker that ends was handed another order"
+        assert "0 joint" in again(out), "it was made again"
+        assert uncounted(traces(out)) == uncounted(traces(calm))
 
 
-def test_devices_are_assigned_to_jobs_in_turn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_a_worker_failed_with_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "statistics.py").write_text("raise RuntimeError('not that of Python')", "utf-8")
+    monkeypatch.chdir(tmp_path)  # whose files stand in for nothing
+    (tmp_path / "workers").mkdir()
+    (tmp_path / "workers" / "1.log").write_text("of a life before\n", "utf-8")
+    hello = {"run": str(tmp_path), "problems": {}, "recipe": {}, "judged": False, "weak": False}
+    crew, unit = Processes(hello, tmp_path, 1), Unit(0, "start", "start")
+    crew.start(Order(unit, 1, (), {}))
+    told = list[Told]()
+    while not told:
+        told = crew.wait()
+    crew.close()
+    assert isinstance(told[0].message, Broke)
+    assert told[0].message.final is None
+    assert "ended with code 1; omni_thinker.errors.UserError" in told[0].message.why
+
+
+def test_workers_are_spread_evenly_over_devices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    assert Processes({}, tmp_path, 3).devices == ["4", "6", "4"]
+    crew, taken = Processes({}, tmp_path, 4), list[str]()
+    for _ in range(4):
+        taken.append(crew.next_device(taken))
+    assert taken == ["4", "6", "4", "6"]
+    assert crew.next_device(["4", "6", "4"]) == "6", "in the place of a worker that was lost"
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    assert Processes({}, tmp_path, 3).devices == []
+    assert not Processes({}, tmp_path, 3).next_device([])

@@ -299,6 +299,8 @@ def _run(
         raise UserError(
             "can't be used with --cluster, where cluster.most says how many units run at a time", key="--jobs"
         )
+    if times is not None and not dry_run:
+        raise UserError("is for --dry-run alone; a study measures its times itself", key="--times")
     if resume:
         if out is not None:
             raise UserError("can't be used with --resume; give the run's directory as RECIPE", key="--out")

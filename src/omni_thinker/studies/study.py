@@ -15,10 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from omni_thinker.compare.intervals import MIN_PROBLEMS
-from omni_thinker.errors import UserError
 from omni_thinker.judging.shared.owner import JudgeOwner
 from omni_thinker.policy.engines import choose_engines
-from omni_thinker.policy.fsdp.place import given_place
 from omni_thinker.recipe import Recipe
 from omni_thinker.runs.checkpoints import usable
 from omni_thinker.runs.journal import sort_rows
@@ -55,6 +53,8 @@ def run_study(recipe: Recipe, out: Path, *, resume: bool = False, where: Where |
 
     Raises UserError before anything is written for whatever can be checked beforehand."""
     began = time.monotonic()
+    where = where or Where()
+    where.check()
     if not resume:
         check_free(out)
     recipe, why = choose_engines(dated(recipe, out if resume else None))
@@ -65,9 +65,6 @@ def run_study(recipe: Recipe, out: Path, *, resume: bool = False, where: Where |
         setup = prepare(recipe, resumed=out if resume else None)
         work = plan_work(recipe)
         progress.expect(work.total)
-        where = where or Where()
-        if given_place() is not None and not where.alone:
-            raise UserError("torchrun's processes share one model; leave out --jobs and --cluster", key="--jobs")
         with ExitStack() as stack:
             owner = None
             if setup.judge is not None and not where.alone:

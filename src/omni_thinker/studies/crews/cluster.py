@@ -176,16 +176,22 @@ class Cluster:
         return found
 
 
-def _connect(address: str) -> Any:
-    """Ray, with a cluster behind it. Raises UserError where there is none."""
+def check_address(address: str) -> Any:
+    """Ray. Raises UserError where it isn't installed, and where nobody listens at the address."""
     try:
-        ray: Any = import_module("ray")
+        ray = import_module("ray")
         import_module("ray.util.scheduling_strategies")
     except ImportError:
         raise UserError("needs Ray; run: pip install 'omni-thinker[ray]'", key="--cluster") from None
-    quiet = {"log_to_driver": False, "configure_logging": False, "namespace": "omni-thinker"}
     if address != "auto":
         _reach(address)
+    return ray
+
+
+def _connect(address: str) -> Any:
+    """Ray, with a cluster behind it. Raises UserError where there is none."""
+    ray = check_address(address)
+    quiet = {"log_to_driver": False, "configure_logging": False, "namespace": "omni-thinker"}
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         ray.init(address=address, **quiet)

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from omni_thinker.errors import UserError
 from omni_thinker.isolation import weak_allowed
 from omni_thinker.judging.shared.owner import JudgeOwner
+from omni_thinker.policy.fsdp.place import given_place
 from omni_thinker.runs.resume import digests
 from omni_thinker.runs.rundir import RunDir
-from omni_thinker.studies.crews.cluster import Cluster
+from omni_thinker.studies.crews.cluster import Cluster, check_address
 from omni_thinker.studies.crews.here import Here
 from omni_thinker.studies.crews.node import new_token
 from omni_thinker.studies.crews.processes import Processes
@@ -31,6 +34,13 @@ class Where:
         """Whether this process works on the units itself."""
         return self.jobs == 1 and not self.cluster
 
+    def check(self) -> None:
+        """Raises UserError where it can be told beforehand that nobody works there. Writes nothing."""
+        if given_place() is not None and not self.alone:
+            raise UserError("torchrun's processes share one model; leave out --jobs and --cluster", key="--jobs")
+        if self.cluster:
+            check_address(self.cluster)
+
     def order(self, work: WorkPlan, pace: Mapping[str, float]) -> dict[str, float]:
         """What comes first, see `Queue`: in this process the plan's order, else the longest way to the end. pace:
         seconds of each kind of work."""
@@ -46,6 +56,7 @@ def muster(where: Where, setup: Setup, run: RunDir, work: WorkPlan, board: Board
     hello = {
         "recipe": setup.recipe.model_dump(mode="json"),
         "run": str(run.path.absolute()),
+        "folder": str(Path.cwd()),
         "problems": digests(setup.pools),
         "weak": weak_allowed(),
         "judged": owner is not None,

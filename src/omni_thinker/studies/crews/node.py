@@ -156,6 +156,10 @@ def _worker(hello: Mapping[str, Any], keeper: Any) -> "Worker":
     if token not in _known:
         _known.clear()
         torch.set_num_threads(hello["cores"])
+        with contextlib.suppress(OSError):
+            os.chdir(
+                hello["folder"]
+            )  # else that in which Ray was started: data files may be named by their way from it
         files = None
         if keeper is not None:
             copy = _copy(token)

@@ -1,15 +1,15 @@
 """A worker process on this machine, which talks to the driver through its standard input and output, a line of JSON a
-message. It ends when the driver is gone, however that went.
-
-    python -m omni_thinker.studies.crews.pipes NAME"""
+message. It ends when the driver is gone, however that went. Its one argument is its name."""
 
 import json
 import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from itertools import count
 from queue import SimpleQueue
 from typing import Any, BinaryIO
@@ -50,16 +50,24 @@ def main() -> None:
     mail, orders = PipeMail(out), SimpleQueue[Any]()
     hello = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_listen, args=(mail, orders), name="omni-driver", daemon=True).start()
-    from omni_thinker.studies.crews.worker import Worker
+    code = 1
+    try:
+        from omni_thinker.isolation import shutdown
+        from omni_thinker.studies.crews.worker import Worker
 
-    worker = Worker(hello, sys.argv[1])
-    while (order := orders.get()) is not None:
-        worker.work(order, mail)
-    from omni_thinker.isolation import shutdown
-
-    shutdown()
-    sys.stderr.flush()
-    os._exit(0)  # threads of libraries, which nobody waits for, would take seconds to end
+        worker = Worker(hello, sys.argv[1])
+        while (order := orders.get()) is not None:
+            worker.work(order, mail)
+        code = 0
+    except SystemExit as exc:
+        code = exc.code if isinstance(exc.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with suppress(Exception):
+            shutdown()
+        sys.stderr.flush()
+        os._exit(code)  # a usual end takes seconds for threads of libraries, and aborts for the one that reads stdin
 
 
 def _listen(mail: PipeMail, orders: "SimpleQueue[Any]") -> None:
@@ -75,7 +83,3 @@ def _listen(mail: PipeMail, orders: "SimpleQueue[Any]") -> None:
 def _end(number: int, frame: object) -> None:
     signal.signal(number, signal.SIG_DFL)
     raise SystemExit(128 + number)
-
-
-if __name__ == "__main__":
-    main()

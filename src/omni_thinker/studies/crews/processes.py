@@ -8,9 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import cycle, islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,8 +19,12 @@ from omni_thinker.studies.dispatch.crew import Broke, Order, Told
 
 LOGS = "workers"
 """Folder of a run for what its workers print."""
+_BEGIN = "import sys; sys.path[:] = {path!r}; from omni_thinker.studies.crews.pipes import main; main()"
+"""With `-m`, a file of the folder that the command runs in would stand in for a module of Python's of that name."""
 _LAST_S = 5.0
 """Time for an idle worker to end."""
+_TAIL_BYTES, _LONGEST = 4096, 300
+"""Of a worker's log: how much is looked at, and characters of its last line that are told."""
 
 
 class Processes:
@@ -33,7 +36,7 @@ class Processes:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._cores = max(1, cores // jobs)
         self._hello, self._folder = {**hello, "cores": self._cores}, run / LOGS
-        self.devices = list(islice(cycle(_devices()), jobs))
+        self.devices = _devices()
         self._inbox = Inbox(owner)
         self._workers = list[_Process]()
         self._numbers = 0
@@ -63,11 +66,14 @@ class Processes:
             worker.end(max(0.0, until - time.monotonic()))
         self._workers = []
 
+    def next_device(self, taken: Sequence[str]) -> str:
+        """The GPU with the fewest workers, where `taken` are those of all others; none where there are no several."""
+        return min(self.devices, key=taken.count, default="")
+
     def _new(self) -> "_Process":
         self._numbers += 1
         self._folder.mkdir(exist_ok=True)
-        taken = {worker.device for worker in self._workers}
-        device = next((name for name in self.devices if name not in taken), next(iter(self.devices), ""))
+        device = self.next_device([worker.device for worker in self._workers])
         environment = {"OMP_NUM_THREADS": str(self._cores), **os.environ}
         if device:
             environment["CUDA_VISIBLE_DEVICES"] = device
@@ -91,9 +97,12 @@ class _Process:
         self.device, self.order, self.seed = device, None, None  # type: tuple[str, Order | None, int | None]
         self._log, self._inbox, self._lock = folder / f"{number}.log", inbox, threading.Lock()
         name = f"worker {number}"
+        self._leaves = self._lost = False
+        """Whether it has said that it ends, and whether it has ended."""
         with self._log.open("ab") as log:
+            self._begin = log.tell()
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "omni_thinker.studies.crews.pipes", name],
+                [sys.executable, "-c", _BEGIN.format(path=sys.path), name],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -108,14 +117,16 @@ class _Process:
 
     @property
     def alive(self) -> bool:
-        return self._process.poll() is None
+        """Whether it may be handed an order."""
+        return not self._leaves and self._process.poll() is None
 
     def begin(self, order: Order) -> None:
         """Hand it an order."""
         with self._orders:
             self.order, self.seed = order, order.unit.seed
+            lost = self._lost
         self._write({"order": to_table(order)})
-        if not self._listener.is_alive():  # it died before it had the order
+        if lost:  # it died before it had the order
             self._lose()
 
     def stop(self) -> None:
@@ -147,6 +158,7 @@ class _Process:
             if order is None:
                 continue
             if table["kind"] in ("ended", "broke"):
+                self._leaves = table.get("leaves", False)
                 self.order = None
             reply = partial(self._reply, table.get("id"))
             self._inbox.receive(order.unit.id, order.attempt, table, reply)
@@ -156,7 +168,7 @@ class _Process:
         """The process is gone; if it had an order, its unit broke off."""
         code = self._process.wait()
         with self._orders:
-            order, self.order = self.order, None
+            order, self.order, self._lost = self.order, None, True
         if order is not None:
             how = f"it was killed by {_signal(-code)}" if code < 0 else f"it ended with code {code}"
             why = f"{how}; {self._last_line()}" if self._last_line() else how
@@ -175,11 +187,14 @@ class _Process:
             pass  # it is gone, which is noticed where its output is read
 
     def _last_line(self) -> str:
+        """What it printed at last, in this life of the run."""
         try:
-            lines = self._log.read_text("utf-8", "replace").splitlines()
+            with self._log.open("rb") as log:
+                log.seek(max(self._begin, self._log.stat().st_size - _TAIL_BYTES))
+                lines = log.read().decode("utf-8", "replace").split("\n")
         except OSError:
-            lines = []
-        return lines[-1].strip() if lines else ""
+            return ""
+        return next((line.strip()[:_LONGEST] for line in reversed(lines) if line.strip()), "")
 
 
 def _pipe(stream: IO[bytes] | None) -> IO[bytes]:

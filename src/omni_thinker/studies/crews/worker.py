@@ -31,7 +31,8 @@ class Worker:
     """Holds what the units of one run share, and the walk of the seed that it worked on last."""
 
     def __init__(self, hello: Mapping[str, Any], where: str, files: Files | None = None) -> None:
-        """hello: recipe, run (its directory, or this machine's copy), problems (what the driver has), weak, cores."""
+        """hello: recipe, run (its directory, or this machine's copy), folder (in which the command runs), problems
+        (what the driver has), judged, weak, cores."""
         self.where, self._files = where, files or Shared()
         self._run, self._problems = Path(hello["run"]), hello["problems"]
         self._recipe: Recipe = parse_recipe(hello["recipe"], self._run / "recipe.toml")
@@ -56,7 +57,7 @@ class Worker:
                     exc = UserError(f"{self.where}: {why}")
             mail.send(broke(self.where, exc))
         except BaseException as exc:
-            mail.send(broke(self.where, exc))
+            mail.send({**broke(self.where, exc), "leaves": True})
             raise
         else:
             self._files.ended()

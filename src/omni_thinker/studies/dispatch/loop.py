@@ -67,7 +67,7 @@ class Dispatcher:
         try:
             crew.stop()
             until = time.monotonic() + _PATIENCE_S
-            while self._running and crew.size > 1 and time.monotonic() < until:
+            while self._running and time.monotonic() < until:
                 for told in crew.wait():
                     if isinstance(told.message, Broke):
                         if self._running.get(told.unit) == told.attempt:
@@ -85,7 +85,11 @@ class Dispatcher:
             journal.note(f"again {unit.id}", {"attempt": attempt, "lines": len(journal.entries(unit.id))}, STUDY)
         entries: dict[str, Sequence[Entry]] = {each.id: journal.entries(each.id) for each in (*inputs, unit)}
         self._board.began(unit)
-        crew.start(Order(unit, attempt, inputs, entries))
+        try:
+            crew.start(Order(unit, attempt, inputs, entries))
+        except BaseException:
+            self._running.pop(unit.id)  # nobody works on it, so there is nobody to wait for
+            raise
 
     def _hear(self, told: Told) -> None:
         unit, message = self._units[told.unit], told.message

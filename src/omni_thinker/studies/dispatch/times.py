@@ -12,13 +12,23 @@ from omni_thinker.studies.units import WORK, Unit, WorkPlan
 WORKERS = (1, 2, 4, 8, 64)
 _KINDS = {"warmup": "warmup", "train": "step", "validation": "validation", "test": "test"}
 """Kinds of work by the kinds of rows in metrics.jsonl."""
+_FAULTS = (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError)
+_LONGEST_S = 1e9
+"""Of one step or evaluation: 30 years."""
 
 
 def pace_from(path: Path) -> dict[str, float]:
     """Seconds of each kind of work: of a run's directory, the means of its rows; of a JSON file, what it says.
 
     Raises UserError for what is neither."""
-    return _measured(path / "metrics.jsonl") if path.is_dir() else _given(path)
+    if path.is_dir():
+        path = path / "metrics.jsonl"
+        pace = _measured(path)
+    else:
+        pace = _given(path)
+    if not all(0 <= seconds <= _LONGEST_S for seconds in pace.values()):
+        raise UserError("has times below 0 or without end", file=path, key="--times")
+    return pace
 
 
 def forecast(work: WorkPlan, pace: Mapping[str, float]) -> dict[str, Any]:
@@ -58,7 +68,7 @@ def _measured(path: Path) -> dict[str, float]:
             kind = "check" if row["arm"] == "warmup" and row["kind"] == "validation" else _KINDS[row["kind"]]
             sums[kind] += row["seconds"]
             counts[kind] += 1
-    except (OSError, ValueError, KeyError, TypeError) as exc:
+    except _FAULTS as exc:
         raise UserError(f"can't be read as a run's metrics: {exc}", file=path, key="--times") from None
     if missing := [kind for kind in ("step", "validation") if not counts[kind]]:
         raise UserError(f"has no {WORK[missing[0]]} to take times from", file=path, key="--times")
@@ -70,9 +80,6 @@ def _given(path: Path) -> dict[str, float]:
     wanted = f"must be a run's directory, or a JSON object with seconds for {', '.join(WORK)}"
     try:
         table = json.loads(path.read_text("utf-8"))
-        pace = {kind: float(table[kind]) for kind in WORK}
-    except (OSError, ValueError, KeyError, TypeError) as exc:
+        return {kind: float(table[kind]) for kind in WORK}
+    except _FAULTS as exc:
         raise UserError(f"{wanted} ({type(exc).__name__}: {exc})", file=path, key="--times") from None
-    if not all(0 <= seconds < float("inf") for seconds in pace.values()):
-        raise UserError("has times below 0 or without end", file=path, key="--times")
-    return pace
