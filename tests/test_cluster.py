@@ -20,8 +20,11 @@ import pytest
 from judge_server import JudgeServer
 from omni_thinker.errors import UserError
 from omni_thinker.models.tiny import make_tiny
+from omni_thinker.recipe import load_recipe
 from omni_thinker.recipe.cluster import ClusterSpec
-from omni_thinker.studies.crews.cluster import _fitting, _reach
+from omni_thinker.studies.crews.cluster import _connect, _fitting, _reach
+from omni_thinker.studies.crews.make import Where
+from omni_thinker.studies.study import run_study
 from test_faults_study import QUICK, begin, journalled, wait_for
 from test_judging_shared import most_within
 from test_resume import traces
@@ -274,6 +277,22 @@ print(json.dumps([check({}, {**versions(), "torch": "0.1"}, "", None), check({},
     version, folder = json.loads(done.stdout.splitlines()[-1])
     assert "the driver 0.1; install the same version on both" in version[1]
     assert f"doesn't see {tmp_path / 'run'}; use a folder that all nodes share" in folder[1]
+
+
+@pytest.mark.parametrize("fault", [Exception("the node timed\nout"), RuntimeError("Version mismatch: 2.9")])
+def test_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch, fault: Exception) -> None:
+    def init(address: str, **_: Any) -> None:
+        raise ConnectionError if address == "auto" else fault
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(UserError, match=r"can be joined or started here: (the node timed out|Version mismatch)"):
+        _connect("auto")
+
+
+def test_a_wrong_address_leaves_no_run_directory(repo: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="must be auto or HOST:PORT"):
+        run_study(load_recipe(repo / "recipes" / "tiny.toml"), tmp_path / "run", where=Where(cluster="nonsense"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_addresses_that_nobody_answers_are_refused_at_once() -> None:

@@ -194,11 +194,16 @@ def _connect(address: str) -> Any:
     quiet = {"log_to_driver": False, "configure_logging": False, "namespace": "omni-thinker"}
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        ray.init(address=address, **quiet)
-    except ConnectionError as exc:
-        if address != "auto":
-            raise UserError(f"no Ray cluster at {address}: {exc}", key="--cluster") from None
-        ray.init(address="local", include_dashboard=False, **quiet)
+        try:
+            ray.init(address=address, **quiet)
+        except ConnectionError:
+            if address != "auto":
+                raise
+            ray.init(address="local", include_dashboard=False, **quiet)
+    except Exception as exc:  # Ray 2.60 raises that very class, too, and RuntimeError where versions differ
+        ray.shutdown()
+        what = "no Ray cluster can be joined or started here" if address == "auto" else f"no Ray cluster at {address}"
+        raise UserError(f"{what}: {' '.join(str(exc).split()):.400}", key="--cluster") from None
     if threading.current_thread() is threading.main_thread():
         for number, handler in handlers.items():  # Ray 2.60 has put its own in their place
             signal.signal(number, handler)

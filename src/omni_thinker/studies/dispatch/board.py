@@ -50,7 +50,7 @@ class Board:
     def began(self, unit: Unit) -> None:
         """A worker has the unit."""
         self._running[unit.id] = time.monotonic()
-        self._lines[unit.id] = "begins"
+        self._lines[unit.id] = f"{unit.name}: begins"
         self.draw()
 
     def ended(self, unit: Unit) -> None:
