@@ -43,13 +43,13 @@ SETTINGS = (
     "study.seeds=[0, 1]",
     'study.arms=["start", "single", "curriculum", "reverse", "joint", "merge"]',
     'study.single_budget="stage"',
-    "study.steps=8",
+    "study.steps=4",
     "study.bootstrap=200",
-    "warmup.steps=4",
-    "warmup.check_problems=4",
-    "rl.problems_per_step=4",
-    "evaluation.validation_problems=8",
-    "evaluation.test_problems=8",
+    "warmup.steps=1",
+    "warmup.check_problems=2",
+    "rl.problems_per_step=2",
+    "evaluation.validation_problems=2",
+    "evaluation.test_problems=2",
 )
 KEPT = ("result.json", "transfer.json", "plan.json", "scores.json")
 

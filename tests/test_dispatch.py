@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omni_thinker.cli.status import read_status
+from omni_thinker.cli.status import read_status, status
 from omni_thinker.errors import UserError
 from omni_thinker.recipe import Recipe, builtin_recipe
 from omni_thinker.runs.lock import Lock
 from omni_thinker.runs.progress import Progress
-from omni_thinker.runs.rundir import RunDir
+from omni_thinker.runs.rundir import RunDir, check_free
 from omni_thinker.runs.tape import Entry
 from omni_thinker.studies.dispatch.board import STATUS, Board
 from omni_thinker.studies.dispatch.crew import Broke, Did, Ended, Message, Order, Row, Told, Written
@@ -297,3 +297,33 @@ def test_a_damaged_status_is_one_line(tmp_path: Path) -> None:
     (run / STATUS).unlink()
     with pytest.raises(UserError, match="an earlier version"):
         read_status(run)
+
+
+def test_status_of_a_run_that_starts_or_was_stopped_names_the_next_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lock = Lock(tmp_path)
+    assert read_status(tmp_path)["state"] == "starting"
+    lock.release()
+    counts = {"mixtures": {"done": 1, "running": 2, "waiting": 3}}
+    running = [{"seed": 0, "unit": "joint", "line": "begins", "seconds": 1.0}]
+    table = {"at": 1.0, "done": 1, "units": counts, "running": running, "workers": 2, "seconds_left": 9.0}
+    (tmp_path / STATUS).write_text(json.dumps(table), "utf-8")
+    status(tmp_path)
+    told = capsys.readouterr().out
+    assert "mixtures: 1 done, 5 waiting" in told, "nobody works on what was running"
+    assert f"resume with `omni-thinker study {tmp_path} --resume`" in told
+    counts["mixtures"] = {"done": 6, "running": 0, "waiting": 0}
+    (tmp_path / STATUS).write_text(json.dumps(table), "utf-8")
+    (tmp_path / "report.html").write_text("", "utf-8")
+    status(tmp_path)
+    assert f"report: {tmp_path / 'report.html'}" in capsys.readouterr().out
+
+
+def test_a_run_that_did_nothing_leaves_its_folder_free(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run", recipe())
+    run.open_journal(LOGS, usable=lambda _: True)
+    run.journal.cut()
+    run.discard()
+    run.close()
+    check_free(tmp_path / "run")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 
 from omni_thinker.errors import UserError
 from omni_thinker.studies.crews import travel
+from omni_thinker.studies.crews.node import sweep
 from omni_thinker.studies.crews.travel import Keeper, Travelling
 
 
@@ -109,3 +112,14 @@ def test_an_adapter_names_its_base_where_the_run_has_it(ends: tuple[Path, Path, 
     read = {name: json.loads((run / name / "adapter_config.json").read_text("utf-8")) for name in ("ours", "hub")}
     assert read["ours"] == {"base_model_name_or_path": str(run / "models" / "start"), "r": 8}
     assert read["hub"]["base_model_name_or_path"] == "org/model"
+
+
+def test_copies_of_processes_that_are_gone_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    names = [f"omni-thinker-node-abc-{ended.pid}", f"omni-thinker-node-abc-{os.getpid()}", "omni-thinker-mine-1"]
+    for name in names:
+        (tmp_path / name).mkdir()
+    sweep()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:])

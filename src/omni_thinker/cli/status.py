@@ -1,6 +1,7 @@
 """The command `status`: how far a run is, while another process works on it."""
 
 import math
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +20,10 @@ def status(directory: Annotated[Path, typer.Argument(help="A run directory.")], 
     typer.echo(f"{directory}: {table['state']}" + (f" ({table['owner']})" if table["owner"] else ""))
     for kind, counts in table["units"].items():
         typer.echo(f"{kind}: " + ", ".join(f"{counts[state]} {state}" for state in _COUNTED if counts[state]))
+    if table["state"] == "stopped":
+        typer.echo(f"resume with `omni-thinker study {shlex.quote(str(directory))} --resume`")
+    if table["state"] == "ended" and (directory / "report.html").exists():
+        typer.echo(f"report: {directory / 'report.html'}")
     if table["state"] == "running":
         for unit in table["running"]:
             line = " ".join(unit["line"].split())
@@ -42,6 +47,8 @@ def read_status(directory: Path) -> dict[str, Any]:
         age = max(0.0, time.time() - table["at"])
         waiting = sum(counts["running"] + counts["waiting"] for counts in table["units"].values())
     except FileNotFoundError:
+        if owner := holder(directory):
+            return {"state": "starting", "owner": owner, "units": {}}
         raise UserError(
             "missing; the study has not begun, an earlier version ran it, or this is no run's directory", file=path
         ) from None
@@ -49,6 +56,10 @@ def read_status(directory: Path) -> dict[str, Any]:
         raise UserError(f"isn't what a run writes ({type(exc).__name__}: {exc})", file=path) from None
     owner = holder(directory)
     state = "running" if owner else "stopped" if waiting else "ended"
+    if state == "stopped":  # nobody works on what was running then
+        for counts in table["units"].values():
+            counts["waiting"], counts["running"] = counts["waiting"] + counts["running"], 0
+        table["running"] = []
     return {**table, "state": state, "owner": owner, "age": round(age, 1)}
 
 

@@ -11,7 +11,9 @@ def choose_engines(recipe: Recipe) -> tuple[Recipe, str]:
     Raises UserError where the trainer has no use for the processes that torchrun started."""
     place, trainer = given_place(), recipe.engine.trainer
     if place is None or recipe.model.policy != "torch":
-        return recipe, ""
+        chosen = [] if trainer in ("auto", "torch") else [f"trainer {trainer}"]
+        chosen += [f"sampler {recipe.engine.sampler}"] if recipe.engine.sampler == "vllm" else []
+        return recipe, f"{', '.join(chosen)}, as the recipe says" if chosen else ""
     if trainer == "auto":
         engine = recipe.engine.model_copy(update={"trainer": "fsdp"})
         why = f"trainer fsdp: torchrun started {place.world} processes"

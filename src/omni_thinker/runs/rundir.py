@@ -9,7 +9,7 @@ import tomli_w
 
 from omni_thinker.errors import UserError
 from omni_thinker.recipe import Recipe
-from omni_thinker.runs.files import write_whole
+from omni_thinker.runs.files import remove, write_whole
 from omni_thinker.runs.journal import NAME as JOURNAL
 from omni_thinker.runs.journal import STUDY, Counts, Journal, unit_id
 from omni_thinker.runs.json_text import write_json
@@ -51,6 +51,11 @@ class RunDir:
     def close(self) -> None:
         """Let another take the directory."""
         self._lock.release()
+
+    def discard(self) -> None:
+        """Remove what a run that did nothing has written so far."""
+        for mark in (JOURNAL, "recipe.toml", "status.json", DRAWN):
+            remove(self.path / mark)
 
     def write_recipe(self, recipe: Recipe) -> None:
         self.write_text("recipe.toml", tomli_w.dumps(_without_none(recipe.model_dump(mode="json"))))

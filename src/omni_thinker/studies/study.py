@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from omni_thinker.compare.intervals import MIN_PROBLEMS
+from omni_thinker.errors import UserError
 from omni_thinker.judging.shared.owner import JudgeOwner
 from omni_thinker.policy.engines import choose_engines
 from omni_thinker.recipe import Recipe
@@ -28,6 +29,7 @@ from omni_thinker.runs.schema.plan import StudyPlan
 from omni_thinker.runs.schema.result import Scores
 from omni_thinker.runs.schema.transfer import StudyTransfer
 from omni_thinker.runs.unit_run import models_of
+from omni_thinker.studies.crews.cluster import Cluster
 from omni_thinker.studies.crews.make import Where, muster
 from omni_thinker.studies.crews.processes import LOGS as LOGS_OF_WORKERS
 from omni_thinker.studies.curriculum import plan_curriculum
@@ -114,7 +116,14 @@ class _Study:
     def _walk(self, where: Where) -> None:
         run, work = self._run, self._work
         board = Board(run, work, self._progress)
-        crew = muster(where, self._setup, run, work, board, self._owner)
+        try:
+            crew = muster(where, self._setup, run, work, board, self._owner)
+        except UserError:
+            if not run.journal.resumed:
+                run.discard()  # nothing was done, and the same --out is free for the next attempt
+            raise
+        if isinstance(crew, Cluster):
+            self._progress.say(crew.words)
         if not where.alone:
             board.workers = lambda: crew.size
             self._progress.forecast = board.left

@@ -58,6 +58,12 @@ class Cluster:
         self._listener.start()
 
     @property
+    def words(self) -> str:
+        """What it is, for people."""
+        address = self._ray.get_runtime_context().gcs_address
+        return f"Ray cluster at {address}: {len(self._nodes)} nodes, room for {self.size} units at a time"
+
+    @property
     def size(self) -> int:
         """See Crew."""
         room = self._room()
@@ -89,8 +95,7 @@ class Cluster:
             try:
                 self._ray.get(reference)
             except self._ray.exceptions.RayError as exc:
-                why = " ".join(str(exc).split())[:300]
-                told.append(Told(order.unit.id, order.attempt, Broke("the cluster", f"{type(exc).__name__}: {why}")))
+                told.append(Told(order.unit.id, order.attempt, Broke("the cluster", _lost(exc))))
         return told
 
     def stop(self) -> None:
@@ -182,7 +187,10 @@ def check_address(address: str) -> Any:
         ray = import_module("ray")
         import_module("ray.util.scheduling_strategies")
     except ImportError:
-        raise UserError("needs Ray; run: pip install 'omni-thinker[ray]'", key="--cluster") from None
+        raise UserError(
+            "needs Ray; run: pip install 'omni-thinker[ray]', in a clone: .venv/bin/pip install -e '.[ray]'",
+            key="--cluster",
+        ) from None
     if address != "auto":
         _reach(address)
     return ray
@@ -232,6 +240,18 @@ def _fitting(node: Mapping[str, float], spec: ClusterSpec) -> int:
     if spec.memory_gb:
         rooms.append(node.get("memory", 0.0) // (spec.memory_gb * 1e9))
     return int(min(rooms))
+
+
+def _lost(exc: Exception) -> str:
+    """Why a task has no end. Ray's own words are a paragraph for some."""
+    known = {
+        "NodeDiedError": "its node was lost",
+        "WorkerCrashedError": "its process died",
+        "LocalRayletDiedError": "its node was lost",
+        "OutOfMemoryError": "its node ran out of memory",
+    }
+    name = type(exc).__name__
+    return known.get(name) or f"{name}: {' '.join(str(exc).split())[:300]}"
 
 
 def _failure(exc: Any) -> str:

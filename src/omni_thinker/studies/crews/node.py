@@ -24,6 +24,8 @@ if TYPE_CHECKING:  # torch comes with it, which the desk and the keeper have no 
 __all__ = ["Desk", "Keeper", "check", "tidy", "versions", "work"]
 
 _TAKE_S = 5.0
+_COPIES = "omni-thinker-node-"
+"""How the names of copies of runs begin, in a machine's folder for temporary files."""
 _known: "dict[str, Worker]" = {}
 """This process's worker: Ray gives a process one unit after another."""
 
@@ -135,8 +137,16 @@ def check(hello: Mapping[str, Any], wanted: Mapping[str, str], mark: str, keeper
 
 def tidy(token: str) -> None:
     """A task: remove this machine's copies of a run."""
-    for copy in Path(tempfile.gettempdir()).glob(f"omni-thinker-{token}-*"):
+    for copy in Path(tempfile.gettempdir()).glob(f"{_COPIES}{token}-*"):
         shutil.rmtree(copy, ignore_errors=True)
+
+
+def sweep() -> None:
+    """Remove copies of processes that are gone: of runs whose driver was killed."""
+    for copy in Path(tempfile.gettempdir()).glob(f"{_COPIES}*-*"):
+        pid = copy.name.rpartition("-")[2]
+        if pid.isdecimal() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
+            shutil.rmtree(copy, ignore_errors=True)
 
 
 def versions() -> dict[str, str]:
@@ -162,6 +172,7 @@ def _worker(hello: Mapping[str, Any], keeper: Any) -> "Worker":
             )  # else that in which Ray was started: data files may be named by their way from it
         files = None
         if keeper is not None:
+            sweep()
             copy = _copy(token)
             copy.mkdir(parents=True, exist_ok=True)
             hello = {**hello, "run": str(copy)}
@@ -179,7 +190,7 @@ def _name() -> str:
 
 def _copy(token: str) -> Path:
     """This process's copy of a run: what one has no use for any more, another may be reading."""
-    return Path(tempfile.gettempdir()) / f"omni-thinker-{token}-{os.getpid()}"
+    return Path(tempfile.gettempdir()) / f"{_COPIES}{token}-{os.getpid()}"
 
 
 def _obey(desk: Any, done: threading.Event) -> None:

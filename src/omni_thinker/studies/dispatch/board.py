@@ -136,6 +136,8 @@ class Board:
 
     def left(self) -> float:
         """Seconds to the end of the study, by what finished work took."""
+        if len(self._ended) == len(self._work.units):
+            return 0.0
         if self.workers() == 1:
             return self._progress.left()
         if time.monotonic() - self._left_at > _LEFT_EVERY_S or not self._left_at:
