@@ -6,11 +6,13 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
 
+from judge_server import JudgeServer
 from omni_thinker.cli.app import main
 from omni_thinker.models.builtin import builtin_folder, builtin_ready
 from omni_thinker.models.tiny import make_tiny
@@ -113,3 +115,17 @@ def run(
         return code, out, err
 
     return call
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., JudgeServer]]:
+    """Starts judge servers, and closes them in the end."""
+    servers: list[JudgeServer] = []
+
+    def start(*arguments: Any, **options: Any) -> JudgeServer:
+        servers.append(JudgeServer(*arguments, **options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()

@@ -38,19 +38,6 @@ Make = Callable[..., EndpointJudge]
 
 
 @pytest.fixture
-def serve() -> Iterator[Serve]:
-    servers: list[JudgeServer] = []
-
-    def start(*arguments: Any, **options: Any) -> JudgeServer:
-        servers.append(JudgeServer(*arguments, **options))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
-
-
-@pytest.fixture
 def make(tmp_path: Path) -> Iterator[Make]:
     judges: list[EndpointJudge] = []
 

@@ -36,19 +36,6 @@ Plan = Callable[[int, dict[str, Any]], str]
 
 
 @pytest.fixture
-def serve() -> Iterator[Serve]:
-    servers: list[JudgeServer] = []
-
-    def start(*arguments: Any, **options: Any) -> JudgeServer:
-        servers.append(JudgeServer(*arguments, **options))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
-
-
-@pytest.fixture
 def own(tmp_path: Path) -> Iterator[Own]:
     """(the owner, the keys of its endpoint)."""
     owners: list[JudgeOwner] = []

@@ -16,7 +16,7 @@ from omni_thinker.protocol import LossTerms, TokenBatch, TrainGroup
 from omni_thinker.recipe import ModelSpec, RlSpec
 from omni_thinker.recipe.rl import PRESETS, Preset
 from omni_thinker.rl.losses import SURROGATES, make_loss
-from omni_thinker.types import Sample
+from train_groups import mixed_groups
 
 LOSSES = sorted(SURROGATES)
 
@@ -215,22 +215,6 @@ def test_clipped_tokens_have_no_gradient(loss: str, rows: Rows) -> None:
 # -- through the policy -------------------------------------------------------------------------------------
 
 
-def _train_groups() -> list[TrainGroup]:
-    rng = torch.Generator().manual_seed(3)
-
-    def ids(count: int) -> tuple[int, ...]:
-        return tuple(int(t) for t in torch.randint(3, 512, (count,), generator=rng))
-
-    groups = []
-    for task, prompt, lengths in (("a", 6, (3, 5)), ("b", 3, (1, 1, 4)), ("a", 9, (2,)), ("b", 2, (8, 1))):
-        # The sampler's log-probs lie about where a random model's do, so that ratios are neither 0 nor huge.
-        old = [tuple(float(x) for x in torch.randn(n, generator=rng) * 0.3 - 6.2) for n in lengths]
-        answers = tuple(Sample(ids(n), o, "", "stop") for n, o in zip(lengths, old, strict=True))
-        advantages = tuple(float(x) for x in torch.randn(len(lengths), generator=rng))
-        groups.append(TrainGroup(task, ids(prompt), answers, advantages, tuple(0.1 / n for n in lengths)))
-    return groups
-
-
 @pytest.fixture(scope="module")
 def policy(tiny_model: Path) -> TorchPolicy:
     made = TorchPolicy(ModelSpec(name=str(tiny_model), dtype="float32"))
@@ -255,7 +239,7 @@ def _run(
 def test_gradient_does_not_depend_on_token_budget_or_group_order(
     loss: str, policy: TorchPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    groups = _train_groups()
+    groups = mixed_groups()
     monkeypatch.setattr(policy, "token_budget", 10_000)
     whole, gradients, stats = _run(policy, groups, loss)
     assert stats["a.tokens"] == 10
@@ -271,7 +255,7 @@ def test_gradient_does_not_depend_on_token_budget_or_group_order(
 
 
 def test_gradient_of_single_groups_adds_up_to_the_whole(policy: TorchPolicy) -> None:
-    groups = _train_groups()
+    groups = mixed_groups()
     _, whole, _ = _run(policy, groups, "grpo")
     policy.reset_optimizer()
     for group in groups:

@@ -26,6 +26,7 @@ from omni_thinker.rl.stream import make_streams
 from omni_thinker.rl.updates.passes import add_gradient, threshold
 from omni_thinker.types import Group, Problem, Sample, Score, StopReason, Thoughts
 from scripted import Scripted, in_turns
+from train_groups import mixed_groups
 from unigram_policy import UnigramPolicy
 
 LOSSES = sorted(SURROGATES)
@@ -312,21 +313,6 @@ def test_overlong_penalties_rise_with_length_and_move_with_samples(
 # -- through the policy -------------------------------------------------------------------------------------
 
 
-def _train_groups() -> list[TrainGroup]:
-    rng = torch.Generator().manual_seed(3)
-
-    def ids(count: int) -> tuple[int, ...]:
-        return tuple(int(t) for t in torch.randint(3, 512, (count,), generator=rng))
-
-    groups = []
-    for task, prompt, lengths in (("a", 6, (3, 5)), ("b", 3, (1, 1, 4)), ("a", 9, (2,)), ("b", 2, (8, 1))):
-        old = [tuple(float(x) for x in torch.randn(n, generator=rng) * 0.3 - 6.2) for n in lengths]
-        answers = tuple(Sample(ids(n), o, "", "stop") for n, o in zip(lengths, old, strict=True))
-        advantages = tuple(float(x) for x in torch.randn(len(lengths), generator=rng))
-        groups.append(TrainGroup(task, ids(prompt), answers, advantages, tuple(0.1 / n for n in lengths)))
-    return groups
-
-
 @pytest.fixture(scope="module")
 def policy(tiny_model: Path) -> TorchPolicy:
     made = TorchPolicy(ModelSpec(name=str(tiny_model), dtype="float32"))
@@ -345,7 +331,7 @@ def _gradients(policy: TorchPolicy, groups: Sequence[TrainGroup], spec: RlSpec) 
 def test_gradient_with_every_option_does_not_depend_on_rows(
     policy: TorchPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    groups, spec = _train_groups(), _spec(**EVERY, top_entropy=0.5).between(False)
+    groups, spec = mixed_groups(), _spec(**EVERY, top_entropy=0.5).between(False)
     monkeypatch.setattr(policy, "token_budget", 10_000)
     whole = _gradients(policy, groups, spec)
     assert max(float(g.abs().max()) for g in whole) > 1e-4
@@ -356,7 +342,7 @@ def test_gradient_with_every_option_does_not_depend_on_rows(
 
 
 def test_entropies_come_in_the_order_of_groups(policy: TorchPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
-    groups = _train_groups()
+    groups = mixed_groups()
     monkeypatch.setattr(policy, "token_budget", 20)
     found = policy.entropies(groups, temperature=0.7)
     alone = torch.cat([policy.entropies([group], temperature=0.7) for group in groups])
@@ -377,7 +363,7 @@ def test_each_task_trains_its_own_share_of_tokens(policy: TorchPolicy, monkeypat
             return super().__call__(batch)
 
     monkeypatch.setattr("omni_thinker.rl.updates.passes.PolicyLoss", Seen)
-    _gradients(policy, _train_groups(), _spec(top_entropy=0.2))
+    _gradients(policy, mixed_groups(), _spec(top_entropy=0.2))
     assert kept == {"a": [2, 10], "b": [3, 15]}
 
 

@@ -227,11 +227,6 @@ def encode(line: Line) -> bytes:
     return f"{zlib.crc32(body.encode()):08x} {body}\n".encode()
 
 
-def read_lines(path: Path) -> list[Line]:
-    """The lines of a journal up to the first damaged one. Raises UserError for what is no journal."""
-    return _read(path)[0]
-
-
 def unit_id(seed: int, name: str) -> str:
     """How the journal calls a unit."""
     return f"{seed} {name}"

@@ -5,6 +5,7 @@ Also how long a study takes with so many workers, by the same rule. Imports no t
 import heapq
 from collections.abc import Collection, Mapping, Sequence
 
+from omni_thinker.runs.journal import unit_id
 from omni_thinker.studies.units import Unit
 
 
@@ -24,7 +25,7 @@ class Queue:
             if unit.id in ended:
                 continue
             self.left += 1
-            names = {f"{unit.seed} {name}" for name in (*unit.needs, *unit.after)} - set(ended)
+            names = {unit_id(unit.seed, name) for name in (*unit.needs, *unit.after)} - set(ended)
             self._missing[unit.id] = len(names)
             for name in names:
                 self._blocks.setdefault(name, []).append(unit)
@@ -60,7 +61,7 @@ def ways(units: Sequence[Unit], seconds: Mapping[str, float]) -> dict[str, float
     for unit in reversed(units):
         way[unit.id] += seconds[unit.id]
         for name in (*unit.needs, *unit.after):
-            other = f"{unit.seed} {name}"
+            other = unit_id(unit.seed, name)
             way[other] = max(way[other], way[unit.id])
     return way
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from omni_thinker.errors import UserError
+from omni_thinker.runs.journal import unit_id
 from omni_thinker.studies.dispatch.queue import makespan, ways
 from omni_thinker.studies.units import WORK, Unit, WorkPlan
 
@@ -51,7 +52,7 @@ def longest(work: WorkPlan, seconds: Mapping[str, float]) -> list[Unit]:
     blocks: dict[str, list[str]] = {}
     for unit in work.units:
         for name in (*unit.needs, *unit.after):
-            blocks.setdefault(f"{unit.seed} {name}", []).append(unit.id)
+            blocks.setdefault(unit_id(unit.seed, name), []).append(unit.id)
     at = max(way, key=lambda name: way[name])
     path = [units[at]]
     while following := blocks.get(at):
