@@ -74,8 +74,9 @@ def main() -> None:
                 if side != "ray" or turn < chosen.rounds - 1:
                     shutil.rmtree(out)
         cost = _unit_cost(out) if chosen.ray else None
-    finally:
-        shutil.rmtree(folder)
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"the study ended with code {error.returncode}: see {out}.log and {out}")
+    shutil.rmtree(folder)
     median = {side: statistics.median(values) for side, values in seconds.items()}
     table = {
         "seconds": seconds,
@@ -125,11 +126,11 @@ def _run(side: str, out: Path) -> float:
     """Seconds of a whole study, its process's start included."""
     options = [word for key in SETTINGS for word in ("--set", key)]
     command = [sys.executable, "-m", "omni_thinker", "study", str(RECIPE), "--out", str(out), *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment, log = {**os.environ, "OMP_NUM_THREADS": "1"}, Path(f"{out}.log")
     if side == "one":
-        return _timed(["taskset", "-c", "0", *command], environment)
+        return _timed(["taskset", "-c", "0", *command], environment, log)
     if side == "two":
-        return _timed([*command, "--jobs", "2"], environment)
+        return _timed([*command, "--jobs", "2"], environment, log)
     os.environ["OMP_NUM_THREADS"] = "1"
     from ray.cluster_utils import Cluster as Nodes
 
@@ -137,14 +138,15 @@ def _run(side: str, out: Path) -> float:
     try:
         for _ in range(2):
             cluster.add_node(num_cpus=1)
-        return _timed([*command, "--cluster", cluster.address], environment)
+        return _timed([*command, "--cluster", cluster.address], environment, log)
     finally:
         cluster.shutdown()
 
 
-def _timed(command: list[str], environment: dict[str, str]) -> float:
+def _timed(command: list[str], environment: dict[str, str], log: Path) -> float:
     began = time.monotonic()
-    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with log.open("w") as written:
+        subprocess.run(command, env=environment, check=True, stdout=written, stderr=written)
     return time.monotonic() - began
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -113,3 +115,14 @@ def test_gradient_norm_is_the_same_with_any_number_of_threads(made: Masters) -> 
     torch.set_num_threads(threads)
     assert norms[0] == norms[1] == norms[2]
     assert torch.equal(before, made.values[2])
+
+
+def test_weights_go_with_what_trains_them() -> None:
+    """A worker loads one policy after another; torch's hooks are cycles that Python's collector can't see."""
+    own = Masters([torch.nn.Parameter(torch.randn(shape).bfloat16()) for shape in SHAPES])
+    _backward(own, [torch.ones(shape).bfloat16() for shape in SHAPES])
+    own.step(OptimParams(lr=1e-3))
+    kept = [weakref.ref(tensor) for tensor in (*own.params, *own.values)]
+    del own
+    gc.collect()
+    assert [ref() for ref in kept] == [None] * len(kept)

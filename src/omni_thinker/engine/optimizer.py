@@ -64,7 +64,7 @@ class Masters(Updates):
         self._native = kernels() if native else None
         super().__init__([param.detach().float().clone().requires_grad_(True) for param in self.params])
         for param, master in zip(self.params, self.values, strict=True):
-            param.register_post_accumulate_grad_hook(self._adds_to(master))
+            param.register_post_accumulate_grad_hook(_adds_to(master, self._native))
 
     @torch.no_grad()
     def publish(self) -> None:
@@ -105,18 +105,22 @@ class Masters(Updates):
             c.adamw(*(tensor.data_ptr() for tensor in tensors), master.numel(), *rates)
             torch.autograd.graph.increment_version((master, param))  # what is laid out of the weights is old
 
-    def _adds_to(self, master: torch.Tensor) -> Any:
-        """Adds up micro-batches in fp32, where bf16 sums would lose the small ones."""
 
-        def hook(param: torch.Tensor) -> None:
-            grad, param.grad = param.grad, None
-            if grad is None:
-                return
-            if master.grad is None:
-                master.grad = grad.float().contiguous()
-            elif self._native is not None and grad.is_contiguous() and grad.dtype == torch.bfloat16:
-                self._native.add_up(master.grad.data_ptr(), grad.data_ptr(), grad.numel())
-            else:
-                master.grad.add_(grad)
+def _adds_to(master: torch.Tensor, native: Any) -> Any:
+    """A hook that adds up micro-batches in fp32, where bf16 sums would lose the small ones.
 
-        return hook
+    It must not refer to what holds the param: torch keeps hooks where Python's collector of cycles can't see them, and
+    the weights of a model that nobody uses any more would stay."""
+
+    def hook(param: torch.Tensor) -> None:
+        grad, param.grad = param.grad, None
+        if grad is None:
+            return
+        if master.grad is None:
+            master.grad = grad.float().contiguous()
+        elif native is not None and grad.is_contiguous() and grad.dtype == torch.bfloat16:
+            native.add_up(master.grad.data_ptr(), grad.data_ptr(), grad.numel())
+        else:
+            master.grad.add_(grad)
+
+    return hook
