@@ -1,12 +1,12 @@
 """What a second worker brings, and what a unit costs: one study by one worker of one core, and by two.
 
-    python benchmarks/workers.py [--rounds 2] [--ray] [--json]
+    python benchmarks/workers.py [--rounds 2] [--sides one two ray] [--json]
 
 Two seeds of six arms of the built-in model, shortened. One worker is this package's own process on one core; two are
-`--jobs 2`, or with `--ray` a cluster of two nodes of one core on this machine. The sides take turns. Results and
+`--jobs 2`; `ray` is a cluster of two nodes of one core on this machine. The sides take turns. Results and
 weights of all are compared: they are the same, bit for bit.
 
-With `--ray` also what a unit costs: all units of a study that has ended are handed to a cluster once more, one by one.
+With `ray` also what a unit costs: all units of a study that has ended are handed to a cluster once more, one by one.
 Their workers have nothing to compute, for the journal has all of it; what is left is scheduling.
 """
 
@@ -57,10 +57,10 @@ KEPT = ("result.json", "transfer.json", "plan.json", "scores.json")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=2, help="turns of each side")
-    parser.add_argument("--ray", action="store_true", help="also on a Ray cluster")
+    parser.add_argument("--sides", nargs="+", default=["one", "two"], choices=["one", "two", "ray"])
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     chosen = parser.parse_args()
-    sides = ["one", "two", *(["ray"] if chosen.ray else [])]
+    sides = [side for side in ("one", "two", "ray") if side in chosen.sides]
     seconds: dict[str, list[float]] = {side: [] for side in sides}
     found: list[dict[str, Any]] = []
     folder = Path(tempfile.mkdtemp(prefix="omni-thinker-workers-"))
@@ -73,14 +73,14 @@ def main() -> None:
                 print(f"{side}: {seconds[side][-1]:.1f} s", file=sys.stderr)
                 if side != "ray" or turn < chosen.rounds - 1:
                     shutil.rmtree(out)
-        cost = _unit_cost(out) if chosen.ray else None
+        cost = _unit_cost(out) if "ray" in sides else None
     except subprocess.CalledProcessError as error:
         sys.exit(f"the study ended with code {error.returncode}: see {out}.log and {out}")
     shutil.rmtree(folder)
     median = {side: statistics.median(values) for side, values in seconds.items()}
     table = {
         "seconds": seconds,
-        "ratio": {side: median[side] / median["one"] for side in sides[1:]},
+        "ratio": {side: median[side] / median[sides[0]] for side in sides[1:]},
         "unit_s": cost,
         "same": all(each == found[0] for each in found),
         "machine": asdict(machine()),
