@@ -49,15 +49,16 @@ cp -r "$1"/run "$5"/run
 
 
 @needs_bwrap
-@pytest.mark.parametrize("free", [40_000, 700_000, 1_500_000])
+@pytest.mark.parametrize(("free", "jobs"), [(40_000, ""), (700_000, ""), (1_500_000, ""), (1_500_000, "--jobs=2")])
 def test_study_on_a_full_disk_resumes_to_the_same_result(
-    undisturbed: Path, repo: Path, tmp_path: Path, free: int
+    undisturbed: Path, repo: Path, tmp_path: Path, free: int, jobs: str
 ) -> None:
     """A tmpfs is filled except for `free` bytes, and has room again before the resume."""
     room, size = tmp_path / "room", 64_000_000
     room.mkdir()
     wrap = ("bwrap", "--dev-bind", "/", "/", "--size", size, "--tmpfs", room, "bash", "-c", FULL, "bash")
     arguments = (room, size - free, sys.executable, repo / "recipes" / "tiny.toml", tmp_path, *QUICK)
+    arguments = (*arguments, *([jobs] if jobs else []))
     done = subprocess.run(list(map(str, (*wrap, *arguments))), capture_output=True, text=True, check=False, timeout=280)
     assert (tmp_path / "code").read_text("utf-8") == "1\n", (tmp_path / "first").read_text("utf-8")[-2000:]
     last = (tmp_path / "first").read_text("utf-8").splitlines()[-1]

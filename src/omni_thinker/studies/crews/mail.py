@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
-from omni_thinker.errors import UserError
+from omni_thinker.errors import EngineLost, UserError, machine_error
 from omni_thinker.judging.shared.owner import JudgeOwner
 from omni_thinker.runs.tape import Entry
 from omni_thinker.studies.dispatch.crew import Broke, Did, Ended, Message, Order, Row, Said, Told, Written, caller
@@ -66,11 +66,14 @@ class Inbox:
 
 
 def broke(where: str, exc: BaseException) -> dict[str, Any]:
-    """How a worker tells that a unit failed."""
+    """How a worker says that a unit failed. Wrong input and a full disk end the study; after all else, a process of the
+    unit that was lost included, another attempt may help."""
     table: dict[str, Any] = {"kind": "broke", "where": where, "why": f"{type(exc).__name__}: {exc}"}
     if isinstance(exc, UserError):
         file = None if exc.file is None else str(exc.file)
         table["final"] = {"message": exc.message, "file": file, "key": exc.key}
+    elif not isinstance(exc, EngineLost) and isinstance(exc, Exception) and (why := machine_error(exc)) is not None:
+        table["machine"] = f"{where}: {why}"
     return table
 
 
@@ -102,6 +105,8 @@ def _message(table: Mapping[str, Any], reply: Reply) -> Message:
         case "ended":
             return Ended(table["where"], table["seconds"])
         case "broke":
-            final = UserError(**table["final"]) if table.get("final") else None
+            final: Exception | None = UserError(**table["final"]) if table.get("final") else None
+            if table.get("machine"):
+                final = EngineLost(table["machine"])
             return Broke(table["where"], table["why"], final)
     raise ValueError(f"no such message: {table['kind']!r:.80}")

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from omni_thinker.errors import UserError, machine_error
+from omni_thinker.errors import UserError
 from omni_thinker.isolation import allow_weak_sandbox, use_workers
 from omni_thinker.judging.shared.share import Share
 from omni_thinker.recipe import Recipe, parse_recipe
@@ -53,8 +53,6 @@ class Worker:
             self._walk = None  # who knows what its policy holds
             if not isinstance(exc, UserError):
                 traceback.print_exc()
-                if (why := machine_error(exc)) is not None:
-                    exc = UserError(f"{self.where}: {why}")
             mail.send(broke(self.where, exc))
         except BaseException as exc:
             mail.send({**broke(self.where, exc), "leaves": True})
