@@ -29,10 +29,9 @@ from typing import Any
 from omni_thinker.recipe import load_recipe
 from omni_thinker.recipe.cluster import ClusterSpec
 from omni_thinker.runs.machine import machine
-from omni_thinker.runs.resume import digests
 from omni_thinker.runs.rundir import RunDir
 from omni_thinker.studies.crews.cluster import Cluster
-from omni_thinker.studies.crews.node import new_token
+from omni_thinker.studies.crews.make import hello_of
 from omni_thinker.studies.dispatch.crew import Ended, Order
 from omni_thinker.studies.setup import prepare
 from omni_thinker.studies.study import LOGS
@@ -104,11 +103,7 @@ def _unit_cost(out: Path) -> dict[str, float]:
     work, run = plan_work(recipe), RunDir(out, recipe, resume=True)
     run.open_journal(LOGS, usable=lambda _: True)
     setup = prepare(recipe, resumed=out)
-    hello = {
-        **{"recipe": recipe.model_dump(mode="json"), "run": str(out), "problems": digests(setup.pools)},
-        **{"weak": False, "judged": False, "token": new_token()},
-    }
-    crew = Cluster("auto", ClusterSpec(cores=1), hello, out)
+    crew = Cluster("auto", ClusterSpec(cores=1), hello_of(setup, out, judged=False), out)
     took = []
     for unit in work.units:
         inputs = work.inputs(unit)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from omni_thinker.errors import UserError
 from omni_thinker.isolation import weak_allowed
@@ -53,15 +54,21 @@ def muster(where: Where, setup: Setup, run: RunDir, work: WorkPlan, board: Board
     """owner: of the judge that all units share. Raises UserError where the crew can't be had."""
     if where.alone:
         return Here(setup, run, work, board.listener)
-    hello = {
-        "recipe": setup.recipe.model_dump(mode="json"),
-        "run": str(run.path.absolute()),
-        "folder": str(Path.cwd()),
-        "problems": digests(setup.pools),
-        "weak": weak_allowed(),
-        "judged": owner is not None,
-        "token": new_token(),
-    }
+    hello = hello_of(setup, run.path, judged=owner is not None)
     if where.cluster:
         return Cluster(where.cluster, setup.recipe.cluster, hello, run.path, owner)
     return Processes(hello, run.path, where.jobs, owner)
+
+
+def hello_of(setup: Setup, run: Path, *, judged: bool) -> dict[str, Any]:
+    """What workers are sent before their first unit, see `Worker`. run: the run's directory. judged: whether all units
+    share the judge of this process."""
+    return {
+        "recipe": setup.recipe.model_dump(mode="json"),
+        "run": str(run.absolute()),
+        "folder": str(Path.cwd()),
+        "problems": digests(setup.pools),
+        "weak": weak_allowed(),
+        "judged": judged,
+        "token": new_token(),
+    }
