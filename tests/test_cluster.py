@@ -22,7 +22,8 @@ from omni_thinker.errors import UserError
 from omni_thinker.models.tiny import make_tiny
 from omni_thinker.recipe import load_recipe
 from omni_thinker.recipe.cluster import ClusterSpec
-from omni_thinker.studies.crews.cluster import _connect, _fitting, _reach
+from omni_thinker.studies.crews.cluster import _fitting
+from omni_thinker.studies.crews.connect import _reach, connect
 from omni_thinker.studies.crews.make import Where
 from omni_thinker.studies.study import run_study
 from test_faults_study import QUICK, begin, journalled, wait_for
@@ -286,7 +287,29 @@ def test_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch, fa
 
     monkeypatch.setattr(ray, "init", init)
     with pytest.raises(UserError, match=r"can be joined or started here: (the node timed out|Version mismatch)"):
-        _connect("auto")
+        connect("auto")
+
+
+OWN = """
+import os
+from omni_thinker.studies.crews.connect import connect
+ray = connect("auto")
+print(ray.get(ray.remote(lambda: 4).remote()), sorted(name for name in os.environ if name.startswith("RAY_AUTH")))
+ray.shutdown()
+"""
+
+
+def test_a_cluster_of_our_own_leaves_no_token_behind(tmp_path: Path) -> None:
+    """With the file that Ray writes by itself, clusters of `ray start` can't be joined as before."""
+    done = subprocess.run(
+        [sys.executable, "-c", OWN],
+        env={**os.environ, "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "4 []"
+    assert not (tmp_path / ".ray").exists()
 
 
 def test_a_wrong_address_leaves_no_run_directory(repo: Path, tmp_path: Path) -> None:

@@ -3,23 +3,21 @@
 Ray (Apache-2.0) is imported when a cluster is asked for. Attempts are counted by the dispatcher, not by Ray, so that
 every one begins at the last checkpoint."""
 
-import signal
-import socket
 import threading
 import time
 from collections.abc import Mapping
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from omni_thinker.errors import UserError
 from omni_thinker.judging.shared.owner import JudgeOwner
 from omni_thinker.recipe.cluster import ClusterSpec
+from omni_thinker.studies.crews.connect import connect
 from omni_thinker.studies.crews.mail import Inbox, to_table
 from omni_thinker.studies.dispatch.crew import Broke, Order, Told
 
-_CONNECT_S = 3.0
+_TIDY_S = 3.0
 _NODES_S = 2.0
 """For how long the list of nodes is believed."""
 _LAST_S = 10.0
@@ -39,7 +37,7 @@ class Cluster:
         units need."""
         from omni_thinker.studies.crews import node
 
-        self._ray, self._spec = _connect(address), spec
+        self._ray, self._spec = connect(address), spec
         self._hello = {**hello, "cores": spec.cores}
         self._nodes, self._looked, self._seen = list[Mapping[str, Any]](), 0.0, time.monotonic()
         self._inbox, self._ended = Inbox(owner), threading.Event()
@@ -107,10 +105,10 @@ class Cluster:
         for reference in self._tasks:
             self._ray.cancel(reference, force=True)
         if self._keeper is not None:
-            self._on_each_node(self._node.tidy, self._hello["token"], seconds=_CONNECT_S)
+            self._on_each_node(self._node.tidy, self._hello["token"], seconds=_TIDY_S)
         self._ended.set()
         self._desk.wake.remote()
-        self._listener.join(_CONNECT_S + _LAST_S)  # Ray crashes where it is shut down while somebody waits for it
+        self._listener.join(_TIDY_S + _LAST_S)  # Ray crashes where it is shut down while somebody waits for it
         if not self._listener.is_alive():
             self._ray.shutdown()
 
@@ -179,56 +177,6 @@ class Cluster:
             except self._ray.exceptions.RayError:
                 continue  # a node that is lost already
         return found
-
-
-def check_address(address: str) -> Any:
-    """Ray. Raises UserError where it isn't installed, and where nobody listens at the address."""
-    try:
-        ray = import_module("ray")
-        import_module("ray.util.scheduling_strategies")
-    except ImportError:
-        raise UserError(
-            "needs Ray; run: pip install 'omni-thinker[ray]', in a clone: .venv/bin/pip install -e '.[ray]'",
-            key="--cluster",
-        ) from None
-    if address != "auto":
-        _reach(address)
-    return ray
-
-
-def _connect(address: str) -> Any:
-    """Ray, with a cluster behind it. Raises UserError where there is none."""
-    ray = check_address(address)
-    quiet = {"log_to_driver": False, "configure_logging": False, "namespace": "omni-thinker"}
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        try:
-            ray.init(address=address, **quiet)
-        except ConnectionError:
-            if address != "auto":
-                raise
-            ray.init(address="local", include_dashboard=False, **quiet)
-    except Exception as exc:  # Ray 2.60 raises that very class, too, and RuntimeError where versions differ
-        ray.shutdown()
-        what = "no Ray cluster can be joined or started here" if address == "auto" else f"no Ray cluster at {address}"
-        raise UserError(f"{what}: {' '.join(str(exc).split()):.400}", key="--cluster") from None
-    if threading.current_thread() is threading.main_thread():
-        for number, handler in handlers.items():  # Ray 2.60 has put its own in their place
-            signal.signal(number, handler)
-    return ray
-
-
-def _reach(address: str) -> None:
-    """Raises UserError where nobody listens: Ray itself would try for half a minute."""
-    host, _, port = address.rpartition(":")
-    if "//" in address or not host or not port.isdecimal():
-        raise UserError(f"must be auto or HOST:PORT of a Ray cluster's head, got {address!r:.80}", key="--cluster")
-    try:
-        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
-    except (OSError, OverflowError) as exc:
-        raise UserError(
-            f"no Ray cluster at {address}: {exc}; start one with: ray start --head --port {port}", key="--cluster"
-        ) from None
 
 
 def _fitting(node: Mapping[str, float], spec: ClusterSpec) -> int:

@@ -11,7 +11,8 @@ from omni_thinker.judging.shared.owner import JudgeOwner
 from omni_thinker.policy.fsdp.place import given_place
 from omni_thinker.runs.resume import digests
 from omni_thinker.runs.rundir import RunDir
-from omni_thinker.studies.crews.cluster import Cluster, check_address
+from omni_thinker.studies.crews.cluster import Cluster
+from omni_thinker.studies.crews.connect import check_address
 from omni_thinker.studies.crews.here import Here
 from omni_thinker.studies.crews.node import new_token
 from omni_thinker.studies.crews.processes import Processes
