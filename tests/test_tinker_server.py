@@ -208,7 +208,6 @@ def test_samples_come_with_log_probs_of_the_weights_of_now(service: TinkerSpec, 
 def test_a_model_that_the_service_lacks_is_one_line(service: TinkerSpec, tiny_model: Path) -> None:
     with pytest.raises(UserError, match="the service has no model 'tiny'; it has") as error:
         make_policy(
-            ModelSpec(name="tinker:tiny"),
-            EngineSpec(tinker=service.model_copy(update={"tokenizer": str(tiny_model.parent / "missing")})),
+            ModelSpec(name="tinker:tiny"), EngineSpec(tinker=service.model_copy(update={"tokenizer": str(tiny_model)}))
         )
     assert "\n" not in str(error.value)

@@ -71,15 +71,15 @@ class Service:
             options["api_key"] = os.environ.get(KEY, "").strip() or _NO_KEY
         if self.kind == "skyrl":
             options["max_retries"] = 0
-        self._client = self._wait(lambda: tinker.ServiceClient(**options), "open a session")
-        self._holder = self._wait(lambda: self._client.holder, "open a session")
+        self._client = self.within(lambda: tinker.ServiceClient(**options), "open a session")
+        self._holder = self.within(lambda: self._client.holder, "open a session")
         atexit.register(_close, weakref.ref(self._holder))
         if self.kind == "skyrl":
             _ask_once(self._holder, spec.patience_s)
 
     def models(self) -> list[str]:
         """Names of the models that it trains."""
-        found = self._wait(self._client.get_server_capabilities, "list its models")
+        found = self.within(self._client.get_server_capabilities, "list its models")
         return [str(model.model_name) for model in found.supported_models]
 
     def trainer(self, base_model: str, rank: int, seed: int) -> "Trainer":
@@ -88,7 +88,7 @@ class Service:
         def create() -> Any:
             return self._client.create_lora_training_client(base_model, rank=rank, seed=seed, train_unembed=False)
 
-        return Trainer(self, self._wait(create, "make an adapter"))
+        return Trainer(self, self.within(create, "make an adapter"))
 
     def give_back(self, trainer: "Trainer") -> None:
         """Let SkyRL's server, which has places for few adapters, forget one; its saved states stay."""
@@ -104,7 +104,25 @@ class Service:
 
     def result(self, future: Any, what: str) -> Any:
         """What a future gives, within our patience. Raises UserError where it doesn't."""
-        return self._wait(lambda: future.result(timeout=self.spec.patience_s), what)
+        try:
+            return future.result(timeout=self.spec.patience_s)
+        except UserError:
+            raise
+        except Exception as exc:  # the client raises its own, httpx's, ValueError and AssertionError
+            raise self.lost(what, exc) from exc
+
+    def within(self, ask: Callable[[], Any], what: str) -> Any:
+        """What a call of the client gives that has no limit of its own: with a service that is gone, it waits on."""
+        future: Future[Any] = Future()
+
+        def call() -> None:
+            try:
+                future.set_result(ask())
+            except BaseException as exc:
+                future.set_exception(exc)
+
+        threading.Thread(target=call, name="omni-tinker", daemon=True).start()
+        return self.result(future, what)
 
     def lost(self, what: str, exc: BaseException) -> UserError:
         """The line for a request that failed, whose outcome may be unknown."""
@@ -118,14 +136,6 @@ class Service:
             f"the training service failed to {what}: {why}; go on with --resume once it is back",
             key="engine.tinker.url",
         )
-
-    def _wait(self, ask: Callable[[], Any], what: str) -> Any:
-        try:
-            return ask()
-        except UserError:
-            raise
-        except Exception as exc:  # the client raises its own, httpx's, ValueError and AssertionError
-            raise self.lost(what, exc) from exc
 
 
 class Trainer:
@@ -169,9 +179,8 @@ class Trainer:
 
     def sampler(self) -> "Sampler":
         """Who draws from the weights of now."""
-        return Sampler(
-            self._service._wait(self._client.save_weights_and_get_sampling_client, "keep weights for sampling")
-        )
+        ask = self._client.save_weights_and_get_sampling_client
+        return Sampler(self._service.within(ask, "keep weights for sampling"))
 
 
 class Sampler:
@@ -238,14 +247,16 @@ def _ask_once(holder: Any, patience_s: float) -> None:
     """Let the client repeat only what can't have arrived: SkyRL makes a step for every request that it gets."""
 
     async def execute(ask: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
-        began, pause = monotonic(), 0.5
+        began, pause, said = monotonic(), 0.5, False
         while True:
             try:
                 return await ask(*args, **kwargs)
             except Exception as exc:
                 if not _never_arrived(exc) or monotonic() - began + pause > patience_s:
                     raise
-                _log.info("the training service isn't there; asking again in %g s", pause)
+                if not said:
+                    _log.warning("the training service isn't there; it is asked again for up to %g s", patience_s)
+                said = True
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 
