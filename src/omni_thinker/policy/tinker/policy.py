@@ -8,6 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
 from math import isclose, isfinite
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import torch
@@ -98,6 +99,7 @@ class TinkerPolicy(Texts):
         asked = {self._ask_for(request, params): place for place, request in enumerate(requests)}
         repeats = dict.fromkeys(range(len(requests)), 0)
         groups: dict[int, Group] = {}
+        answered = monotonic()
         while asked:
             done, _ = wait(asked, timeout=self.engine.patience_s, return_when=FIRST_COMPLETED)
             if not done:
@@ -106,10 +108,11 @@ class TinkerPolicy(Texts):
                 place = asked.pop(future)
                 if (exc := future.exception()) is not None:
                     repeats[place] += 1
-                    if repeats[place] > _MOST_REPEATS:
+                    if repeats[place] > _MOST_REPEATS or monotonic() - answered > self.engine.patience_s:
                         raise self._service.lost("sample", exc) from exc
                     asked[self._ask_for(requests[place], params)] = place
                     continue
+                answered = monotonic()
                 groups[place] = self._group(requests[place], future.result())
                 if on_group is not None:
                     on_group(place, groups[place])
