@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
 import omni_thinker as ot
 from omni_thinker.errors import UserError
@@ -100,6 +101,28 @@ def test_rows_are_a_data_set_as_lm_eval_uploads_them(answered: tuple[Path, dict[
         assert file.name[file.name.find("_") + 1 : file.name.rfind("_")] in ("math", "brief")
 
 
+def test_values_have_the_types_of_lm_eval(answered: tuple[Path, dict[str, Any]]) -> None:
+    types = {
+        "doc_id": int,
+        "doc": dict[str, Any],
+        "target": str,
+        "arguments": dict[str, dict[str, Any]],
+        "resps": list[list[str]],
+        "filtered_resps": list[list[str]],
+        "filter": str,
+        "metrics": list[str],
+        "doc_hash": str,
+        "prompt_hash": str,
+        "target_hash": str,
+    }
+    assert list(types) == LM_EVAL_KEYS
+    for task in ("math", "brief"):
+        for row in rows_of(answered[0], task):
+            for key, kind in types.items():
+                TypeAdapter(kind).validate_python(row[key], strict=True)
+            assert all(isinstance(row[metric], float) for metric in row["metrics"])
+
+
 def test_a_second_evaluation_writes_files_of_its_own(tiny_model: Path, tmp_path: Path) -> None:
     recipe = SMALL | {"evaluation": {"samples": 1, "test_problems": 2}}
     for _ in range(2):
@@ -178,6 +201,8 @@ def test_prompts_that_are_trained_on_are_refused_or_left_out_of_train(tmp_path: 
     table = {"source": "jsonl", "files": [files], "test_set": {"files": [fixed]}}
     with pytest.raises(UserError, match=r"prompt\(s\) of test also in"):
         check_splits(make_task("t", spec(**table)))
+    with pytest.raises(UserError, match=r"tasks.t.test_set: every prompt of train is in it"):
+        check_splits(make_task("t", spec(**table, options={"drop_overlap": True})))
     fixed = rows_file(tmp_path / "fixed.jsonl", sums(0, 20))
     task = make_task("t", spec(**table, options={"drop_overlap": True}))
     check_splits(task)

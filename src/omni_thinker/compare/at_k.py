@@ -7,7 +7,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
-from math import comb
+from math import comb, fsum
 
 from omni_thinker.recipe.rl import EvalSpec
 from omni_thinker.rewards.base import Reward, Votes
@@ -30,7 +30,7 @@ def pass_at(scores: Sequence[float], k: int) -> float:
     best: Counter[float] = Counter()
     for lower, score in enumerate(sorted(scores)):
         best[score] += comb(lower, k - 1)  # subsets of which this score is the last in order
-    return sum(score * (ways / comb(n, k)) for score, ways in best.items())
+    return fsum(score * (ways / comb(n, k)) for score, ways in best.items())
 
 
 def majority_at(votes: Sequence[Hashable | None], scores: Sequence[float], k: int) -> float:
@@ -51,7 +51,8 @@ def majority_at(votes: Sequence[Hashable | None], scores: Sequence[float], k: in
     for own in said.values():
         worth[len(own)] += sum(own) / len(own)
     blank = n - sum(counts)
-    return sum(value * float(_wins(count, tuple(counts), blank, k)) for count, value in worth.items() if value)
+    chances = {count: float(_wins(count, tuple(counts), blank, k)) for count, value in worth.items() if value}
+    return fsum(worth[count] * chance for count, chance in chances.items())
 
 
 @lru_cache(maxsize=4096)

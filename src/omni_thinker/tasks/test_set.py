@@ -47,7 +47,13 @@ class WithTestSet:
         """All problems of a split. Raises UserError where it holds none."""
         if split == "test":
             return self._test
-        return [problem for problem in self._task.problems(split) if content_hash(problem.shown) not in self._dropped]
+        problems = self._task.problems(split)
+        if not self._dropped:
+            return problems
+        kept = [problem for problem in problems if content_hash(problem.shown) not in self._dropped]
+        if not kept:
+            raise UserError(f"every prompt of {split} is in it", key=f"tasks.{self.name}.test_set")
+        return kept
 
 
 def _own_key(key: str | None, name: TaskName) -> str | None:
