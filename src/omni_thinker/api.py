@@ -60,16 +60,22 @@ def train(
 
 
 def evaluate(
-    model: str | Path, recipe: AnyRecipe | None = None, *, split: str = "test", references: str | Path | None = None
+    model: str | Path,
+    recipe: AnyRecipe | None = None,
+    *,
+    split: str = "test",
+    references: str | Path | None = None,
+    samples: str | Path | None = None,
 ) -> dict[str, Any]:
     """Accuracy of a model on each task, in [0, 1], with its standard error and number of problems.
 
     recipe: tasks and settings (default: the four built-in tasks). references: references.jsonl of a run, for tasks
-    that a judge scores."""
+    that a judge scores. samples: a folder for every answer, as JSONL with the keys of lm-eval's `--log_samples`."""
     from omni_thinker.cli.single_eval import evaluate_model
 
     read = builtin_recipe() if recipe is None else _recipe(recipe)
-    return evaluate_model(str(model), read, split, None if references is None else Path(references))
+    known, folder = (None if path is None else Path(path) for path in (references, samples))
+    return evaluate_model(str(model), read, split, known, folder)
 
 
 def plan(

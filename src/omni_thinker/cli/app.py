@@ -213,6 +213,9 @@ def evaluate(
     recipe: Annotated[Path | None, typer.Option(help="Tasks and settings. Default: the four built-in tasks.")] = None,
     split: Annotated[str, typer.Option(help="The split: validation or test.")] = "test",
     references: Annotated[Path | None, typer.Option(help="The references.jsonl of a run, for judged tasks.")] = None,
+    samples: Annotated[
+        Path | None, typer.Option(help="Folder for every answer: JSONL with the keys of lm-eval's --log_samples.")
+    ] = None,
     overrides: Set = None,
     skip_refused: SkipRefused = False,
     weak: Weak = False,
@@ -224,9 +227,13 @@ def evaluate(
 
     loaded = recipe_or_builtin(recipe, overrides, skip_refused)
     with working(f"answering the {split} problems"), in_recipe(recipe or Path("--set")):
-        result = evaluate_model(model, loaded, split, references)
+        result = evaluate_model(model, loaded, split, references, samples)
     for name, row in result["tasks"].items():
         typer.echo(f"{name}: {row['mean']:.3f} +- {row['stderr'] or 0:.3f} ({row['n']} problems)")
+        for measure, own in result["measures"].get(name, {}).items():
+            typer.echo(f"  {measure}: {own['mean']:.3f} +- {own['stderr'] or 0:.3f} ({own['n']} problems)")
+    for file in result["samples"]:
+        typer.echo(f"answers: {file}")
     for note in result["notes"]:
         typer.echo(note)
     finish(result, json_)

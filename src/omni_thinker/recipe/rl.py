@@ -253,6 +253,12 @@ class EvalSpec(Table):
     """Keep the likeliest tokens up to this probability in all; 1: all."""
     min_p: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Keep the tokens that are at least this likely, in multiples of the likeliest; 0: all."""
+    pass_at: tuple[Positive, ...] = ()
+    """Report pass@k for each of these k, at most `samples`: the chance that the best of k answers is right."""
+    majority_at: tuple[Positive, ...] = ()
+    """Report majority@k for each of these k, at most `samples`: the score of the answer that most of k answers give."""
+    greedy: StrictBool = False
+    """Report the score of the likeliest answer too, which is one answer more to each test problem."""
     keep_samples: Positive = 4
     """Rollouts per task written to samples.jsonl at each evaluation."""
 
@@ -260,6 +266,21 @@ class EvalSpec(Table):
     def sampling(self) -> SamplingParams:
         """How answers are drawn in evaluations."""
         return SamplingParams(self.samples, self.temperature, self.top_k, self.top_p, self.min_p)
+
+    @property
+    def sampling_greedy(self) -> SamplingParams:
+        """How the likeliest answer is drawn."""
+        return SamplingParams(group_size=1, temperature=0.0)
+
+
+def check_evaluation(spec: EvalSpec) -> None:
+    """Raises UserError for measures of more answers than are sampled, and for one that is named twice."""
+    for key, sizes in (("pass_at", spec.pass_at), ("majority_at", spec.majority_at)):
+        if len(set(sizes)) < len(sizes):
+            raise UserError("names one of them twice", key=f"evaluation.{key}")
+        if sizes and max(sizes) > spec.samples:
+            said = f"asks for {max(sizes)} answers to a problem, but evaluation.samples is {spec.samples}"
+            raise UserError(said, key=f"evaluation.{key}")
 
 
 def check_rl(rl: RlSpec, table: str = "rl") -> None:

@@ -24,6 +24,19 @@ class RewardSpec(Table):
     """Parts and their weights; the reward is their weighted mean."""
 
 
+class EvalSetSpec(Table):
+    """A fixed evaluation set: rows that take the place of a task's own test problems, and are never trained on."""
+
+    files: tuple[str, ...] = Field(min_length=1)
+    """Files of rows, as in a task's `files`. Every row is a test problem, whatever split it names."""
+    format: str = "auto"
+    """The form of these rows."""
+    fields: dict[str, str] = Field(default_factory=dict)
+    """Which field of a row is which, as in a task's `fields`; the task's own don't hold here."""
+    template: str | None = None
+    """The user's turn; none: the task's `template`."""
+
+
 class TaskSpec(Table):
     """One task."""
 
@@ -71,6 +84,8 @@ class TaskSpec(Table):
     """Words above this task's chats, in place of `model.system`; "" for none. A row's own come first."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Settings of the source (docs/recipe.md)."""
+    test_set: EvalSetSpec | None = None
+    """Test problems from files of their own, in place of the source's. Rows and built-in tasks."""
     rl: TaskRlSpec = TaskRlSpec()
     """How RL is done on this task, where it differs from `[rl]`."""
     stop: tuple[Annotated[str, Field(min_length=1, max_length=100)], ...] = ()
@@ -91,4 +106,8 @@ class TaskSpec(Table):
 
     def under(self, root: Path) -> "TaskSpec":
         """The same task with its files under `root`; an absolute path stays as it is."""
-        return self.model_copy(update={"files": tuple(str(root / file) for file in self.files)})
+        moved: dict[str, Any] = {"files": tuple(str(root / file) for file in self.files)}
+        if self.test_set is not None:
+            files = tuple(str(root / file) for file in self.test_set.files)
+            moved["test_set"] = self.test_set.model_copy(update={"files": files})
+        return self.model_copy(update=moved)

@@ -10,7 +10,7 @@ from omni_thinker.recipe.engines.choice import EngineSpec, is_remote
 from omni_thinker.recipe.engines.tinker import PREFIX
 from omni_thinker.recipe.judge import JudgeSpec
 from omni_thinker.recipe.models import ModelSpec
-from omni_thinker.recipe.rl import EvalSpec, RlSpec, WarmupSpec, check_rl
+from omni_thinker.recipe.rl import EvalSpec, RlSpec, WarmupSpec, check_evaluation, check_rl
 from omni_thinker.recipe.study import StudySpec, check_arms, check_replan
 from omni_thinker.recipe.tasks import RESERVED, TASK_NAME, TASK_NAME_LENGTH, TaskSpec
 from omni_thinker.recipe.types import Table
@@ -57,6 +57,7 @@ class Recipe(Table):
         low, high = self.warmup.target
         if low >= high:
             raise UserError(f"must be a lower and a higher share, got {low:g} and {high:g}", key="warmup.target")
+        check_evaluation(self.evaluation)
         check_rl(self.rl)
         for name in self.tasks:
             check_rl(self.rl_of(name), f"tasks.{name}.rl")

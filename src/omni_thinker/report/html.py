@@ -56,6 +56,7 @@ def _context(run: RunData) -> dict[str, Any]:
         "facts": tables.facts(run),
         "columns": [*run.tasks, MACRO],
         "arm_rows": tables.arm_rows(run),
+        "measure_rows": tables.measure_rows(run),
         "budgets": tables.budgets(run),
         "orders": tables.orders(run),
         "sequences": tables.sequences(run),

@@ -43,6 +43,15 @@ class ArmRow:
 
 
 @dataclass(frozen=True)
+class MeasureRow:
+    """A measure of an arm on each task."""
+
+    arm: str
+    measure: str
+    cells: list[Cell]
+
+
+@dataclass(frozen=True)
 class Budget:
     """What an arm spent, as the mean over seeds. NaN where the run did not say."""
 
@@ -156,6 +165,30 @@ def arm_rows(run: RunData) -> list[ArmRow]:
     """Arms by tasks and macro on the test split, the highest mean of each column marked."""
     columns = [_column(run, task) for task in [*run.tasks, MACRO]]
     return [ArmRow(arm, about(run, arm), [column[arm] for column in columns]) for arm in run.arms]
+
+
+def measure_rows(run: RunData) -> list[MeasureRow]:
+    """Measures of several answers to a test problem, arm by arm; empty where the recipe asked for none."""
+    tables = [own for runs in run.result.arms.values() for arm in runs for own in arm.measures.values()]
+    names = sorted(dict.fromkeys(name for own in tables for name in own), key=_kind_of_measure)
+    if not names:
+        return []
+    mean = f"mean@{run.setting('evaluation', 'samples')}"
+    rows = []
+    for arm in run.arms:
+        runs = run.result.arms[arm]
+        for name in (mean, *names):
+            tests = [
+                item.test if name == mean else {t: own[name] for t, own in item.measures.items() if name in own}
+                for item in runs
+            ]
+            cells = [over_seeds([test.get(task, _NOTHING) for test in tests]) for task in run.tasks]
+            rows.append(MeasureRow(arm, name, cells))
+    return rows
+
+
+def _kind_of_measure(name: str) -> int:
+    return ("pass", "majority", "greedy").index(name.partition("@")[0])
 
 
 def _column(run: RunData, task: str) -> dict[str, Cell]:

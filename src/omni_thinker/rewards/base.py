@@ -1,9 +1,9 @@
 """The Reward protocol: how the samples of one group are scored."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Protocol, runtime_checkable
 
-from omni_thinker.types import Group, Problem, Score
+from omni_thinker.types import Group, Problem, Sample, Score
 
 
 @runtime_checkable
@@ -27,3 +27,15 @@ class Weighed(Protocol):
     @property
     def weights(self) -> Mapping[str, float]:
         """The parts and their weights. A sample that lacks one has 0 of it."""
+
+
+@runtime_checkable
+class Votes(Protocol):
+    """A reward that may know which answers say the same, so that they can be counted as votes."""
+
+    @property
+    def votes(self) -> bool:
+        """Whether it does."""
+
+    def vote(self, sample: Sample, score: Score, problem: Problem) -> Hashable | None:
+        """What an answer with this score says, equal for answers that say the same. None: it has no vote."""

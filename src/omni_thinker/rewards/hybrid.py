@@ -1,10 +1,10 @@
 """The hybrid reward: gates times a weighted mean."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 from omni_thinker.rewards.parts import Part
-from omni_thinker.types import Group, Problem, Score
+from omni_thinker.types import Group, Problem, Sample, Score
 
 
 class HybridReward:
@@ -36,6 +36,22 @@ class HybridReward:
     def local(self) -> bool:
         """Whether a part competes with the policy for cores or device."""
         return any(part.local for part in (*self._gates.values(), *self._parts.values()))
+
+    @property
+    def votes(self) -> bool:
+        """Whether exactly one summed part reads answers out of responses."""
+        return sum(part.votes for part in self._parts.values()) == 1
+
+    def vote(self, sample: Sample, score: Score, problem: Problem) -> Hashable | None:
+        """What an answer says: right ones the same, wrong ones by the form that the part gives them. None where a gate
+        was closed, and where there is no answer."""
+        name, part = next((name, part) for name, part in self._parts.items() if part.votes)
+        if name not in score.parts:
+            return None
+        if score.parts[name] == 1.0:
+            return (True, None)
+        answer = part.answer_of(sample, problem)
+        return None if answer is None else (False, answer)
 
     async def score(self, group: Group, problem: Problem) -> list[Score]:
         gated = await self.score_gates(group, problem)

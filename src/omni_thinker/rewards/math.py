@@ -1,6 +1,7 @@
 """Math answers: an exact reader of numbers, and Math-Verify for everything else."""
 
 import re
+from collections.abc import Hashable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -24,6 +25,7 @@ _INTEGER = re.compile(r"-?[0-9]{1,18}")
 _WORDS = re.compile(r"(?=.*[A-Za-z]{3})[A-Za-z' ]+")
 _OFFERS = re.compile(r"(?:\bor\b|\\text\s*\{\s*or\s*\})\s*[-\d$\\]", re.IGNORECASE)
 _NAMED = re.compile(r"\s*([A-Za-z])\s*=([^=<>]+)")
+_LAYOUT = re.compile(r"\\(?:(?:left|right)(?![A-Za-z])|[,;!: ])|\s")
 _SHOWN = 40
 
 
@@ -88,6 +90,7 @@ class Math(SamplePart):
     The reason of a score says what was taken as the answer, from where, and why it lost."""
 
     answer_only = True
+    votes = True
 
     async def score_sample(self, sample: Sample, problem: Problem) -> Score:
         if problem.answer is None:
@@ -133,6 +136,22 @@ class Math(SamplePart):
         if not isinstance(reply.get("equal"), bool):
             return Score.error(f"math: {reply.get('error', 'no verdict')}")
         return valued(1.0, found.words()) if reply["equal"] else _lost(found, f"isn't {_shown(gold.text)}")
+
+    def answer_of(self, sample: Sample, problem: Problem) -> Hashable | None:
+        """A number's exact value, a letter, a time or date, else the expression as normalised LaTeX: wrong answers that
+        only Math-Verify would find equal are told apart."""
+        gold, found = _gold(problem.answer or ""), find(without_thoughts(sample.text)[-_LONGEST_TEXT:])
+        if gold.number is not None:
+            return _read(found)[1].value
+        if gold.letter is not None:
+            return find_letter(found.text, marked=found.how != "whole")
+        if gold.whole is not None:
+            answer = find_whole(found.text, gold.whole.kind, last=found.how == "whole")
+            return None if isinstance(answer, str) else (answer.parts, answer.half)
+        if (value := read_value(found.text)) is not None:
+            return value.number
+        latex = expression(found.text, marked=found.how != "whole", listed=gold.listed) or to_latex(found.text)
+        return _LAYOUT.sub("", latex).replace("dfrac", "frac").replace("tfrac", "frac") or None
 
     def check(self, problem: Problem) -> str | None:
         if problem.answer is None or not problem.answer.strip():

@@ -2,7 +2,7 @@
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from omni_thinker.types import Group, Problem, Sample, Score
 
@@ -19,12 +19,20 @@ class Part(ABC):
     local = False
     """It computes with the same cores or device as the policy, and so waits until sampling is done."""
 
+    votes = False
+    """It reads an answer out of a response (`answer_of`), so that equal answers can be counted."""
+
     @abstractmethod
     async def score(self, group: Group, problem: Problem) -> list[Score]:
         """One Score per sample, in order."""
 
     def check(self, problem: Problem) -> str | None:
         """Why answers to `problem` can't be scored, or None."""
+        return None
+
+    def answer_of(self, sample: Sample, problem: Problem) -> Hashable | None:
+        """The answer in a response, in a form that equal answers share; None where there is none. Asked of wrong
+        answers alone: those that score 1 all say what the gold says."""
         return None
 
     def wrong_answer(self, problem: Problem) -> str | None:

@@ -1,7 +1,7 @@
 """Accuracy on held-out problems: the mean score of a few answers to each."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -16,22 +16,32 @@ from omni_thinker.rl.stream import stable_seed
 from omni_thinker.runs.schema.base import Estimate
 from omni_thinker.types import Problem, SamplingParams, TaskName, Thinking
 
+Measures = Mapping[TaskName, Mapping[str, Mapping[str, float]]]
+"""task -> measure, such as `pass@4` -> problem id -> its value in [0, 1]."""
+
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """`values[task][problem id]` is the mean score of a problem's answers; problems without one are left out. `tokens`
-    were sampled for it. `groups` is what was sampled, empty where only the rest was kept."""
+    were sampled for it. `groups` is what was sampled, empty where only the rest was kept. `measures`: what else was
+    asked for (`compare.at_k`)."""
 
     values: Mapping[TaskName, Mapping[str, float]]
     metrics: Metrics
     tokens: int
     groups: tuple[ScoredGroup, ...] = ()
+    measures: Measures = field(default_factory=dict)
 
     def estimate(self, task: TaskName) -> Estimate:
         return estimate(list(self.values[task].values()))
 
     def estimates(self) -> dict[TaskName, Estimate]:
         return {task: self.estimate(task) for task in self.values}
+
+    def measured(self) -> dict[TaskName, dict[str, Estimate]]:
+        """`measures` as means over problems."""
+        tasks = self.measures.items()
+        return {task: {name: estimate(list(values.values())) for name, values in own.items()} for task, own in tasks}
 
     def entropy(self) -> dict[TaskName, float]:
         prefix = "entropy/"

@@ -18,6 +18,7 @@ from omni_thinker.tasks.gym import GymTask
 from omni_thinker.tasks.refused import Refusals, joined, screened_by
 from omni_thinker.tasks.registry import under
 from omni_thinker.tasks.rows import RowTask
+from omni_thinker.tasks.test_set import WithTestSet
 from omni_thinker.types import Problem, Split, TaskName, Thinking
 
 _log = logging.getLogger(__name__)
@@ -146,8 +147,9 @@ def screen(
     for name, task in tasks.items():
         # Nobody wrote the prompts of reasoning-gym, so nobody could shorten them.
         skip = recipe.tasks[name].skip_refused or isinstance(task, GymTask)
-        spec, places = recipe.tasks[name], task.places if isinstance(task, RowTask) else {}
+        rows = task if isinstance(task, RowTask | WithTestSet) else None
+        spec, places = recipe.tasks[name], {} if rows is None else rows.places
         checks = _Checks(name, rewards[name], room, task.max_tokens, spec, recipe.warmup.steps > 0, places)
         screened[name], unusable = screened_by(task, checks.fault, skip)
-        refused[name] = joined((task.refused, unusable)) if isinstance(task, RowTask) else unusable
+        refused[name] = unusable if rows is None else joined((rows.refused, unusable))
     return screened, refused

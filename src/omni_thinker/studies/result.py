@@ -6,6 +6,7 @@ from typing import Any
 
 from omni_thinker.arms import is_single
 from omni_thinker.baselines.sft import WarmupReport
+from omni_thinker.compare.at_k import without_majority
 from omni_thinker.compare.paired import Values, compare_arms
 from omni_thinker.compare.verdict import verdict
 from omni_thinker.isolation import launch
@@ -137,6 +138,7 @@ def _arm_run(outcome: SeedOutcome, name: str) -> ArmRun:
         seed=outcome.seed,
         test=outcome.test[name].estimates(),
         validation=arm.validation,
+        measures=outcome.test[name].measured(),
         steps=arm.spent.steps,
         samples=arm.spent.samples,
         tokens_sampled=arm.spent.tokens_sampled,
@@ -303,6 +305,7 @@ def _notes(setup: Setup, outcomes: Sequence[SeedOutcome]) -> list[str]:
         ),
         "The start is the model after a supervised warm-up on gold answers: it is the SFT arm.",
     ]
+    notes += [words for words in (without_majority(recipe.evaluation, setup.eval_rewards), *setup.fixed) if words]
     notes += [f"Rows that can't be used: {words}." for words in setup.left_out]
     if setup.judge is not None:
         notes.append(f"Judged tasks ({', '.join(setup.judged)}): {setup.judge.caveat}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from omni_thinker.baselines.sft import WarmupReport, WarmupState, warm_up
+from omni_thinker.compare.at_k import with_measures
 from omni_thinker.policy.make import make_policy
 from omni_thinker.protocol import Policy
 from omni_thinker.recipe import scheduled_arms
@@ -235,22 +236,29 @@ class Session:
         self.progress.show(f"{arm}: answering the {split} problems")
         self.weights.ensure_loaded()
         began = time.monotonic()
-        result = evaluate(
-            self.policy,
-            self.pools[split],
-            self.setup.eval_rewards,
-            self.setup.max_tokens,
-            params=self.recipe.evaluation.sampling,
-            seed=study_seed(self.seed, split),
-            stops=self.setup.stops,
-            thinking=self.setup.thinking,
-            max_error_rate=self.recipe.rl.max_error_rate,
-        )
+
+        def answers(params: SamplingParams) -> Evaluation:
+            return evaluate(
+                self.policy,
+                self.pools[split],
+                self.setup.eval_rewards,
+                self.setup.max_tokens,
+                params=params,
+                seed=study_seed(self.seed, split),
+                stops=self.setup.stops,
+                thinking=self.setup.thinking,
+                max_error_rate=self.recipe.rl.max_error_rate,
+            )
+
+        spec = self.recipe.evaluation
+        greedy = answers(spec.sampling_greedy) if spec.greedy and split == "test" else None
+        result = with_measures(answers(spec.sampling), spec, self.setup.eval_rewards, greedy)
         seconds = time.monotonic() - began
         self.progress.unit(split, seconds)
         self.log(arm, split, step, seconds, result.metrics, stage)
         self._keep_samples(arm, split, step, stage, result)
-        return {"values": result.values, "metrics": result.metrics, "tokens": result.tokens}
+        row = {"values": result.values, "metrics": result.metrics, "tokens": result.tokens}
+        return row | ({"measures": result.measures} if result.measures else {})
 
     def checkpoints(self, name: str) -> Checkpoints:
         """The checkpoints of one training."""

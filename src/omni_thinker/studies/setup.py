@@ -81,6 +81,16 @@ class Setup:
         """A line about each task that some rows were left out of."""
         return [refused.words() for refused in self.refused.values() if refused.count]
 
+    @property
+    def fixed(self) -> list[str]:
+        """A line about each task whose test problems come from files of their own."""
+        sets = {name: spec.test_set for name, spec in self.recipe.tasks.items() if spec.test_set is not None}
+        return [
+            f"Test problems of {name}: {len(self.pools['test'][name])} of {', '.join(test.files)}. None has a prompt "
+            "that is trained on."
+            for name, test in sets.items()
+        ]
+
     def keep_drawn(self, folder: Path) -> None:
         """Write the problems that were drawn of reasoning-gym into a run's directory."""
         for task in self.drawn:

@@ -16,6 +16,7 @@ from omni_thinker.tasks.files import file_task
 from omni_thinker.tasks.gym import GymTask
 from omni_thinker.tasks.hf import hf_task
 from omni_thinker.tasks.pool import PooledTask, refuse_keys
+from omni_thinker.tasks.test_set import WithTestSet
 from omni_thinker.types import SPLITS, Problem, Split, TaskName, content_hash
 
 TASKS: Mapping[str, type[PooledTask]] = {task.kind: task for task in (MathTask, CodingTask, QaTask, WritingTask)}
@@ -65,6 +66,11 @@ def under(problem: Problem, system: str | None) -> Problem:
 
 def make_task(name: TaskName, spec: TaskSpec) -> Task:
     """The task that `spec` describes. Raises UserError naming the key where it can't be made."""
+    task = _from_source(name, spec)
+    return task if spec.test_set is None else WithTestSet(task, spec, spec.test_set)
+
+
+def _from_source(name: TaskName, spec: TaskSpec) -> Task:
     kind, _, name_of_builtin = spec.source.partition(":")
     if spec.source == "jsonl":
         return file_task(name, spec)
@@ -74,6 +80,7 @@ def make_task(name: TaskName, spec: TaskSpec) -> Task:
     if kind == "builtin" and name_of_builtin in TASKS:
         return TASKS[name_of_builtin](name, spec)
     if kind == "reasoning_gym":
+        refuse_keys(name, spec, ("test_set",))  # rows have no entry that a set's scorer could read
         return GymTask(name, spec)
     if kind == "python":
         return _python_task(name, spec)

@@ -2,6 +2,7 @@
 
 import ast
 import unicodedata
+from collections.abc import Hashable
 from typing import Any
 
 from omni_thinker.rewards.extract import Found, without_thoughts
@@ -17,6 +18,8 @@ class Exact(SamplePart):
     A gold that is a Python literal is compared as a value, types included (1 is neither True nor 1.0; 'a' is "a").
     Any other gold is compared as text: NFKC, white space collapsed, case kept. Back-ticks around it don't count."""
 
+    votes = True
+
     async def score_sample(self, sample: Sample, problem: Problem) -> Score:
         if problem.answer is None:
             return Score.error("no gold answer")
@@ -28,6 +31,14 @@ class Exact(SamplePart):
         if not also:
             return _scored(found, "no literal")
         return _scored(found, None if bool(_typed(value) == _typed(other)) else "not the gold value")
+
+    def answer_of(self, sample: Sample, problem: Problem) -> Hashable | None:
+        """The value of a literal where the gold is one, else the text."""
+        text = _taken(sample.text).text
+        if not text:
+            return None
+        (literal, _), (also, value) = _literal(_bare(problem.answer or "")), _literal(text)
+        return (True, _typed(value)) if literal and also else (False, _spaced(text))
 
     def check(self, problem: Problem) -> str | None:
         return None if problem.answer is not None and problem.answer.strip() else "exact needs an answer"

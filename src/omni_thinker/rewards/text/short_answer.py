@@ -1,7 +1,7 @@
 """Short answers: equality after normalisation."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import lru_cache
 
 from omni_thinker.rewards.extract import Found, without_thoughts
@@ -35,6 +35,8 @@ class ShortAnswer(SamplePart):
     and so is the letter of an option, unless data["letters_ok"]: then "B", "(B)" and "B) text" count, too, the letter
     being the gold's place in data["choices"]."""
 
+    votes = True
+
     async def score_sample(self, sample: Sample, problem: Problem) -> Score:
         if problem.answer is None:
             return Score.error("no gold answer")
@@ -49,6 +51,17 @@ class ShortAnswer(SamplePart):
         if problem.data.get("letters_ok") and self._by_letter(found.text, right, problem):
             return valued(1.0, f"{found.words()}, an option's letter")
         return valued(0.0, f"{found.words()}: {self._fault(found.text, right, problem)}")
+
+    def answer_of(self, sample: Sample, problem: Problem) -> Hashable | None:
+        """The normal form of the answer; of the letter of an option, where that counts, the option's."""
+        text = _taken(without_thoughts(sample.text).strip()).text
+        if problem.data.get("letters_ok"):
+            bare = _MARKS.sub("", text).strip().casefold()
+            letter = _LABEL.fullmatch(bare) or _LETTER.fullmatch(bare)
+            choices = _strings(problem, "choices")
+            if letter and (place := ord(letter[1]) - ord("a")) < len(choices):
+                return normalise(choices[place])
+        return normalise(text) or None
 
     def _by_letter(self, text: str, right: frozenset[str], problem: Problem) -> bool:
         by_letter, by_text = _labelled(text, right, problem)

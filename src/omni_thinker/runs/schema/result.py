@@ -33,6 +33,8 @@ class ArmRun:
     """Accuracy on each task's test problems."""
     validation: Row
     """Accuracy on each task's validation problems after training."""
+    measures: Mapping[TaskName, Row] = field(default_factory=dict)
+    """By task: `pass@k`, `majority@k` and `greedy` on the test problems, as the recipe's `evaluation` asks for them."""
     steps: Count
     """RL steps. Evaluations and the warm-up are not counted here or below."""
     samples: Count
