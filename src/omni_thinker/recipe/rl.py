@@ -17,6 +17,8 @@ arXiv 2409.20370)."""
 LossName = Literal["grpo", "dapo", "dr_grpo", "gspo", "cispo"]
 Advantage = Literal["auto", "grpo", "dr_grpo", "rloo", "reinforce_pp", "gdpo", "rank", "preference"]
 Truncated = Literal["keep", "mask"]
+Schedule = Literal["constant", "linear", "cosine", "wsd"]
+"""Linear and cosine: arXiv 1608.03983 without restarts; WSD, warm-up, stable, decay: 2404.06395."""
 Delta = Annotated[float, Field(gt=1.0, strict=True)]
 TopShare = Annotated[float, Field(gt=0.0, le=1.0, strict=True)]
 GroupSize = Annotated[int, Field(ge=2, le=MAX_INT, strict=True)]
@@ -89,9 +91,16 @@ class RlSpec(Table):
     temperature: PositiveFloat = 1.0
     """Of the answers that are trained on."""
     lr: PositiveFloat = 1e-5
-    """Learning rate."""
+    """Learning rate, the highest of a schedule."""
     lr_warmup_steps: Count = 2
     """Steps over which an arm's learning rate rises to `lr`."""
+    lr_schedule: Schedule = "constant"
+    """What the learning rate does after that, over all steps of an arm whatever its stages: stay, fall in a line, fall
+    as half a cosine, or stay and fall at the end (WSD)."""
+    lr_min: Share = 0.0
+    """What it falls to, as a share of `lr`."""
+    lr_decay: TopShare = 0.1
+    """Share of an arm's steps, the last ones, over which `wsd` falls in a line."""
     weight_decay: NonNegative = 0.0
     """AdamW's decay."""
     max_grad_norm: PositiveFloat = 1.0
@@ -173,6 +182,10 @@ class RlSpec(Table):
         """eps_low and eps_high: the recipe's own, else the published ones."""
         low, high = self.eps_low, self.eps_high
         return self.preset.eps_low if low is None else low, self.preset.eps_high if high is None else high
+
+    def decay_steps(self, steps: int) -> int:
+        """Steps over which the schedule `wsd` falls, of `steps` in all; at least 1."""
+        return max(1, round(self.lr_decay * steps))
 
     @property
     def estimator(self) -> str:

@@ -9,6 +9,7 @@ from omni_thinker.recipe.cluster import ClusterSpec
 from omni_thinker.recipe.engines.choice import EngineSpec, is_remote
 from omni_thinker.recipe.engines.tinker import PREFIX
 from omni_thinker.recipe.judge import JudgeSpec
+from omni_thinker.recipe.long import check_schedule
 from omni_thinker.recipe.models import ModelSpec
 from omni_thinker.recipe.rl import EvalSpec, RlSpec, WarmupSpec, check_rl
 from omni_thinker.recipe.study import StudySpec, check_arms, check_replan
@@ -82,6 +83,7 @@ class Recipe(Table):
             raise UserError("a transfer matrix needs two tasks or more", key="study.probes")
         if study.replan:
             check_replan(study)
+        check_schedule(self.rl, study.steps)
         return self
 
     @property

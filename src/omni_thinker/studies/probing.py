@@ -19,6 +19,7 @@ from omni_thinker.protocol import SketchesGradients
 from omni_thinker.recipe import ProbeKind, Recipe
 from omni_thinker.rl.evaluate import Evaluation
 from omni_thinker.rl.gradient import add_policy_gradient
+from omni_thinker.rl.updates.schedule import learning_rate_of
 from omni_thinker.runs.schema.transfer import Entropies, TransferMatrix
 from omni_thinker.schedulers.stages import Stages
 from omni_thinker.studies.session import ArmResult, Session
@@ -86,7 +87,9 @@ class Probes:
                 self._by_kind["full"].experts[task] = expert
 
         scheduler = Stages([(task, unit.steps)], session.recipe.rl.problems_per_step)
-        spent, _ = session.train(unit.name, scheduler, unit.steps, at_step=at_step)
+        # A probe is the beginning of the single-task arm, also where there is none.
+        whole = session.recipe.study.steps
+        spent, _ = session.train(unit.name, scheduler, unit.steps, at_step=at_step, whole=whole)
         if not unit.arm:
             return None
         if session.recipe.study.single_budget == "full":
@@ -100,7 +103,7 @@ class Probes:
         session, fresh = self._adapters
         session.weights.load(fresh)
         scheduler = Stages([(unit.task, unit.steps)], session.recipe.rl.problems_per_step)
-        spent, _ = session.train(unit.name, scheduler, unit.steps)
+        spent, _ = session.train(unit.name, scheduler, unit.steps, whole=session.recipe.study.steps)
         evaluation = session.evaluate(unit.name, "validation", unit.steps)
         probed = self._by_kind["lora"]
         probed.note(unit.task, evaluation, spent)
@@ -189,10 +192,10 @@ def _sketches(session: Session, task: TaskName, steps: int) -> dict[str, Any]:
 
 
 def _rates(recipe: Recipe, tasks: Mapping[TaskName, Gradients]) -> dict[TaskName, float]:
-    """Learning rates summed over a stage of each task."""
-    stages = dict(even_stages(list(recipe.tasks), recipe.study.steps))
-    warmup = max(1, recipe.rl.lr_warmup_steps)
-    return {task: sum(recipe.rl.lr * min(1.0, (step + 1) / warmup) for step in range(stages[task])) for task in tasks}
+    """Learning rates summed over a stage of each task, the first of an arm."""
+    whole = recipe.study.steps
+    stages = dict(even_stages(list(recipe.tasks), whole))
+    return {task: sum(learning_rate_of(recipe.rl, step, whole) for step in range(stages[task])) for task in tasks}
 
 
 def _matrix(

@@ -202,9 +202,10 @@ class Session:
         at_step: Callable[[Cost], None] | None = None,
         stage_ends: bool = False,
         on_stage: Callable[[Sequence[Stage]], None] | None = None,
+        whole: int | None = None,
     ) -> tuple[Cost, list[Stage]]:
         """Train the wanted weights, and keep what comes of it: what it cost, and the stages that ended (`Training`)."""
-        training = Training(self, arm, scheduler, steps)
+        training = Training(self, arm, scheduler, steps, whole)
         return training.run(at_step=at_step, stage_ends=stage_ends, on_stage=on_stage)
 
     def learner(self, rewards: Mapping[TaskName, Reward], arm: str = "") -> Learner:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from omni_thinker.errors import UserError
 from omni_thinker.rl.evaluate import Evaluation
 from omni_thinker.rl.loop import Diverged, Learner, StepResult
+from omni_thinker.rl.updates.schedule import learning_rate_of
 from omni_thinker.runs.files import checksum, write_whole
 from omni_thinker.runs.stopping import Stop, stopping
 from omni_thinker.schedulers.base import Scheduler
@@ -54,8 +55,13 @@ class Training:
     Steps that the journal knows are replayed: only what they cost is read. The first one after them takes weights,
     moments, learner and scheduler from the last checkpoint."""
 
-    def __init__(self, session: "Session", arm: str, scheduler: Scheduler, steps: int) -> None:
+    def __init__(
+        self, session: "Session", arm: str, scheduler: Scheduler, steps: int, whole: int | None = None
+    ) -> None:
+        """whole: the steps that the schedule of the learning rate is over, by default `steps`; what is trained alone
+        begins as an arm of these would."""
         self._session, self._arm, self._scheduler, self._steps = session, arm, scheduler, steps
+        self._whole = whole or steps
         self._key = f"{session.seed} train {arm}"
         self._known = session.run.journal.begin(self._key)
         self._checkpoints = session.checkpoints(arm)
@@ -122,7 +128,8 @@ class Training:
         """One step, logged; all that the arm has cost with it."""
         session, began = self._session, time.monotonic()
         try:
-            result = self._learner.step(self._scheduler.quotas(step), step)
+            rate = learning_rate_of(session.recipe.rl, step, self._whole)
+            result = self._learner.step(self._scheduler.quotas(step), step, rate)
         except Diverged as exc:
             path = session.run.write_json("diverged.json", {"arm": self._arm, "step": step + 1, **exc.evidence})
             raise UserError(f"{exc.message}; the batch is in {path}", key=exc.key) from None
