@@ -156,6 +156,11 @@ class RlSpec(Table):
     minibatches: Positive = 1
     """Optimiser steps per batch of samples; above 1 the later ones are off-policy and clipped. Doesn't count where
     `update` is "task"."""
+    epochs: Positive = 1
+    """Passes over the batches of a step, each with its updates (PPO, arXiv 1707.06347)."""
+    accumulate: Positive = 1
+    """Calls of the trainer that the gradient of an update is added up over, each with its part of the groups. It
+    changes nothing but rounding; the torch trainer cuts what it is given to its memory anyway."""
     refill_rounds: Count = 1
     """How often zero-variance groups are replaced by fresh problems of the same task within a step."""
     refill_most: Positive = 1

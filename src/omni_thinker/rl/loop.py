@@ -96,7 +96,7 @@ class Learner:
         batches = build_batches(trained, self.spec, longest, order, drawn, self._specs)
         batch = [group for minibatch in batches for group in minibatch]
         mismatch: Metrics = {}
-        if temperatures := self._recomputed(len(batches)):
+        if temperatures := self._recomputed(len(batches) * self.spec.epochs):
             with clock("train"):
                 batches, mismatch = self._recompute(batches, temperatures)
         learning_rate = learning_rate_of(self.spec, number) if rate is None else rate
@@ -117,7 +117,7 @@ class Learner:
         metrics["groups_trained/all"] = float(len(batch))
         metrics |= {f"seconds/{phase}": seconds for phase, seconds in clock.seconds.items()}
         sampled = sum(len(sample.tokens) for group in groups for sample in group.group.samples)
-        return StepResult(metrics, tuple(groups), sampled, sum(group.drawn for group in batch))
+        return StepResult(metrics, tuple(groups), sampled, self.spec.epochs * sum(group.drawn for group in batch))
 
     def state(self) -> dict[str, Any]:
         """The state outside the policy as plain JSON, for `restore`."""
@@ -231,7 +231,8 @@ class Learner:
         stats: dict[TaskName, TokenStats] = {}
         sketches: Sketches = {}
         losses, norms_, applied = list[float](), list[float](), list[bool]()
-        for batch in batches:  # none where every group was unanimous: such a step has nothing to teach
+        # None where every group was unanimous: such a step has nothing to teach.
+        for place, batch in enumerate(batches * spec.epochs):
             factors = self._balance.factors(batch, quotas)
             with clock("train"):
                 report = add_gradient(
