@@ -166,6 +166,17 @@ class RlSpec(Table):
     refill_most: Positive = 1
     """Problems drawn for one that is replaced: as many as it lately took to find one with signal, at most this many
     (arXiv 2602.05547). Both at 8 keep the trained mix at the asked one; both at 1 are cheap."""
+    evaluate_every: Count = 0
+    """Steps between two interim validations of an arm, on the same problems with the same draws each time; 0: none."""
+    evaluate_problems: Count = 0
+    """Validation problems of each task in these, with one answer each; 0: as many as `evaluate_share` allows."""
+    evaluate_share: TopShare = 0.1
+    """Most answers that interim validations may draw, as a share of those that training asks for."""
+    keep: Literal["last", "best"] = "last"
+    """Which weights of an arm are tested: the last, or those of the interim validation with the highest mean, which is
+    a choice on validation."""
+    patience: Count = 0
+    """An arm ends after so many interim validations in a row without a rise beyond its standard error; 0: never."""
     kl_every: Count = 4
     """Measure the KL to the start every so many steps (0: never). It costs one extra forward pass."""
     score_deadline_s: PositiveFloat = 1800.0

@@ -9,7 +9,7 @@ from omni_thinker.recipe.cluster import ClusterSpec
 from omni_thinker.recipe.engines.choice import EngineSpec, is_remote
 from omni_thinker.recipe.engines.tinker import PREFIX
 from omni_thinker.recipe.judge import JudgeSpec
-from omni_thinker.recipe.long import check_schedule
+from omni_thinker.recipe.long import check_schedule, interim_problems
 from omni_thinker.recipe.models import ModelSpec
 from omni_thinker.recipe.rl import EvalSpec, RlSpec, WarmupSpec, check_rl
 from omni_thinker.recipe.study import StudySpec, check_arms, check_replan
@@ -84,6 +84,7 @@ class Recipe(Table):
         if study.replan:
             check_replan(study)
         check_schedule(self.rl, study.steps)
+        _ = self.interim_problems
         return self
 
     @property
@@ -96,6 +97,12 @@ class Recipe(Table):
         """The model whose tokenizer, chat template and config are those of the trained one."""
         tokenizer = self.engine.tinker.tokenizer if self.remote else ""
         return self.model.model_copy(update={"name": PREFIX + tokenizer}) if tokenizer else self.model
+
+    @property
+    def interim_problems(self) -> int:
+        """Validation problems of each task in an interim validation; 0: there are none."""
+        smallest = min(self.rl_of(task).group_size for task in self.tasks)
+        return interim_problems(self.rl, len(self.tasks), smallest, self.evaluation.validation_problems)
 
     def rl_of(self, task: str) -> RlSpec:
         """`[rl]` with what a task has of its own."""

@@ -25,11 +25,12 @@ from omni_thinker.runs.schema.result import (
     Warmup,
 )
 from omni_thinker.runs.schema.transfer import TransferMatrix
+from omni_thinker.studies.budget import Cost
 from omni_thinker.studies.probing import Probed
 from omni_thinker.studies.scheduled import joint_weights
 from omni_thinker.studies.session import ArmResult
 from omni_thinker.studies.setup import Setup
-from omni_thinker.studies.training import Cost, Stage
+from omni_thinker.studies.training import Stage
 from omni_thinker.studies.units import even_stages
 from omni_thinker.transfer.assumptions import ProbeScores, check_assumptions
 from omni_thinker.transfer.entropy import entropy_finding, stage_changes
