@@ -106,7 +106,7 @@ def test_optimiser_follows_the_schedule_as_theirs_does(dtype: torch.dtype) -> No
     torch.manual_seed(0)
     own, steps = spec("cosine", lr=1e-2, lr_warmup_steps=0), 6
     param = torch.nn.Parameter(torch.randn(64).to(dtype))
-    twin = torch.nn.Parameter(param.detach().float())
+    twin = torch.nn.Parameter(param.detach().float().clone())
     masters = Masters([param])
     optimizer = torch.optim.AdamW([twin], lr=1e-2, betas=BETAS, eps=EPS, weight_decay=0.1)
     scheduler = get_scheduler("cosine", optimizer, 0, steps)

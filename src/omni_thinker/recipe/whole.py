@@ -12,7 +12,7 @@ from omni_thinker.recipe.judge import JudgeSpec
 from omni_thinker.recipe.long import check_schedule, interim_problems
 from omni_thinker.recipe.models import ModelSpec
 from omni_thinker.recipe.rl import EvalSpec, RlSpec, WarmupSpec, check_rl
-from omni_thinker.recipe.study import StudySpec, check_arms, check_replan
+from omni_thinker.recipe.study import StudySpec, check_arms, check_budget, check_replan
 from omni_thinker.recipe.tasks import RESERVED, TASK_NAME, TASK_NAME_LENGTH, TaskSpec
 from omni_thinker.recipe.types import Table
 
@@ -75,6 +75,7 @@ class Recipe(Table):
         ):
             if len(set(values)) < len(values):
                 raise UserError("names one of them twice", key=f"study.{key}")
+        check_budget(study)
         check_arms(study, list(self.tasks))
         staged = {"single", "curriculum", "curriculum_net", "reverse", "merge"} & set(study.arms) or study.probes
         if study.steps < len(self.tasks) and staged:

@@ -7,6 +7,7 @@ import numpy as np
 
 from omni_thinker.types import TaskName
 
+_ROUNDING = 1e-9
 Values = Mapping[TaskName, Mapping[str, float]]
 """Mean score of each problem, by task and problem."""
 
@@ -50,4 +51,4 @@ def rises(before: Values, now: Values, tasks: Sequence[TaskName]) -> bool:
             return False
         means.append(float(np.mean(differences)))
         variances.append(float(np.var(differences, ddof=1)) / len(differences))
-    return float(np.mean(means)) > sqrt(sum(variances)) / len(tasks)
+    return float(np.mean(means)) > sqrt(sum(variances)) / len(tasks) + _ROUNDING

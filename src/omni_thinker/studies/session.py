@@ -220,7 +220,8 @@ class Session:
 
     def budget(self, steps: int, whole: int | None = None) -> Budget:
         """So many steps of the plan. whole: those that the learning rate's schedule is over, by default the same."""
-        return Budget(steps, whole or steps)
+        study = self.recipe.study
+        return Budget(steps, whole or steps, study.tokens / study.steps)  # no tokens: steps count
 
     def trained(self, arm: str, outcome: Outcome) -> ArmResult:
         """The arm with the weights that its training kept, and what validation says of these."""
