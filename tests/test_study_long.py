@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mortal import Killed, Mortal
 from omni_thinker.errors import UserError
 from omni_thinker.recipe import Recipe, load_recipe
 from omni_thinker.report.html import render
@@ -24,12 +25,11 @@ from omni_thinker.studies.budget import MOST_STEPS, Budget, Cost
 from omni_thinker.studies.interim import Watch, rises
 from omni_thinker.studies.study import run_study
 from test_resume import traces
-from unigram_policy import Killed, MortalPolicy
 
 RECIPE = """
 [model]
 name = "tiny"
-policy = "python:unigram_policy:MortalPolicy"
+policy = "python:mortal:MortalUnigram"
 {tasks}
 [warmup]
 steps = 0
@@ -201,12 +201,16 @@ def test_budget_of_tokens_is_kept_by_every_arm(file: Path) -> None:
     assert any(f"had {tokens} tokens, sampled and trained" in note for note in result["notes"])
 
 
-@pytest.mark.parametrize("kills", [(3, 2), (9, 1, 4), (14, 7, 7)])
+@pytest.mark.parametrize(
+    ("policy", "kills"), [("Unigram", (3, 2)), ("Unigram", (9, 1, 4)), ("Unigram", (14, 7, 7)), ("Torch", (5, 4))]
+)
 def test_killed_study_with_every_option_ends_as_undisturbed(
-    file: Path, kills: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    file: Path, policy: str, kills: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = (
         *INTERIM,
+        f"model.policy='python:mortal:Mortal{policy}'",
+        *(['study.arms=["start", "joint"]'] if policy == "Torch" else []),
         "rl.keep='best'",
         "rl.patience=2",
         "rl.epochs=2",
@@ -219,10 +223,10 @@ def test_killed_study_with_every_option_ends_as_undisturbed(
     )
     undisturbed, _ = study(file, "undisturbed", *options)
     for number, left in enumerate(kills):
-        monkeypatch.setattr(MortalPolicy, "left", left)
+        monkeypatch.setattr(Mortal, "left", left)
         with pytest.raises(Killed):
             study(file, "killed", *options, resume=number > 0)
-    monkeypatch.setattr(MortalPolicy, "left", -1)
+    monkeypatch.setattr(Mortal, "left", -1)
     killed, _ = study(file, "killed", *options, resume=True)
     assert traces(killed) == traces(undisturbed)
 

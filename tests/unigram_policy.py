@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -110,19 +110,3 @@ class UnigramPolicy:
     def export(self, path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         self.save_weights(path / "model.safetensors")
-
-
-class Killed(Exception):
-    """The process ended here, as far as a study can tell."""
-
-
-class MortalPolicy(UnigramPolicy):
-    """Ends the study at its update number `left`; below 0: never."""
-
-    left: ClassVar[int] = -1
-
-    def optim_step(self, optim: OptimParams) -> OptimReport:
-        if MortalPolicy.left == 0:
-            raise Killed
-        MortalPolicy.left -= 1
-        return super().optim_step(optim)

@@ -37,6 +37,7 @@ def interim(run: RunData) -> Markup | None:
             _rates(grid[len(run.tasks)], run, arms)
         for axes in grid[panels:]:
             axes.set_visible(False)
+            grid[panels - columns].tick_params(labelbottom=True)  # nothing stands below it
         figure.supxlabel("RL steps of the arm", fontsize=8.5)
         figure.supylabel("accuracy on interim problems", fontsize=8.5)
         figure.legend(handles=_keys(run, arms), loc="outside upper left", ncols=4, handlelength=1.6, columnspacing=1.6)
@@ -58,7 +59,10 @@ def _curve(axes: Axes, run: RunData, arm: str, task: str) -> None:
     if len(curves) > 1:
         for points in curves.values():
             axes.plot(*zip(*points, strict=True), color=colour, linewidth=0.7, alpha=0.55)
-    axes.plot(*zip(*series.average(curves), strict=True), "-o", color=colour, linewidth=2, markersize=3)
+    # Where a seed ended early, the mean of the others would be a jump.
+    shared = set.intersection(*({step for step, _ in points} for points in curves.values()))
+    mean = [point for point in series.average(curves) if point[0] in shared]
+    axes.plot([step for step, _ in mean], [value for _, value in mean], "-o", color=colour, linewidth=2, markersize=3)
     for item in run.result.arms[arm]:
         kept = [(step, value) for step, value in curves.get(item.seed, []) if step == item.selected]
         if kept:
