@@ -167,8 +167,9 @@ class BestWeights:
         self._drop(None)
 
     def _drop(self, below: int | None) -> None:
-        for path in self._session.weights.folder.glob(f"{slug(self._arm)}.best.*"):
-            if below is None or int(path.name.split(".")[-2]) < below:
+        mark = f"{slug(self._arm)}.best."
+        for path in self._session.weights.folder.glob(f"{mark}*"):
+            if below is None or int(path.name.removeprefix(mark).partition(".")[0]) < below:
                 remove(path)
                 self._session.run.files.dropped(path)
 
