@@ -240,7 +240,7 @@ def test_times_come_from_a_run_or_a_file_and_make_a_forecast(tmp_path: Path) -> 
     ]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
     pace = pace_from(tmp_path)
-    assert pace == {"warmup": 1.0, "check": 4.0, "step": 3.0, "validation": 6.0, "test": 6.0}
+    assert pace == {"warmup": 1.0, "check": 4.0, "step": 3.0, "interim": 6.0, "validation": 6.0, "test": 6.0}
     given_times = tmp_path / "times.json"
     given_times.write_text(json.dumps(pace), "utf-8")
     assert pace_from(given_times) == pace

@@ -57,8 +57,7 @@ def test_study_on_a_full_disk_resumes_to_the_same_result(
     room, size = tmp_path / "room", 64_000_000
     room.mkdir()
     wrap = ("bwrap", "--dev-bind", "/", "/", "--size", size, "--tmpfs", room, "bash", "-c", FULL, "bash")
-    arguments = (room, size - free, sys.executable, repo / "recipes" / "tiny.toml", tmp_path, *QUICK)
-    arguments = (*arguments, *([jobs] if jobs else []))
+    arguments = (room, size - free, sys.executable, repo / "recipes" / "tiny.toml", tmp_path, *QUICK, *jobs.split())
     done = subprocess.run(list(map(str, (*wrap, *arguments))), capture_output=True, text=True, check=False, timeout=280)
     assert (tmp_path / "code").read_text("utf-8") == "1\n", (tmp_path / "first").read_text("utf-8")[-2000:]
     last = (tmp_path / "first").read_text("utf-8").splitlines()[-1]

@@ -15,7 +15,7 @@ from omni_thinker.plugins import Registry, did_you_mean, load_class
 from omni_thinker.policy.make import make_policy
 from omni_thinker.recipe import ModelSpec, load_recipe
 from omni_thinker.recipe.schedulers import read_scheduler
-from omni_thinker.schedulers.base import Scheduler
+from omni_thinker.schedulers.base import InParts, Scheduler
 from omni_thinker.schedulers.own import OwnConfig
 from omni_thinker.studies.setup import prepare
 from omni_thinker.studies.study import run_study
@@ -157,6 +157,23 @@ def test_scheduler_that_fails_later_names_itself_and_its_method(
         _built("failing_later", "Late", frost=2)
     with pytest.raises(UserError, match="no class 'Lait'; it has Late"):
         _built("failing_later", "Lait")
+
+
+def test_scheduler_with_parts_hears_how_far_a_budget_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in_halves.py").write_text(
+        "from omni_thinker.schedulers.stages import Stages\n\n"
+        "class Halves(Stages):\n"
+        "    def __init__(self, tasks, problems_per_step):\n"
+        "        super().__init__([(task, 4) for task in tasks], problems_per_step)\n"
+    )
+    scheduler = _built("in_halves", "Halves")
+    assert isinstance(scheduler, InParts)
+    assert [scheduler.stage(step) for step in (3, 4)] == ["math", "qa"]
+    scheduler.pace(1, 3.9)
+    scheduler.pace(2, 4.1)
+    assert [scheduler.stage(step) for step in (1, 2, 9)] == ["math", "qa", "qa"]
+    assert [scheduler.is_last(step) for step in (1, 2)] == [False, True]
 
 
 @pytest.mark.parametrize("state", ["{'seen': {1, 2}}", "{1: 2}", "{'pair': (1, 2)}", "{'value': float('inf')}"])

@@ -53,7 +53,7 @@ def traces(out: Path) -> dict[str, Any]:
         row["metrics"] = {name: value for name, value in row["metrics"].items() if not name.startswith("seconds/")}
     found: dict[str, Any] = {"metrics": rows}
     for name in ("samples.jsonl", "references.jsonl"):
-        found[name] = (out / name).read_text("utf-8")
+        found[name] = (out / name).read_text("utf-8") if (out / name).exists() else ""
     for name in sorted(path.name for path in out.glob("*.json") if path.name != "status.json"):
         found[name] = without_times(json.loads((out / name).read_text("utf-8")))
     for path in sorted((out / "models").rglob("*.safetensors")):

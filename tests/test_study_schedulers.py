@@ -20,11 +20,12 @@ from omni_thinker.rl.evaluate import Evaluation
 from omni_thinker.schedulers.base import Config
 from omni_thinker.schedulers.mixture import Mixture
 from omni_thinker.schedulers.stages import read_stages
+from omni_thinker.studies.budget import Cost
 from omni_thinker.studies.result import _as_trained
 from omni_thinker.studies.scheduled import check_schedulers, make_scheduler
 from omni_thinker.studies.session import ArmResult
 from omni_thinker.studies.setup import prepare
-from omni_thinker.studies.training import Cost, Stage
+from omni_thinker.studies.training import Stage
 from omni_thinker.studies.units import probe_lengths, steps_after_probe
 from test_faults_study import QUICK, begin, journalled, wait_for
 from test_resume import traces

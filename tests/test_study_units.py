@@ -33,7 +33,8 @@ def test_default_study_has_the_expected_units_needs_and_work() -> None:
     assert needs["joint"] == ("start",)
     assert needs["plan"] == needs["merge"] == singles
     # 6 arms of 48 steps; start, four probes of 12 steps and their whole arms, four stages, joint, merge
-    assert plan.total == {"warmup": 40, "check": 9, "step": 6 * 48, "validation": 1 + 8 + 4 + 1 + 1, "test": 8}
+    evaluations = {"interim": 0, "validation": 1 + 8 + 4 + 1 + 1, "test": 8}
+    assert plan.total == {"warmup": 40, "check": 9, "step": 6 * 48, **evaluations}
 
 
 @pytest.mark.parametrize(("steps", "checks"), [(0, 1), (1, 2), (5, 2), (6, 3), (12, 4)])

@@ -155,6 +155,16 @@ class LossReport:
     stats: dict[TaskName, TokenStats] = field(default_factory=dict)
     sketches: dict[TaskName, torch.Tensor] = field(default_factory=dict)
 
+    def __add__(self, other: "LossReport") -> "LossReport":
+        """Of two calls whose gradients add up."""
+        stats, sketches = dict(self.stats), dict(self.sketches)
+        for task, of_task in other.stats.items():
+            stats[task] = stats[task] + of_task if task in stats else of_task
+        for task, sketch in other.sketches.items():
+            sketches[task] = sketches[task] + sketch if task in sketches else sketch
+        computed = self.tokens_computed + other.tokens_computed
+        return LossReport(self.loss + other.loss, computed, stats, sketches)
+
 
 @dataclass(frozen=True, slots=True)
 class OptimParams:

@@ -17,6 +17,8 @@ arXiv 2409.20370)."""
 LossName = Literal["grpo", "dapo", "dr_grpo", "gspo", "cispo"]
 Advantage = Literal["auto", "grpo", "dr_grpo", "rloo", "reinforce_pp", "gdpo", "rank", "preference"]
 Truncated = Literal["keep", "mask"]
+Schedule = Literal["constant", "linear", "cosine", "wsd"]
+"""Linear and cosine: arXiv 1608.03983 without restarts; WSD, warm-up, stable, decay: 2404.06395."""
 Delta = Annotated[float, Field(gt=1.0, strict=True)]
 TopShare = Annotated[float, Field(gt=0.0, le=1.0, strict=True)]
 GroupSize = Annotated[int, Field(ge=2, le=MAX_INT, strict=True)]
@@ -89,9 +91,16 @@ class RlSpec(Table):
     temperature: PositiveFloat = 1.0
     """Of the answers that are trained on."""
     lr: PositiveFloat = 1e-5
-    """Learning rate."""
+    """Learning rate, the highest of a schedule."""
     lr_warmup_steps: Count = 2
     """Steps over which an arm's learning rate rises to `lr`."""
+    lr_schedule: Schedule = "constant"
+    """What the learning rate does after that, over all steps of an arm whatever its stages: stay, fall in a line, fall
+    as half a cosine, or stay and fall at the end (WSD)."""
+    lr_min: Share = 0.0
+    """What it falls to, as a share of `lr`."""
+    lr_decay: TopShare = 0.1
+    """Share of an arm's steps, the last ones, over which `wsd` falls in a line."""
     weight_decay: NonNegative = 0.0
     """AdamW's decay."""
     max_grad_norm: PositiveFloat = 1.0
@@ -147,11 +156,27 @@ class RlSpec(Table):
     minibatches: Positive = 1
     """Optimiser steps per batch of samples; above 1 the later ones are off-policy and clipped. Doesn't count where
     `update` is "task"."""
+    epochs: Positive = 1
+    """Passes over the batches of a step, each with its updates (PPO, arXiv 1707.06347)."""
+    accumulate: Positive = 1
+    """Calls of the trainer that the gradient of an update is added up over, each with its part of the groups. It
+    changes nothing but rounding; the torch trainer cuts what it is given to its memory anyway."""
     refill_rounds: Count = 1
     """How often zero-variance groups are replaced by fresh problems of the same task within a step."""
     refill_most: Positive = 1
     """Problems drawn for one that is replaced: as many as it lately took to find one with signal, at most this many
     (arXiv 2602.05547). Both at 8 keep the trained mix at the asked one; both at 1 are cheap."""
+    evaluate_every: Count = 0
+    """Steps between two interim validations of an arm, on the same problems with the same draws each time; 0: none."""
+    evaluate_problems: Count = 0
+    """Validation problems of each task in these, with one answer each; 0: as many as `evaluate_share` allows."""
+    evaluate_share: TopShare = 0.1
+    """Most answers that interim validations may draw, as a share of those that training asks for."""
+    keep: Literal["last", "best"] = "last"
+    """Which weights of an arm are tested: the last, or those of the interim validation with the highest mean, which is
+    a choice on validation."""
+    patience: Count = 0
+    """An arm ends after so many interim validations in a row without a rise beyond its standard error; 0: never."""
     kl_every: Count = 4
     """Measure the KL to the start every so many steps (0: never). It costs one extra forward pass."""
     score_deadline_s: PositiveFloat = 1800.0
@@ -173,6 +198,10 @@ class RlSpec(Table):
         """eps_low and eps_high: the recipe's own, else the published ones."""
         low, high = self.eps_low, self.eps_high
         return self.preset.eps_low if low is None else low, self.preset.eps_high if high is None else high
+
+    def decay_steps(self, steps: int) -> int:
+        """Steps over which the schedule `wsd` falls, of `steps` in all; at least 1."""
+        return max(1, round(self.lr_decay * steps))
 
     @property
     def estimator(self) -> str:

@@ -16,10 +16,15 @@ ProbeKind = Literal["full", "short", "lora", "gradient"]
 
 
 class StudySpec(Table):
-    """Arms at equal budget: every trained arm spends `steps` RL steps in all."""
+    """Arms at equal budget: every trained arm spends `steps` RL steps in all, or `tokens`."""
 
     steps: Positive = 48
-    """RL steps of each trained arm."""
+    """RL steps of each trained arm. Where tokens are the budget, the parts that plans cut these into."""
+    budget: Literal["steps", "tokens"] = "steps"
+    """What all trained arms have the same of. Answers of some arms are longer, so the same steps take more tokens."""
+    tokens: Count = 0
+    """Tokens of each trained arm, sampled and trained, where these are the budget. No step begins once they are
+    spent."""
     seeds: Annotated[tuple[Count, ...], Field(min_length=1)] = (0,)
     """Each seed repeats the whole study."""
     arms: Annotated[tuple[str, ...], Field(min_length=1)] = ("start", "single", "curriculum", "joint", "merge")
@@ -81,6 +86,18 @@ def scheduled_arms(study: StudySpec) -> dict[str, SchedulerSpec]:
         for name in study.arms
         if name not in ARMS
     }
+
+
+def check_budget(study: StudySpec) -> None:
+    """Raises UserError where a budget of tokens has none, or where they are no budget."""
+    if study.budget == "tokens" and study.tokens < study.steps:
+        raise UserError(
+            f"a budget of tokens needs as many as there are steps at least ({study.steps}); result.json of a study in "
+            "steps says what its arms took: tokens_sampled + tokens_trained",
+            key="study.tokens",
+        )
+    if study.budget == "steps" and study.tokens:
+        raise UserError('counts where study.budget = "tokens"', key="study.tokens")
 
 
 def check_arms(study: StudySpec, tasks: list[str]) -> None:

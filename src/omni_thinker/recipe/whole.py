@@ -9,9 +9,10 @@ from omni_thinker.recipe.cluster import ClusterSpec
 from omni_thinker.recipe.engines.choice import EngineSpec, is_remote
 from omni_thinker.recipe.engines.tinker import PREFIX
 from omni_thinker.recipe.judge import JudgeSpec
+from omni_thinker.recipe.long import check_schedule, interim_problems
 from omni_thinker.recipe.models import ModelSpec
 from omni_thinker.recipe.rl import EvalSpec, RlSpec, WarmupSpec, check_evaluation, check_rl
-from omni_thinker.recipe.study import StudySpec, check_arms, check_replan
+from omni_thinker.recipe.study import StudySpec, check_arms, check_budget, check_replan
 from omni_thinker.recipe.tasks import RESERVED, TASK_NAME, TASK_NAME_LENGTH, TaskSpec
 from omni_thinker.recipe.types import Table
 
@@ -75,6 +76,7 @@ class Recipe(Table):
         ):
             if len(set(values)) < len(values):
                 raise UserError("names one of them twice", key=f"study.{key}")
+        check_budget(study)
         check_arms(study, list(self.tasks))
         staged = {"single", "curriculum", "curriculum_net", "reverse", "merge"} & set(study.arms) or study.probes
         if study.steps < len(self.tasks) and staged:
@@ -83,6 +85,8 @@ class Recipe(Table):
             raise UserError("a transfer matrix needs two tasks or more", key="study.probes")
         if study.replan:
             check_replan(study)
+        check_schedule(self.rl, study.steps)
+        _ = self.interim_problems
         return self
 
     @property
@@ -95,6 +99,12 @@ class Recipe(Table):
         """The model whose tokenizer, chat template and config are those of the trained one."""
         tokenizer = self.engine.tinker.tokenizer if self.remote else ""
         return self.model.model_copy(update={"name": PREFIX + tokenizer}) if tokenizer else self.model
+
+    @property
+    def interim_problems(self) -> int:
+        """Validation problems of each task in an interim validation; 0: there are none."""
+        smallest = min(self.rl_of(task).group_size for task in self.tasks)
+        return interim_problems(self.rl, len(self.tasks), smallest, self.evaluation.validation_problems)
 
     def rl_of(self, task: str) -> RlSpec:
         """`[rl]` with what a task has of its own."""

@@ -10,7 +10,7 @@ from jinja2 import BaseLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
 from omni_thinker.errors import UserError
-from omni_thinker.report import plots, signals, svg, tables, traces
+from omni_thinker.report import curves, plots, signals, svg, tables, traces
 from omni_thinker.runs.read import RunData, load_run
 from omni_thinker.runs.schema.base import MACRO
 
@@ -53,7 +53,7 @@ def _context(run: RunData) -> dict[str, Any]:
         "run": run,
         "result": run.result,
         "several": len(run.seeds) > 1,
-        "facts": tables.facts(run),
+        "facts": [*tables.facts(run), *_interim_facts(run)],
         "columns": [*run.tasks, MACRO],
         "arm_rows": tables.arm_rows(run),
         "measure_rows": tables.measure_rows(run),
@@ -69,12 +69,18 @@ def _context(run: RunData) -> dict[str, Any]:
         "figures": {
             "differences": plots.differences(run),
             "learning": plots.learning(run),
+            "interim": curves.interim(run),
             "transfer": plots.transfer(run),
             "forecasts": plots.forecasts(run),
             "entropy": traces.entropy(run),
             "health": traces.health(run),
         },
     }
+
+
+def _interim_facts(run: RunData) -> list[tuple[str, str]]:
+    taken = curves.share_of_time(run)
+    return [("Interim validations", f"{share(taken)} of the time of arms")] if math.isfinite(taken) else []
 
 
 def _package_text(name: str) -> str:

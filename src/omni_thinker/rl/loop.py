@@ -29,6 +29,7 @@ from omni_thinker.rl.stream import ProblemStream, stable_seed
 from omni_thinker.rl.updates.balance import Balance, weighed
 from omni_thinker.rl.updates.mismatch import mismatch_sums, samples_elsewhere, stop_on_mismatch, trainer_logprobs
 from omni_thinker.rl.updates.passes import add_gradient
+from omni_thinker.rl.updates.schedule import learning_rate_of
 from omni_thinker.types import Group, SamplingParams, TaskName, Thinking
 
 MOST_SKIPPED = 3
@@ -79,9 +80,9 @@ class Learner:
         self._refill = Resampler(spec.refill_most)
         self._skipped = 0
 
-    def step(self, quotas: Mapping[TaskName, int], number: int) -> StepResult:
-        """One step of `quotas` problems. `number` counts the arm's steps from 0: its learning rate warms up once,
-        however many stages it has, so that all arms have the same schedule.
+    def step(self, quotas: Mapping[TaskName, int], number: int, rate: float | None = None) -> StepResult:
+        """One step of `quotas` problems. `number` counts the arm's steps from 0. `rate`: the learning rate, by default
+        that of a constant schedule.
 
         Raises UserError where too many scores are errors: a broken reward must not train anything."""
         clock = _Clock()
@@ -95,10 +96,12 @@ class Learner:
         batches = build_batches(trained, self.spec, longest, order, drawn, self._specs)
         batch = [group for minibatch in batches for group in minibatch]
         mismatch: Metrics = {}
-        if temperatures := self._recomputed(len(batches)):
+        if temperatures := self._recomputed(len(batches) * self.spec.epochs):
             with clock("train"):
                 batches, mismatch = self._recompute(batches, temperatures)
-        metrics = self._update(batches, quotas, number, clock) | mismatch
+        learning_rate = learning_rate_of(self.spec, number) if rate is None else rate
+        measure = self.spec.kl_every > 0 and number % self.spec.kl_every == 0
+        metrics = self._update(batches, quotas, learning_rate, measure, clock) | mismatch
         metrics |= group_metrics(groups)
         # Of the first draws alone: refills go on until there is signal, and would make every task look learnable.
         metrics |= {
@@ -114,7 +117,7 @@ class Learner:
         metrics["groups_trained/all"] = float(len(batch))
         metrics |= {f"seconds/{phase}": seconds for phase, seconds in clock.seconds.items()}
         sampled = sum(len(sample.tokens) for group in groups for sample in group.group.samples)
-        return StepResult(metrics, tuple(groups), sampled, sum(group.drawn for group in batch))
+        return StepResult(metrics, tuple(groups), sampled, self.spec.epochs * sum(group.drawn for group in batch))
 
     def state(self) -> dict[str, Any]:
         """The state outside the policy as plain JSON, for `restore`."""
@@ -216,19 +219,25 @@ class Learner:
         return recomputed, {key: metrics[key] for name in names if (key := f"mismatch_abs/{name}") in metrics}
 
     def _update(
-        self, batches: list[list[TrainGroup]], quotas: Mapping[TaskName, int], number: int, clock: "_Clock"
+        self,
+        batches: list[list[TrainGroup]],
+        quotas: Mapping[TaskName, int],
+        learning_rate: float,
+        measure: bool,
+        clock: "_Clock",
     ) -> Metrics:
         spec = self.spec
-        learning_rate = spec.lr * min(1.0, (number + 1) / max(1, spec.lr_warmup_steps))
-        measure = spec.kl_every > 0 and number % spec.kl_every == 0
         metrics: Metrics = {"lr": learning_rate}
         stats: dict[TaskName, TokenStats] = {}
         sketches: Sketches = {}
         losses, norms_, applied = list[float](), list[float](), list[bool]()
-        for batch in batches:  # none where every group was unanimous: such a step has nothing to teach
+        # None where every group was unanimous: such a step has nothing to teach.
+        for place, batch in enumerate(batches * spec.epochs):
             factors = self._balance.factors(batch, quotas)
             with clock("train"):
-                report = add_gradient(self.policy, weighed(batch, factors), self._specs, measure_kl=measure)
+                report = add_gradient(
+                    self.policy, weighed(batch, factors), self._specs, measure_kl=measure and place < len(batches)
+                )
                 if not applied:
                     stop_on_mismatch(report.stats, spec.max_mismatch)
                 optim = self.policy.optim_step(OptimParams(learning_rate, spec.weight_decay, spec.max_grad_norm))

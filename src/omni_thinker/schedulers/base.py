@@ -1,9 +1,10 @@
 """The Scheduler protocol: which task next; and how a recipe's table becomes one."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from bisect import bisect_right
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from omni_thinker.recipe.schedulers import SchedulerSpec
 from omni_thinker.types import TaskName
@@ -24,6 +25,49 @@ class Scheduler(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class InParts(Protocol):
+    """A scheduler whose plan has parts of given lengths, as stages are."""
+
+    def pace(self, step: int, place: float) -> None:
+        """Step `step` begins at `place` of the plan. Called for every step in turn, from 1, where a budget of tokens
+        says how far an arm is; a part then ends where its share of the budget is spent."""
+
+    def is_last(self, step: int) -> bool:
+        """Whether a step belongs to the last part."""
+
+
+class Parts:
+    """Lengths in steps of a plan, one after another."""
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self.lengths = tuple(lengths)
+        self._begun: list[int] = []
+        """Steps with which parts began, where a budget of tokens says so."""
+
+    def at(self, step: int) -> tuple[int, int]:
+        """The part that a step belongs to, and its number in it. Raises IndexError past the end."""
+        if self._begun:
+            part = bisect_right(self._begun, step) - 1
+            return part, step - self._begun[part]
+        for part, length in enumerate(self.lengths):
+            if step < length:
+                return part, step
+            step -= length
+        raise IndexError("past the end of the last part")
+
+    def pace(self, step: int, place: float) -> None:
+        """As `InParts`. Every part has a step at least."""
+        self._begun = self._begun or [0]
+        count = len(self._begun)
+        if count < len(self.lengths) and place >= sum(self.lengths[:count]):
+            self._begun.append(step)
+
+    def is_last(self, step: int) -> bool:
+        """As `InParts`."""
+        return self.at(step)[0] == len(self.lengths) - 1
 
 
 class Stateless:

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 
 from omni_thinker.errors import UserError
 from omni_thinker.plugins import PREFIX, load_class
-from omni_thinker.schedulers.base import Config, Scheduler, Setting
+from omni_thinker.schedulers.base import Config, InParts, Scheduler, Setting
 from omni_thinker.types import TaskName
 
 _METHODS = ("quotas", "stage", "observe", "state_dict", "load_state_dict")
@@ -49,7 +49,7 @@ class OwnConfig(Config):
             raise UserError(f"{made.__name__} can't be made: {_why(made, self.options, exc)}", key=setting.key) from exc
         if lacking := [method for method in _METHODS if not callable(getattr(scheduler, method, None))]:
             raise UserError(f"{made.__name__} isn't a Scheduler: it lacks {', '.join(lacking)}", key=setting.key)
-        guarded = _Guarded(scheduler, setting)
+        guarded = (_GuardedParts if isinstance(scheduler, InParts) else _Guarded)(scheduler, setting)
         guarded.quotas(0)
         guarded.state_dict()
         return guarded
@@ -113,3 +113,13 @@ class _Guarded:
 
     def _refusal(self, words: str) -> UserError:
         return UserError(f"{type(self._scheduler).__name__}: {words}", key=self._setting.key)
+
+
+class _GuardedParts(_Guarded):
+    """One whose plan has parts."""
+
+    def pace(self, step: int, place: float) -> None:
+        self._call("pace", step, place)
+
+    def is_last(self, step: int) -> bool:
+        return bool(self._call("is_last", step))

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from omni_thinker.errors import UserError
 from omni_thinker.recipe.schedulers import refuse_unknown
-from omni_thinker.schedulers.base import Config, Scheduler, Setting
+from omni_thinker.schedulers.base import Config, Parts, Scheduler, Setting
 from omni_thinker.schedulers.mixture import Mixture
 from omni_thinker.types import TaskName
 
@@ -17,6 +17,8 @@ class Phases:
 
     def __init__(self, phases: Sequence[tuple[Scheduler, int]]) -> None:
         self.phases = tuple(phases)
+        self._parts = Parts([steps for _, steps in self.phases])
+        self.pace, self.is_last = self._parts.pace, self._parts.is_last
 
     def quotas(self, step: int) -> Mapping[TaskName, int]:
         scheduler, phase_step = self._at(step)
@@ -39,11 +41,8 @@ class Phases:
 
     def _at(self, step: int) -> tuple[Scheduler, int]:
         """Raises IndexError past the end."""
-        for scheduler, steps in self.phases:
-            if step < steps:
-                return scheduler, step
-            step -= steps
-        raise IndexError("past the end of the last phase")
+        part, phase_step = self._parts.at(step)
+        return self.phases[part][0], phase_step
 
 
 class FirstConfig(Config):

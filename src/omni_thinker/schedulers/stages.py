@@ -7,7 +7,7 @@ from pydantic import Field
 
 from omni_thinker.errors import UserError
 from omni_thinker.recipe.schedulers import refuse_unknown
-from omni_thinker.schedulers.base import Config, Setting, Stateless
+from omni_thinker.schedulers.base import Config, Parts, Setting, Stateless
 from omni_thinker.types import TaskName
 
 
@@ -17,6 +17,8 @@ class Stages(Stateless):
     def __init__(self, stages: Sequence[tuple[TaskName, int]], problems_per_step: int) -> None:
         self.stages = tuple(stages)
         self.problems_per_step = problems_per_step
+        self._parts = Parts([steps for _, steps in self.stages])
+        self.pace, self.is_last = self._parts.pace, self._parts.is_last
 
     @property
     def steps(self) -> int:
@@ -34,17 +36,14 @@ class Stages(Stateless):
             raise ValueError(f"{list(tasks)} is no order of the stages left, {list(self.left(done))}")
         steps = dict(self.stages[done:])
         self.stages = (*self.stages[:done], *((task, steps[task]) for task in tasks))
+        self._parts.lengths = tuple(steps for _, steps in self.stages)
 
     def quotas(self, step: int) -> dict[TaskName, int]:
         return {self.stage(step): self.problems_per_step}
 
     def stage(self, step: int) -> TaskName:
         """Raises IndexError past the end."""
-        for task, steps in self.stages:
-            if step < steps:
-                return task
-            step -= steps
-        raise IndexError("past the end of the curriculum")
+        return self.stages[self._parts.at(step)[0]][0]
 
 
 class SequenceConfig(Config):

@@ -5,7 +5,7 @@ from omni_thinker.compare.intervals import MIN_PROBLEMS, expected_detectable
 from omni_thinker.recipe import scheduled_arms
 from omni_thinker.studies.setup import Setup
 
-SECONDS = {"warmup": 4.0, "check": 8.0, "step": 5.0, "validation": 15.0, "test": 30.0}
+SECONDS = {"warmup": 4.0, "check": 8.0, "step": 5.0, "interim": 5.0, "validation": 15.0, "test": 30.0}
 """Rough seconds of each kind of work, until it has been measured."""
 
 

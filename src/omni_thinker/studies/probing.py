@@ -19,11 +19,12 @@ from omni_thinker.protocol import SketchesGradients
 from omni_thinker.recipe import ProbeKind, Recipe
 from omni_thinker.rl.evaluate import Evaluation
 from omni_thinker.rl.gradient import add_policy_gradient
+from omni_thinker.rl.updates.schedule import learning_rate_of
 from omni_thinker.runs.schema.transfer import Entropies, TransferMatrix
 from omni_thinker.schedulers.stages import Stages
+from omni_thinker.studies.budget import Cost
 from omni_thinker.studies.session import ArmResult, Session
 from omni_thinker.studies.setup import Setup, study_seed
-from omni_thinker.studies.training import Cost
 from omni_thinker.studies.units import Unit, even_stages, probe_lengths
 from omni_thinker.transfer.gradient import Gradients, first_order
 from omni_thinker.transfer.probe import extrapolate
@@ -73,10 +74,17 @@ class Probes:
         session, task = self._session, unit.task
         session.weights.load(self._start)
 
+        # A probe is the beginning of the single-task arm, also where there is none.
+        budget = session.budget(unit.steps, whole=session.recipe.study.steps)
+        ahead = dict(unit.reads)
+
         def at_step(so_far: Cost) -> None:
-            reached = [kind for kind, end in unit.reads.items() if end == so_far.steps]
+            place = budget.place(so_far)
+            reached = [kind for kind, end in ahead.items() if place >= end]
             if not reached:
                 return
+            for kind in reached:
+                del ahead[kind]
             evaluation = session.evaluate(PROBE + task, "validation", so_far.steps)
             for kind in reached:
                 self._by_kind[kind].note(task, evaluation, replace(so_far))
@@ -86,13 +94,13 @@ class Probes:
                 self._by_kind["full"].experts[task] = expert
 
         scheduler = Stages([(task, unit.steps)], session.recipe.rl.problems_per_step)
-        spent, _ = session.train(unit.name, scheduler, unit.steps, at_step=at_step)
-        if not unit.arm:
-            return None
-        if session.recipe.study.single_budget == "full":
-            validation = session.evaluate(unit.arm, "validation", unit.steps).estimates()
-            return ArmResult(unit.arm, session.weights.save(unit.arm), spent, validation)
-        return replace(self._by_kind["full"].experts[task], name=unit.arm)
+        whole = bool(unit.arm) and session.recipe.study.single_budget == "full"
+        watched, least = ((task,) if whole else ()), max(unit.reads.values())
+        outcome = session.train(unit.name, scheduler, budget, watched=watched, at_step=at_step, least=least)
+        if whole:
+            return session.trained(unit.arm, outcome)
+        expert = self._by_kind["full"].experts[task] if unit.arm else None
+        return None if expert is None else replace(expert, name=unit.arm, training=outcome)
 
     def train_adapter(self, unit: Unit) -> None:
         """Train an adapter for one task on a second copy of the start, and keep it as a peft folder."""
@@ -100,8 +108,8 @@ class Probes:
         session, fresh = self._adapters
         session.weights.load(fresh)
         scheduler = Stages([(unit.task, unit.steps)], session.recipe.rl.problems_per_step)
-        spent, _ = session.train(unit.name, scheduler, unit.steps)
-        evaluation = session.evaluate(unit.name, "validation", unit.steps)
+        spent = session.train(unit.name, scheduler, session.budget(unit.steps, session.recipe.study.steps)).spent
+        evaluation = session.evaluate(unit.name, "validation", spent.steps)
         probed = self._by_kind["lora"]
         probed.note(unit.task, evaluation, spent)
         folder = session.weights.export(unit.name, adapter=True)
@@ -189,10 +197,10 @@ def _sketches(session: Session, task: TaskName, steps: int) -> dict[str, Any]:
 
 
 def _rates(recipe: Recipe, tasks: Mapping[TaskName, Gradients]) -> dict[TaskName, float]:
-    """Learning rates summed over a stage of each task."""
-    stages = dict(even_stages(list(recipe.tasks), recipe.study.steps))
-    warmup = max(1, recipe.rl.lr_warmup_steps)
-    return {task: sum(recipe.rl.lr * min(1.0, (step + 1) / warmup) for step in range(stages[task])) for task in tasks}
+    """Learning rates summed over a stage of each task, the first of an arm."""
+    whole = recipe.study.steps
+    stages = dict(even_stages(list(recipe.tasks), whole))
+    return {task: sum(learning_rate_of(recipe.rl, step, whole) for step in range(stages[task])) for task in tasks}
 
 
 def _matrix(

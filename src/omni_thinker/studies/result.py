@@ -26,11 +26,12 @@ from omni_thinker.runs.schema.result import (
     Warmup,
 )
 from omni_thinker.runs.schema.transfer import TransferMatrix
+from omni_thinker.studies.budget import Cost
 from omni_thinker.studies.probing import Probed
 from omni_thinker.studies.scheduled import joint_weights
 from omni_thinker.studies.session import ArmResult
 from omni_thinker.studies.setup import Setup
-from omni_thinker.studies.training import Cost, Stage
+from omni_thinker.studies.training import Stage
 from omni_thinker.studies.units import even_stages
 from omni_thinker.transfer.assumptions import ProbeScores, check_assumptions
 from omni_thinker.transfer.entropy import entropy_finding, stage_changes
@@ -133,6 +134,7 @@ def _looks(before: int, confidence: float) -> list[str]:
 
 def _arm_run(outcome: SeedOutcome, name: str) -> ArmRun:
     arm = outcome.arms[name]
+    training = arm.training
     run = stages_seen(arm)  # the measures of forgetting are those of a sequence, and None for other arms
     return ArmRun(
         seed=outcome.seed,
@@ -151,6 +153,9 @@ def _arm_run(outcome: SeedOutcome, name: str) -> ArmRun:
         backward_transfer=backward_transfer(run) if run else None,
         forward_transfer=forward_transfer(outcome.arms["start"].validation, run) if run else None,
         forgetting=forgetting(run) if run else None,
+        budget_used=training.share if training else None,
+        stopped=training.stopped if training else None,
+        selected=training.selected if training else None,
     )
 
 
@@ -290,12 +295,50 @@ def _warmup(outcome: SeedOutcome) -> Warmup:
     )
 
 
+def _budget_words(recipe: Recipe) -> str:
+    study = recipe.study
+    if study.budget == "steps":
+        return f"Every trained arm had {study.steps} RL steps that asked for"
+    return f"Every trained arm had {study.tokens} tokens, sampled and trained, in steps that asked for"
+
+
+def _spending(outcomes: Sequence[SeedOutcome], recipe: Recipe) -> list[str]:
+    """Arms that spent another share of the budget than all of it, and weights that were chosen on validation."""
+    runs = [
+        (f"{name} (seed {outcome.seed})", arm.training)
+        for outcome in outcomes
+        for name, arm in outcome.arms.items()
+        if arm.training is not None
+    ]
+    notes = []
+    if recipe.study.budget == "tokens":
+        shares = ", ".join(f"{name} {run.share:.3f} in {run.spent.steps} steps" for name, run in runs)
+        notes.append(f"Shares of the budget of tokens that were spent: {shares}; a last step may go beyond it.")
+    early = [(name, run) for name, run in runs if run.stopped == "plateau"]
+    if early:
+        words = ", ".join(f"{name} after {run.spent.steps} steps, {run.share:.0%} of its budget" for name, run in early)
+        notes.append(
+            f"Ended early, since validation no longer rose: {words}. Arms are compared at the same allowance; these "
+            "spent less of it."
+        )
+    if endless := [name for name, run in runs if run.stopped == "steps"]:
+        notes.append(f"Not at equal budgets: {', '.join(endless)} took too many steps for the tokens and was ended.")
+    chosen = [f"{name} {run.selected} of {run.spent.steps}" for name, run in runs if run.selected is not None]
+    if chosen:
+        notes.append(
+            "The weights that are tested were chosen by their interim validations, never by the test split: after step "
+            f"{', '.join(chosen)}. So validation accuracies of these arms are too high on average; test accuracies "
+            "aren't."
+        )
+    return notes
+
+
 def _notes(setup: Setup, outcomes: Sequence[SeedOutcome]) -> list[str]:
     recipe = setup.recipe
     notes = [
         "Accuracy is the mean score of "
         f"{recipe.evaluation.samples} answers per problem at temperature {recipe.evaluation.temperature:g}.",
-        f"Every trained arm had {recipe.study.steps} RL steps that asked for {recipe.rl.problems_per_step} problems x "
+        f"{_budget_words(recipe)} {recipe.rl.problems_per_step} problems x "
         f"{'/'.join(dict.fromkeys(str(recipe.rl_of(task).group_size) for task in recipe.tasks))} samples"
         + (", 'curriculum_net' fewer by those of its probe" if "curriculum_net" in recipe.study.arms else "")
         + (
@@ -306,6 +349,7 @@ def _notes(setup: Setup, outcomes: Sequence[SeedOutcome]) -> list[str]:
         "The start is the model after a supervised warm-up on gold answers: it is the SFT arm.",
     ]
     notes += [words for words in (without_majority(recipe.evaluation, setup.eval_rewards), *setup.fixed) if words]
+    notes += _spending(outcomes, recipe)
     notes += [f"Rows that can't be used: {words}." for words in setup.left_out]
     if setup.judge is not None:
         notes.append(f"Judged tasks ({', '.join(setup.judged)}): {setup.judge.caveat}")

@@ -28,8 +28,9 @@ from omni_thinker.runs.schema.base import Estimate
 from omni_thinker.runs.schema.logs import Answer, Kind, Metrics, Reference
 from omni_thinker.runs.unit_run import UnitRun
 from omni_thinker.schedulers.base import Scheduler
+from omni_thinker.studies.budget import Budget, Cost
 from omni_thinker.studies.setup import Setup, study_seed
-from omni_thinker.studies.training import Cost, Stage, Training
+from omni_thinker.studies.training import Outcome, Stage, Training
 from omni_thinker.studies.weights import Weights, slug
 from omni_thinker.tasks.registry import Pools
 from omni_thinker.types import Problem, SamplingParams, Split, TaskName
@@ -44,6 +45,14 @@ class ArmResult:
     spent: Cost
     validation: Mapping[TaskName, Estimate]
     stages: list[Stage] = field(default_factory=list)
+    training: Outcome | None = None
+    """None where it has none of its own."""
+
+    @property
+    def step(self) -> int:
+        """The step after which its weights were taken."""
+        selected = self.training.selected if self.training else None
+        return self.spent.steps if selected is None else selected
 
 
 @dataclass
@@ -198,15 +207,31 @@ class Session:
         self,
         arm: str,
         scheduler: Scheduler,
-        steps: int,
+        budget: Budget,
         *,
+        watched: Sequence[TaskName] = (),
         at_step: Callable[[Cost], None] | None = None,
         stage_ends: bool = False,
         on_stage: Callable[[Sequence[Stage]], None] | None = None,
-    ) -> tuple[Cost, list[Stage]]:
-        """Train the wanted weights, and keep what comes of it: what it cost, and the stages that ended (`Training`)."""
-        training = Training(self, arm, scheduler, steps)
-        return training.run(at_step=at_step, stage_ends=stage_ends, on_stage=on_stage)
+        least: int = 0,
+    ) -> Outcome:
+        """Train the wanted weights, and keep what comes of it (`Training`, `Training.run`)."""
+        training = Training(self, arm, scheduler, budget, watched)
+        return training.run(at_step=at_step, stage_ends=stage_ends, on_stage=on_stage, least=least)
+
+    def budget(self, steps: int, whole: int | None = None) -> Budget:
+        """So many steps of the plan. whole: those that the learning rate's schedule is over, by default the same."""
+        study = self.recipe.study
+        return Budget(steps, whole or steps, study.tokens / study.steps)  # no tokens: steps count
+
+    def trained(self, arm: str, outcome: Outcome) -> ArmResult:
+        """The arm with the weights that its training kept, and what validation says of these."""
+        ended = outcome.stages[-1].evaluation if outcome.stages else None
+        if ended is None or outcome.selected not in (None, outcome.spent.steps):
+            step = outcome.spent.steps if outcome.selected is None else outcome.selected
+            ended = self.evaluate(arm, "validation", step)
+        weights = self.weights.save(arm)
+        return ArmResult(arm, weights, outcome.spent, ended.estimates(), outcome.stages, outcome)
 
     def learner(self, rewards: Mapping[TaskName, Reward], arm: str = "") -> Learner:
         """At the beginning of every task's stream, so that all arms see the same problems. The scheduler of `arm` may
@@ -234,31 +259,58 @@ class Session:
 
     def _evaluate(self, arm: str, split: Split, step: int, stage: TaskName | None) -> dict[str, Any]:
         self.progress.show(f"{arm}: answering the {split} problems")
-        self.weights.ensure_loaded()
-        began = time.monotonic()
-
-        def answers(params: SamplingParams) -> Evaluation:
-            return evaluate(
-                self.policy,
-                self.pools[split],
-                self.setup.eval_rewards,
-                self.setup.max_tokens,
-                params=params,
-                seed=study_seed(self.seed, split),
-                stops=self.setup.stops,
-                thinking=self.setup.thinking,
-                max_error_rate=self.recipe.rl.max_error_rate,
-            )
-
-        spec = self.recipe.evaluation
-        greedy = answers(spec.sampling_greedy) if spec.greedy and split == "test" else None
-        result = with_measures(answers(spec.sampling), spec, self.setup.eval_rewards, greedy)
-        seconds = time.monotonic() - began
+        spec, pool, seed = self.recipe.evaluation, self.pools[split], study_seed(self.seed, split)
+        greedy, seconds = None, 0.0
+        if spec.greedy and split == "test":
+            greedy, seconds = self._answer(pool, spec.sampling_greedy, seed)
+        sampled, more = self._answer(pool, spec.sampling, seed)
+        result, seconds = with_measures(sampled, spec, self.setup.eval_rewards, greedy), seconds + more
         self.progress.unit(split, seconds)
         self.log(arm, split, step, seconds, result.metrics, stage)
         self._keep_samples(arm, split, step, stage, result)
         row = {"values": result.values, "metrics": result.metrics, "tokens": result.tokens}
         return row | ({"measures": result.measures} if result.measures else {})
+
+    def validate_interim(self, arm: str, step: int) -> Mapping[TaskName, Mapping[str, float]]:
+        """Score of each problem, by task, after so many steps of `arm`, on the first validation problems of each task:
+        the same ones with the same draws in every arm and after every step. Logged."""
+        count = self.recipe.interim_problems
+
+        def make() -> Mapping[TaskName, Mapping[str, float]]:
+            pools = {task: problems[:count] for task, problems in self.pools["validation"].items()}
+            params = replace(self.recipe.evaluation.sampling, group_size=1)
+            result, seconds = self._answer(pools, params, study_seed(self.seed, "validation"))
+            self.progress.unit("interim", seconds)
+            self.log(arm, "interim", step, seconds, result.metrics)
+            self.progress.show(f"{arm} after {step} steps: {_scores(result.estimates())}", always=True)
+            return result.values
+
+        fresh = not self.run.journal.replaying
+        values: Mapping[TaskName, Mapping[str, float]] = self.run.journal.once(
+            f"{self.seed} interim {arm} {step}", make
+        )
+        if not fresh:
+            self.progress.skip("interim", 1)
+        return values
+
+    def _answer(
+        self, pools: Mapping[TaskName, Sequence[Problem]], params: SamplingParams, seed: int
+    ) -> tuple[Evaluation, float]:
+        """Let the wanted weights answer some problems. Also the seconds that it took."""
+        self.weights.ensure_loaded()
+        began = time.monotonic()
+        result = evaluate(
+            self.policy,
+            pools,
+            self.setup.eval_rewards,
+            self.setup.max_tokens,
+            params=params,
+            seed=seed,
+            stops=self.setup.stops,
+            thinking=self.setup.thinking,
+            max_error_rate=self.recipe.rl.max_error_rate,
+        )
+        return result, time.monotonic() - began
 
     def checkpoints(self, name: str) -> Checkpoints:
         """The checkpoints of one training."""

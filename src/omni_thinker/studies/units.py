@@ -37,6 +37,7 @@ WORK = {
     "warmup": "steps of warm-up",
     "check": "evaluations in it",
     "step": "steps of RL",
+    "interim": "interim validations",
     "validation": "evaluations on validation",
     "test": "evaluations on test",
 }
@@ -50,7 +51,7 @@ class Unit:
     needs: units of the same seed whose results it is a function of. after: units that have to end first, too, though
     it doesn't use them. arm: whose weights it makes or evaluates. task: the one that is trained alone. steps: RL steps,
     or supervised ones in the warm-up. evaluations: passes over the validation split. reads: after how many steps each
-    kind of probe reads a task that is trained alone."""
+    kind of probe reads a task that is trained alone. interims: validations on few problems while it trains."""
 
     seed: int
     name: str
@@ -62,6 +63,7 @@ class Unit:
     steps: int = 0
     evaluations: int = 0
     reads: Mapping[ProbeKind, int] = field(default_factory=dict)
+    interims: int = 0
 
     @property
     def id(self) -> str:
@@ -87,7 +89,9 @@ class Unit:
         """Its steps and evaluations by kind (`WORK`)."""
         if self.kind == "warmup":
             return {"warmup": self.steps, "check": self.evaluations}
-        return {"test": 1} if self.kind == "test" else {"step": self.steps, "validation": self.evaluations}
+        if self.kind == "test":
+            return {"test": 1}
+        return {"step": self.steps, "interim": self.interims, "validation": self.evaluations}
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +161,9 @@ def _probe_units(recipe: Recipe, seed: int) -> list[Unit]:
         steps = study.steps if whole else max(reads.values())
         evaluations = len(set(reads.values())) + whole
         arm = name if is_arm else ""
-        units.append(Unit(seed, name, "alone", ("start",), (), arm, task, steps, evaluations, reads))
+        # What is trained alone for a while only is a probe, and evaluated as such.
+        interims = interim_validations(recipe, steps) if whole else 0
+        units.append(Unit(seed, name, "alone", ("start",), (), arm, task, steps, evaluations, reads, interims))
     if "lora" in kinds:
         lengths = probe_lengths(recipe, "lora").items()
         units.append(Unit(seed, "lora start", "base", ("start",)))
@@ -174,23 +180,17 @@ def _arm_units(recipe: Recipe, seed: int, probes: Sequence[Unit]) -> list[Unit]:
     """Arms that train all tasks within one budget, and the merge of experts, which are among `probes`."""
     study = recipe.study
     planned = ("plan",) if probe_kinds(recipe) and not study.order else ("start",)
-    units = [
-        Unit(
-            seed,
-            arm,
-            "sequence",
-            planned,
-            arm=arm,
-            steps=steps_after_probe(recipe) if arm == "curriculum_net" else study.steps,
-            evaluations=len(recipe.tasks),
-        )
-        for arm in ("curriculum", "curriculum_net", "reverse")
-        if arm in study.arms
-    ]
+    units, stages = [], len(recipe.tasks)
+    for arm in ("curriculum", "curriculum_net", "reverse"):
+        if arm in study.arms:
+            steps = steps_after_probe(recipe) if arm == "curriculum_net" else study.steps
+            interims = interim_validations(recipe, steps)
+            units.append(Unit(seed, arm, "sequence", planned, (), arm, "", steps, stages, {}, interims))
     mixtures = {"joint": 1} if "joint" in study.arms else {}
     mixtures |= {name: spec.evaluations for name, spec in scheduled_arms(study).items()}
+    interims = interim_validations(recipe, study.steps)
     for arm, evaluations in mixtures.items():
-        units.append(Unit(seed, arm, "mixture", ("start",), arm=arm, steps=study.steps, evaluations=evaluations))
+        units.append(Unit(seed, arm, "mixture", ("start",), (), arm, "", study.steps, evaluations, {}, interims))
     if "merge" in study.arms:
         kind = "adapter" if expert_kind(recipe) == "lora" else "alone"
         experts = tuple(unit.name for unit in probes if unit.kind == kind)
@@ -260,6 +260,11 @@ def steps_after_probe(recipe: Recipe) -> int:
             key="study.arms",
         )
     return study.steps - paid
+
+
+def interim_validations(recipe: Recipe, steps: int) -> int:
+    """Interim validations of an arm of so many steps."""
+    return steps // recipe.rl.evaluate_every if recipe.rl.evaluate_every else 0
 
 
 def even_stages(order: Sequence[TaskName], steps: int) -> list[tuple[TaskName, int]]:

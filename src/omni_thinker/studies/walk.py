@@ -20,13 +20,13 @@ from omni_thinker.runs.unit_run import UnitRun
 from omni_thinker.schedulers.base import Scheduler
 from omni_thinker.schedulers.mixture import Mixture
 from omni_thinker.schedulers.stages import Stages
+from omni_thinker.studies.budget import Cost
 from omni_thinker.studies.curriculum import Replanner, plan_curriculum
 from omni_thinker.studies.probing import Probed, Probes
 from omni_thinker.studies.result import SeedOutcome
 from omni_thinker.studies.scheduled import joint_weights, make_scheduler
 from omni_thinker.studies.session import ArmResult, Desk, Session
 from omni_thinker.studies.setup import Setup, study_seed
-from omni_thinker.studies.training import Cost
 from omni_thinker.studies.units import Unit, WorkPlan, even_stages
 from omni_thinker.types import TaskName
 
@@ -124,8 +124,9 @@ class SeedWalk:
         replan = None
         if study.replan and self._matrix is not None and unit.arm == "curriculum":
             replan = Replanner(session, self._matrix, scheduler)
-        spent, ended = session.train(unit.arm, scheduler, unit.steps, stage_ends=True, on_stage=replan)
-        return ArmResult(unit.arm, session.weights.save(unit.arm), spent, ended[-1].evaluation.estimates(), ended)
+        budget, tasks = session.budget(unit.steps), list(session.setup.tasks)
+        outcome = session.train(unit.arm, scheduler, budget, watched=tasks, stage_ends=True, on_stage=replan)
+        return session.trained(unit.arm, outcome)
 
     def _train_mixture(self, unit: Unit, session: Session) -> ArmResult:
         """Joint training, or what a scheduler of the recipe says; evaluated after each stage or once at the end."""
@@ -139,9 +140,9 @@ class SeedWalk:
             scheduler = make_scheduler(recipe, unit.arm, sizes, session.setup.judged, seed)
         session.weights.load(self._start)
         staged = spec is not None and spec.kind == "sequence"
-        spent, ended = session.train(unit.arm, scheduler, unit.steps, stage_ends=staged)
-        last = ended[-1].evaluation if ended else session.evaluate(unit.arm, "validation", spent.steps)
-        return ArmResult(unit.arm, session.weights.save(unit.arm), spent, last.estimates(), ended)
+        budget, tasks = session.budget(unit.steps), list(session.setup.tasks)
+        outcome = session.train(unit.arm, scheduler, budget, watched=tasks, stage_ends=staged)
+        return session.trained(unit.arm, outcome)
 
     def _merge(self, unit: Unit, session: Session) -> ArmResult:
         """Add up the experts; their own training is what this arm cost."""
@@ -166,5 +167,5 @@ class SeedWalk:
         """The test split, which is touched only after all training of the seed."""
         arm = self._arms[unit.arm]
         session.weights.load(arm.weights)
-        self._test[unit.arm] = session.evaluate(unit.arm, "test", arm.spent.steps)
+        self._test[unit.arm] = session.evaluate(unit.arm, "test", arm.step)
         session.weights.export(unit.arm)

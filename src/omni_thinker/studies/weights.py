@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from omni_thinker.errors import UserError
 from omni_thinker.protocol import ExportsAdapters
-from omni_thinker.runs.files import checksum, is_whole, write_whole
+from omni_thinker.runs.files import checksum, is_whole, remove, write_whole
 from omni_thinker.runs.unit_run import UnitRun
 
 if TYPE_CHECKING:
@@ -125,6 +125,56 @@ class Weights:
         self._run.journal.once(f"{self._seed} export {name}", make)
         self._exported.add(name)
         return folder
+
+
+class BestWeights:
+    """The weights of an arm that were best on validation so far, beside those that are trained.
+
+    A file lies there until no checkpoint that may be gone back to needs it."""
+
+    def __init__(self, session: "Session", arm: str) -> None:
+        self._session, self._arm = session, arm
+        self.step: int | None = None
+        """After which they were; None: there are none."""
+        self._sum = ""
+        self._at_checkpoint = 0
+
+    def write(self, step: int) -> None:
+        """The weights after `step` are the best."""
+        session, path = self._session, self._file(step)
+
+        def make() -> str:
+            write_whole(path, session.policy.save_weights)
+            session.run.files.made(path)
+            return checksum(path)
+
+        self._sum = session.run.journal.once(f"{session.seed} best {self._arm} {step}", make)
+        self.step = step
+
+    def load(self) -> None:
+        """Let the policy have them, with a fresh optimiser."""
+        if self.step is not None:
+            self._session.weights.saved(self._file(self.step), self._sum)
+            self._session.weights.ensure_loaded()
+
+    def drop_older(self) -> None:
+        """A checkpoint was written: those that the one before it didn't need may go."""
+        self._drop(self._at_checkpoint)
+        self._at_checkpoint = self.step or 0
+
+    def drop_all(self) -> None:
+        """They are of no more use."""
+        self._drop(None)
+
+    def _drop(self, below: int | None) -> None:
+        mark = f"{slug(self._arm)}.best."
+        for path in self._session.weights.folder.glob(f"{mark}*"):
+            if below is None or int(path.name.removeprefix(mark).partition(".")[0]) < below:
+                remove(path)
+                self._session.run.files.dropped(path)
+
+    def _file(self, step: int) -> Path:
+        return self._session.weights.file(f"{self._arm}.best.{step}")
 
 
 def slug(name: str) -> str:

@@ -3,6 +3,7 @@
 import weakref
 from collections.abc import Callable, Sequence
 from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ class FsdpPolicy(Texts):
         reports: list[LossReport] = self._call(
             "gradient", *((of_rank, loss, temperature, paths, reference) for of_rank in rows)
         )
-        return reduce(_joined, reports)
+        return reduce(add, reports)
 
     def gradients(self) -> dict[str, torch.Tensor]:
         """The gradient so far of each weight that is trained, whole and in fp32, on the CPU."""
@@ -184,12 +185,3 @@ class FsdpPolicy(Texts):
         single = paths.layout == "single"
         self._pieces = by_sample(groups) if single else list(groups)
         return plan_rows(self._pieces, self.ranks, 1 if single else self._row_tokens), paths
-
-
-def _joined(one: LossReport, other: LossReport) -> LossReport:
-    stats, sketches = dict(one.stats), dict(one.sketches)
-    for task, of_task in other.stats.items():
-        stats[task] = stats[task] + of_task if task in stats else of_task
-    for task, sketch in other.sketches.items():
-        sketches[task] = sketches[task] + sketch if task in sketches else sketch
-    return LossReport(one.loss + other.loss, one.tokens_computed + other.tokens_computed, stats, sketches)

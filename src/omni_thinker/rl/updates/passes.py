@@ -4,7 +4,10 @@ Token weights are set over the whole batch and every loss is a sum, so gradients
 all tasks have the same settings there is one pass, and policies need to know nothing of this."""
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
+from itertools import pairwise
 from math import ceil
+from operator import add
 
 import torch
 
@@ -23,8 +26,15 @@ def add_gradient(
     for spec, groups in _passes(batch, specs):
         loss = PolicyLoss(spec, None if spec.top_entropy == 1 else _least_entropy(policy, groups, spec))
         reference = spec.kl_beta > 0 or measure_kl
-        reports.append(policy.forward_backward(groups, loss, temperature=spec.temperature, reference=reference))
-    return reports[0] if len(reports) == 1 else _joined(reports)
+        for part in _cut(groups, spec.accumulate):
+            reports.append(policy.forward_backward(part, loss, temperature=spec.temperature, reference=reference))
+    return reduce(add, reports)
+
+
+def _cut(groups: Sequence[TrainGroup], parts: int) -> list[Sequence[TrainGroup]]:
+    """So many parts of like length, in order; fewer where there are fewer groups."""
+    ends = [len(groups) * number // parts for number in range(parts + 1)]
+    return [groups[begin:end] for begin, end in pairwise(ends) if end > begin]
 
 
 def _passes(batch: Sequence[TrainGroup], specs: Mapping[TaskName, RlSpec]) -> list[tuple[RlSpec, list[TrainGroup]]]:
@@ -36,16 +46,6 @@ def _passes(batch: Sequence[TrainGroup], specs: Mapping[TaskName, RlSpec]) -> li
         settings = (spec.loss_settings, group.task if spec.top_entropy < 1 else None)
         by_settings.setdefault(settings, (spec, []))[1].append(group)
     return list(by_settings.values())
-
-
-def _joined(reports: Sequence[LossReport]) -> LossReport:
-    """Of passes of different tasks."""
-    return LossReport(
-        sum(report.loss for report in reports),
-        sum(report.tokens_computed for report in reports),
-        {task: stats for report in reports for task, stats in report.stats.items()},
-        {task: sketch for report in reports for task, sketch in report.sketches.items()},
-    )
 
 
 def _least_entropy(policy: Policy, groups: Sequence[TrainGroup], spec: RlSpec) -> float:

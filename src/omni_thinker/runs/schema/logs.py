@@ -7,7 +7,7 @@ from pydantic.dataclasses import dataclass
 from omni_thinker.runs.schema.base import CONFIG, Count, Float, Int, Values
 from omni_thinker.types import Split, StopReason, TaskName
 
-Kind = Literal["warmup", "train", "validation", "test"]
+Kind = Literal["warmup", "train", "interim", "validation", "test"]
 """What was done and logged."""
 
 RENAMED = {
@@ -30,7 +30,7 @@ class Metrics:
     arm: str
     """Name of the arm or probe, or `warmup`."""
     kind: Kind
-    """`warmup`, `train`, `validation` or `test`."""
+    """`warmup`, `train`, `interim` (validation during an arm, on few problems), `validation` or `test`."""
     stage: TaskName | None
     """Task of the stage. Null outside of stages."""
     step: Count

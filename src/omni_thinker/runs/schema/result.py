@@ -55,6 +55,13 @@ class ArmRun:
     stages."""
     forgetting: Mapping[TaskName, Float] | None
     """Best accuracy after any stage minus that at the end, for each task. Null without stages."""
+    budget_used: Float | None = None
+    """Share of its budget that it spent. Null where it has none of its own."""
+    stopped: Literal["budget", "plateau", "steps"] | None = None
+    """Why it ended: its budget was spent, interim validations no longer rose, or it took too many steps for its
+    tokens. Null where it has no budget of its own."""
+    selected: Count | None = None
+    """Step whose weights were kept as the best on interim validations, and tested. Null where those of the end were."""
 
 
 @dataclass(frozen=True, slots=True, config=CONFIG)

@@ -11,7 +11,7 @@ from omni_thinker.studies.dispatch.queue import makespan, ways
 from omni_thinker.studies.units import WORK, Unit, WorkPlan
 
 WORKERS = (1, 2, 4, 8, 64)
-_KINDS = {"warmup": "warmup", "train": "step", "validation": "validation", "test": "test"}
+_KINDS = {"warmup": "warmup", "train": "step", "interim": "interim", "validation": "validation", "test": "test"}
 """Kinds of work by the kinds of rows in metrics.jsonl."""
 _FAULTS = (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError)
 _LONGEST_S = 1e9
@@ -74,13 +74,13 @@ def _measured(path: Path) -> dict[str, float]:
     if missing := [kind for kind in ("step", "validation") if not counts[kind]]:
         raise UserError(f"has no {WORK[missing[0]]} to take times from", file=path, key="--times")
     pace = {kind: sums[kind] / counts[kind] for kind in WORK if counts[kind]}
-    return {"warmup": 0.0, "check": 0.0, "test": pace["validation"]} | pace
+    return {"warmup": 0.0, "check": 0.0, "interim": pace["validation"], "test": pace["validation"]} | pace
 
 
 def _given(path: Path) -> dict[str, float]:
     wanted = f"must be a run's directory, or a JSON object with seconds for {', '.join(WORK)}"
     try:
         table = json.loads(path.read_text("utf-8"))
-        return {kind: float(table[kind]) for kind in WORK}
+        return {kind: float(table.get(kind, 0.0) if kind == "interim" else table[kind]) for kind in WORK}
     except _FAULTS as exc:
         raise UserError(f"{wanted} ({type(exc).__name__}: {exc})", file=path, key="--times") from None
