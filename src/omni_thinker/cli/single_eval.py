@@ -37,6 +37,7 @@ def evaluate_model(model: str, recipe: Recipe, split: str, references: Path | No
         seed=study_seed(recipe.study.seeds[0], chosen),
         stops=setup.stops,
         thinking=setup.thinking,
+        turns=setup.turns,
     )
     notes = [f"{task}: no references, so only the checkable part was scored; see --references." for task in unjudged]
     notes += setup.left_out
