@@ -12,6 +12,7 @@ from omni_thinker.tasks.builtin.coding import CodingTask
 from omni_thinker.tasks.builtin.math import MathTask
 from omni_thinker.tasks.builtin.qa import QaTask
 from omni_thinker.tasks.builtin.writing import WritingTask
+from omni_thinker.tasks.environments.verifiers import VerifiersTask
 from omni_thinker.tasks.files import file_task
 from omni_thinker.tasks.gym import GymTask
 from omni_thinker.tasks.hf import hf_task
@@ -26,6 +27,7 @@ SOURCES = (
     "jsonl",
     "hf:NAME_OR_FOLDER",
     "reasoning_gym:NAME",
+    "verifiers:NAME",
     "python:MODULE:CLASS",
 )
 
@@ -75,6 +77,8 @@ def make_task(name: TaskName, spec: TaskSpec) -> Task:
         return TASKS[name_of_builtin](name, spec)
     if kind == "reasoning_gym":
         return GymTask(name, spec)
+    if kind == "verifiers":
+        return VerifiersTask(name, spec)
     if kind == "python":
         return _python_task(name, spec)
     raise UserError(f"unknown source {spec.source!r}{did_you_mean(spec.source, SOURCES)}", key=f"tasks.{name}.source")
