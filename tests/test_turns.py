@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,11 +68,24 @@ def policy(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> TorchP
 
 
 def talk(
-    policy: Any, turns: Mapping[str, Turns], *, size: int = 3, problems: Sequence[Problem] = PROBLEMS, longest: int = 24
+    policy: Any,
+    turns: Mapping[str, Turns],
+    *,
+    size: int = 3,
+    problems: Sequence[Problem] = PROBLEMS,
+    longest: int = 24,
+    patient: bool = True,
 ) -> list[ScoredGroup]:
     requests = [request_for(policy, problem, 7 + n, longest) for n, problem in enumerate(problems)]
     with Scoring({"t": Scripted(in_turns)}) as scoring:
-        sample_scored(policy, problems, requests, SamplingParams(size), scoring, Talks(turns, {}))
+        sample_scored(
+            policy,
+            problems,
+            requests,
+            SamplingParams(size),
+            scoring,
+            Talks(turns, {}, deadline_s=20.0 if patient else 0.2),
+        )
         return scoring.results()
 
 
@@ -178,15 +192,24 @@ def test_message_that_is_too_long_is_cut_and_markup_in_it_is_none(policy: TorchP
             assert [t in policy.stop_ids for t in (sample.tokens[p] for p in sample.forced)].count(True) == 1
 
 
+class Sleeps:
+    """Never replies."""
+
+    async def reply(self, problem: Problem, answers: Sequence[str], memory: dict[str, Any]) -> str | None:
+        await asyncio.sleep(600)
+        return None
+
+
 @pytest.mark.parametrize(
     ("environment", "why"),
     [
+        (Sleeps(), "the environment gave no reply in time"),
         (Breaks(), "the environment failed: LookupError: no such tool"),
         (Breaks(5), "the environment replied with int, not text"),
     ],
 )
 def test_environment_that_fails_is_an_error_and_never_a_zero(policy: TorchPolicy, environment: Any, why: str) -> None:
-    groups = talk(policy, turns(environment))
+    groups = talk(policy, turns(environment), patient=not isinstance(environment, Sleeps))
     for group in groups:
         for sample, score in zip(group.group.samples, group.scores, strict=True):
             if sample.stop == "stop":

@@ -49,8 +49,8 @@ def sample_scored(
     talks: Talks,
     places: Sequence[int] | None = None,
 ) -> list[Group]:
-    """Draw one group per request, in order, with all turns of its task, and hand each to `scoring` as soon as it is
-    finished, by its number in `places`.
+    """Draw one group per request, in order, with all turns of its task, and hand each to `scoring` by its number in
+    `places`: as soon as it is finished, or where its task has turns, when all have ended.
 
     Raises UserError for log-probs that aren't finite, and where a task has turns and the policy can't take any."""
     numbers = range(len(requests)) if places is None else places
@@ -121,7 +121,8 @@ class _Conversation:
 
     def goes_on(self, policy: Converses, thinking: Thinking, until: float | None) -> bool:
         """Whether there is another answer to draw: by `request` then."""
-        if self._pending is None or (words := self._heard(self._pending, until)) is None:
+        pending, self._pending = self._pending, None
+        if pending is None or (words := self._heard(pending, until)) is None:
             return False
         words, tokens, thoughts = self._bounded(policy, words, thinking)
         self._replies.append((words, tokens))
