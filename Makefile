@@ -34,10 +34,10 @@ $(VENV)/.dev: $(VENV)/.runtime
 	@$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $@
 
-.PHONY: help install dev model sandbox quickstart check test test-slow test-tinker test-vllm soak bench lint format clean
+.PHONY: help install dev model sandbox quickstart check test test-slow test-tinker test-vllm test-verifiers soak bench lint format clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
 
 install: $(VENV)/.runtime ## the package and what it needs, in .venv
 dev: $(VENV)/.dev ## the same with the tools of the checks
@@ -110,6 +110,18 @@ test-tinker: sandbox .venv-tinker/.made ## the tests with a training service, Sk
 	OMNI_THINKER_TINKER_SERVER=$$PWD/.venv-tinker/server/bin/python \
 		.venv-tinker/client/bin/python -m pytest -m tinker tests/test_tinker_server.py tests/test_tinker_study.py
 
+# verifiers asks for older data sets than trl, which our own tests compare with.
+.venv-verifiers/.made: pyproject.toml
+	@echo "installing omni-thinker and verifiers into .venv-verifiers (once) ..."
+	@$(PYTHON) -m venv --clear .venv-verifiers
+	@.venv-verifiers/bin/python -m pip --disable-pip-version-check -qq install $(TORCH)
+	@.venv-verifiers/bin/python -m pip --disable-pip-version-check -qq install $(TORCH) verifiers==0.1.14 \
+		-e '.[verifiers,gym,hf]' pytest pytest-timeout hypothesis
+	@touch $@
+
+test-verifiers: .venv-verifiers/.made ## the tests with environments of the package verifiers: minutes
+	.venv-verifiers/bin/python -m pytest -m "slow or not slow" tests/test_turns_verifiers.py
+
 # Our package beside it, with versions that suit both: constraints.txt has a newer transformers than vLLM allows.
 .venv-vllm/.dev: .venv-vllm/.made pyproject.toml
 	@echo "installing omni-thinker into .venv-vllm ..."
@@ -130,5 +142,5 @@ format: $(VENV)/.dev ## let ruff mend the style
 	$(BIN)/ruff format .
 
 clean: ## remove .venv and caches; runs/ and the model cache stay
-	rm -rf $(VENV) .venv-vllm .venv-tinker .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	rm -rf $(VENV) .venv-vllm .venv-tinker .venv-verifiers .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

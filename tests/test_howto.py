@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-PAGES = ("task", "reward", "scheduler", "policy")
+PAGES = ("task", "turns", "reward", "scheduler", "policy")
 
 
 def blocks(page: Path) -> tuple[str, str, str]:

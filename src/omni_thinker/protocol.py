@@ -41,7 +41,7 @@ class TrainGroup:
     def drawn_sampler_logprobs(self) -> list[float]:
         """`sampler_logprobs` of the tokens that a loss sees, flat."""
         pairs = zip(self.samples, self.sampler_logprobs, strict=False)
-        return [x for sample, own in pairs for place, x in enumerate(own) if place not in sample.forced]
+        return [x for sample, own in pairs for x, drawn in zip(own, sample.chosen, strict=True) if drawn]
 
 
 TrainBatch = Sequence[TrainGroup]
@@ -239,6 +239,16 @@ class Thinks(Protocol):
 
     def gold(self, chat: str | Chat, answer: str, thinking: Thinking) -> tuple[tuple[int, ...], Sample]:
         """The prompt of `ask`, and a sample that is this answer; an empty block before it is forced."""
+
+
+@runtime_checkable
+class Converses(Protocol):
+    """A policy whose model can be spoken to again after it answered, as tasks with turns do."""
+
+    def follow(self, answer: Sample, words: str, thinking: Thinking) -> tuple[tuple[int, ...], ThoughtRule | None]:
+        """The tokens from the end of a sampled answer to where the next one begins: the marks of the chat template,
+        with `words` as the user's. And how the next answer's thoughts are told from it, as `Thinks.ask`. The sampled
+        tokens stay as they are."""
 
 
 @runtime_checkable

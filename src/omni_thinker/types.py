@@ -169,7 +169,10 @@ class Sample:
 
     `logprobs` has one entry per token, in nats, under the distribution that was sampled from; 0 for tokens that were
     written for the model. `text` is the answer after the thoughts, "" where these never end. `version`: of the weights
-    that drew it, where an engine holds copies of the trainer's; None where it was the trainer itself."""
+    that drew it, where an engine holds copies of the trainer's; None where it was the trainer itself.
+
+    In a task with turns `tokens` are those of the whole conversation after the prompt, and `dialogue` says who wrote
+    what. `written` are then the places of all tokens that the model didn't draw. All else is the last answer's."""
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -177,11 +180,24 @@ class Sample:
     stop: StopReason
     thoughts: Thoughts | None = None
     version: int | None = None
+    written: tuple[int, ...] = ()
+    dialogue: "Dialogue | None" = None
 
     @property
     def forced(self) -> tuple[int, ...]:
         """Places of tokens that the model didn't draw. They are no part of a loss or of a mean."""
-        return () if self.thoughts is None else self.thoughts.forced
+        return self.written or (() if self.thoughts is None else self.thoughts.forced)
+
+    @property
+    def chosen(self) -> list[bool]:
+        """Of each token, whether the model drew it."""
+        forced = frozenset(self.forced)
+        return [place not in forced for place in range(len(self.tokens))]
+
+    @property
+    def length(self) -> int:
+        """How many tokens the answers have: all but those of an environment."""
+        return len(self.tokens) - (0 if self.dialogue is None else self.dialogue.reply_tokens)
 
     @property
     def drawn(self) -> int:
@@ -191,15 +207,22 @@ class Sample:
     @property
     def drawn_logprobs(self) -> tuple[float, ...]:
         """`logprobs` of the tokens that the model drew."""
-        forced = self.forced
-        if not forced:
+        if not self.forced:
             return self.logprobs
-        return tuple(x for place, x in enumerate(self.logprobs) if place not in forced)
+        return tuple(x for x, own in zip(self.logprobs, self.chosen, strict=True) if own)
 
     @property
     def answer_length(self) -> int:
         """Tokens after the thoughts."""
-        return len(self.tokens) - (0 if self.thoughts is None else self.thoughts.tokens)
+        last = self if self.dialogue is None else self.dialogue.exchanges[-1].answer
+        return len(last.tokens) - (0 if last.thoughts is None else last.thoughts.tokens)
+
+    @property
+    def longest_answer(self) -> int:
+        """Tokens of the answer, thoughts included; of a conversation's longest one."""
+        if self.dialogue is None:
+            return len(self.tokens)
+        return max(len(exchange.answer.tokens) for exchange in self.dialogue.exchanges)
 
     @property
     def response(self) -> str:
@@ -210,6 +233,42 @@ class Sample:
     def answered(self) -> bool:
         """Whether there is an answer: not where thoughts never end."""
         return self.thoughts is None or self.thoughts.closed
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """An answer of a conversation, and what the environment said to it: None where the conversation ends.
+    `reply_tokens`: tokens from the answer to the next, the marks of the chat template included."""
+
+    answer: Sample
+    reply: str | None = None
+    reply_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Dialogue:
+    """A conversation with an environment. `memory`: what the environment kept of it, for a reward that knows it.
+    `failure`: why the environment could not go on, so that there is nothing to score."""
+
+    exchanges: tuple[Exchange, ...]
+    memory: Mapping[str, Any] = field(default_factory=dict)
+    failure: str | None = None
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """What the model said, without thoughts."""
+        return tuple(exchange.answer.text for exchange in self.exchanges)
+
+    @property
+    def reply_tokens(self) -> int:
+        """Tokens that the model didn't write."""
+        return sum(exchange.reply_tokens for exchange in self.exchanges)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The words of both by turns; an answer comes first and last."""
+        pairs = [(exchange.answer.text, exchange.reply) for exchange in self.exchanges]
+        return tuple(text for pair in pairs for text in pair if text is not None)
 
 
 @dataclass(frozen=True, slots=True)

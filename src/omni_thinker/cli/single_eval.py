@@ -50,6 +50,7 @@ def evaluate_model(
             seed=study_seed(recipe.study.seeds[0], chosen),
             stops=setup.stops,
             thinking=setup.thinking,
+            turns=setup.turns,
         )
 
     spec = recipe.evaluation

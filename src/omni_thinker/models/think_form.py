@@ -100,6 +100,21 @@ def ask(chat: ChatFormat, form: ThinkForm | None, said: str | Chat, thinking: Th
     return Asked(text, tuple(chat.encode(text)), form.rule(text, budget), chat)
 
 
+def ask_further(chat: ChatFormat, form: ThinkForm | None, words: str, thinking: Thinking, *, closed: bool) -> Asked:
+    """What comes between an answer and the next, where the user says `words` to it; else as `ask`. `closed`: whether
+    the answer has the end of its turn. Raises UserError where the template has no words for it."""
+    off = thinking == "off" and form is not None and form.template
+    if off and form is not None and form.switch is not None:
+        chat = chat.under({form.switch: False})
+    answered, text = chat.further(words, closed=closed)
+    if form is None:
+        return Asked(text, chat.tokens_after(answered, text), None, chat)
+    if off and (form.switch is None or form.state(text) == "open"):
+        text = form.closed(text)
+    budget = thinking if isinstance(thinking, int) else None
+    return Asked(text, chat.tokens_after(answered, text), form.rule(text, budget), chat)
+
+
 def _state(prompt: str, opening: str, closing: str) -> ThoughtState:
     end = prompt.rstrip()
     # "<|channel>thought": a word may follow the mark.

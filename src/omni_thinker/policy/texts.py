@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from omni_thinker.models.chat import ChatFormat
-from omni_thinker.models.think_form import Asked, ask, think_form
+from omni_thinker.models.think_form import Asked, ask, ask_further, think_form
 from omni_thinker.sampling.thinking import gold_sample
 from omni_thinker.types import Chat, Sample, SampleRequest, Thinking, ThoughtRule
 
 
 class Texts:
-    """The half of a policy that knows words and no weights: part of the Policy protocol, and all of
-    `omni_thinker.protocol.Thinks`."""
+    """The half of a policy that knows words and no weights: part of the Policy protocol, and all of `Thinks` and
+    `Converses` in `omni_thinker.protocol`."""
 
     def __init__(self, chat: ChatFormat) -> None:
         self.chat = chat
@@ -32,6 +32,17 @@ class Texts:
         asked = self._ask(chat, thinking)
         target = asked.format.target_ids(chat, answer, prompt=asked.text)
         return asked.tokens, gold_sample(target, answer, asked.rule, self.decode)
+
+    def follow(self, answer: Sample, words: str, thinking: Thinking) -> tuple[tuple[int, ...], ThoughtRule | None]:
+        asked = ask_further(self.chat, self.think_form, words, thinking, closed=self._closed(answer))
+        return asked.tokens, asked.rule
+
+    def _closed(self, answer: Sample) -> bool:
+        """Whether a sampled answer has the end of its turn."""
+        facts = self.chat.facts
+        if facts.stop_text:  # its last token may hold more
+            return facts.stop_text in self.decode(answer.tokens[-len(facts.stop_text.encode()) :])
+        return bool(facts.turn_end) and answer.tokens[-1:] == facts.turn_end[-1:]
 
     def _ask(self, chat: str | Chat, thinking: Thinking) -> Asked:
         asked = ask(self.chat, self.think_form, chat, thinking)

@@ -16,7 +16,7 @@ def drawn_alone(
     samples = [sample for group in groups for sample in group.samples]
     if not any(sample.forced for sample in samples):
         return tokens, reference_N
-    chosen = [place not in sample.forced for sample in samples for place in range(len(sample.tokens))]
+    chosen = [drawn for sample in samples for drawn in sample.chosen]
     drawn_N = torch.tensor(chosen, device=tokens.logprobs_N.device)
     kept = replace(
         tokens,

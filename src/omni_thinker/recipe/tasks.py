@@ -41,12 +41,20 @@ class TaskSpec(Table):
     """One task."""
 
     source: str
-    """`builtin:NAME`, `jsonl`, `hf:NAME_OR_FOLDER`, `reasoning_gym:NAME` or `python:MODULE:CLASS`."""
+    """`builtin:NAME`, `jsonl`, `hf:NAME_OR_FOLDER`, `reasoning_gym:NAME`, `verifiers:NAME` or
+    `python:MODULE:CLASS`."""
     weight: Annotated[PositiveFloat, Field(ge=1e-6, le=1e6)] = 1.0
     """Its share of joint training, in proportion to the other tasks' weights."""
     max_tokens: Positive | None = None
     """Tokens of an answer, its end included. With a budget of thoughts it counts what follows them, else all. None: 128
     for rows, the source's own for other tasks."""
+    turns: Positive | None = None
+    """Most answers to a problem. After each but the last an environment may speak: the checker's error message, a
+    critic's words. None: the source's own; 1 for all but `verifiers:`, or 2 where `environment` is set."""
+    environment: str = ""
+    """Who speaks between the answers: `program_errors`, or `python:MODULE:CLASS`. Empty: the source's own."""
+    message_tokens: Positive = 256
+    """Most tokens of what an environment says at a time; the rest is cut off."""
     thinking: Literal["auto", "off"] | Count = "auto"
     """Thoughts of a model that thinks before it answers. `auto`: as its chat template has them. `off`: none. A number:
     after so many tokens the block of thoughts is closed for the model."""

@@ -18,6 +18,7 @@ from omni_thinker.runs.read import RunData
 HEALTH = (
     ("zero_variance/all", "groups without variance (share)"),
     ("truncated/all", "answers cut short (share)"),
+    ("turn_success.2/all", "second answers right (share)"),
     ("mismatch_abs/all", "log-prob mismatch (nats)"),
     ("clip_frac/all", "tokens clipped (share)"),
     ("kl_ref/all", "KL to the start (nats per token)"),

@@ -56,8 +56,9 @@ class SamplePart(Part):
         known = {self._key(s): score for s, score in zip(distinct, scores, strict=True)}
         return [known[self._key(sample)] for sample in group.samples]
 
-    def _key(self, sample: Sample) -> tuple[str, str, str, bool]:
-        return sample.text, "" if self.answer_only else sample.response, sample.stop, sample.answered
+    def _key(self, sample: Sample) -> tuple[object, ...]:
+        before = () if self.answer_only or sample.dialogue is None else sample.dialogue.texts
+        return sample.text, "" if self.answer_only else sample.response, sample.stop, sample.answered, before
 
     async def _guarded(self, sample: Sample, problem: Problem) -> Score:
         try:

@@ -33,6 +33,7 @@ PARTS = Registry(
         "tournament": f"{_REWARDS}.judged:Tournament",
         "rubric": f"{_REWARDS}.judged:Rubric",
         "reasoning_gym": f"{_REWARDS}.gym:ReasoningGym",
+        "verifiers": f"{_REWARDS}.verifiers:Verifiers",
     },
     base=f"{_REWARDS}.parts:Part",
 )

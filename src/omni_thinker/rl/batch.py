@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -181,7 +181,7 @@ def train_group(
     return TrainGroup(
         task=scored.problem.task,
         prompt=scored.group.prompt,
-        samples=tuple(samples),
+        samples=tuple(replace(sample, dialogue=None) if sample.dialogue else sample for sample in samples),
         advantages=tuple(advantages),
         weights=tuple(weigh(scored.problem.task, sample.drawn) for sample in samples),
     )

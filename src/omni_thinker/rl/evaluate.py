@@ -11,9 +11,11 @@ from omni_thinker.rewards.base import Reward
 from omni_thinker.rl.batch import ScoredGroup
 from omni_thinker.rl.metrics import Metrics, group_metrics, sampled_entropy
 from omni_thinker.rl.requests import request_for
-from omni_thinker.rl.scoring import Scoring, stop_on_errors, stop_on_nonsense
+from omni_thinker.rl.scoring import Scoring, stop_on_errors
 from omni_thinker.rl.stream import stable_seed
+from omni_thinker.rl.turns.converse import Talks, sample_scored
 from omni_thinker.runs.schema.base import Estimate
+from omni_thinker.tasks.environments.base import Turns
 from omni_thinker.types import Problem, SamplingParams, TaskName, Thinking
 
 Measures = Mapping[TaskName, Mapping[str, Mapping[str, float]]]
@@ -71,6 +73,7 @@ def evaluate(
     seed: int,
     stops: Mapping[TaskName, tuple[str, ...]] | None = None,
     thinking: Mapping[TaskName, Thinking] | None = None,
+    turns: Mapping[TaskName, Turns] | None = None,
     max_error_rate: float = 1.0,
 ) -> Evaluation:
     """Answer each problem `params.group_size` times. The same seed draws with the same random numbers for every policy.
@@ -90,8 +93,7 @@ def evaluate(
         for problem in flat
     ]
     with Scoring(rewards) as scoring:
-        groups = policy.sample(requests, params, lambda place, group: scoring.submit(place, flat[place], group))
-        stop_on_nonsense(groups)
+        sample_scored(policy, flat, requests, params, scoring, Talks(turns or {}, thinking or {}))
         scored = scoring.results()
     stop_on_errors(scored, max_error_rate)
     values: dict[TaskName, dict[str, float]] = {task: {} for task in problems}
@@ -106,7 +108,7 @@ def evaluate(
         entropy = sampled_entropy(group for group in scored if group.problem.task == task)
         if entropy is not None and params.temperature > 0:  # what is always drawn has no surprise
             metrics[f"entropy/{task}"] = entropy
-    tokens = sum(len(sample.tokens) for group in scored for sample in group.group.samples)
+    tokens = sum(sample.length for group in scored for sample in group.group.samples)
     return Evaluation(values, metrics, tokens, tuple(scored))
 
 

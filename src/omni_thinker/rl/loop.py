@@ -5,7 +5,7 @@ quotas -> problems -> groups -> scores -> advantages -> gradient -> update -> me
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
 from statistics import fmean
@@ -23,14 +23,16 @@ from omni_thinker.rl.difficulty import pool_of
 from omni_thinker.rl.metrics import Metrics, group_metrics, token_metrics
 from omni_thinker.rl.requests import request_for
 from omni_thinker.rl.resample import Resampler
-from omni_thinker.rl.scoring import Scoring, stop_on_errors, stop_on_nonsense
+from omni_thinker.rl.scoring import Scoring, stop_on_errors
 from omni_thinker.rl.shaping import shaped
 from omni_thinker.rl.stream import ProblemStream, stable_seed
+from omni_thinker.rl.turns.converse import Talks, sample_scored
 from omni_thinker.rl.updates.balance import Balance, weighed
 from omni_thinker.rl.updates.mismatch import mismatch_sums, samples_elsewhere, stop_on_mismatch, trainer_logprobs
 from omni_thinker.rl.updates.passes import add_gradient
 from omni_thinker.rl.updates.schedule import learning_rate_of
-from omni_thinker.types import Group, SamplingParams, TaskName, Thinking
+from omni_thinker.tasks.environments.base import Turns
+from omni_thinker.types import SamplingParams, TaskName, Thinking
 
 MOST_SKIPPED = 3
 """Updates in a row that may be skipped for a loss or gradient that isn't finite."""
@@ -69,12 +71,14 @@ class Learner:
         stops: Mapping[TaskName, tuple[str, ...]] | None = None,
         thinking: Mapping[TaskName, Thinking] | None = None,
         own: Mapping[TaskName, TaskRlSpec] | None = None,
+        turns: Mapping[TaskName, Turns] | None = None,
     ) -> None:
-        """`stops`: texts that end an answer, `thinking`: what becomes of thoughts, `own`: settings of its own, by
-        task."""
+        """`stops`: texts that end an answer, `thinking`: what becomes of thoughts, `own`: settings of its own,
+        `turns`: who speaks to answers; by task."""
         self.policy, self.spec = policy, spec.between(samples_elsewhere(policy))
         self.streams, self.rewards, self.max_tokens = streams, rewards, max_tokens
         self.stops, self.thinking = stops or {}, thinking or {}
+        self._talks = Talks(turns or {}, self.thinking, spec.score_deadline_s)
         self._specs = {task: self.spec.of_task((own or {}).get(task, TaskRlSpec())) for task in streams}
         self._balance = Balance(spec.balance)
         self._refill = Resampler(spec.refill_most)
@@ -90,7 +94,7 @@ class Learner:
         stop_on_errors(groups, self.spec.max_error_rate)
         trained = _fill(groups, quotas)
         # Of all tasks, thoughts included: a constant, whatever a step is made of.
-        longest = max(limit + _budget(self.thinking.get(task, "auto")) for task, limit in self.max_tokens.items())
+        longest = max(self._longest(task) for task in self.max_tokens)
         order = self._order(quotas) if self.spec.update == "task" else ()
         drawn = sum(len(group.scores) for group in groups)
         batches = build_batches(trained, self.spec, longest, order, drawn, self._specs)
@@ -116,7 +120,7 @@ class Learner:
         metrics["groups_short/all"] = float(max(quotas[task] - count for task, count in counts.items()))
         metrics["groups_trained/all"] = float(len(batch))
         metrics |= {f"seconds/{phase}": seconds for phase, seconds in clock.seconds.items()}
-        sampled = sum(len(sample.tokens) for group in groups for sample in group.group.samples)
+        sampled = sum(sample.length for group in groups for sample in group.group.samples)
         return StepResult(metrics, tuple(groups), sampled, self.spec.epochs * sum(group.drawn for group in batch))
 
     def state(self) -> dict[str, Any]:
@@ -179,15 +183,17 @@ class Learner:
             by_params.setdefault(SamplingParams(spec.group_size, spec.temperature), []).append(place)
         with Scoring(self.rewards) as scoring:
             for params, places in by_params.items():
-
-                def submit(place: int, group: Group, places: Sequence[int] = places) -> None:
-                    scoring.submit(places[place], drawn[places[place]][0], group)
-
+                asked = [requests[place] for place in places]
+                problems = [drawn[place][0] for place in places]
                 with clock("sample"):
-                    groups = self.policy.sample([requests[place] for place in places], params, submit)
-                stop_on_nonsense(groups)
+                    sample_scored(self.policy, problems, asked, params, scoring, self._talks, places)
             with clock("score"):  # what is left of it
                 return [self._shaped(group) for group in scoring.results(self.spec.score_deadline_s)]
+
+    def _longest(self, task: TaskName) -> int:
+        """The most tokens that answers to a problem of the task have together, thoughts included."""
+        turns = self._talks.turns[task].most if task in self._talks.turns else 1
+        return turns * (self.max_tokens[task] + _budget(self.thinking.get(task, "auto")))
 
     def _shaped(self, group: ScoredGroup) -> ScoredGroup:
         task = group.problem.task

@@ -6,6 +6,7 @@ from statistics import fmean
 from omni_thinker.protocol import TokenStats
 from omni_thinker.rl.advantages import has_signal
 from omni_thinker.rl.batch import ScoredGroup
+from omni_thinker.rl.turns.metrics import turn_metrics
 from omni_thinker.types import Sample, TaskName
 
 Metrics = dict[str, float]
@@ -64,15 +65,15 @@ def _describe(groups: Sequence[ScoredGroup]) -> Metrics:
     if not count:
         return {}
     described = {
-        "completion_length": fmean(len(sample.tokens) for sample in samples),
+        "completion_length": fmean(sample.length for sample in samples),
         "truncated": sum(sample.stop == "length" for sample in samples) / count,
         "abstain_rate": sum(score.status == "abstain" for score in scores) / count,
         "error_rate": sum(score.status == "error" for score in scores) / count,
         "zero_variance": sum(not group.has_signal for group in groups) / len(groups),
         "problems": float(len(groups)),
-        "tokens_sampled": float(sum(len(sample.tokens) for sample in samples)),
+        "tokens_sampled": float(sum(sample.length for sample in samples)),
     }
-    described |= _thoughts(samples) | _ends(groups)
+    described |= _thoughts(samples) | _ends(groups) | turn_metrics(groups)
     if versions := [sample.version for sample in samples if sample.version is not None]:
         described["weights_version"] = float(max(versions))
     if values:
@@ -93,7 +94,7 @@ def _ends(groups: Sequence[ScoredGroup]) -> Metrics:
     for name, cut in (("ended", False), ("truncated", True)):
         own = [(sample, score) for sample, score in pairs if (sample.stop == "length") == cut]
         if own and not cut:
-            described["completion_length_ended"] = fmean(len(sample.tokens) for sample, _ in own)
+            described["completion_length_ended"] = fmean(sample.length for sample, _ in own)
         if values := [score.value for _, score in own if score.value is not None]:
             described[f"reward_{name}"] = fmean(values)
     if penalties := [penalty for group in groups for penalty in group.penalties]:

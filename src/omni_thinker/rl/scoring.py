@@ -3,16 +3,19 @@
 import asyncio
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from concurrent.futures import Future
 from math import isfinite
 from types import TracebackType
+from typing import Any, TypeVar
 
 from omni_thinker.errors import UserError
 from omni_thinker.portal import open_portal
 from omni_thinker.rewards.base import Reward, Weighed
 from omni_thinker.rl.batch import ScoredGroup
-from omni_thinker.types import Group, Problem, Score, TaskName
+from omni_thinker.types import Group, Problem, Sample, Score, TaskName
+
+T = TypeVar("T")
 
 _PATIENCE_S = 5.0
 """Wait for a reward that can't be cancelled, after the others have ended."""
@@ -42,6 +45,10 @@ class Scoring:
         end = threading.Thread(target=self._end, daemon=True)
         end.start()
         end.join(_PATIENCE_S)
+
+    def run(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
+        """Let `work` be done beside the scores, in the same event loop."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def submit(self, place: int, problem: Problem, group: Group) -> None:
         """Take a group; `place` is where its scores stand in `results`. Raises ValueError for a place that is taken."""
@@ -79,7 +86,7 @@ class Scoring:
             raise RuntimeError(f"a reward raised {type(exc).__name__}") from exc
         if len(scores) != len(group.samples):
             raise ValueError(f"a reward gave {len(scores)} scores for {len(group.samples)} samples of {problem.id!r}")
-        return scores
+        return [_failed(sample) or score for sample, score in zip(group.samples, scores, strict=True)]
 
     def _result(self, place: int, until: float | None, deadline_s: float | None) -> ScoredGroup:
         problem, group = self._taken[self._places[place]]
@@ -94,6 +101,12 @@ class Scoring:
                 scores = [late] * len(group.samples)
         reward: object = self._rewards[problem.task]
         return ScoredGroup(problem, group, tuple(scores), weights=reward.weights if isinstance(reward, Weighed) else {})
+
+
+def _failed(sample: Sample) -> Score | None:
+    """An error where a sample's conversation could not go on as it should have."""
+    failure = None if sample.dialogue is None else sample.dialogue.failure
+    return None if failure is None else Score.error(failure)
 
 
 def stop_on_errors(groups: Iterable[ScoredGroup], most: float) -> None:

@@ -15,6 +15,6 @@ def shaped(scored: ScoredGroup, spec: RlSpec, max_tokens: int, *, of_answer: boo
     buffer = min(spec.overlong_buffer, max_tokens)
     if not buffer:
         return scored
-    lengths = [sample.answer_length if of_answer else len(sample.tokens) for sample in scored.group.samples]
+    lengths = [sample.answer_length if of_answer else sample.longest_answer for sample in scored.group.samples]
     over = (min(1.0, max(0.0, (length - (max_tokens - buffer)) / buffer)) for length in lengths)
     return replace(scored, penalties=tuple(spec.overlong_penalty * share for share in over))

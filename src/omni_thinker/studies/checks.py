@@ -8,12 +8,13 @@ from functools import cache
 from omni_thinker.errors import UserError
 from omni_thinker.models.chat import ChatFormat, load_chat
 from omni_thinker.models.load import empty_model, load_config, resolve
-from omni_thinker.models.think_form import ThinkForm, ask, think_form
+from omni_thinker.models.think_form import ThinkForm, ask, ask_further, think_form
 from omni_thinker.policy.lora import add_lora
-from omni_thinker.policy.make import check_engine
+from omni_thinker.policy.make import POLICIES, check_engine
 from omni_thinker.recipe import Recipe, TaskSpec
 from omni_thinker.rewards.base import Reward
 from omni_thinker.tasks.base import Task
+from omni_thinker.tasks.environments.base import Turns
 from omni_thinker.tasks.gym import GymTask
 from omni_thinker.tasks.refused import Refusals, joined, screened_by
 from omni_thinker.tasks.registry import under
@@ -33,22 +34,29 @@ class Room:
     context: int | None
     form: ThinkForm | None = None
 
-    def missing(self, problem: Problem, max_tokens: int, thinking: Thinking = "auto") -> str | None:
-        """Why the prompt of `problem` leaves no room for thoughts and an answer of so many tokens, or None."""
+    def missing(
+        self, problem: Problem, max_tokens: int, thinking: Thinking = "auto", turns: Turns | None = None
+    ) -> str | None:
+        """Why the prompt of `problem` leaves no room for thoughts and an answer of so many tokens, or for all answers
+        and messages of a task with turns; None where it does."""
         budget = thinking if isinstance(thinking, int) else 0
         if self.context is None:
             return None
         if problem.earlier == ():
             # A token is at least one byte, so short prompts need not be tokenized.
             written = len(problem.shown.encode("utf-8", "replace")) + self._around(thinking)
-            if written + max_tokens + budget < self.context // 2:
+            if turns is None and written + max_tokens + budget < self.context // 2:
                 return None
         asked = ask(self.chat, self.form, problem.chat, thinking)
         prompt, rule = asked.tokens, asked.rule
         longest = max_tokens if rule is None else rule.longest(max_tokens)
+        if turns is not None:
+            longest = turns.most * longest + turns.longest
         if len(prompt) + longest <= self.context:
             return None
         thoughts = f" and thinking = {budget}" if budget else ""
+        if turns is not None:
+            thoughts += f", turns = {turns.most} and message_tokens = {turns.message_tokens}"
         return (
             f"has a prompt of {len(prompt)} tokens; with max_tokens = {max_tokens}{thoughts} that is more than the "
             f"model's context of {self.context}"
@@ -83,6 +91,7 @@ class _Checks:
     spec: TaskSpec
     warmed: bool
     """Whether gold answers are trained on."""
+    turns: Turns | None
     places: Mapping[str, str]
     """Where the row of a problem's id is, for tasks that read rows."""
 
@@ -95,7 +104,7 @@ class _Checks:
         problem, thinking = under(problem, self.spec.system), self.spec.thinking
         if (unwritten := self.room.unwritten(problem, split == "train" and self.warmed, thinking)) is not None:
             return UserError(f"{row}: {unwritten.message}", file=place, key=f"tasks.{self.task}")
-        if (why := self.room.missing(problem, self.max_tokens, thinking)) is not None:
+        if (why := self.room.missing(problem, self.max_tokens, thinking, self.turns)) is not None:
             return UserError(f"{row} {why}", file=place, key=f"tasks.{self.task}.max_tokens")
         return None
 
@@ -135,8 +144,29 @@ def check_model(recipe: Recipe) -> Room:
     return Room(chat, context, form)
 
 
+def check_turns(recipe: Recipe, turns: Mapping[TaskName, Turns], room: Room) -> None:
+    """Raises UserError where a task has turns and the policy, or the model's chat template, can't take a second one."""
+    for name, own in turns.items():
+        key = f"tasks.{name}.turns"
+        if recipe.model.policy != "torch" and not hasattr(POLICIES.find(recipe.model.policy, "model.policy"), "follow"):
+            why = f"the policy {recipe.model.policy} can't be spoken to again: it has no method follow; use turns = 1"
+            raise UserError(why, key=key)
+        thinking = recipe.tasks[name].thinking
+        try:
+            marks = len(ask_further(room.chat, room.form, "", thinking, closed=False).tokens)
+        except UserError as exc:
+            raise UserError(f"{exc.message}; use turns = 1", key=key) from None
+        if marks >= own.message_tokens:
+            why = f"leaves no room for words: the chat template's own marks between two answers take {marks} tokens"
+            raise UserError(why, key=f"tasks.{name}.message_tokens")
+
+
 def screen(
-    recipe: Recipe, tasks: Mapping[TaskName, Task], rewards: Mapping[TaskName, Reward], room: Room
+    recipe: Recipe,
+    tasks: Mapping[TaskName, Task],
+    rewards: Mapping[TaskName, Reward],
+    room: Room,
+    turns: Mapping[TaskName, Turns],
 ) -> tuple[dict[TaskName, Task], dict[TaskName, Refusals]]:
     """The tasks without the rows that can't be used, and these rows: those that `rewards` can't score, and those whose
     prompt leaves no room for an answer.
@@ -149,7 +179,8 @@ def screen(
         skip = recipe.tasks[name].skip_refused or isinstance(task, GymTask)
         rows = task if isinstance(task, RowTask | WithTestSet) else None
         spec, places = recipe.tasks[name], {} if rows is None else rows.places
-        checks = _Checks(name, rewards[name], room, task.max_tokens, spec, recipe.warmup.steps > 0, places)
+        warmed = recipe.warmup.steps > 0
+        checks = _Checks(name, rewards[name], room, task.max_tokens, spec, warmed, turns.get(name), places)
         screened[name], unusable = screened_by(task, checks.fault, skip)
         refused[name] = unusable if rows is None else joined((rows.refused, unusable))
     return screened, refused

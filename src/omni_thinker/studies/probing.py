@@ -182,7 +182,7 @@ def _sketches(session: Session, task: TaskName, steps: int) -> dict[str, Any]:
         sketches.append(policy.sketch_gradient(seed).numpy())
         seconds = time.monotonic() - began
         samples = [sample for group in groups for sample in group.group.samples]
-        sampled = sum(len(sample.tokens) for sample in samples)
+        sampled = sum(sample.length for sample in samples)
         spent += Cost(0, sampled, trained, seconds, len(samples))
         norm = float(np.linalg.norm(sketches[-1][0]))
         if session.setup.costly and session.setup.costly.exhausted:

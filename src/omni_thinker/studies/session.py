@@ -242,7 +242,9 @@ class Session:
         if scheduled is not None and scheduled.update is not None:
             spec = spec.model_copy(update={"update": scheduled.update})
         own = {task: task_spec.rl for task, task_spec in self.recipe.tasks.items()}
-        return Learner(self.policy, spec, streams, rewards, max_tokens, stops, self.setup.thinking, own)
+        return Learner(
+            self.policy, spec, streams, rewards, max_tokens, stops, self.setup.thinking, own, self.setup.turns
+        )
 
     def evaluate(self, arm: str, split: Split, step: int, stage: TaskName | None = None) -> Evaluation:
         """Every task on `split`, logged, with a few rollouts kept."""
@@ -308,6 +310,7 @@ class Session:
             seed=seed,
             stops=self.setup.stops,
             thinking=self.setup.thinking,
+            turns=self.setup.turns,
             max_error_rate=self.recipe.rl.max_error_rate,
         )
         return result, time.monotonic() - began
@@ -385,6 +388,7 @@ class Session:
                     answer=group.problem.answer,
                     reference=group.problem.data.get("reference"),
                     response=sample.text,
+                    turns=() if sample.dialogue is None else sample.dialogue.texts,
                     thoughts=None if sample.thoughts is None else sample.thoughts.text,
                     stop=sample.stop,
                     status=score.status,

@@ -13,9 +13,10 @@ from omni_thinker.rewards.base import Reward
 from omni_thinker.rewards.registry import make_rewards
 from omni_thinker.rl.stream import stable_seed
 from omni_thinker.runs.rundir import DRAWN
-from omni_thinker.studies.checks import check_model, screen
+from omni_thinker.studies.checks import check_model, check_turns, screen
 from omni_thinker.studies.scheduled import check_schedulers
 from omni_thinker.tasks.base import Task
+from omni_thinker.tasks.environments.base import Turns, make_turns
 from omni_thinker.tasks.gym import GymTask
 from omni_thinker.tasks.gym.cache import kept_in
 from omni_thinker.tasks.refused import Refusals
@@ -40,6 +41,8 @@ class Setup:
     """Rows that were left out, of tasks that skip them."""
     drawn: tuple[GymTask, ...] = ()
     """Tasks whose problems were drawn by reasoning-gym."""
+    turns: Mapping[TaskName, Turns] = field(default_factory=dict)
+    """Who speaks to answers, of the tasks where somebody does."""
 
     @property
     def costly(self) -> Costly | None:
@@ -115,11 +118,13 @@ def prepare(
     judge = make_judge(recipe.judge, recipe.model, last_states, shared) if judged and with_judge else None
     rewards = make_rewards({name: task.reward for name, task in tasks.items()}, judge)
     drawn = tuple(task for task in tasks.values() if isinstance(task, GymTask))
-    usable, refused = screen(recipe, tasks, rewards.train, room)
+    turns = make_turns(tasks, recipe.tasks)
+    check_turns(recipe, turns, room)
+    usable, refused = screen(recipe, tasks, rewards.train, room, turns)
     if any(usable[name] is not task for name, task in tasks.items()):
         tasks, pools = usable, make_pools(usable, limits, recipe.tasks)
     check_schedulers(recipe, {name: len(problems) for name, problems in pools["train"].items()}, judged)
-    return Setup(recipe, tasks, rewards.train, rewards.evaluation, rewards.gates, pools, judge, refused, drawn)
+    return Setup(recipe, tasks, rewards.train, rewards.evaluation, rewards.gates, pools, judge, refused, drawn, turns)
 
 
 def study_seed(seed: int, *parts: object) -> int:

@@ -107,7 +107,7 @@ class PooledTask(ABC):
     def __init__(self, name: TaskName, spec: TaskSpec) -> None:
         """Raises UserError for keys that generated tasks don't use."""
         refuse_keys(name, spec, ("files", "fields", "splits", "template", "options"))
-        self.name = name
+        self.name, self.spec = name, spec
         self.seed = spec.seed
         self._max_tokens = spec.max_tokens
         self.reward: RewardSpec = spec.reward or self.default_reward

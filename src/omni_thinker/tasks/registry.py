@@ -12,6 +12,7 @@ from omni_thinker.tasks.builtin.coding import CodingTask
 from omni_thinker.tasks.builtin.math import MathTask
 from omni_thinker.tasks.builtin.qa import QaTask
 from omni_thinker.tasks.builtin.writing import WritingTask
+from omni_thinker.tasks.environments.verifiers import VerifiersTask
 from omni_thinker.tasks.files import file_task
 from omni_thinker.tasks.gym import GymTask
 from omni_thinker.tasks.hf import hf_task
@@ -27,6 +28,7 @@ SOURCES = (
     "jsonl",
     "hf:NAME_OR_FOLDER",
     "reasoning_gym:NAME",
+    "verifiers:NAME",
     "python:MODULE:CLASS",
 )
 
@@ -82,6 +84,8 @@ def _from_source(name: TaskName, spec: TaskSpec) -> Task:
     if kind == "reasoning_gym":
         refuse_keys(name, spec, ("test_set",))  # rows have no entry that a set's scorer could read
         return GymTask(name, spec)
+    if kind == "verifiers":
+        return VerifiersTask(name, spec)
     if kind == "python":
         return _python_task(name, spec)
     raise UserError(f"unknown source {spec.source!r}{did_you_mean(spec.source, SOURCES)}", key=f"tasks.{name}.source")

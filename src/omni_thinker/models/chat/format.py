@@ -140,6 +140,29 @@ class ChatFormat:
             raise self._bad(f"the chat template leaves out the answer {answer!r:.60}")
         return body + end.text
 
+    def further(self, words: str, *, closed: bool) -> tuple[str, str]:
+        """(an answered chat, what comes after it up to where the next answer begins), where the user says `words` to
+        the answer. `closed`: whether the answer has the end of its turn, which is written for it otherwise.
+
+        Raises UserError where the template refuses a second turn of the user's."""
+        for mark in self.tokenizer.all_special_tokens:  # what an environment quotes of an answer is text, not markup
+            words = words.replace(str(mark), "")
+        asked = [{"role": "user", "content": WORD}, REPLY, {"role": "user", "content": words}]
+        _, found, rest = self._render(asked, generate=True).partition(ANSWER)
+        if not found:
+            raise self._bad("the chat template leaves out an answer once the user speaks again")
+        end = self._turn_end
+        mark = end.text or ("" if end.token is None else str(self.tokenizer.convert_ids_to_tokens(end.token)))
+        before, held, after = rest.partition(mark) if mark else ("", "", rest)
+        if before.strip() or not held:  # the template ends this turn in another way once there is a next
+            before, held, after = "", "", rest
+        answered = self._plain + ANSWER
+        return (answered + before + held, after) if closed else (answered, rest)
+
+    def tokens_after(self, text: str, further: str) -> tuple[int, ...]:
+        """`further` as tokens that follow those of `text`. Raises UserError where none do."""
+        return self._after(text, further)
+
     def encode(self, text: str) -> list[int]:
         """Tokens of a text in which the template has written the special ones already."""
         return [int(token) for token in self.tokenizer.encode(text, add_special_tokens=False)]

@@ -85,7 +85,7 @@ def _row(
 ) -> Row:
     whole = (*prompt, *sample.tokens)
     before, length = len(prompt) - 1, len(whole) - 1
-    drawn = [place not in sample.forced for place in range(len(sample.tokens))]
+    drawn = sample.chosen
     sequences = count if scale.sequences else 1
     if loss.name == "cross_entropy":
         value, divisor = weight * sequences, float(sequences)

@@ -6,7 +6,7 @@ from omni_thinker.errors import UserError
 from omni_thinker.isolation import IsolationError, TestReport, launch, run_script, run_tests
 from omni_thinker.rewards.parts import SamplePart, valued
 from omni_thinker.rewards.programs.cases import PACKAGES, Tests, Unusable, read_tests
-from omni_thinker.rewards.programs.solution import WHOLE, find_solution
+from omni_thinker.rewards.programs.solution import WHOLE, Solution, find_solution
 from omni_thinker.types import Problem, Sample, Score
 
 _LONGEST_REASON = 200
@@ -39,11 +39,11 @@ class UnitTests(SamplePart):
 
     async def score_sample(self, sample: Sample, problem: Problem) -> Score:
         tests = read_tests(problem)
-        solution = find_solution(sample.text, tests.wanted(), reads_input=bool(tests.scripts))
+        solution = solution_in(sample.text, tests)
         if not solution.program.strip():
             return valued(0.0, "no program")
         try:
-            report = await _report(solution.program, tests)
+            report = await tested(solution, tests)
         except IsolationError as exc:
             return Score.error(f"unit_tests: {exc}")
         value = report.passed / report.total if self.partial else float(report.outcome == "passed")
@@ -79,7 +79,14 @@ def _hinted(reason: str) -> str:
     return f"{reason} (packages allows {', '.join(PACKAGES)})" if "No module named" in reason else reason
 
 
-async def _report(program: str, tests: Tests) -> TestReport:
+def solution_in(text: str, tests: Tests) -> Solution:
+    """The program of an answer that `tests` are about; an empty one where there is none."""
+    return find_solution(text, tests.wanted(), reads_input=bool(tests.scripts))
+
+
+async def tested(solution: Solution, tests: Tests) -> TestReport:
+    """Run a program against tests in the sandbox. Raises IsolationError where there is none."""
+    program = solution.program
     if tests.scripts:
         return await run_script(program, tests.scripts, tolerance=tests.tolerance, limits=tests.limits)
     return await run_tests(

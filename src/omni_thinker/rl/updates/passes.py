@@ -54,12 +54,7 @@ def _least_entropy(policy: Policy, groups: Sequence[TrainGroup], spec: RlSpec) -
     Raises UserError where the policy doesn't know entropies."""
     if not isinstance(policy, SeesEntropy):
         raise UserError("this policy can't say the entropy of tokens", key="rl.top_entropy")
-    drawn = [
-        place not in sample.forced
-        for group in groups
-        for sample in group.samples
-        for place in range(len(sample.tokens))
-    ]
+    drawn = [own for group in groups for sample in group.samples for own in sample.chosen]
     entropies = policy.entropies(groups, temperature=spec.temperature).float()
     return threshold(entropies[torch.tensor(drawn, device=entropies.device)], spec.top_entropy)
 

@@ -81,6 +81,9 @@ class Answer:
     """Why there is no value, or a remark on it."""
     thoughts: str | None = None
     """What the model thought before the answer. Null where it didn't think."""
+    turns: tuple[str, ...] = ()
+    """Of a task with turns: the first answer, what the environment said to it, the second answer, and so on. The last
+    is `response`. Empty for other tasks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=CONFIG)

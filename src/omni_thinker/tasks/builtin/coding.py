@@ -17,6 +17,8 @@ from omni_thinker.tasks.builtin.coding_ops import (
     string_end,
     string_op,
 )
+from omni_thinker.tasks.environments.base import Environment
+from omni_thinker.tasks.environments.program_errors import ProgramErrors
 from omni_thinker.tasks.pool import Item, PooledTask, level
 
 TESTS = 5
@@ -56,6 +58,12 @@ class CodingTask(PooledTask):
     default_difficulty = 1.5
     default_max_tokens = 48
     per_key = 3
+    turns = 1
+
+    @property
+    def environment(self) -> Environment:
+        """Sends programs back that fail, where the recipe gives the task turns."""
+        return ProgramErrors(self.name, self.spec)
 
     def generate(self, rng: random.Random, difficulty: float) -> Item:
         lvl = level(rng, difficulty)

@@ -1,0 +1,1 @@
+"""Conversations: answers to which an environment speaks, and the answers after that."""

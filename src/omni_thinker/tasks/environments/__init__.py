@@ -1,0 +1,1 @@
+"""Environments: what speaks to an answer, so that a task has turns."""
