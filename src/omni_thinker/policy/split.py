@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 _VERSIONS = count(1)
 """One count for all policies of a process: they may take turns in one sampler."""
 _EXTRAS = (
-    *("ask", "gold", "follow", "logprobs", "sketch_gradient", "export_adapter", "decode"),
+    *("ask", "gold", "follow", "logprobs", "entropies", "sketch_gradient", "export_adapter", "decode"),
     *("spec", "chat", "tokenizer", "think_form", "stop_ids", "model"),
 )
 """What a trainer may have beyond the protocol; a split policy has it where its trainer does."""

@@ -43,8 +43,8 @@ class FsdpPolicy(Texts):
         self._name = name = str(folder or spec.name)
         self.spec = spec
         super().__init__(load_chat(spec, name))
-        self._crew = crew_of(fsdp.ranks)
         device = compute_device(spec.device)
+        self._crew = crew_of(fsdp.ranks)
         self._crew.begin(device.type, fsdp.timeout_s)
         self._row_tokens = fsdp.row_tokens or (TOKEN_BUDGET if device.type == "cpu" else GPU_TOKEN_BUDGET)
         model = load_model(name, compute_dtype(spec.dtype, device)).to(device)  # type: ignore[arg-type]
@@ -114,8 +114,16 @@ class FsdpPolicy(Texts):
         self, groups: Sequence[TrainGroup], *, temperature: float = 1.0, reference: bool = False
     ) -> torch.Tensor:
         """Log-probs of the answer tokens of `groups`, flat, on the CPU; under the start where `reference`."""
+        return self._of_tokens("logprobs", groups, temperature, reference)
+
+    def entropies(self, groups: Sequence[TrainGroup], *, temperature: float = 1.0) -> torch.Tensor:
+        """Entropies at the answer tokens of `groups`, flat, on the CPU."""
+        return self._of_tokens("entropies", groups, temperature, False)
+
+    def _of_tokens(self, what: str, groups: Sequence[TrainGroup], temperature: float, reference: bool) -> torch.Tensor:
+        """One number for each answer token, in the order of `groups`."""
         rows, paths = self._plan(groups)
-        scores = self._call("logprobs", *((of_rank, temperature, paths, reference) for of_rank in rows))
+        scores = self._call(what, *((of_rank, temperature, paths, reference) for of_rank in rows))
         pieces: dict[int, list[torch.Tensor]] = {}
         for of_rank, tensors in zip(rows, scores, strict=True):
             for row, row_N in zip(of_rank, tensors, strict=True):

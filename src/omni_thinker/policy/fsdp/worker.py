@@ -97,8 +97,13 @@ class Worker:
 
     def logprobs(self, rows: Rows, temperature: float, paths: Paths, reference: bool) -> list[torch.Tensor]:
         """Log-probs of the answer tokens of each row, flat."""
-        scores = self._score_all([row or [FILLER] for row in rows], temperature, paths, reference=reference)
-        return [score.cpu() if row else score[:0].cpu() for row, score in zip(rows, scores, strict=True)]
+        filled = [row or [FILLER] for row in rows]
+        return _of_rows(rows, self._score_all(filled, temperature, paths, reference=reference))
+
+    def entropies(self, rows: Rows, temperature: float, paths: Paths, reference: bool) -> list[torch.Tensor]:
+        """Entropies at the answer tokens of each row, flat."""
+        filled = [row or [FILLER] for row in rows]
+        return _of_rows(rows, self._score_all(filled, temperature, paths, reference=reference, what="entropy_N"))
 
     def gradients(self) -> dict[str, torch.Tensor]:
         """All of them, on rank 0 alone."""
@@ -175,9 +180,11 @@ class Worker:
         )
 
     @torch.no_grad()
-    def _score_all(self, rows: Rows, temperature: float, paths: Paths, *, reference: bool) -> list[torch.Tensor]:
+    def _score_all(
+        self, rows: Rows, temperature: float, paths: Paths, *, reference: bool, what: str = "logprobs_N"
+    ) -> list[torch.Tensor]:
         with self._at_start(reference):
-            scores = [self._score(row, temperature, replace(paths, recompute=False)).logprobs_N for row in rows]
+            scores = [getattr(self._score(row, temperature, replace(paths, recompute=False)), what) for row in rows]
             self._shards.reshard()
         return scores
 
@@ -203,6 +210,11 @@ class Worker:
             present = local.clone()
             local.copy_(other)
             other.copy_(present)
+
+
+def _of_rows(rows: Rows, scores: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """On the CPU, and nothing of rows that were filled."""
+    return [score.cpu() if row else score[:0].cpu() for row, score in zip(rows, scores, strict=True)]
 
 
 def _drain(tensors: Iterator[Any]) -> None:
