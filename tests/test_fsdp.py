@@ -145,6 +145,7 @@ def test_gradients_and_updates_equal_one_process(
         policy.mark_start()
         train(policy, batch, 1)  # so that the start isn't the model of now
     torch.testing.assert_close(shared.logprobs(batch), alone.logprobs(batch), atol=2e-5, rtol=0)
+    torch.testing.assert_close(shared.entropies(batch), alone.entropies(batch), atol=2e-5, rtol=0)
     reports = [policy.forward_backward(batch, LOSS, reference=True) for policy in (alone, shared)]
     masters = {name: m.grad for name, m in zip(alone._names, alone._masters, strict=True) if m.grad is not None}
     assert apart(masters, shared.gradients()) < 1e-6 * max(1.0, *(float(g.abs().max()) for g in masters.values()))
@@ -345,18 +346,21 @@ def test_rank_that_hangs_ends_the_run_after_its_time(tiny_model: Path) -> None:
 
 def test_connection_without_the_key_of_the_run_is_not_heard() -> None:
     with Listener(("127.0.0.1", 0), authkey=b"the run's own") as listener:
+        silent: list[socket.socket] = []
 
         def come() -> None:
             with pytest.raises(AuthenticationError):
                 Client(listener.address, authkey=b"another")
             with socket.create_connection(listener.address) as stranger:
                 stranger.sendall(b"no message at all")
+            silent.append(socket.create_connection(listener.address))
             send(Client(listener.address, authkey=b"the run's own"), "rank", 1)
 
         thread = threading.Thread(target=come)
         thread.start()
         assert list(accept(listener, 1, timeout_s=20)) == [1]
         thread.join()
+        silent[0].close()
 
 
 def test_ranks_that_never_come_are_an_error() -> None:
@@ -378,7 +382,13 @@ def test_loss_that_other_processes_cannot_import_is_refused(tiny_model: Path) ->
 
 
 def test_other_number_of_ranks_than_torchruns_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+    for name, value in {
+        "RANK": "0",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "1",
+        "TORCHELASTIC_RUN_ID": "none",
+    }.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=r"engine\.fsdp\.ranks: is 4, but torchrun started 2"):
         crew.crew_of(4)

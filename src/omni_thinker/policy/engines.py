@@ -10,7 +10,11 @@ def choose_engines(recipe: Recipe) -> tuple[Recipe, str]:
 
     Raises UserError where the trainer has no use for the processes that torchrun started."""
     place, trainer = given_place(), recipe.engine.trainer
-    if place is None or recipe.model.policy != "torch":
+    if place is not None and recipe.model.policy != "torch":
+        raise UserError(f"is one process, but torchrun started {place.world}", key="model.policy")
+    if place is not None and trainer == "auto" and recipe.remote:
+        raise UserError(f"a service is asked by one process, but torchrun started {place.world}", key="model.name")
+    if place is None:
         chosen = [] if trainer in ("auto", "torch") else [f"trainer {trainer}"]
         chosen += [f"sampler {recipe.engine.sampler}"] if recipe.engine.sampler == "vllm" else []
         return recipe, f"{', '.join(chosen)}, as the recipe says" if chosen else ""

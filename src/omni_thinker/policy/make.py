@@ -7,6 +7,7 @@ from omni_thinker.plugins import Registry
 from omni_thinker.protocol import Policy
 from omni_thinker.recipe import EngineSpec, ModelSpec, Recipe
 from omni_thinker.recipe.engines.choice import is_remote
+from omni_thinker.recipe.engines.tinker import PREFIX
 
 POLICIES = Registry("policy", {"torch": "omni_thinker.policy.torch_policy:TorchPolicy"})
 """What `model.policy` may name, besides `python:MODULE:CLASS`."""
@@ -49,6 +50,12 @@ def _make_trainer(spec: ModelSpec, engine: EngineSpec, folder: str | Path | None
 
 def check_engine(recipe: Recipe) -> None:
     """Raises UserError for the first key that the engines of a recipe can't do."""
+    if recipe.model.policy != "torch" and recipe.engine.trainer == "fsdp":
+        raise UserError("a policy of your own trains itself; leave it out", key="engine.trainer")
+    if recipe.model.name.startswith(PREFIX) and not recipe.remote:
+        raise UserError(
+            f"is of a training service, and {recipe.engine.trainer!r} trains here; leave it out", key="engine.trainer"
+        )
     if recipe.remote:
         from omni_thinker.policy.tinker.checks import check_remote
 

@@ -24,7 +24,7 @@ from omni_thinker.errors import EngineLost, UserError
 from omni_thinker.models.memory import is_out_of_memory
 from omni_thinker.policy.fsdp.follower import ADDRESS, ALIVE_S
 from omni_thinker.policy.fsdp.hands import Hands, store_of
-from omni_thinker.policy.fsdp.place import KEY_VARIABLE, Place, given_place
+from omni_thinker.policy.fsdp.place import KEY_VARIABLE, PARENT_VARIABLE, Place, given_place
 from omni_thinker.policy.fsdp.talk import accept, packed, send
 
 _JOIN_S = 300.0
@@ -35,6 +35,8 @@ _GONE_S = 1.0
 _STUCK_S = 20.0
 """Time that rank 0 may go on computing with ranks of which one is gone: gloo notices at once, nccl doesn't."""
 _END_S = 10.0
+_LEAST_MOST, _RANKS_OF_A_CORE = 8, 4
+"""On a CPU a few ranks more than cores are of use to who tries things out; hundreds would only fill the memory."""
 
 OnGroup = Callable[[int, Any], object]
 
@@ -169,6 +171,7 @@ class Crew:
                 "MASTER_ADDR": self.place.host,
                 "MASTER_PORT": str(self.place.port),
                 KEY_VARIABLE: self._key.hex(),
+                PARENT_VARIABLE: str(os.getpid()),
             }
             self.processes[rank] = subprocess.Popen(
                 [sys.executable, "-m", "omni_thinker.policy.fsdp.follower"],
@@ -308,6 +311,17 @@ def crew_of(ranks: int = 0) -> Crew:
     if not _crews:
         _crews.append(Crew(wanted))
     return _crews[-1]
+
+
+def check_ranks(ranks: int, device: str) -> None:
+    """Raises UserError for more ranks on this machine than its GPUs, or than its cores by far: each is a process with
+    a torch of its own."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if given_place() is not None else ranks
+    if device == "cuda":
+        if here > (gpus := torch.cuda.device_count()):
+            raise UserError(f"{here} ranks, but this machine has {gpus} GPUs", key="engine.fsdp.ranks")
+    elif here > (most := max(_LEAST_MOST, _RANKS_OF_A_CORE * (os.cpu_count() or 1))):
+        raise UserError(f"{here} ranks on a machine of {os.cpu_count()} cores; at most {most}", key="engine.fsdp.ranks")
 
 
 def _hear_of_losses_first(crew: Crew) -> None:

@@ -14,12 +14,13 @@ from multiprocessing.connection import Client
 from typing import Any
 
 from omni_thinker.errors import UserError
-from omni_thinker.policy.fsdp.place import KEY_VARIABLE, Place, given_place
+from omni_thinker.policy.fsdp.place import KEY_VARIABLE, PARENT_VARIABLE, Place, given_place
 from omni_thinker.policy.fsdp.talk import send
 
 ADDRESS = "omni-thinker/rank-0"
 """Key of the store that says where rank 0 listens."""
 ALIVE_S = 5.0
+PARENT_S = 1.0
 NEWS_S = 2.0
 """Time in which a rank whose work failed hears whether that is because rank 0 has ended."""
 
@@ -29,6 +30,8 @@ def follow(place: Place) -> int:
     of torchrun ends it before rank 0 has written what it has to."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    begun = threading.Event()
+    threading.Thread(target=_watch_parent, args=(begun,), name="omni-parent", daemon=True).start()
     logging.disable(logging.WARNING)  # rank 0 says it
     from omni_thinker.policy.fsdp.hands import Hands, store_of
 
@@ -39,7 +42,8 @@ def follow(place: Place) -> int:
         connection = Client((told["host"], told["port"]), authkey=key)
     except (OSError, EOFError, RuntimeError):
         return 1  # rank 0 has ended before it began, and said why
-    talk = _Talk(connection, place.rank)
+    begun.set()
+    talk = _Talk(connection, place)
     hands = Hands(place, store)
     while (message := talk.hear()) is not None:
         method, args = message
@@ -58,23 +62,39 @@ def follow(place: Place) -> int:
                 os._exit(1)  # others may wait for this rank in torch, and go on only once it is gone
             break
         talk.say("done", result)
-    if talk.hear() is None and place.rank == 1:
-        sys.stderr.write(f"omni-thinker: rank 0 of {place.world} ended early; resume the run with --resume\n")
-        sys.stderr.flush()
-    os._exit(1)
+    talk.leave()
+    raise AssertionError("the process has ended")
+
+
+def _watch_parent(begun: threading.Event) -> None:
+    """End with a rank 0 that ends before there is a connection to it: its store would be asked for minutes."""
+    parent = os.environ.get(PARENT_VARIABLE)
+    while parent is not None and not begun.wait(PARENT_S):
+        if str(os.getppid()) != parent:
+            os._exit(1)
 
 
 class _Talk:
     """The connection to rank 0, with a sign of life every few seconds."""
 
-    def __init__(self, connection: Any, rank: int) -> None:
-        self._connection, self._lock = connection, threading.Lock()
-        self.say("rank", rank)
+    def __init__(self, connection: Any, place: Place) -> None:
+        self._connection, self._place, self._lock = connection, place, threading.Lock()
+        self.say("rank", place.rank)
         threading.Thread(target=self._live, name="omni-alive", daemon=True).start()
 
-    def say(self, *message: Any) -> None:
-        with self._lock, suppress(OSError):  # that rank 0 has ended is heard by hear()
+    def leave(self) -> None:
+        """End this process. Rank 1 says so, unless rank 0 had a last word."""
+        if self.hear() is None and self._place.rank == 1:
+            sys.stderr.write(f"omni-thinker: rank 0 of {self._place.world} ended early; resume the run with --resume\n")
+            sys.stderr.flush()
+        os._exit(1)
+
+    def say(self, *message: Any) -> bool:
+        """False where rank 0 has ended; `hear` says it too, to who isn't at work."""
+        with self._lock, suppress(OSError):
             send(self._connection, *message)
+            return True
+        return False
 
     def group(self, place: int, group: object) -> None:
         self.say("group", place, group)
@@ -96,7 +116,9 @@ class _Talk:
     def _live(self) -> None:
         quiet = threading.Event()
         while not quiet.wait(ALIVE_S):
-            self.say("alive")
+            if not self.say("alive"):
+                quiet.wait(NEWS_S)  # the main thread ends the process, unless it is at work
+                self.leave()
 
 
 def _words(exc: Exception) -> str:

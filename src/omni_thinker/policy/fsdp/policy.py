@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from omni_thinker.models.chat import load_chat
 from omni_thinker.models.load import compute_device, compute_dtype, load_model
 from omni_thinker.policy.folders import write_adapter, write_folder
-from omni_thinker.policy.fsdp.crew import crew_of
+from omni_thinker.policy.fsdp.crew import check_ranks, crew_of
 from omni_thinker.policy.fsdp.deal import Rows, by_sample, deal, plan_rows
 from omni_thinker.policy.fsdp.shards import Blueprint
 from omni_thinker.policy.lora import add_lora
@@ -44,6 +44,7 @@ class FsdpPolicy(Texts):
         self.spec = spec
         super().__init__(load_chat(spec, name))
         device = compute_device(spec.device)
+        check_ranks(fsdp.ranks, device.type)
         self._crew = crew_of(fsdp.ranks)
         self._crew.begin(device.type, fsdp.timeout_s)
         self._row_tokens = fsdp.row_tokens or (TOKEN_BUDGET if device.type == "cpu" else GPU_TOKEN_BUDGET)

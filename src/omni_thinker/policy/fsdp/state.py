@@ -23,7 +23,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def save_state(path: Path, params: dict[str, Any], updates: ShardUpdates) -> None:
-    """Write the folder `path`. All ranks call it, and wait for each other."""
+    """Write the folder `path`. All ranks call it, and wait for each other. Raises OSError where one of them can't."""
     path.mkdir(parents=True, exist_ok=True)
     tensors, steps = dict[str, Any](params), dict[str, float]()
     for place, (name, param) in enumerate(params.items()):
@@ -32,7 +32,10 @@ def save_state(path: Path, params: dict[str, Any], updates: ShardUpdates) -> Non
             steps[name] = float(moments["step"])
             tensors |= {f"{name}@{key}": _like(param, moments[key]) for key in _MOMENTS}
     writer = HuggingFaceStorageWriter(str(path), save_distributed=True)
-    save({key: tensor.detach() for key, tensor in tensors.items()}, storage_writer=writer)
+    try:
+        save({key: tensor.detach() for key, tensor in tensors.items()}, storage_writer=writer)
+    except CheckpointException as exc:  # no Exception, so nothing else would take it for one
+        raise _cause(exc) from None
     if dist.get_rank() == 0:
         (path / _STEPS).write_text(json.dumps(steps) + "\n", "utf-8")
     dist.barrier()
@@ -52,13 +55,18 @@ def load_state(path: Path, params: dict[str, Any], updates: ShardUpdates) -> Non
     try:
         load(tensors, storage_reader=HuggingFaceStorageReader(str(path)))
     except CheckpointException as exc:
-        why = next(iter(exc.failures.values()))[0] if exc.failures else exc
-        raise UserError(f"can't be read as a checkpoint of this model: {why}", file=path) from None
+        raise UserError(f"can't be read as a checkpoint of this model: {_cause(exc)}", file=path) from None
     updates.reset()
     for place, name in enumerate(params):
         if name in steps:
             moments = {key: tensors[f"{name}@{key}"].to_local() for key in _MOMENTS}
             updates.remember(place, {"step": torch.tensor(float(steps[name])), **moments})
+
+
+def _cause(exc: CheckpointException) -> Exception:
+    """What the first rank met that met something."""
+    found = next((failure[0] for _, failure in sorted(exc.failures.items())), None)
+    return found if isinstance(found, Exception) else OSError(str(exc))
 
 
 def _like(param: Any, local: torch.Tensor) -> DTensor:
