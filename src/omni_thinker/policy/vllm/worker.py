@@ -3,7 +3,12 @@
 vLLM mixes the class into its own worker (`--worker-extension-cls omni_thinker.policy.vllm.worker.Weights`) and calls it
 by name. So this module imports nothing of vLLM, and the rest of the package is no part of a worker."""
 
+import os
+import signal
+import threading
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +17,10 @@ from safetensors import safe_open
 
 EXTENSION = f"{__name__}.Weights"
 """The class as vLLM wants it named."""
+
+
+_LOOK_S = 1.0
+"""How often a worker looks whether the study is there."""
 
 
 class Weights:
@@ -32,6 +41,11 @@ class Weights:
             "vocabulary": int(model.get_vocab_size()),
             "lora_rank": 0 if lora is None else int(lora.max_lora_rank),
         }
+
+    def omni_end_with(self, study: int) -> None:
+        """End this worker and its engine with the process `study`: one that is killed can't end them, and vLLM 0.32
+        would go on holding its memory."""
+        threading.Thread(target=end_with, args=(study, os.getppid()), name="omni-study", daemon=True).start()
 
     def omni_load(self, folder: str, version: int) -> None:
         """Load all weights of a Hugging Face folder in place, and call them `version`."""
@@ -73,6 +87,26 @@ def bits(tensor: torch.Tensor) -> int:
     of parts add up to the sum of the whole."""
     kind = {2: torch.int16, 4: torch.int32, 8: torch.int64, 1: torch.int8}[tensor.element_size()]
     return int(tensor.detach().contiguous().view(kind).sum(dtype=torch.int64))
+
+
+def end_with(study: int, engine: int) -> None:
+    """End this process once the process `study` has ended, and before it `engine`, where that is another's child."""
+    while _lives(study):
+        time.sleep(_LOOK_S)
+    if engine != study and os.getppid() == engine:
+        with suppress(OSError):
+            os.kill(engine, signal.SIGKILL)
+    os._exit(1)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except ProcessLookupError:
+        return False
+    except OSError:  # of a system without /proc, or of another user
+        return True
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from omni_thinker.recipe.types import Count, PositiveFloat, Table
+from omni_thinker.recipe.types import Count, Seconds, Table
 
 
 class FsdpSpec(Table):
@@ -14,5 +14,5 @@ class FsdpSpec(Table):
     """Processes that share the model. 0: those that torchrun started, else one for each GPU of this machine."""
     row_tokens: Count = 0
     """Most tokens that a process runs forward and back at a time. 0: 2048 on a CPU, 16384 on a GPU."""
-    timeout_s: PositiveFloat = 600.0
+    timeout_s: Seconds = 600.0
     """Seconds without a sign from a process after which the run ends."""

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from omni_thinker.recipe.types import PositiveFloat, Table
+from omni_thinker.recipe.types import Seconds, Table
 
 PREFIX = "tinker:"
 """What a model's name begins with whose weights lie at a training service."""
@@ -23,7 +23,7 @@ class TinkerSpec(Table):
     loss_scale: Literal["auto", "sum", "mean"] = "auto"
     """What the service divides a loss by: nothing, or tokens of each sequence and then sequences. `auto`: measured
     before step 0 where the service reports norms of gradients, else `sum`."""
-    patience_s: PositiveFloat = 900.0
+    patience_s: Seconds = 900.0
     """Longest wait for an answer of the service. After that the run ends, and can be resumed."""
 
 

@@ -4,15 +4,17 @@ from typing import Annotated
 
 from pydantic import Field
 
-from omni_thinker.recipe.types import Count, Positive, PositiveFloat, Table
+from omni_thinker.recipe.types import Count, Positive, Seconds, Table
 
 
 class VllmSpec(Table):
     """How vLLM draws answers (arXiv 2309.06180), with `engine.sampler = "vllm"`."""
 
-    url: Annotated[str, Field(pattern=r"^(https?://[^/\s]+)?$")] = ""
+    url: str = ""
     """A server that runs already, such as `http://localhost:8000`; docs/engines-vllm.md has the command that starts it.
     Empty: vLLM is started here, in processes of its own."""
+    allow_http: bool = False
+    """Ask a server on another machine without encryption."""
     key_env: str = "VLLM_API_KEY"
     """Environment variable with the server's key, where it has one."""
     folder: str = ""
@@ -22,7 +24,7 @@ class VllmSpec(Table):
     """Longest prompt and answer together, in tokens; 0: the model's context. Of an engine that is started here."""
     max_num_seqs: Positive = 256
     """Most samples that are drawn at once."""
-    kv_cache_gb: PositiveFloat = 2.0
+    kv_cache_gb: Annotated[float, Field(gt=0.0, le=1e6, strict=True)] = 2.0
     """Memory for keys and values. Of an engine that is started here."""
     gpu_memory_utilization: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     """Share of a GPU's memory that must be free at the start; the trainer needs the rest."""
@@ -30,7 +32,7 @@ class VllmSpec(Table):
     """GPUs that share one model."""
     enforce_eager: bool = True
     """Compile nothing and record no graphs: a start in a fraction of the time, and slower steps on a GPU."""
-    timeout_s: PositiveFloat = 600.0
+    timeout_s: Seconds = 600.0
     """Longest wait for a sign of life from the engine."""
     allow_stale: bool = False
     """Train on samples that older weights have drawn, with a warning; else they are an error."""
