@@ -4,14 +4,22 @@ import io
 import json
 import tarfile
 import urllib.request
+import zlib
+from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 
-from safetensors import safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load
 
 from omni_thinker.errors import UserError
 
 _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _TIMEOUT_S = 600
+_NO_ADAPTER = (
+    *(OSError, ValueError, TypeError, KeyError, EOFError, RecursionError),
+    *(tarfile.TarError, zlib.error, HTTPException, SafetensorError),
+)
+"""What comes of an archive that is cut off, or is something else."""
 
 
 def fetch_adapter(url: str, folder: Path, base: str) -> None:
@@ -28,13 +36,12 @@ def fetch_adapter(url: str, folder: Path, base: str) -> None:
             found = {PurePosixPath(member.name).name: member for member in packed.getmembers() if member.isfile()}
             parts = {name: packed.extractfile(found[name]) for name in (_WEIGHTS, _CONFIG)}
             held = {name: part.read() for name, part in parts.items() if part is not None}
-        settings = json.loads(held[_CONFIG])
-    except (OSError, ValueError, KeyError, tarfile.TarError) as exc:
+        settings = dict(json.loads(held[_CONFIG]))
+        names = [name for name in load(held[_WEIGHTS]) if ".lora_A" in name]
+    except _NO_ADAPTER as exc:
         raise UserError(f"the service's archive holds no adapter: {exc}", key="engine.tinker.url") from None
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _WEIGHTS).write_bytes(held[_WEIGHTS])
-    with safe_open(folder / _WEIGHTS, framework="pt") as tensors:
-        names = [name for name in tensors.keys() if ".lora_A" in name]  # noqa: SIM118 - no mapping
     layers = sorted({name.partition(".lora_A")[0].rpartition(".")[2] for name in names})
     settings |= {"target_modules": layers, "base_model_name_or_path": base, "task_type": "CAUSAL_LM"}
     (folder / _CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", "utf-8")

@@ -18,7 +18,7 @@ from omni_thinker.models.chat import load_chat
 from omni_thinker.models.load import resolve
 from omni_thinker.policy.texts import Texts
 from omni_thinker.policy.tinker.adapter import fetch_adapter
-from omni_thinker.policy.tinker.answers import finished
+from omni_thinker.policy.tinker.answers import drawn, finished, scored
 from omni_thinker.policy.tinker.checks import check_adapter
 from omni_thinker.policy.tinker.losses import SCALES, Row, Scale, ServiceLoss, answer_tokens, rows, service_loss
 from omni_thinker.policy.tinker.moments import FORGET, Moments
@@ -113,7 +113,7 @@ class TinkerPolicy(Texts):
                     asked[self._ask_for(requests[place], params)] = place
                     continue
                 answered = monotonic()
-                groups[place] = self._group(requests[place], future.result())
+                groups[place] = self._group(requests[place], future.result(), params.group_size)
                 if on_group is not None:
                     on_group(place, groups[place])
         return [groups[place] for place in range(len(requests))]
@@ -132,7 +132,7 @@ class TinkerPolicy(Texts):
         reference_N = self.logprobs(batch, reference=True) if reference else None
         output = self._trainer.forward_backward(made, asked)
         self._pending = True
-        tokens = answer_tokens(made, _logprobs(output))
+        tokens = answer_tokens(made, scored(output, made))
         answers, reference_N = drawn_alone(batch, tokens, reference_N)
         seen = token_batch(batch, answers, reference_N)
         terms = loss(seen)
@@ -169,7 +169,7 @@ class TinkerPolicy(Texts):
         made = rows(groups, ServiceLoss("importance_sampling"), Scale())
         plain = [Row(row.inputs, row.targets, {"weights": [1.0] * len(row.targets)}, row.answer) for row in made]
         trainer = self._starting() if reference else self._trainer
-        return answer_tokens(plain, _logprobs(trainer.forward(plain, asked))).logprobs_N
+        return answer_tokens(plain, scored(trainer.forward(plain, asked), plain)).logprobs_N
 
     def mark_start(self) -> None:
         self._start, self._start_loaded = self._state("start"), False
@@ -218,14 +218,12 @@ class TinkerPolicy(Texts):
         }
         return self._sampler.sample(request.prompt, params.group_size, settings)
 
-    def _group(self, request: SampleRequest, reply: Any) -> Group:
+    def _group(self, request: SampleRequest, reply: Any, count: int) -> Group:
         if end := self.chat.facts.stop_text:
             request = replace(request, stop=(*request.stop, end))
-        samples = []
-        for drawn in reply.sequences:
-            if drawn.logprobs is None or len(drawn.logprobs) != len(drawn.tokens):
-                raise UserError("the service gave no log-probs of what it drew", key="engine.tinker.url")
-            samples.append(finished(request, drawn.tokens, drawn.logprobs, self.stop_ids, self.decode))
+        samples = [
+            finished(request, tokens, logprobs, self.stop_ids, self.decode) for tokens, logprobs in drawn(reply, count)
+        ]
         return Group(tuple(request.prompt), tuple(samples))
 
     def _compare(self, ours: float, made: Sequence[Row], output: Any) -> None:
@@ -242,7 +240,7 @@ class TinkerPolicy(Texts):
         known = self._service.models()
         where = resolve(self._spoken)
         if (found := next((name for name in (self._name, str(where)) if name in known), None)) is None:
-            listed = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "") or "none"
+            listed = ", ".join(f"{name:.80}" for name in known[:8]) + (", ..." if len(known) > 8 else "") or "none"
             raise UserError(f"the service has no model {self._name!r}; it has {listed}", key="model.name")
         return found
 
@@ -304,10 +302,6 @@ class TinkerPolicy(Texts):
     def _changed(self) -> None:
         """The weights at the service are others now, and its gradient is gone."""
         self._held, self._sampler, self._pending = None, None, False
-
-
-def _logprobs(output: Any) -> list[list[float]]:
-    return [list(one["logprobs"].data) for one in output.loss_fn_outputs]
 
 
 def _stem(path: Path) -> str:

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict
+from http.client import HTTPException
 from time import monotonic
 from typing import Any, Literal
 
@@ -32,6 +33,8 @@ _NO_KEY = "tml-none"
 """What a service on this machine is sent; the client insists on something like it."""
 _LONGEST_PAUSE_S = 15.0
 _BRIEF_S = 3.0
+_FIRST_PAGE = 1 << 20
+"""Bytes of it that are read."""
 _DETAIL = re.compile(r"""['"]detail['"]: ['"](.*?)['"]}""")
 """What a server says, in what the client makes of it."""
 _log = logging.getLogger(__name__)
@@ -129,7 +132,7 @@ class Service:
         if isinstance(exc, TimeoutError):
             why = f"didn't answer within {self.spec.patience_s:g} s"
         else:
-            said = " ".join(str(exc).split())
+            said = " ".join(str(exc).split()).replace(os.environ.get(KEY, "").strip() or "\0", "...")
             detail = _DETAIL.search(said)
             why = (detail[1] if detail else said)[:300] or type(exc).__name__
         return UserError(
@@ -216,8 +219,8 @@ def _kind_at(url: str) -> Kind:
         return "hosted"
     try:
         with urllib.request.urlopen(f"{url}/", timeout=10) as reply:  # noqa: S310 - http(s), as was checked
-            page = json.load(reply)
-    except (OSError, ValueError):
+            page = json.loads(reply.read(_FIRST_PAGE))
+    except (OSError, ValueError, HTTPException, RecursionError):
         return "hosted"
     return "skyrl" if isinstance(page, dict) and page.get("name") == "Tinker API Mock" else "hosted"
 
