@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from omni_thinker.cli.single_eval import evaluate_model
-from omni_thinker.recipe import Recipe, parse_recipe
+from omni_thinker.recipe import EngineSpec, Recipe, parse_recipe
 from omni_thinker.report.html import write_report
 from omni_thinker.rl.loop import Learner, StepResult
 from omni_thinker.studies.study import run_study
@@ -95,7 +95,8 @@ def test_study_of_a_thinking_model_scores_answers_and_resumes(
     assert sum(metrics["thoughts_closed/five"] for metrics in steps) > 0
     assert not any(metrics.get("thoughts_closed/free") for metrics in steps)
     assert '<details class="thoughts">' in write_report(out).read_text("utf-8")
-    evaluated = evaluate_model(str(out / "models" / "seed-0" / "joint"), recipe, "test", None)
+    asked = recipe.model_copy(update={"engine": EngineSpec(sampler="vllm")})  # which has no part in it
+    evaluated = evaluate_model(str(out / "models" / "seed-0" / "joint"), asked, "test", None)
     assert evaluated["metrics"]["thought_length/five"] <= 9
 
     real, again = Learner.step, tmp_path / "again"

@@ -12,7 +12,7 @@ from omni_thinker.errors import UserError
 from omni_thinker.models.chat import load_chat
 from omni_thinker.models.think_form import ask, think_form
 from omni_thinker.policy.make import make_policy
-from omni_thinker.recipe import Recipe
+from omni_thinker.recipe import EngineSpec, Recipe
 from omni_thinker.recipe.models import ModelSpec
 from omni_thinker.rl.evaluate import Evaluation, evaluate
 from omni_thinker.runs.schema.base import adapter, dump
@@ -32,9 +32,11 @@ def evaluate_model(
         raise UserError(f"must be validation or test, got {split!r}", key="--split")
     chosen: Split = "test" if split == "test" else "validation"
     known = _read_references(references) if references else {}
-    setup = prepare(recipe, with_judge=bool(known))
+    # Who trains and samples in a study has no part in this, and needn't be there.
+    engine = EngineSpec(tinker=recipe.engine.tinker)
     named = recipe.model.model_copy(update={"name": model})
-    policy = make_policy(named)
+    setup = prepare(recipe.model_copy(update={"engine": engine, "model": named}), with_judge=bool(known))
+    policy = make_policy(named, engine)
     pools = {task: [_with_reference(problem, known) for problem in pool] for task, pool in setup.pools[chosen].items()}
     unreferenced = [task for task in setup.compared if any("reference" not in p.data for p in pools[task])]
     unjudged = setup.judged if setup.judge is None else unreferenced

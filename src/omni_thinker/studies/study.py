@@ -161,6 +161,7 @@ def describe(recipe: Recipe, times: Path | None = None) -> dict[str, Any]:
     """Check everything that can be checked before step 0, and report the work ahead. Writes nothing. times: what its
     parts take (`pace_from`)."""
     pace = SECONDS if times is None else pace_from(times)
+    recipe, _ = choose_engines(recipe)
     work, setup = plan_work(recipe), prepare(recipe)
     return {
         "name": recipe.name,
