@@ -88,6 +88,7 @@ def test_torchrun_is_refused_where_one_process_trains(setting: Any) -> None:
         ("model.name=tinker:tiny", "model.name"),
         ("model.policy=python:unigram_policy:UnigramPolicy", "model.policy"),
         ("engine.trainer=torch", "engine.trainer"),
+        ("engine.fsdp.ranks=4", "engine.fsdp.ranks"),
     ):
         with pytest.raises(UserError, match="torchrun started 2") as error:
             choose_engines(_recipe(line))

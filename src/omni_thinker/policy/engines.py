@@ -18,6 +18,8 @@ def choose_engines(recipe: Recipe) -> tuple[Recipe, str]:
         chosen = [] if trainer in ("auto", "torch") else [f"trainer {trainer}"]
         chosen += [f"sampler {recipe.engine.sampler}"] if recipe.engine.sampler == "vllm" else []
         return recipe, f"{', '.join(chosen)}, as the recipe says" if chosen else ""
+    if (ranks := recipe.engine.fsdp.ranks) not in (0, place.world):
+        raise UserError(f"is {ranks}, but torchrun started {place.world} processes", key="engine.fsdp.ranks")
     if trainer == "auto":
         engine = recipe.engine.model_copy(update={"trainer": "fsdp"})
         why = f"trainer fsdp: torchrun started {place.world} processes"

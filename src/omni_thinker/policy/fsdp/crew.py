@@ -34,7 +34,8 @@ _NEWS_S = 5.0
 _GONE_S = 1.0
 _STUCK_S = 20.0
 """Time that rank 0 may go on computing with ranks of which one is gone: gloo notices at once, nccl doesn't."""
-_END_S = 10.0
+_END_S, _LEAVE_S = 10.0, 2.0
+"""Time for ranks to end by themselves; those that are at work don't hear that they are to leave, and hold nothing."""
 _LEAST_MOST, _RANKS_OF_A_CORE = 8, 4
 """On a CPU a few ranks more than cores are of use to who tries things out; hundreds would only fill the memory."""
 
@@ -125,7 +126,7 @@ class Crew:
         if orderly:
             self._hands.end()
         torch.set_num_threads(self._threads)
-        until = time.monotonic() + _END_S
+        until = time.monotonic() + (_END_S if orderly else _LEAVE_S)
         for process in self.processes.values():
             try:
                 process.wait(max(0.1, until - time.monotonic()))
