@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mortal import Killed, Mortal
 from omni_thinker.errors import UserError
-from omni_thinker.recipe import Recipe, load_recipe
+from omni_thinker.recipe import Recipe, RlSpec, load_recipe
 from omni_thinker.report.html import render
 from omni_thinker.rl.updates.schedule import learning_rate_of
 from omni_thinker.runs.read import load_run
@@ -117,6 +117,20 @@ def test_interim_validations_stay_within_their_share(file: Path) -> None:
     assert load_recipe(file).interim_problems == 0
     # A task with smaller groups trains fewer answers.
     assert load_recipe(file, ["rl.evaluate_every=4", "tasks.long.rl.group_size=2"]).interim_problems == 1
+
+
+def test_all_of_it_is_off_in_every_other_recipe(repo: Path) -> None:
+    off = RlSpec()
+    assert (off.lr_schedule, off.epochs, off.accumulate) == ("constant", 1, 1)
+    assert (off.evaluate_every, off.keep, off.patience) == (0, "last", 0)
+    keys = ("lr_schedule", "lr_min", "lr_decay", "epochs", "accumulate", "evaluate_every", "keep", "patience")
+    for path in (repo / "recipes").rglob("*.toml"):
+        recipe = load_recipe(path)
+        if path.name == "long.toml":
+            assert recipe.interim_problems == 32
+            continue
+        assert {key: getattr(recipe.rl, key) for key in keys} == {key: getattr(off, key) for key in keys}
+        assert recipe.study.budget == "steps"
 
 
 @pytest.mark.parametrize(
