@@ -102,7 +102,7 @@ def test_rows_are_a_data_set_as_lm_eval_uploads_them(answered: tuple[Path, dict[
 
 
 def test_values_have_the_types_of_lm_eval(answered: tuple[Path, dict[str, Any]]) -> None:
-    types = {
+    types: dict[str, Any] = {
         "doc_id": int,
         "doc": dict[str, Any],
         "target": str,
