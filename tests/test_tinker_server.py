@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import random
 from collections.abc import Iterator
 from dataclasses import replace
@@ -205,7 +206,8 @@ def test_samples_come_with_log_probs_of_the_weights_of_now(service: TinkerSpec, 
         assert all("e" not in sample.text for sample in drawn.samples)
 
 
-def test_a_model_that_the_service_lacks_is_one_line(service: TinkerSpec, tiny_model: Path) -> None:
+def test_a_model_that_the_service_lacks_is_one_line(service: TinkerSpec, tiny_model: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(tiny_model, tmp_path / "other")  # the service knows the tiny model by its folder
     with pytest.raises(UserError, match="the service has no model 'tiny'; it has") as error:
         make_policy(
             ModelSpec(name="tinker:tiny"), EngineSpec(tinker=service.model_copy(update={"tokenizer": str(tiny_model)}))
