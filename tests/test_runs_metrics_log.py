@@ -68,6 +68,8 @@ def test_seeds_are_curves_of_their_own_and_stages_are_one_curve() -> None:
         _line(-1, {"a": 1.0}),
         _line(2, {"a": 1.0}, seed=False),
         _line(2, {"a": 1.0}, seconds=None),
+        _line(2, {"a": 1.0}, seconds=10**400),
+        _line(2, {"a": 10**400}),
         _line(2, [1.0]),
         _line(2, {"a": 1.0}, kind="training"),
         b"[1]",

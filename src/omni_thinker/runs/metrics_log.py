@@ -62,8 +62,7 @@ class MetricsLog(Sequence[Metrics]):
     lines that are asked for; `curves` needs none."""
 
     def __init__(self) -> None:
-        self._blocks = dict[tuple[_Place, tuple[str, ...]], _Block]()
-        self._checked = set[_Place]()
+        self._blocks = dict[_Place, dict[tuple[str, ...], _Block]]()
         self._size = 0
 
     def add(self, line: bytes) -> None:
@@ -75,31 +74,38 @@ class MetricsLog(Sequence[Metrics]):
         if self._add_known(table):
             return
         row = adapter(Metrics).validate_python(table)
-        place = _Place(row.seed, row.unit, row.arm, row.kind, row.stage)
-        self._checked.add(place)
-        self._append((place, tuple(row.metrics)), row.step, row.seconds, array("d", row.metrics.values()))
+        blocks = self._blocks.setdefault(_Place(row.seed, row.unit, row.arm, row.kind, row.stage), {})
+        self._append(blocks, tuple(row.metrics), row.step, row.seconds, array("d", row.metrics.values()))
 
     def _add_known(self, table: Any) -> bool:
         """Most lines: of a place that the schema has checked before, with numbers alone. False for any other."""
         try:
             metrics, step, seconds, seed = table["metrics"], table["step"], table["seconds"], table["seed"]
             place = _Place(seed, table.get("unit", ""), table["arm"], table["kind"], table["stage"])
-            # True is 1 to a set, and no number to the schema.
-            if place not in self._checked or type(seed) is not int or type(step) is not int or not 0 <= step < _EXACT:
+            blocks = self._blocks.get(place)
+            # True is 1 as a key, and no number to the schema.
+            if blocks is None or type(seed) is not int or type(step) is not int or not 0 <= step < _EXACT:
                 return False
             values = metrics.values()
             if not (types := set(map(type, values))) <= _NUMBERS:
                 values = [math.nan if value is None else value for value in values]
             if not types <= _NUMBERS_OR_NULL or type(seconds) not in _NUMBERS:
                 return False
-            self._append((place, tuple(metrics)), step, seconds, array("d", values))
+            self._append(blocks, tuple(metrics), step, float(seconds), array("d", values))
         except (KeyError, TypeError, AttributeError, OverflowError):
             return False
         return True
 
-    def _append(self, key: tuple[_Place, tuple[str, ...]], step: int, seconds: float, values: "array[float]") -> None:
-        if (block := self._blocks.get(key)) is None:
-            block = self._blocks[key] = _Block()
+    def _append(
+        self,
+        blocks: dict[tuple[str, ...], _Block],
+        names: tuple[str, ...],
+        step: int,
+        seconds: float,
+        values: "array[float]",
+    ) -> None:
+        if (block := blocks.get(names)) is None:
+            block = blocks[names] = _Block()
         block.steps.append(step)
         block.seconds.append(seconds)
         block.lines.append(self._size)
@@ -137,11 +143,11 @@ class MetricsLog(Sequence[Metrics]):
         return {seed: [(stage, int(step)) for step, _, stage in sorted(lines[seed])] for seed in sorted(lines)}
 
     def has(self, arm: str, kind: str) -> bool:
-        return any(place.arm == arm and place.kind == kind for place, _ in self._blocks)
+        return any(place.arm == arm and place.kind == kind for place in self._blocks)
 
     def arms(self, kind: str) -> list[str]:
         """Arms that have lines of a kind."""
-        return list(dict.fromkeys(place.arm for place, _ in self._blocks if place.kind == kind))
+        return list(dict.fromkeys(place.arm for place in self._blocks if place.kind == kind))
 
     def values(self, arm: str, metric: str, kind: str) -> NDArray[np.float64]:
         """All values of a metric, in no order; NaN where it was null."""
@@ -190,8 +196,9 @@ class MetricsLog(Sequence[Metrics]):
     def _rows(self) -> list[_Rows]:
         """Once everything was added."""
         alike: dict[_Place, list[tuple[_Place, tuple[str, ...], _Block]]] = {}
-        for (place, names), block in self._blocks.items():
-            alike.setdefault(place._replace(unit=""), []).append((place, names, block))
+        for place, blocks in self._blocks.items():
+            rows = [(place, names, block) for names, block in blocks.items()]
+            alike.setdefault(place._replace(unit=""), []).extend(rows)
         return [rows for blocks in alike.values() for rows in _counted(blocks)]
 
 
