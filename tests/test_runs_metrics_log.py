@@ -56,6 +56,7 @@ def test_seeds_are_curves_of_their_own_and_stages_are_one_curve() -> None:
     assert log.stages("curriculum", "train") == {0: [("x", 1), ("y", 2)], 5: [("x", 1)]}
     assert log.has("curriculum", "train")
     assert not log.has("joint", "train")
+    assert (log.seconds("train"), log.seconds("test")) == (4.5, 0.0)
     assert np.sort(log.values("curriculum", "a", "train")).tolist() == [1.0, 2.0, 7.0]
 
 

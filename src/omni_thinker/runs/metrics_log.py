@@ -149,6 +149,10 @@ class MetricsLog(Sequence[Metrics]):
         """Arms that have lines of a kind."""
         return list(dict.fromkeys(place.arm for place in self._blocks if place.kind == kind))
 
+    def seconds(self, kind: str) -> float:
+        """Sum over the lines of a kind."""
+        return float(sum(rows.seconds.sum() for rows in self._rows if rows.place.kind == kind))
+
     def values(self, arm: str, metric: str, kind: str) -> NDArray[np.float64]:
         """All values of a metric, in no order; NaN where it was null."""
         found = [
