@@ -180,9 +180,10 @@ class MetricsLog(Sequence[Metrics]):
         rows = self._rows[block]
         named = zip(rows.names, rows.values[at].tolist(), strict=True)
         values = {name: value for name, value in named if not math.isnan(value)}
-        return adapter(Metrics).validate_python(
+        row: Metrics = adapter(Metrics).validate_python(
             rows.place._asdict() | {"step": int(rows.steps[at]), "seconds": float(rows.seconds[at]), "metrics": values}
         )
+        return row
 
     @cached_property
     def _places(self) -> NDArray[np.int64]:
