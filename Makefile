@@ -34,7 +34,7 @@ $(VENV)/.dev: $(VENV)/.runtime
 	@$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $@
 
-.PHONY: help install dev model sandbox quickstart check test test-slow test-tinker test-vllm test-verifiers soak bench lint format clean
+.PHONY: help install dev model sandbox quickstart check test test-slow test-tinker test-vllm test-verifiers soak bench bench-scaling lint format clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -136,6 +136,9 @@ test-vllm: sandbox .venv-vllm/.dev ## the tests that sample with vLLM, in an env
 
 bench: $(VENV)/.dev model .venv-vllm/.made ## speed beside TRL, transformers and vLLM: most of an hour, nothing beside it
 	OMNI_THINKER_PEER_PYTHON=$$PWD/.venv-vllm/bin/python $(BIN)/python benchmarks/suite.py $(BENCH)
+
+bench-scaling: sandbox $(VENV)/.dev model ## how steps, studies, plans and reports grow: most of an hour, nothing beside it
+	$(BIN)/python benchmarks/scaling.py $(BENCH)
 
 format: $(VENV)/.dev ## let ruff mend the style
 	$(BIN)/ruff check --fix .

@@ -1,12 +1,11 @@
 """Every benchmark of speed in turn, each held against what is committed for this kind of processor.
 
-    python benchmarks/suite.py [--only grpo] [--update] [--scaling] [--table]
+    python benchmarks/suite.py [--only grpo] [--update] [--table]
 
 A ratio more than 10 % under the committed one, one under its goal, or a peak above the peer's where that is promised,
 fails with the row's name and exit code 1. `--update` commits to what was measured: it rewrites the row's JSON.
 `--table` prints what is committed as Markdown.
-`--scaling` measures our own seconds over prompt length, group and answer length instead. A row takes minutes; nothing
-else may run beside it.
+A row takes minutes; nothing else may run beside it. How our own costs grow is measured by `scaling.py`.
 """
 
 from __future__ import annotations
@@ -17,8 +16,7 @@ import os
 import re
 import subprocess
 import sys
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +31,14 @@ TOLERANCE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One comparison. `goal`: the ratio that is promised, 0 where none is. `lean`: our peak may not exceed the
-    peer's."""
+    """One comparison. `goal`: the ratio that is promised, 0 where none is. `memory`: the share of the peer's peak that
+    ours may not exceed, 0 where nothing is promised."""
 
     name: str
     script: str
     options: str
     goal: float
-    lean: bool = False
+    memory: float = 0.0
     rounds: int = 2
 
     @property
@@ -49,37 +47,34 @@ class Row:
 
 
 _SHORT = "--prompts 8 --prompt-tokens 70 --group 8 --completion-tokens 32"
+_ANSWERS = "--prompts 8 --prompt-tokens 200 --group 8 --completion-tokens 512"
 _LONG = "--prompts 4 --prompt-tokens 300 --group 16 --completion-tokens 32"
 ROWS = (
-    Row("grpo-short", "grpo_step.py", f"--peer trl {_SHORT}", 6.0, lean=True),
-    Row("grpo-long", "grpo_step.py", f"--peer trl {_LONG}", 10.0, lean=True, rounds=1),
+    Row("grpo-short", "grpo_step.py", f"--peer trl {_SHORT}", 6.0, memory=1.0),
+    Row("grpo-long", "grpo_step.py", f"--peer trl {_LONG}", 10.0, memory=1.0, rounds=1),
+    Row("grpo-answers-512", "grpo_step.py", f"--peer trl {_ANSWERS}", 8.0, memory=0.5, rounds=1),
     Row("sampling-64", "sampling.py", "--peer generate --sequences 64", 4.0, rounds=3),
     Row("sampling-256", "sampling.py", "--peer generate --sequences 256", 4.0),
     Row("continuous-64", "sampling.py", "--peer continuous --sequences 64", 0.0),
     Row("vllm-64", "sampling.py", "--peer vllm --sequences 64", 3.0),
     Row("vllm-256", "sampling.py", "--peer vllm --sequences 256", 3.0),
+    Row("vllm-64-answers-512", "sampling.py", "--peer vllm --sequences 64 --completion-tokens 512", 2.0, rounds=1),
+    Row("vllm-128-answers-512", "sampling.py", "--peer vllm --sequences 128 --completion-tokens 512", 2.0, rounds=1),
     Row("training-short", "training.py", f"--peer padded {_SHORT}", 2.3),
     Row("training-long", "training.py", f"--peer padded {_LONG}", 4.0, rounds=1),
 )
-SCALING = (
-    *(("prompt tokens", n, (4, n, 8, 32)) for n in (64, 256, 1024)),
-    *(("group", n, (4, 128, n, 32)) for n in (4, 8, 16, 32)),
-    *(("completion tokens", n, (2, 128, 8, n)) for n in (16, 64, 128, 512)),
-)
-"""Axis, size on it, and prompts, their tokens, group and completion tokens."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="rows whose name contains this")
     parser.add_argument("--update", action="store_true", help="commit to what is measured")
-    parser.add_argument("--scaling", action="store_true", help="our seconds over three sizes, without a peer")
     parser.add_argument("--table", action="store_true", help="print the committed results as Markdown")
     parser.add_argument("--rounds", type=int, default=0, help="instead of each row's own number")
     chosen = parser.parse_args()
     folder = RESULTS / processor_name(machine().cpu)
-    if chosen.scaling or chosen.table:
-        _scale(folder) if chosen.scaling else _print_table(folder)
+    if chosen.table:
+        _print_table(folder)
         return
     rows = [row for row in ROWS if chosen.only in row.name]
     if not rows:
@@ -108,8 +103,9 @@ def problems(row: Row, result: dict[str, Any], committed: dict[str, Any] | None)
         found.append(f"{row.name}: {ratio} times as fast as {row.peer}, committed are {committed['ratio']}")
     if ratio < row.goal:
         found.append(f"{row.name}: {ratio} times as fast as {row.peer}, promised are {row.goal}")
-    if row.lean and result["peak_rss_mb"] > result["peer_peak_rss_mb"]:
-        found.append(f"{row.name}: {result['peak_rss_mb']:.0f} MB, {row.peer} takes {result['peer_peak_rss_mb']:.0f}")
+    most = row.memory * result["peer_peak_rss_mb"]
+    if row.memory and result["peak_rss_mb"] > most:
+        found.append(f"{row.name}: {result['peak_rss_mb']:.0f} MB, promised are at most {most:.0f}")
     return found
 
 
@@ -152,41 +148,6 @@ def _print_table(folder: Path) -> None:
         seconds = f"{found['ours_seconds']:.2f} s | {found['peer_seconds']:.2f} s"
         memory = f"{found['peak_rss_mb'] / 1000:.1f} / {found['peer_peak_rss_mb'] / 1000:.1f} GB"
         print(f"| {row.name} | {row.peer} | {seconds} | {found['ratio']:.2f} | {row.goal or '-'} | {memory} |")
-    scaling = _committed(folder / "scaling.json")
-    if scaling is not None:
-        print("\n| axis | size | step | sampling | training | answer tokens/s | peak |")
-        print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
-        for own in scaling["rows"]:
-            parts = " | ".join(f"{own[key]:.2f} s" for key in ("step_seconds", "sample_seconds", "train_seconds"))
-            peak = own["peak_rss_mb"] / 1000
-            print(f"| {own['axis']} | {own['size']} | {parts} | {own['tokens_per_second']} | {peak:.1f} GB |")
-
-
-def _scale(folder: Path) -> None:
-    rows = []
-    names = ("--prompts", "--prompt-tokens", "--group", "--completion-tokens")
-    for axis, size, shape in SCALING:
-        options = " ".join(f"{name} {value}" for name, value in zip(names, shape, strict=True))
-        began = time.perf_counter()
-        command = [sys.executable, str(HERE / "grpo_step.py"), "--side", "ours", *options.split()]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        found = json.loads(done.stdout.splitlines()[-1])
-        step = min(found["seconds"])
-        row = {
-            "axis": axis,
-            "size": size,
-            "options": options,
-            "step_seconds": round(step, 2),
-            "sample_seconds": found["seconds/sample"],
-            "train_seconds": found["seconds/train"],
-            "tokens_per_second": round(found["tokens_trained"] / step),
-            "peak_rss_mb": found["peak_rss_mb"],
-        }
-        rows.append(row)
-        print(json.dumps(row), f"({time.perf_counter() - began:.0f} s)", flush=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    table = {"rows": rows, "machine": asdict(machine())}
-    (folder / "scaling.json").write_text(json.dumps(table, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

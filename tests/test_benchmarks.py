@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+import scaling
 import suite
 
-ROW = suite.Row("a-row", "sampling.py", "--peer generate --sequences 64", goal=4.0, lean=True)
+ROW = suite.Row("a-row", "sampling.py", "--peer generate --sequences 64", goal=4.0, memory=1.0)
 
 
 def _result(ratio: float, ours_mb: float = 100.0) -> dict[str, Any]:
@@ -49,7 +50,9 @@ def test_committed_results_belong_to_a_row_and_their_ratios_are_right(repo: Path
         for file in folder.glob("*.json"):
             result = json.loads(file.read_text("utf-8"))
             assert result["machine"]["cpu"]
-            if file.stem != "scaling":
+            if file.stem == "scaling":
+                assert set(result["rows"]) <= set(scaling.make_rows())
+            else:
                 assert result["peer"] == rows[file.stem].peer
                 assert result["ratio"] == pytest.approx(result["peer_seconds"] / result["ours_seconds"], rel=0.01)
 
@@ -59,6 +62,35 @@ def test_unknown_row_exits_2_and_lists_the_known_rows(repo: Path) -> None:
     done = subprocess.run(command, cwd=repo, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "grpo-short" in done.stderr
+
+
+def test_row_of_scaling_beyond_its_limit_is_reported_by_name() -> None:
+    assert scaling.problems("plan-200", {"seconds": 4.9}) == []
+    [problem] = scaling.problems("plan-200", {"seconds": 5.1})
+    assert problem.startswith("plan-200: 5.1 seconds")
+
+
+def test_scaling_resumes_where_it_ended_and_prints_its_table(repo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "scaling.json"
+    command = [sys.executable, "benchmarks/scaling.py", "--only", "plan-2", "--out", str(out)]
+    done = {"rows": {"plan-200": {"seconds": 1.0}}}
+    out.write_text(json.dumps(done))
+    subprocess.run(command, cwd=repo, capture_output=True, check=True)
+    rows = json.loads(out.read_text("utf-8"))["rows"]
+    assert rows["plan-200"] == {"seconds": 1.0}, "was measured before"
+    assert rows["plan-2"]["exact"]
+    assert "| plan-2 |" in scaling.markdown({"plan-2": rows["plan-2"]})
+
+
+def test_lengthened_log_has_the_lines_and_keeps_the_order_of_steps(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    rows = [{"arm": "a", "kind": "train", "step": n, "seconds": 0.1, "metrics": {"x": n}} for n in (1, 2, 3)]
+    log.write_text("".join(json.dumps(row) + "\n" for row in [{"arm": "a", "kind": "test", "step": 3}, *rows]))
+    scaling.lengthen(log, 101)
+    lines = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
+    assert len(lines) == 101
+    steps = [line["step"] for line in lines if line["kind"] == "train"]
+    assert steps == sorted(set(steps))
 
 
 def test_gpu_script_runs_every_part_on_a_cpu(repo: Path, tmp_path: Path) -> None:

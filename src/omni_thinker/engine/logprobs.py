@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from omni_thinker.engine.attention.hf import blocks
 from omni_thinker.engine.checkpointing import checkpointed
 from omni_thinker.engine.llama import answer_states, knows
-from omni_thinker.engine.packing import GPU_MULTIPLE, MULTIPLE, PackedRow, pack
+from omni_thinker.engine.packing import GPU_MULTIPLE, MULTIPLE, PackedRow, pack, row_length
 from omni_thinker.engine.softmax import ChosenLogprobs, HeadLogprobs
 from omni_thinker.engine.through import through
 from omni_thinker.protocol import TrainGroup
@@ -21,8 +21,11 @@ Layout = Literal["written-out", "packed", "padded", "single"]
 """How the answers of groups are laid out for a training pass, fastest first.
 
 written-out: whole groups in one row, by layers that are written out here. packed: the same row through the model's own
-layers, with a free mask. padded: a row for each sample, filled up to one length. single: a row for each sample by
-itself, without a mask: slow, and what a model is by definition."""
+layers, with a free mask; very long rows as single. padded: a row for each sample, filled up to one length. single: a
+row for each sample by itself, without a mask: slow, and what a model is by definition."""
+
+_LONG = 4096
+"""Tokens of a row beyond which a free mask, the square of the row, costs more than prompts that are computed again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,8 @@ def free_mask(model: PreTrainedModel, visible: torch.Tensor) -> torch.Tensor:
 
 
 def _packed(model: PreTrainedModel, groups: Sequence[TrainGroup], temperature: float) -> AnswerTokens:
+    if sum(map(row_length, groups)) > _LONG:
+        return _single(model, groups, temperature)
     row = pack(groups)
     device = model.device
     source_N = row.source_N.to(device)

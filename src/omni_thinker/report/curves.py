@@ -17,7 +17,7 @@ from omni_thinker.runs.read import RunData
 def interim(run: RunData) -> Markup | None:
     """Accuracy on the problems of interim validations: one panel a task, one colour an arm, and a panel of learning
     rates where these follow a schedule."""
-    arms = [arm for arm in run.arms if any(row.arm == arm and row.kind == "interim" for row in run.records)]
+    arms = [arm for arm in run.arms if run.records.has(arm, "interim")]
     if not arms:
         return None
     scheduled = run.setting("rl", "lr_schedule") not in (None, "constant")
@@ -46,7 +46,7 @@ def interim(run: RunData) -> Markup | None:
 
 def share_of_time(run: RunData) -> float:
     """Seconds of interim validations as a share of those and of training steps; NaN where there are none."""
-    seconds = {kind: math.fsum(row.seconds for row in run.records if row.kind == kind) for kind in ("interim", "train")}
+    seconds = {kind: run.records.seconds(kind) for kind in ("interim", "train")}
     whole = math.fsum(seconds.values())
     return seconds["interim"] / whole if seconds["interim"] and whole else math.nan
 

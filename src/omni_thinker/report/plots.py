@@ -12,6 +12,7 @@ from matplotlib.patches import Rectangle
 from omni_thinker.arms import ARMS, SHARED, SINGLE, colour_of, is_scheduled, is_single, rivals
 from omni_thinker.report import series
 from omni_thinker.report.svg import FAINT, GRID, INK, plain, signed, style, task_colour, task_marker, to_svg
+from omni_thinker.runs.metrics_log import Curve
 from omni_thinker.runs.read import RunData
 from omni_thinker.runs.schema.result import Comparison
 from omni_thinker.runs.schema.transfer import TransferMatrix
@@ -100,7 +101,7 @@ def learning(run: RunData) -> Markup | None:
         return to_svg(figure, "learning", "Learning curves by task")
 
 
-def _curve(axes: Axes, curves: dict[int, series.Points], colour: str) -> None:
+def _curve(axes: Axes, curves: dict[int, Curve], colour: str) -> None:
     """Dots are the raw values (mean over seeds), thin lines seeds, the thick line their smoothed mean."""
     if not curves:
         return

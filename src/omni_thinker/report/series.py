@@ -5,7 +5,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from omni_thinker.arms import PROBE, is_single, task_of
+from omni_thinker.runs.metrics_log import Curve
 from omni_thinker.runs.read import RunData
 
 Points = list[tuple[float, float]]
@@ -22,21 +25,14 @@ class Span:
     last: int
 
 
-def by_seed(run: RunData, arm: str, metric: str, kind: str = "train") -> dict[int, Points]:
+def by_seed(run: RunData, arm: str, metric: str, kind: str = "train") -> dict[int, Curve]:
     """The finite values of a metric for each seed, in order of steps."""
-    points: dict[int, Points] = defaultdict(list)
-    for row in run.records:
-        value = row.metrics.get(metric, math.nan)
-        if row.arm == arm and row.kind == kind and math.isfinite(value):
-            points[row.seed].append((row.step, value))
-    return {seed: points[seed] for seed in sorted(points)}
+    return run.records.curves(arm, metric, kind)
 
 
 def trained_as(run: RunData, arm: str) -> str:
     """The arm's name in metrics.jsonl: a single-task arm on a stage's budget *is* the probe."""
-    if is_single(arm) and not any(row.arm == arm and row.kind == "train" for row in run.records):
-        return PROBE + task_of(arm)
-    return arm
+    return PROBE + task_of(arm) if is_single(arm) and not run.records.has(arm, "train") else arm
 
 
 def mean(values: Iterable[float]) -> float:
@@ -47,25 +43,31 @@ def mean(values: Iterable[float]) -> float:
 
 def over_steps(run: RunData, arm: str, metric: str) -> float:
     """The mean of a training metric over steps and seeds; NaN without any."""
-    return mean(value for points in by_seed(run, arm, metric).values() for _, value in points)
+    return mean(_values(by_seed(run, arm, metric)))
 
 
-def average(curves: Mapping[int, Points]) -> Points:
+def _values(curves: Mapping[int, Curve]) -> list[float]:
+    return [value for curve in curves.values() for value in curve[:, 1].tolist()]
+
+
+def average(curves: Mapping[int, Curve | Points]) -> Points:
     """The mean over seeds at each step that any seed has."""
-    values: dict[float, list[float]] = defaultdict(list)
-    for points in curves.values():
-        for step, value in points:
-            values[step].append(value)
-    return [(step, mean(values[step])) for step in sorted(values)]
+    if not any(map(len, curves.values())):
+        return []
+    points = np.concatenate([np.asarray(curve, dtype=float).reshape(-1, 2) for curve in curves.values()])
+    steps, which = np.unique(points[:, 0], return_inverse=True)
+    means = np.bincount(which, points[:, 1]) / np.bincount(which)
+    return list(zip(steps.tolist(), means.tolist(), strict=True))
 
 
-def thin(points: Points) -> Points:
+def thin(points: Points | Curve) -> Points:
     """At most MAX_POINTS points, by averaging neighbours."""
     size = math.ceil(len(points) / MAX_POINTS)
+    rows = points if isinstance(points, list) else [(step, value) for step, value in points.tolist()]
     if size <= 1:
-        return points
-    chunks = [points[at : at + size] for at in range(0, len(points), size)]
-    return [(mean(step for step, _ in chunk), mean(value for _, value in chunk)) for chunk in chunks]
+        return rows
+    chunks = [rows[at : at + size] for at in range(0, len(rows), size)]
+    return [(math.fsum(s) / len(s), math.fsum(v) / len(v)) for s, v in (zip(*chunk, strict=True) for chunk in chunks)]
 
 
 def smooth(points: Points, half: int = 2) -> Points:
@@ -81,25 +83,24 @@ def smooth(points: Points, half: int = 2) -> Points:
 def stage_spans(run: RunData) -> dict[int, tuple[Span, ...]]:
     """The stages of each seed's curriculum as they were trained."""
     spans_of_seed: dict[int, list[Span]] = defaultdict(list)
-    for row in run.records:
-        if row.arm != "curriculum" or row.kind != "train" or row.stage is None:
-            continue
-        spans = spans_of_seed[row.seed]
-        if spans and spans[-1].task == row.stage:
-            spans[-1] = Span(row.stage, spans[-1].first, row.step)
-        else:
-            spans.append(Span(row.stage, row.step, row.step))
+    for seed, stages in run.records.stages("curriculum", "train").items():
+        spans = spans_of_seed[seed]
+        for stage, step in stages:
+            if spans and spans[-1].task == stage:
+                spans[-1] = Span(stage, spans[-1].first, step)
+            else:
+                spans.append(Span(stage, step, step))
     return {seed: tuple(spans_of_seed[seed]) for seed in sorted(spans_of_seed)}
 
 
-def stage_ends(run: RunData, metric: str, task: str) -> dict[int, Points]:
+def stage_ends(run: RunData, metric: str, task: str) -> dict[int, Curve]:
     """Accuracy or entropy of a task on validation at the end of each curriculum stage.
 
     From metrics.jsonl, else from the stages of result.json."""
     logged = by_seed(run, "curriculum", f"{metric}/{task}", "validation")
     if logged:
         return logged
-    ends_of_seed: dict[int, Points] = {}
+    ends_of_seed: dict[int, Curve] = {}
     spans = stage_spans(run)
     for arm in run.result.arms.get("curriculum", []):
         values = [
@@ -109,12 +110,11 @@ def stage_ends(run: RunData, metric: str, task: str) -> dict[int, Points]:
         ]
         ends = [span.last for span in spans.get(arm.seed, ())]
         if len(ends) == len(values):
-            ends_of_seed[arm.seed] = [
-                (end, value) for end, value in zip(ends, values, strict=True) if math.isfinite(value)
-            ]
-    return {seed: points for seed, points in ends_of_seed.items() if points}
+            curve = np.array([ends, values], dtype=float).T
+            ends_of_seed[arm.seed] = curve[np.isfinite(curve[:, 1])]
+    return {seed: curve for seed, curve in ends_of_seed.items() if len(curve)}
 
 
 def before_training(run: RunData, metric: str) -> float:
     """A metric of the starting model on validation, over seeds; NaN where it was not logged."""
-    return mean(value for points in by_seed(run, "start", metric, "validation").values() for _, value in points)
+    return mean(_values(by_seed(run, "start", metric, "validation")))

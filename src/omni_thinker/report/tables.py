@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 
+import numpy as np
+
 from omni_thinker.arms import is_single, kind_of, task_of
 from omni_thinker.report import series
 from omni_thinker.runs.read import RunData
@@ -135,9 +137,13 @@ def _answers_sampled(run: RunData) -> str:
     tasks = run.setting("tasks") or {}
     sizes = {task: run.setting("tasks", task, "rl", "group_size") for task in tasks}
     extra = {task: own - size for task, own in sizes.items() if isinstance(own, int)}
-    rows = [row.metrics for row in run.records if row.kind == "train" and row.arm != "warmup"]
-    answers = math.fsum(row.get("problems/all", 0.0) * size for row in rows)
-    answers += math.fsum(row.get(f"problems/{task}", 0.0) * more for row in rows for task, more in extra.items())
+    arms = [arm for arm in run.records.arms("train") if arm != "warmup"]
+    sizes_of = {"all": size, **extra}
+    answers = sum(
+        float(np.nansum(run.records.values(arm, f"problems/{of}", "train"))) * samples
+        for arm in arms
+        for of, samples in sizes_of.items()
+    )
     return count(answers) if answers > 0 else ""
 
 

@@ -2,8 +2,8 @@
 
 import json
 import tomllib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,8 +11,9 @@ from pydantic import ValidationError
 
 from omni_thinker.arms import in_order
 from omni_thinker.errors import UserError
+from omni_thinker.runs.metrics_log import MetricsLog
 from omni_thinker.runs.schema.base import MACRO, VERSION, adapter
-from omni_thinker.runs.schema.logs import RENAMED, Answer, Metrics
+from omni_thinker.runs.schema.logs import Answer
 from omni_thinker.runs.schema.plan import StudyPlan
 from omni_thinker.runs.schema.result import Comparison, Result
 from omni_thinker.runs.schema.transfer import StudyTransfer
@@ -26,7 +27,7 @@ class RunData:
 
     path: Path
     result: Result
-    records: list[Metrics]
+    records: MetricsLog
     transfer: StudyTransfer | None
     plan: StudyPlan | None
     answers: list[Answer]
@@ -130,24 +131,21 @@ def _optional(path: Path, kind: type[T], gaps: list[str]) -> T | None:
     return None
 
 
-def _records(path: Path, gaps: list[str]) -> list[Metrics]:
+def _records(path: Path, gaps: list[str]) -> MetricsLog:
+    log = MetricsLog()
+    unreadable = _Unreadable(path.name)
     try:
-        rows = _rows(path, Metrics, gaps)
+        for number, line, last in _lines(path):
+            try:
+                log.add(line)
+            except (ValueError, RecursionError) as exc:
+                unreadable.add(number, exc, last)
     except FileNotFoundError:
         raise UserError("missing; a report needs a run directory with its metrics", file=path) from None
     except OSError as exc:
         raise UserError(f"can't be read: {exc}", file=path) from None
-    # Runs from before there was a journal may hold a step twice: the later line counts.
-    latest = {
-        (row.seed, row.arm, row.kind, row.stage, row.step): replace(row, metrics=_renamed(row.metrics)) for row in rows
-    }
-    return sorted(latest.values(), key=lambda row: row.step)
-
-
-def _renamed(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Metrics of earlier versions under today's names."""
-    split_names = ((name.partition("/"), value) for name, value in metrics.items())
-    return {RENAMED.get(name, name) + slash + task: value for (name, slash, task), value in split_names}
+    gaps.extend(unreadable.words())
+    return log
 
 
 def _answers(path: Path, gaps: list[str]) -> list[Answer]:
@@ -161,32 +159,45 @@ def _answers(path: Path, gaps: list[str]) -> list[Answer]:
 
 
 def _rows(path: Path, kind: type[T], gaps: list[str]) -> list[T]:
-    """The lines of a log. A torn last line is what a killed run leaves, and is no news; others are."""
+    """The lines of a log."""
     rows: list[T] = []
-    unreadable, first = 0, ""
-    for number, table in _tables(path):
+    unreadable = _Unreadable(path.name)
+    for number, line, last in _lines(path):
         try:
-            if isinstance(table, ValueError):
-                raise table
-            rows.append(adapter(kind).validate_python(table))
-        except ValueError as exc:
-            wrong = f"{_key(exc)}: {_complaint(exc)}" if isinstance(exc, ValidationError) else "not JSON"
-            unreadable, first = unreadable + 1, first or f"line {number}: {wrong}"
-    if unreadable:
-        gaps.append(f"{path.name}: {unreadable} line{'s' * (unreadable > 1)} can't be read and left out ({first}).")
+            rows.append(adapter(kind).validate_python(json.loads(line)))
+        except (ValueError, RecursionError) as exc:
+            unreadable.add(number, exc, last)
+    gaps.extend(unreadable.words())
     return rows
 
 
-def _tables(path: Path) -> Iterator[tuple[int, Any]]:
-    """Numbered lines as plain JSON; ValueError in place of one that is none."""
-    lines = path.read_bytes().splitlines()
-    for number, line in enumerate(lines, 1):
-        try:
-            if line.strip():
-                yield number, json.loads(line)
-        except (ValueError, RecursionError) as exc:
-            if number < len(lines):
-                yield number, ValueError(exc)
+class _Unreadable:
+    """Lines that can't be read. A torn last line is what a killed run leaves, and is no news; others are."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._count, self._first = name, 0, ""
+
+    def add(self, number: int, exc: Exception, last: bool) -> None:
+        wrong = f"{_key(exc)}: {_complaint(exc)}" if isinstance(exc, ValidationError) else "not JSON"
+        if not last or isinstance(exc, ValidationError):
+            self._count, self._first = self._count + 1, self._first or f"line {number}: {wrong}"
+
+    def words(self) -> list[str]:
+        lines = f"{self._count} line{'s' * (self._count > 1)}"
+        return [f"{self._name}: {lines} can't be read and left out ({self._first})."] * (self._count > 0)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes, bool]]:
+    """Numbered lines that aren't empty, and whether each is the file's last."""
+    number, before = 0, b""
+    with path.open("rb") as file:
+        for raw in file:
+            for line in raw.splitlines() if b"\r" in raw else (raw,):
+                if before.strip():
+                    yield number, before, False
+                number, before = number + 1, line
+    if before.strip():
+        yield number, before, True
 
 
 def _recipe(path: Path, gaps: list[str]) -> tuple[str, dict[str, Any]]:

@@ -12,9 +12,11 @@ from omni_thinker.runs.schema.plan import Decision
 from omni_thinker.runs.schema.transfer import Column, TransferMatrix
 from omni_thinker.transfer.forecast import Forecaster, Joint, Stage
 from omni_thinker.transfer.hierarchical import Hierarchical
-from omni_thinker.transfer.search import Objective
+from omni_thinker.transfer.search import EXACT, Objective
 
 SETTLED_PROBABILITY = 0.95
+_DRAWS, _FEWER_DRAWS = 1000, 400
+"""Of the noise that no measuring takes away; fewer for many tasks, as draws take tasks^2 numbers each."""
 
 
 def decision_words(decision: Decision) -> str:
@@ -65,7 +67,7 @@ def _more_problems(
     """How many more problems bring the doubt down to where `gain` would be sure, or None."""
     sure = NormalDist().inv_cdf(SETTLED_PROBABILITY)
     allowed = (gain / sure) ** 2
-    exact = Hierarchical(_sharper(matrix, 1e6), 1000, seed)
+    exact = Hierarchical(_sharper(matrix, 1e6), _DRAWS if len(matrix.tasks) <= EXACT else _FEWER_DRAWS, seed)
     floor = float((objective.of(exact(stages)) - objective.of(exact(joint))).var())
     noise = stderr**2 - floor
     counts = [column.start.n for column in matrix.columns() if column.start.n]

@@ -75,12 +75,8 @@ def gain_share(passes: float) -> float:
 class Draws:
     """The matrix as measured (draw 0) and as it might have been.
 
-    `start_C_N`; `after_K_C_N`, NaN where it wasn't measured; `own_C`: place of the column's task among the tasks, -1
-    where nothing was trained on it. C columns, K tasks, N draws."""
+    `start_C_N`; `after_K_C_N`, NaN where it wasn't measured. C columns, K tasks, N draws."""
 
-    tasks: tuple[TaskName, ...]
-    columns: tuple[Column, ...]
-    own_C: NDArray[np.int64]
     start_C_N: Array
     after_K_C_N: Array
 
@@ -97,10 +93,9 @@ class Draws:
             noisy[0] = estimate.mean
             return noisy
 
-        owners = [matrix.tasks.index(c.task) if c.task in matrix.tasks else -1 for c in columns]
         start = np.stack([cell(c.start) for c in columns])
         after = np.stack([np.stack([cell(c.after.get(i)) for c in columns]) for i in matrix.tasks])
-        return cls(matrix.tasks, columns, np.array(owners), start, after)
+        return cls(start, after)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,14 +156,19 @@ class LogOdds(Scale):
 
 
 class Forecaster(ABC):
-    """Forecasts of one matrix. All return accuracies, [C, N]."""
+    """Forecasts of one matrix. All return accuracies, [C, N].
+
+    `own_C`: place of a column's task among the tasks, -1 where nothing was trained on it."""
 
     name: str
 
-    def __init__(self, matrix: TransferMatrix, draws: int = DRAWS, seed: int = 0) -> None:
+    def __init__(self, matrix: TransferMatrix) -> None:
         self.matrix = matrix
-        self.draws = Draws.of(matrix, draws, seed)
-        self.tasks, self.columns = self.draws.tasks, self.draws.columns
+        self.tasks, self.columns = matrix.tasks, matrix.columns()
+        self.own_C = owners(self.columns, self.tasks)
+        self._columns_of = {
+            task: [c for c, column in enumerate(self.columns) if column.task == task] for task in self.tasks
+        }
 
     @abstractmethod
     def sequence(self, stages: Sequence[Stage]) -> Array: ...
@@ -205,10 +205,7 @@ class Forecaster(ABC):
 
     def by_task(self, columns_C_N: Array) -> dict[TaskName, Array]:
         """The mean of each task's evaluations."""
-        return {
-            task: columns_C_N[[c for c, column in enumerate(self.columns) if column.task == task]].mean(axis=0)
-            for task in self.tasks
-        }
+        return {task: columns_C_N[columns].mean(axis=0) for task, columns in self._columns_of.items()}
 
 
 class Literal(Forecaster):
@@ -217,15 +214,16 @@ class Literal(Forecaster):
     scale: Scale = Plain()
 
     def __init__(self, matrix: TransferMatrix, draws: int = DRAWS, seed: int = 0) -> None:
-        super().__init__(matrix, draws, seed)
+        super().__init__(matrix)
+        self.draws = Draws.of(matrix, draws, seed)
         self.start_C_N = self.scale.to(self.draws.start_C_N)
         # What wasn't measured is taken to have no effect.
         self.effect_K_C_N = np.nan_to_num(self.scale.to(self.draws.after_K_C_N) - self.start_C_N[None], nan=0.0)
         places = np.arange(len(self.columns))
-        trained = self.draws.own_C >= 0
-        self.gain_C_N = np.where(trained[:, None], self.effect_K_C_N[self.draws.own_C, places], 0.0)
+        trained = self.own_C >= 0
+        self.gain_C_N = np.where(trained[:, None], self.effect_K_C_N[self.own_C, places], 0.0)
         for c in places[trained]:
-            self.effect_K_C_N[self.draws.own_C[c], c] = 0.0
+            self.effect_K_C_N[self.own_C[c], c] = 0.0
 
     def sequence(self, stages: Sequence[Stage]) -> Array:
         value = self.start_C_N.copy()
@@ -234,7 +232,7 @@ class Literal(Forecaster):
             share = gain_share(stage.passes)
             before = value
             value = value + share * self.effect_K_C_N[k]
-            of_task_C = self.draws.own_C == k
+            of_task_C = self.own_C == k
             # A2: a whole stage brings a task to its level, whatever went before; a short one goes part of the way.
             level = self.start_C_N[of_task_C] + max(1.0, share) * self.gain_C_N[of_task_C]
             before[of_task_C] += min(1.0, share) * (level - before[of_task_C])
@@ -246,7 +244,7 @@ class Literal(Forecaster):
         value = self.start_C_N.copy()
         for k, task in enumerate(self.tasks):
             share = gain_share(plan.weights.get(task, 0.0) * total)
-            value = value + share * np.where((self.draws.own_C == k)[:, None], self.gain_C_N, self.effect_K_C_N[k])
+            value = value + share * np.where((self.own_C == k)[:, None], self.gain_C_N, self.effect_K_C_N[k])
         return self.scale.back(value)
 
     def merge(self, plan: Merge) -> Array:
@@ -256,7 +254,7 @@ class Literal(Forecaster):
         count = len(self.columns)
         base = self.start_C_N[:, 0] + self.gain_C_N[:, 0]
         return SetForm(
-            self.tasks, self.draws.own_C, base, self.effect_K_C_N[:, :, 0], np.zeros(count), np.ones(count), self.scale
+            self.tasks, self.own_C, base, self.effect_K_C_N[:, :, 0], np.zeros(count), np.ones(count), self.scale
         )
 
 
@@ -308,6 +306,12 @@ def check_weights(weights: Mapping[TaskName, float], tasks: Sequence[TaskName]) 
         raise UserError("shares must lie between 0 and 1", key="--joint")
     if abs(sum(weights.values()) - 1) > 1e-6:
         raise UserError(f"shares must add up to 1, not {sum(weights.values()):g}", key="--joint")
+
+
+def owners(columns: Sequence[Column], tasks: Sequence[TaskName]) -> NDArray[np.int64]:
+    """Place of each column's task among the tasks, -1 where it is none of them."""
+    places = {task: k for k, task in enumerate(tasks)}
+    return np.array([places.get(column.task, -1) for column in columns])
 
 
 def evenly(tasks: Sequence[TaskName]) -> Joint:

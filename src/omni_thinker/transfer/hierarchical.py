@@ -16,6 +16,7 @@ for what evidence says.
 Hyper-parameters by maximum a posteriori over all evaluations (SciPy's L-BFGS; five numbers, so no sampler is needed);
 given them everything is Gaussian and drawn exactly."""
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,18 +25,14 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from omni_thinker.runs.schema.base import Estimate
-from omni_thinker.runs.schema.transfer import Column, TransferMatrix
+from omni_thinker.runs.schema.transfer import TransferMatrix
 from omni_thinker.transfer.forecast import DRAWS, Array, Forecaster, Joint, LogOdds, Merge, SetForm, Stage, gain_share
-from omni_thinker.transfer.matrix import smoothed
+from omni_thinker.transfer.latents import Measured, observe
 from omni_thinker.types import TaskName
 
-_START_SPREAD = 3.0
-_FLAT_SPREAD = 30.0
 _HYPER_MEAN = np.array([0.2, np.log(0.35), 0.6, np.log(0.6), np.log(0.25)])
 """Mean of the shared part and log of its spread, the same of the own gain, log of the spread of specific effects."""
 _HYPER_SPREAD = np.array([0.4, 0.5, 0.6, 0.5, 0.5])
-_LEAST_NOISE = 0.05
-"""Least standard error of an evaluation, in log-odds."""
 DILUTION = (8.5, 1.5)
 """Beta prior of the share of its own gain that a task keeps when trained in a mixture."""
 RETENTION = (9.0, 1.0)
@@ -52,6 +49,8 @@ _PROCESS = (0.15, 0.6)
 _RECOVERY_RATE = 8.0
 """How soon what others took comes back; sooner than it was learnt: a quarter pass brings 86 % (a short refresh nearly
 did in arXiv 2606.02398)."""
+_KEPT = 64
+"""Sequences whose forecast is kept."""
 _MOST_SEEN = 64
 """Evaluations that are learnt from, the latest; an update takes the cube of their number."""
 
@@ -73,18 +72,15 @@ class Hierarchical(Forecaster):
     def __init__(
         self, matrix: TransferMatrix, draws: int = DRAWS, seed: int = 0, evidence: Sequence[Evidence] = ()
     ) -> None:
-        super().__init__(matrix, draws, seed)
+        super().__init__(matrix)
         self._seed, self._same_luck = seed, False
-        rows = [_Observed.of(column, self.tasks) for column in self.columns]
-        hyper = _fit_hyper(rows)
+        observed = Measured.of(self.columns, self.tasks)
+        hyper = _fit_hyper(observed)
         rng = np.random.default_rng([seed, 11])
-        columns = [row.posterior(hyper, rng, draws) for row in rows]
-        self._left = [latents.left for latents in columns]
-        self.start_C_N = np.stack([latents.start_N for latents in columns])
-        self.shared_C_N = np.stack([latents.shared_N for latents in columns])
-        self.gain_C_N = np.stack([latents.own_N for latents in columns])
-        self.specific_K_C_N = np.stack([latents.specific_K_N for latents in columns], axis=1)
-        self.known_C = np.array([latents.known for latents in columns])[:, None]
+        latents = observed.draw(hyper, rng, draws)
+        self.start_C_N, self.shared_C_N, self.gain_C_N = latents.start_C_N, latents.shared_C_N, latents.own_C_N
+        self.specific_K_C_N = latents.specific_K_C_N
+        self.known_C = observed.known(hyper)[:, None]
         """How surely the own gain is more than the shared part: 0 where other runs say nothing, 1 where they tell the
         shared part exactly."""
         self.spread = float(np.exp(hyper[4]))
@@ -94,8 +90,9 @@ class Hierarchical(Forecaster):
         self.entropy_K_C = self._entropies()
         self.response_N = rng.normal(0.0, RESPONSE, draws)
         self.response_N[0] = 0.0
+        self._ends = OrderedDict[tuple[Stage, ...], Array]()
         if evidence:
-            self._learn(evidence)
+            self._learn(evidence, [observed.posterior(hyper, c)[1] for c in range(len(self.columns))])
 
     def sequence(self, stages: Sequence[Stage]) -> Array:
         return self.scale.back(
@@ -110,25 +107,32 @@ class Hierarchical(Forecaster):
             self._same_luck = False
 
     def _sequence(self, stages: Sequence[Stage]) -> Array:
-        shared, gained_C_N, others_K_C = self._coefficients(stages)
-        specific = np.einsum("kc,kcn->cn", others_K_C, self.specific_K_C_N)
-        return np.asarray(self.start_C_N + shared * self.shared_C_N + gained_C_N * self.gain_C_N + specific)
+        """Log-odds without luck. The latest are kept: a plan is asked for its mean, its draws and its intervals."""
+        key = tuple(stages)
+        if key not in self._ends:
+            shared, gained_C_N, others_K_C = self._coefficients(stages)
+            specific = np.einsum("kc,kcn->cn", others_K_C, self.specific_K_C_N)
+            self._ends[key] = self.start_C_N + shared * self.shared_C_N + gained_C_N * self.gain_C_N + specific
+            if len(self._ends) > _KEPT:
+                self._ends.popitem(last=False)
+        return self._ends[key]
 
     def _coefficients(self, stages: Sequence[Stage]) -> tuple[float, Array, Array]:
         """How much of the shared part, the own gain and each specific effect a sequence ends with."""
         keep = self._kept(self.retained_N)
         gained_C_N = np.zeros(self.start_C_N.shape)
         others_K_C, nats_C = np.zeros(self.entropy_K_C.shape), np.zeros(len(self.columns))
+        worn_C_N = {progress: 1 - (1 - keep) * progress for progress in {_progress(stage) for stage in stages}}
         for stage in stages:
             k, share = self.tasks.index(stage.task), gain_share(stage.passes)
-            of_task_C, progress = self.draws.own_C == k, min(1.0, share)
+            of_task_C, progress = self.own_C == k, _progress(stage)
+            had = gained_C_N[of_task_C]
             # A short later stage wears off less.
-            gained_C_N[~of_task_C] *= 1 - (1 - keep[~of_task_C]) * progress
+            gained_C_N *= worn_C_N[progress]
             others_K_C[:, of_task_C] *= 1 - _brought_back(stage.passes)
             others_K_C[k, ~of_task_C] += share
             # A stage on a task that was trained before tops it up, and takes nothing away.
             target = (1 + self.response_N * nats_C[of_task_C, None]) * max(1.0, share)
-            had = gained_C_N[of_task_C]
             gained_C_N[of_task_C] = np.maximum(had, had + progress * (target - had))
             nats_C = nats_C + share * self.entropy_K_C[k]
         return min(1.0, gain_share(sum(stage.passes for stage in stages))), gained_C_N, others_K_C
@@ -137,8 +141,8 @@ class Hierarchical(Forecaster):
         total = len(self.tasks) if plan.passes is None else plan.passes
         weights = np.array([plan.weights.get(task, 0.0) for task in self.tasks])
         shares = np.array([gain_share(weight * total) for weight in weights])
-        share_C = np.where(self.draws.own_C >= 0, shares[self.draws.own_C], 0.0)[:, None]
-        weight_C = np.where(self.draws.own_C >= 0, weights[self.draws.own_C], 0.0)[:, None]
+        share_C = np.where(self.own_C >= 0, shares[self.own_C], 0.0)[:, None]
+        weight_C = np.where(self.own_C >= 0, weights[self.own_C], 0.0)[:, None]
         # Trained alone nothing is diluted; the prior is for a task among others.
         keep = 1 - (1 - self._kept(self.diluted_N)) * np.minimum(1.0, 2 * (1 - weight_C))
         others = min(1.0, gain_share(total)) * np.einsum("k,kcn->cn", weights, self.specific_K_C_N)
@@ -154,14 +158,14 @@ class Hierarchical(Forecaster):
     def set_form(self) -> SetForm:
         """The form at the means of the draws. What entropy adds to an own gain doesn't wear off here, which keeps the
         form."""
-        return self._form(np.arange(len(self.retained_N)), np.zeros(len(self.columns)))
+        return self._form(slice(None), np.zeros(len(self.columns)))
 
-    def _form(self, draws: NDArray[np.int64], luck_C: Array) -> SetForm:
+    def _form(self, draws: slice, luck_C: Array) -> SetForm:
         gain_C_N = self.gain_C_N[:, draws]
         told_K_C = self.entropy_K_C * (gain_C_N * self.response_N[draws]).mean(axis=1)
         return SetForm(
             self.tasks,
-            self.draws.own_C,
+            self.own_C,
             (self.start_C_N + self.shared_C_N)[:, draws].mean(axis=1) + told_K_C.sum(axis=0) + luck_C,
             self.specific_K_C_N[:, :, draws].mean(axis=2) - told_K_C,  # a task that comes later has not come before
             gain_C_N.mean(axis=1),
@@ -174,7 +178,7 @@ class Hierarchical(Forecaster):
         self._same_luck = True
         luck_C = self._process()[:, draw]
         self._same_luck = False
-        return self._form(np.array([draw]), luck_C)
+        return self._form(slice(draw, draw + 1), luck_C)
 
     def _entropies(self) -> Array:
         """Nats that a run on one task adds to the entropy of answers to another; 0 where nothing is known, [K, C]."""
@@ -196,7 +200,7 @@ class Hierarchical(Forecaster):
         sigma = np.hypot(_PROCESS[0], _PROCESS[1] * self.spread)
         return np.random.default_rng(key).normal(0.0, sigma, self.start_C_N.shape)
 
-    def _learn(self, evidence: Sequence[Evidence]) -> None:
+    def _learn(self, evidence: Sequence[Evidence], covariances: Sequence[Array]) -> None:
         """What runs ended at. Given how gains wear off and answer to entropy, everything else is Gaussian: these two
         are drawn again by how well they explain what was seen, and then the rest is moved by its exact update."""
         evidence = evidence[-_MOST_SEEN:]
@@ -210,10 +214,10 @@ class Hierarchical(Forecaster):
             reported = [n for n, run in enumerate(evidence) if column.name in run.accuracy]
             if not reported:
                 continue
-            values, noise = np.array([_observe(evidence[n].accuracy[column.name]) for n in reported]).T
+            values, noise = np.array([observe(evidence[n].accuracy[column.name]) for n in reported]).T
             design_N_E_L = np.stack([_design(*coefficients[n], c) for n in reported], axis=1)
             noise_E = noise**2 + sigma**2
-            cross_N_L_E = self._left[c] @ design_N_E_L.transpose(0, 2, 1)
+            cross_N_L_E = covariances[c] @ design_N_E_L.transpose(0, 2, 1)
             cov_N_E_E = design_N_E_L @ cross_N_L_E + np.diag(noise_E)
             residual_N_E = values - design_N_E_L @ self._latents(c)[:, 0]
             solved = np.linalg.solve(cov_N_E_E, residual_N_E[..., None])[..., 0]
@@ -238,6 +242,10 @@ class Hierarchical(Forecaster):
         return np.concatenate([np.stack(parts), self.specific_K_C_N[:, c]])
 
 
+def _progress(stage: Stage) -> float:
+    return min(1.0, gain_share(stage.passes))
+
+
 def _brought_back(passes: float) -> float:
     """Share of what others did to a task that a stage on it clears away; 0 at 0, 1 from one pass on."""
     return float(min(1.0, -np.expm1(-_RECOVERY_RATE * passes) / -np.expm1(-_RECOVERY_RATE)))
@@ -252,107 +260,10 @@ def _design(shared: float, gained_C_N: Array, others_K_C: Array, c: int) -> Arra
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    start_N: Array
-    shared_N: Array
-    own_N: Array
-    specific_K_N: Array
-    known: float
-    left: Array
-    """Covariance of the latents."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Observed:
-    """One evaluation: log-odds at the start and after the runs that were measured. Latent: start, shared, own gain,
-    one specific effect for each other run."""
-
-    own: int
-    count: int
-    values: Array
-    noise: Array
-    design: Array
-
-    @classmethod
-    def of(cls, column: Column, tasks: Sequence[TaskName]) -> "_Observed":
-        owner = tasks.index(column.task) if column.task in tasks else -1
-        latents = 3 + len(tasks)
-        values, noise, design = [], [], []
-        for k, estimate in [(-1, column.start), *((k, column.after.get(i)) for k, i in enumerate(tasks))]:
-            if estimate is None:
-                continue
-            x, s = _observe(estimate)
-            row = np.zeros(latents)
-            row[0] = 1.0
-            if k >= 0:
-                row[1] = 1.0
-                row[2 if k == owner else 3 + k] = 1.0
-            values.append(x)
-            noise.append(s)
-            design.append(row)
-        return cls(owner, len(tasks), np.array(values), np.array(noise), np.array(design))
-
-    def prior(self, hyper: Array) -> tuple[Array, Array]:
-        """Means and variances of the latents."""
-        mean = np.zeros(3 + self.count)
-        spread = np.full(3 + self.count, np.exp(hyper[4]))
-        mean[1:3] = hyper[0], hyper[2]
-        spread[:3] = _START_SPREAD, np.exp(hyper[1]), np.exp(hyper[3])
-        if self.own < 0:
-            mean[2], spread[2] = 0.0, 1e-6
-        else:
-            spread[3 + self.own] = 1e-6  # a task's effect on itself is its own gain
-        return mean, spread**2
-
-    def loglik(self, hyper: Array) -> float:
-        mean, variance = self.prior(hyper)
-        residual = self.values - self.design @ mean
-        cov = (self.design * variance) @ self.design.T + np.diag(self.noise**2)
-        factor = np.linalg.cholesky(cov)
-        white = np.linalg.solve(factor, residual)
-        return float(-0.5 * white @ white - np.log(np.diag(factor)).sum())
-
-    def posterior(self, hyper: Array, rng: np.random.Generator, draws: int) -> _Parts:
-        """Exact draws; the first is the mean."""
-        prior_L, variance = self.prior(hyper)
-        cov = (self.design * variance) @ self.design.T + np.diag(self.noise**2)
-        gain = np.linalg.solve(cov, self.design * variance).T
-        mean_L = prior_L + gain @ (self.values - self.design @ prior_L)
-        left = np.diag(variance) - gain @ (self.design * variance)
-        eigenvalues, vectors = np.linalg.eigh((left + left.T) / 2)
-        root = vectors * np.sqrt(np.maximum(eigenvalues, 0.0))
-        latent = mean_L[:, None] + root @ rng.normal(size=(len(mean_L), draws))
-        latent[:, 0] = mean_L
-        others = [k for k in range(self.count) if k != self.own and self.design[:, 3 + k].any()]
-        known = mean_L[2] ** 2 / (mean_L[2] ** 2 + self._doubt(variance)) if others else 0.0
-        return _Parts(latent[0], latent[1], latent[2], latent[3:], float(known), left)
-
-    def _doubt(self, variance: Array) -> float:
-        """Variance of the shared part by what the other runs say alone, without its prior."""
-        rows = [0, *(n for n in range(1, len(self.values)) if self.design[n, 3:].any())]
-        design, wide = self.design[rows], variance.copy()
-        wide[1] = _FLAT_SPREAD**2
-        cov = (design * wide) @ design.T + np.diag(self.noise[rows] ** 2)
-        explained = (design[:, 1] * wide[1]) @ np.linalg.solve(cov, design[:, 1] * wide[1])
-        return float(wide[1] - explained)
-
-
-def _observe(estimate: Estimate) -> tuple[float, float]:
-    """Log-odds of an accuracy, and their standard error (delta method, away from the edges)."""
-    p = smoothed(estimate)
-    stderr = estimate.stderr
-    if stderr == 0 and estimate.n:
-        stderr = float(np.sqrt(p * (1 - p) / estimate.n))
-    if not np.isfinite(stderr):
-        stderr = 0.5
-    return float(np.log(p / (1 - p))), float(max(_LEAST_NOISE, min(3.0, stderr / (p * (1 - p)))))
-
-
-def _fit_hyper(rows: Sequence[_Observed]) -> NDArray[np.float64]:
+def _fit_hyper(observed: Measured) -> NDArray[np.float64]:
     def cost(hyper: Array) -> float:
         prior = 0.5 * (((hyper - _HYPER_MEAN) / _HYPER_SPREAD) ** 2).sum()
-        return float(prior - sum(row.loglik(hyper) for row in rows))
+        return float(prior - observed.loglik(hyper))
 
     bounds = [(-3, 3), (-4, 1.5), (-3, 4), (-4, 1.5), (-4, 1.5)]
     fit = minimize(cost, _HYPER_MEAN, method="L-BFGS-B", bounds=bounds)

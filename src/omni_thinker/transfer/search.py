@@ -152,8 +152,13 @@ class _State:
     def __init__(self, form: SetForm, objective: Objective, order: Sequence[int]) -> None:
         self.form, self.order = form, list(order)
         self.columns = [np.flatnonzero(form.own_C == k) for k in range(len(form.tasks))]
+        self._by_task_C = np.concatenate(self.columns)
+        self._count_K = np.array([len(columns) for columns in self.columns])
+        self._first_K = np.cumsum(self._count_K) - self._count_K
+        # Powers are dear: of every column by how many tasks come later.
+        self._retained_C_K = form.gain_C[:, None] * form.retained_C[:, None] ** np.arange(len(form.tasks) + 1.0)
         self.sums_C = np.zeros(len(form.own_C))
-        self.later_C = np.zeros(len(form.own_C))
+        self.later_C = np.zeros(len(form.own_C), dtype=np.int64)
         for place, k in enumerate(self.order):
             later = np.array(self.order[place + 1 :], dtype=int)
             self.sums_C[self.columns[k]] = form.effect_K_C[np.ix_(later, self.columns[k])].sum(axis=0)
@@ -163,58 +168,71 @@ class _State:
         for k, columns in enumerate(self.columns):
             self._share_C[columns] = shares[k] / len(columns)
         self._worst = objective.kind == "worst"
+        self._every = np.arange(len(form.own_C))
+        self._utility_C = self.utility(self._every, self.sums_C, self.later_C)
 
-    def final(self, columns: Places, sums: Array, later: Array) -> Array:
+    def of_tasks(self, tasks: Places) -> Places:
+        """The columns of these tasks, one task's after another's."""
+        counts = self._count_K[tasks]
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        return np.asarray(self._by_task_C[np.repeat(self._first_K[tasks], counts) + within])
+
+    def final(self, columns: Places, sums: Array, later: Places) -> Array:
         form = self.form
-        retained = form.gain_C[columns] * form.retained_C[columns] ** later
-        return form.scale.back(form.base_C[columns] + retained + sums)
+        return form.scale.back(form.base_C[columns] + self._retained_C_K[columns, later] + sums)
 
     def accuracies(self) -> Array:
         """Accuracy of each task."""
-        every = self.final(np.arange(len(self.sums_C)), self.sums_C, self.later_C)
+        every = self.final(self._every, self.sums_C, self.later_C)
         return np.array([every[columns].mean() for columns in self.columns])
 
-    def utility(self, columns: Places, sums: Array, later: Array) -> Array:
+    def utility(self, columns: Places, sums: Array, later: Places) -> Array:
         """What is summed up: shares of accuracy, or something that is steep where a task is bad."""
         value = self.final(columns, sums, later)
         return -np.exp(-_SHARPNESS * value) if self._worst else self._share_C[columns] * value
 
     def total(self) -> float:
-        return float(self.utility(np.arange(len(self.sums_C)), self.sums_C, self.later_C)[self.form.own_C >= 0].sum())
+        return float(self._utility_C[self.form.own_C >= 0].sum())
 
-    def gains(self, place: int, step: int) -> Array:
-        """What moving the task at `place` by 1, 2, ... places to the right (step 1) or left (-1) brings."""
-        k = self.order[place]
-        passed = self.order[place + 1 :] if step > 0 else self.order[:place][::-1]
-        if not passed:
-            return np.zeros(0)
+    def gains(self, place: int) -> Array:
+        """What moving the task at `place` to each place brings, [K]; 0 where it is."""
+        k, order = self.order[place], np.array(self.order)
         columns = self.columns[k]
-        theirs = np.concatenate([self.columns[b] for b in passed])
-        starts = np.cumsum([0, *(len(self.columns[b]) for b in passed[:-1])])
+        side_K = np.zeros(len(order) + 1, dtype=np.int64)  # the last is of columns without a task
+        side_K[order[:place]], side_K[order[place + 1 :]] = -1, 1
+        side_C = side_K[self.form.own_C]
         # Going right, k comes to be later than those it passes, and they stop being later than k.
-        moved = self.utility(
-            theirs, self.sums_C[theirs] + step * self.form.effect_K_C[k, theirs], self.later_C[theirs] + step
+        moved = self.utility(self._every, self.sums_C + side_C * self.form.effect_K_C[k], self.later_C + side_C)
+        change_K = np.bincount(self.form.own_C + 1, moved - self._utility_C, len(order) + 1)[1:]
+        lost = _passed(self.form.effect_K_C[np.ix_(order, columns)], place)
+        later = self.later_C[columns] - (np.arange(len(order)) - place)[:, None]
+        there = self.utility(columns[None], self.sums_C[columns] - lost, later).sum(axis=1)
+        return np.asarray(
+            _passed(change_K[order], place) * np.sign(np.arange(len(order)) - place)
+            + there
+            - self._utility_C[columns].sum()
         )
-        change = np.add.reduceat(moved - self.utility(theirs, self.sums_C[theirs], self.later_C[theirs]), starts)
-        lost = np.cumsum(self.form.effect_K_C[np.ix_(np.array(passed), columns)], axis=0)
-        ways = np.arange(1, len(passed) + 1)[:, None]
-        here = self.utility(columns, self.sums_C[columns], self.later_C[columns]).sum()
-        there = self.utility(
-            columns[None], self.sums_C[columns] - step * lost, self.later_C[columns] - step * ways
-        ).sum(axis=1)
-        return np.asarray(np.cumsum(change) + there - here)
 
     def move(self, place: int, by: int) -> None:
         k = self.order.pop(place)
         self.order.insert(place + by, k)
         step = 1 if by > 0 else -1
-        passed = self.order[place : place + by] if by > 0 else self.order[place + by + 1 : place + 1]
-        columns = self.columns[k]
-        for b in passed:
-            self.sums_C[self.columns[b]] += step * self.form.effect_K_C[k, self.columns[b]]
-            self.later_C[self.columns[b]] += step
-            self.sums_C[columns] -= step * self.form.effect_K_C[b, columns]
-            self.later_C[columns] -= step
+        passed = np.array(self.order[place : place + by] if by > 0 else self.order[place + by + 1 : place + 1])
+        columns, theirs = self.columns[k], self.of_tasks(passed)
+        self.sums_C[theirs] += step * self.form.effect_K_C[k, theirs]
+        self.later_C[theirs] += step
+        self.sums_C[columns] -= step * self.form.effect_K_C[np.ix_(passed, columns)].sum(axis=0)
+        self.later_C[columns] -= step * len(passed)
+        changed = np.concatenate([theirs, columns])
+        self._utility_C[changed] = self.utility(changed, self.sums_C[changed], self.later_C[changed])
+
+
+def _passed(values: Array, place: int) -> Array:
+    """Sums of `values` over the places that lie between `place`, without it, and each other, with it; negative to the
+    left."""
+    sums = np.cumsum(values, axis=0)
+    left = sums[place - 1] - sums[:place] + values[:place] if place else values[:0]
+    return np.concatenate([-left, np.zeros_like(values[:1]), sums[place + 1 :] - sums[place]])
 
 
 def _local_search(form: SetForm, objective: Objective, restarts: int, seed: int) -> Order:
@@ -250,12 +268,9 @@ def _climb(state: _State, places: Mapping[int, int]) -> None:
         improved = False
         for k in list(state.order):
             place = state.order.index(k)
-            right, left = state.gains(place, 1), state.gains(place, -1)
-            top_right = float(right.max()) if len(right) else -np.inf
-            top_left = float(left.max()) if len(left) else -np.inf
-            if max(top_right, top_left) > 1e-10:
-                by = int(right.argmax()) + 1 if top_right >= top_left else -(int(left.argmax()) + 1)
-                state.move(place, by)
+            gains = state.gains(place)
+            if gains.max() > 1e-10:
+                state.move(place, int(gains.argmax()) - place)
                 improved = True
 
 
@@ -324,10 +339,12 @@ def _line(back: Callable[[Array], Array], low: float, high: float, at: float) ->
     grid = np.unique(np.concatenate([np.linspace(low, high, _GRID), np.clip([0.0, 1.0, at], low, high)]))
     values = back(grid)
     hull: list[int] = []
-    for n in range(len(grid)):
+    # Plain numbers: one by one they are several times as fast as NumPy's.
+    x, y = grid.tolist(), values.tolist()
+    for n in range(len(x)):
         while len(hull) > 1:
             a, b = hull[-2], hull[-1]
-            if (values[b] - values[a]) * (grid[n] - grid[a]) <= (values[n] - values[a]) * (grid[b] - grid[a]):
+            if (y[b] - y[a]) * (x[n] - x[a]) <= (y[n] - y[a]) * (x[b] - x[a]):
                 hull.pop()
             else:
                 break
