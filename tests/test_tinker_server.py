@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import random
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -210,6 +210,6 @@ def test_a_model_that_the_service_lacks_is_one_line(service: TinkerSpec, tiny_mo
     other = shutil.copytree(tiny_model, tmp_path / "other")  # the service knows the tiny model by its folder
     with pytest.raises(UserError, match="the service has no model 'tiny'; it has") as error:
         make_policy(
-            ModelSpec(name="tinker:tiny"), EngineSpec(tinker=service.model_copy(update={"tokenizer": str(tiny_model)}))
+            ModelSpec(name="tinker:tiny"), EngineSpec(tinker=service.model_copy(update={"tokenizer": str(other)}))
         )
     assert "\n" not in str(error.value)
