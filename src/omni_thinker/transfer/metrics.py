@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from scipy.stats import spearmanr
-
 from omni_thinker.errors import UserError
 from omni_thinker.runs.schema.base import Row
 from omni_thinker.runs.schema.transfer import TransferMatrix
@@ -107,6 +105,8 @@ def forgetting(run: Sequence[StageSeen]) -> Mapping[TaskName, float]:
 
 def rank_correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
     """Spearman's; None with fewer than three pairs, or where one side is all alike."""
+    from scipy.stats import spearmanr  # a second of imports that a plan has no use for
+
     # Differences of the same two shares may differ in the last bit; they are ties all the same.
     sides = [[round(value, 9) for value in side] for side in zip(*pairs, strict=True)]
     if len(pairs) < 3 or any(len(set(side)) < 2 for side in sides):
