@@ -27,7 +27,7 @@ def _whole(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     design = np.zeros((1 + len(runs), 6))
     design[:, 0] = 1
     for row, k in enumerate(runs, 1):
-        design[row, [1, 2 if k == own else 3 + k]] = 1
+        design[row, 1] = design[row, 2 if k == own else 3 + int(k)] = 1
     mean = np.array([0.0, HYPER[0], HYPER[2], 0.0, 0.0, 0.0])
     spread = np.array([3.0, np.exp(HYPER[1]), np.exp(HYPER[3]), *[np.exp(HYPER[4])] * 3])
     noise = np.array([OBSERVED.start_noise_C[n], *OBSERVED.noise_C_K[n, runs]])

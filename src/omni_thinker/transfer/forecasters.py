@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 
 from omni_thinker.errors import UserError
 from omni_thinker.runs.schema.transfer import TransferMatrix
-from omni_thinker.transfer.forecast import DRAWS, Additive, Forecaster, Logit, Naive, Relative
+from omni_thinker.transfer.forecast import DRAWS, Additive, Forecaster, Literal, Logit, Naive, Relative
 from omni_thinker.transfer.hierarchical import Evidence, Hierarchical
 
-FORECASTERS: Mapping[str, type[Forecaster]] = {
+FORECASTERS: Mapping[str, type[Literal] | type[Hierarchical]] = {
     forecaster.name: forecaster for forecaster in (Naive, Additive, Relative, Logit, Hierarchical)
 }
 
