@@ -261,6 +261,7 @@ def client(monkeypatch: pytest.MonkeyPatch) -> None:
         ("rl.entropy_beta = 0.01", "rl.entropy_beta"),
         ("rl.importance_cap = 2.0", "rl.importance_cap"),
         ("rl.top_entropy = 0.5", "rl.top_entropy"),
+        ("rl.accumulate = 2", "rl.accumulate"),
         ('rl.balance = "gradient"', "rl.balance"),
         ('tasks.qa.rl.loss = "cispo"', "tasks.qa.rl"),
         ("rl.temperature = 0.7", "rl.temperature"),

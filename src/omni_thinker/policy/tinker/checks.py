@@ -41,6 +41,7 @@ def _refused(recipe: Recipe) -> Iterator[tuple[bool, str, str]]:
     for part in ("importance_cap", "delta", "off_policy_kl", "entropy_beta"):
         yield bool(getattr(rl, part)), f"rl.{part}", "a training service's losses have no such part; leave it out"
     yield rl.balance == "gradient", "rl.balance", 'a training service keeps gradients to itself; use "tokens" or "none"'
+    yield rl.accumulate > 1, "rl.accumulate", "a training service gets a step's gradient at once; leave it out"
     yield rl.top_entropy < 1, "rl.top_entropy", "a training service trains all tokens; leave it out"
     for name, task in recipe.tasks.items():
         own = bool(task.rl.model_dump(exclude_none=True))

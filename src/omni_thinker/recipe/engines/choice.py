@@ -18,7 +18,7 @@ class EngineSpec(Table):
     `fsdp` where torchrun started several processes, else `torch` (docs/engines.md)."""
     sampler: Literal["auto", "torch", "vllm"] = "auto"
     """Who draws answers. `torch`: the decoders of this package, in the trainer's own processes. `vllm`: vLLM, which
-    gets the weights after every update. `auto`: the service where it trains, else `torch`."""
+    gets the weights of now before it draws. `auto`: the service where it trains, else `torch`."""
     fsdp: FsdpSpec = FsdpSpec()
     """Settings of the trainer `fsdp`."""
     tinker: TinkerSpec = TinkerSpec()
