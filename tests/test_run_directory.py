@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from omni_thinker.runs.schema import base, logs, plan, result, transfer
+from omni_thinker.runs.schema import atlas, base, logs, plan, result, transfer
 
 MARK = re.compile(r"<!-- keys of (\w+) -->\n(?:\n?\|[^\n]*\n)*")
 
 
 def _classes() -> dict[str, Any]:
     """Every class of the schema that is written as a table."""
-    modules: tuple[ModuleType, ...] = (base, logs, plan, result, transfer)
+    modules: tuple[ModuleType, ...] = (base, logs, plan, result, transfer, atlas)
     members = {name: kind for module in modules for name, kind in inspect.getmembers(module, inspect.isclass)}
     return {name: kind for name, kind in members.items() if hasattr(kind, "__pydantic_fields__")}
 

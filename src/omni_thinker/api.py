@@ -37,6 +37,29 @@ def study(
     return {"out": str(folder), **result}
 
 
+def atlas(
+    pool: AnyRecipe,
+    out: str | Path,
+    *,
+    hours: float | None = None,
+    known: str | Path | None = None,
+    only: Sequence[str] = (),
+    jobs: int = 1,
+    cluster: str = "",
+) -> dict[str, Any]:
+    """Run many small studies over a pool of tasks into `out`, or what is left of them there; a row of atlas.jsonl for
+    each evaluation.
+
+    hours: stop after so many. known: atlas.jsonl whose runs aren't run again. only: ids of runs (START/SEED/NAME) to
+    repeat and compare with `known`. jobs, cluster: as in `study`. Returns the number of `rows`, `runs_left`,
+    `out_of_time`, and `different`: repeated rows with the fields that differ."""
+    from omni_thinker.studies.atlas.run import run_atlas
+    from omni_thinker.studies.crews.make import Where
+
+    file = None if known is None else Path(known)
+    return run_atlas(_recipe(pool), Path(out), hours=hours, known=file, only=only, where=Where(jobs, cluster))
+
+
 def train(
     recipe: AnyRecipe,
     arm: str = "joint",

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from omni_thinker import __version__
+from omni_thinker.cli.atlas import atlas
 from omni_thinker.cli.judge import judge_app
 from omni_thinker.cli.models import merge_models, model_app
 from omni_thinker.cli.options import (
@@ -350,6 +351,7 @@ def _run(
     finish({"out": str(target), "report": str(path), **result}, json_)
 
 
+app.command()(atlas)
 app.command()(status)
 app.command()(plan)
 app.command()(forecast)

@@ -11,7 +11,7 @@ from omni_thinker.errors import UserError
 from omni_thinker.plugins import PREFIX, Registry
 from omni_thinker.recipe.explain import refusal
 from omni_thinker.recipe.rl import Update
-from omni_thinker.recipe.types import Table
+from omni_thinker.recipe.types import Positive, Table
 
 KINDS = Registry(
     "scheduler",
@@ -43,10 +43,12 @@ class SchedulerSpec(Table):
     """Which scheduler it is (docs/schedulers.md)."""
     update: Update | None = None
     """In place of `rl.update`, for this arm."""
+    reads: tuple[Positive, ...] = ()
+    """Steps after which this arm is evaluated as well, on its way."""
 
     @property
-    def evaluations(self) -> int:
-        """How often its arm is evaluated on validation: once a stage, or once at the end."""
+    def ends(self) -> int:
+        """How often its arm is evaluated on validation where something ends: a stage, or the whole arm."""
         return 1
 
     def check(self, tasks: Sequence[str], key: str) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializeAsAny, field_validator
 
-from omni_thinker.arms import ARMS, LORA, PROBE, RENAMED, SINGLE
+from omni_thinker.arms import ARMS, LORA, PROBE, RENAMED, SHARED, SINGLE
 from omni_thinker.errors import UserError
 from omni_thinker.recipe.models import LoraSpec
 from omni_thinker.recipe.schedulers import PLAIN, SERIAL, SchedulerSpec, plain, read_scheduler
@@ -13,6 +13,15 @@ from omni_thinker.recipe.tasks import RESERVED, TASK_NAME
 from omni_thinker.recipe.types import Count, Positive, PositiveFloat, Table
 
 ProbeKind = Literal["full", "short", "lora", "gradient"]
+
+
+class MergedSpec(Table):
+    """An arm that merges the weights of other arms; it has no RL of its own."""
+
+    arms: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Trained arms of the study; a single-task arm is `single:TASK`."""
+    scale: PositiveFloat = 1.0
+    """As `study.merge_scale`."""
 
 
 class StudySpec(Table):
@@ -32,6 +41,8 @@ class StudySpec(Table):
     `schedulers`, and kinds of scheduler that need no settings."""
     schedulers: dict[str, SerializeAsAny[SchedulerSpec]] = Field(default_factory=dict)
     """Arms of one's own: a name, and the scheduler that says which task comes next."""
+    merges: dict[str, MergedSpec] = Field(default_factory=dict)
+    """Arms of one's own that merge others: a name, and which."""
     single_budget: Literal["full", "stage"] = "full"
     """`full`: a single-task arm trains as long as the others. `stage`: it is the probe (steps / tasks)."""
     probes: tuple[ProbeKind, ...] = ()
@@ -84,7 +95,7 @@ def scheduled_arms(study: StudySpec) -> dict[str, SchedulerSpec]:
     return {
         name: study.schedulers[name] if name in study.schedulers else plain(name)
         for name in study.arms
-        if name not in ARMS
+        if name not in ARMS and name not in study.merges
     }
 
 
@@ -102,26 +113,46 @@ def check_budget(study: StudySpec) -> None:
 
 def check_arms(study: StudySpec, tasks: list[str]) -> None:
     """Raises UserError for arms that nothing makes, and schedulers of tasks that aren't there."""
-    for name in study.schedulers:
+    for name in (*study.schedulers, *study.merges):
+        key = f"study.{'merges' if name in study.merges else 'schedulers'}.{name}"
         # Files of single-task arms and probes begin with these.
         taken = name in (*ARMS, *RENAMED, *RESERVED, "state", "warmup") or name.startswith(
             tuple(mark.replace(":", "-") for mark in (SINGLE, PROBE, LORA))
         )
-        if taken or not TASK_NAME.fullmatch(name):
-            raise UserError("can't be the name of an arm", key=f"study.schedulers.{name}")
+        if taken or not TASK_NAME.fullmatch(name) or (name in study.schedulers and name in study.merges):
+            raise UserError("can't be the name of an arm", key=key)
     for name in study.arms:
         if name in RENAMED:
             raise UserError(f"the arm {name!r} is called {RENAMED[name]!r} now", key="study.arms")
         if name == "serial" and name not in study.schedulers:
             raise UserError(SERIAL, key="study.arms")
-        if name not in (*ARMS, *study.schedulers, *PLAIN) and not name.startswith("python:"):
-            known = ", ".join((*ARMS, *study.schedulers, *PLAIN))
+        own = (*ARMS, *study.schedulers, *study.merges, *PLAIN)
+        if name not in own and not name.startswith("python:"):
+            known = ", ".join(own)
             raise UserError(f"no arm {name!r:.80}; there are {known}, python:MODULE:CLASS", key="study.arms")
     files = [name.replace(":", "-") for name in study.arms]
     if twice := [name for name, file in zip(study.arms, files, strict=True) if files.count(file) > 1]:
         raise UserError(f"the files of {' and '.join(twice)} would have one name", key="study.arms")
     for name, spec in study.schedulers.items():
         spec.check(tasks, f"study.schedulers.{name}")
+        if any(read >= study.steps for read in spec.reads) or len(set(spec.reads)) < len(spec.reads):
+            raise UserError(
+                f"are different numbers of steps below study.steps ({study.steps})",
+                key=f"study.schedulers.{name}.reads",
+            )
+    for name, merged in study.merges.items():
+        _check_merged(study, tasks, merged, f"study.merges.{name}.arms")
+
+
+def _check_merged(study: StudySpec, tasks: list[str], merged: MergedSpec, key: str) -> None:
+    """Raises UserError for arms that aren't trained whole in this study."""
+    trained = [name for name in study.arms if name in scheduled_arms(study) or (name in SHARED)]
+    if "single" in study.arms and study.single_budget == "full":
+        trained += [SINGLE + task for task in study.single_tasks or tasks]
+    if unknown := [name for name in merged.arms if name not in trained]:
+        raise UserError(f"{unknown[0]!r:.80} isn't trained here; trained are {', '.join(trained)}", key=key)
+    if len(set(merged.arms)) < len(merged.arms):
+        raise UserError("names one of them twice", key=key)
 
 
 def check_replan(study: StudySpec) -> None:

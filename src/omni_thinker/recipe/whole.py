@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from omni_thinker.errors import UserError
+from omni_thinker.recipe.atlas import AtlasSpec
 from omni_thinker.recipe.cluster import ClusterSpec
 from omni_thinker.recipe.engines.choice import EngineSpec, is_remote
 from omni_thinker.recipe.engines.tinker import PREFIX
@@ -42,6 +43,8 @@ class Recipe(Table):
     """What is trained and compared."""
     cluster: ClusterSpec = ClusterSpec()
     """What a unit needs on a cluster."""
+    atlas: AtlasSpec = AtlasSpec()
+    """What `omni-thinker atlas` runs."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":

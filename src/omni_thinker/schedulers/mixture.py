@@ -1,10 +1,13 @@
 """Joint training: fixed shares of every task in every step."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import exp, log
 from typing import Literal
 
+from pydantic import Field
+
+from omni_thinker.recipe.schedulers import refuse_unknown
 from omni_thinker.recipe.types import PositiveFloat
 from omni_thinker.schedulers.base import Config, Setting, Stateless
 from omni_thinker.types import TaskName
@@ -63,9 +66,14 @@ class ProportionalConfig(Config):
 
 
 class WeightedConfig(Config):
-    """The shares of joint training, by the tasks' weights: joint training but for its `update`."""
+    """Fixed shares: by the tasks' weights, as in joint training, or by `weights` of its own."""
 
     kind: Literal["weighted"] = "weighted"
+    weights: dict[str, PositiveFloat] = Field(default_factory=dict)
+    """Weights of its own; tasks without one aren't trained. Empty: the tasks' weights."""
+
+    def check(self, tasks: Sequence[str], key: str) -> None:
+        refuse_unknown(list(self.weights), tasks, f"{key}.weights")
 
     def build(self, setting: Setting) -> Mixture:
-        return Mixture(setting.weights, setting.problems_per_step)
+        return Mixture(self.weights or setting.weights, setting.problems_per_step)

@@ -54,7 +54,7 @@ class SequenceConfig(Config):
     """`task` or `task:length`, in multiples of the others' length."""
 
     @property
-    def evaluations(self) -> int:
+    def ends(self) -> int:
         return len(self.stages)
 
     def check(self, tasks: Sequence[str], key: str) -> None:

@@ -119,7 +119,7 @@ def check_model(recipe: Recipe) -> Room:
     for key, lora in (("model.lora", recipe.model.lora), ("study.probe_lora", probes)):
         if lora is not None:
             add_lora(empty_model(recipe.spoken.name), lora, key=key)
-    if recipe.model.lora is not None and "merge" in recipe.study.arms:
+    if recipe.model.lora is not None and {"merge", *recipe.study.merges} & set(recipe.study.arms):
         # The sum of several adapters' factors isn't the sum of what they do.
         raise UserError("merging needs whole weights; leave out 'merge' or model.lora", key="study.arms")
     context = getattr(load_config(resolve(recipe.spoken.name)).get_text_config(), "max_position_embeddings", None)

@@ -250,7 +250,7 @@ class Session:
         """Every task on `split`, logged, with a few rollouts kept."""
         fresh = not self.run.journal.replaying
         row = self.run.journal.once(
-            f"{self.seed} evaluate {arm} {split} {step} {stage}", lambda: self._evaluate(arm, split, step, stage)
+            evaluation_key(self.seed, arm, split, step, stage), lambda: self._evaluate(arm, split, step, stage)
         )
         result = Evaluation(**row)
         if not fresh:
@@ -397,6 +397,11 @@ class Session:
                     reason=score.reason,
                 ),
             )
+
+
+def evaluation_key(seed: int, arm: str, split: Split, step: int, stage: TaskName | None) -> str:
+    """How the journal calls an evaluation."""
+    return f"{seed} evaluate {arm} {split} {step} {stage}"
 
 
 def _estimates(rows: Mapping[TaskName, Mapping[str, Any]]) -> dict[TaskName, Estimate]:

@@ -9,8 +9,8 @@
 import json
 import shutil
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +67,23 @@ def run_study(recipe: Recipe, out: Path, *, resume: bool = False, where: Where |
         setup = prepare(recipe, resumed=out if resume else None)
         work = plan_work(recipe)
         progress.expect(work.total)
-        with ExitStack() as stack:
-            owner = None
-            if setup.judge is not None and not where.alone:
-                owner = stack.enter_context(closing(JudgeOwner(recipe.judge)))
-            run = stack.enter_context(closing(RunDir(out, recipe, resume=resume)))
-            run.open_journal(LOGS, usable=lambda value: usable(run.path, value), counts=owner or setup.counting)
-            check_run(run, recipe, setup.pools, judged=setup.judge is not None)
+        with open_study(setup, out, resume=resume, where=where) as (run, owner):
             return _Study(run, setup, work, progress, began, owner).run(where, fresh=not resume)
+
+
+@contextmanager
+def open_study(setup: Setup, out: Path, *, resume: bool, where: Where) -> Iterator[tuple[RunDir, JudgeOwner | None]]:
+    """The directory of a study, and the owner of a judge that several processes share, while it is worked on.
+
+    Raises UserError where the directory holds another run."""
+    with ExitStack() as stack:
+        owner = None
+        if setup.judge is not None and not where.alone:
+            owner = stack.enter_context(closing(JudgeOwner(setup.recipe.judge)))
+        run = stack.enter_context(closing(RunDir(out, setup.recipe, resume=resume)))
+        run.open_journal(LOGS, usable=lambda value: usable(run.path, value), counts=owner or setup.counting)
+        check_run(run, setup.recipe, setup.pools, judged=setup.judge is not None)
+        yield run, owner
 
 
 class _Study:
@@ -114,25 +123,13 @@ class _Study:
         return result
 
     def _walk(self, where: Where) -> None:
-        run, work = self._run, self._work
-        board = Board(run, work, self._progress)
-        try:
-            crew = muster(where, self._setup, run, work, board, self._owner)
-        except UserError:
-            if not run.journal.resumed:
-                run.discard()  # nothing was done, and the same --out is free for the next attempt
-            raise
-        if isinstance(crew, Cluster):
-            self._progress.say(crew.words)
-        if not where.alone:
-            board.workers = lambda: crew.size
-            self._progress.forecast = board.left
-        attempts = self._setup.recipe.cluster.attempts
-        dispatcher = Dispatcher(run, work, board, attempts=attempts, on_end=self._on_end, owner=self._owner)
-        for seed in self._setup.recipe.study.seeds:
-            self._look(seed)
-        dispatcher.walk(crew, where.order(work, self._progress.pace()))
-        shutil.rmtree(run.path / LOGS_OF_WORKERS, ignore_errors=True)
+        def begun() -> None:
+            for seed in self._setup.recipe.study.seeds:
+                self._look(seed)
+
+        walk_units(
+            self._run, self._setup, self._work, self._progress, where, self._owner, begun=begun, on_end=self._on_end
+        )
 
     def _on_end(self, unit: Unit) -> None:
         self._look(unit.seed)
@@ -155,6 +152,38 @@ class _Study:
         _write_scores(run, outcomes)
         if left := len(recipe.study.seeds) - len(outcomes):
             run.write_json("result.json", to_result(self._setup, outcomes, _seconds(run, self._began), left=left))
+
+
+def walk_units(
+    run: RunDir,
+    setup: Setup,
+    work: WorkPlan,
+    progress: Progress,
+    where: Where,
+    owner: JudgeOwner | None,
+    *,
+    begun: Callable[[], None],
+    on_end: Callable[[Unit], None],
+) -> None:
+    """Have the units of `work` worked on that haven't ended. begun: called once there is a crew; on_end: for each unit
+    that ends."""
+    board = Board(run, work, progress)
+    try:
+        crew = muster(where, setup, run, work, board, owner)
+    except UserError:
+        if not run.journal.resumed:
+            run.discard()  # nothing was done, and the same --out is free for the next attempt
+        raise
+    if isinstance(crew, Cluster):
+        progress.say(crew.words)
+    if not where.alone:
+        board.workers = lambda: crew.size
+        progress.forecast = board.left
+    attempts = setup.recipe.cluster.attempts
+    dispatcher = Dispatcher(run, work, board, attempts=attempts, on_end=on_end, owner=owner)
+    begun()
+    dispatcher.walk(crew, where.order(work, progress.pace()))
+    shutil.rmtree(run.path / LOGS_OF_WORKERS, ignore_errors=True)
 
 
 def describe(recipe: Recipe, times: Path | None = None) -> dict[str, Any]:

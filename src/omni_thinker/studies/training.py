@@ -13,6 +13,7 @@ from omni_thinker.rl.loop import Diverged, Learner, StepResult
 from omni_thinker.rl.updates.schedule import learning_rate_of
 from omni_thinker.runs.files import checksum, write_whole
 from omni_thinker.runs.stopping import Stop, stopping
+from omni_thinker.runs.tape import Entry
 from omni_thinker.schedulers.base import InParts, Scheduler
 from omni_thinker.studies.budget import Budget, Cost
 from omni_thinker.studies.interim import Watch
@@ -21,6 +22,18 @@ from omni_thinker.types import TaskName
 
 if TYPE_CHECKING:
     from omni_thinker.studies.session import Session
+
+
+def training_key(seed: int, arm: str) -> str:
+    """How the journal calls a training."""
+    return f"{seed} train {arm}"
+
+
+def costs_of(entries: Sequence[Entry], seed: int, arm: str) -> list[Cost]:
+    """What an arm had cost after each of its steps, from its unit's lines of the journal."""
+    key = training_key(seed, arm)
+    values = [entry.value for entry in entries if entry.key == key and entry.kind in ("checkpoint", "move")]
+    return [Cost(**row) for value in values for row in value["spent"]]
 
 
 @dataclass(frozen=True)
@@ -64,7 +77,7 @@ class Training:
         self._parts = scheduler if isinstance(scheduler, InParts) else None
         self._watch = Watch(watched) if watched and session.recipe.rl.evaluate_every else None
         self._best = BestWeights(session, arm)
-        self._key = f"{session.seed} train {arm}"
+        self._key = training_key(session.seed, arm)
         self._known = session.run.journal.begin(self._key)
         self._checkpoints = session.checkpoints(arm)
         self._past = [Cost(**row) for value in self._known.values for row in value["spent"]]

@@ -187,7 +187,7 @@ def _arm_units(recipe: Recipe, seed: int, probes: Sequence[Unit]) -> list[Unit]:
             interims = interim_validations(recipe, steps)
             units.append(Unit(seed, arm, "sequence", planned, (), arm, "", steps, stages, {}, interims))
     mixtures = {"joint": 1} if "joint" in study.arms else {}
-    mixtures |= {name: spec.evaluations for name, spec in scheduled_arms(study).items()}
+    mixtures |= {name: spec.ends + len(spec.reads) for name, spec in scheduled_arms(study).items()}
     interims = interim_validations(recipe, study.steps)
     for arm, evaluations in mixtures.items():
         units.append(Unit(seed, arm, "mixture", ("start",), (), arm, "", study.steps, evaluations, {}, interims))
@@ -195,6 +195,11 @@ def _arm_units(recipe: Recipe, seed: int, probes: Sequence[Unit]) -> list[Unit]:
         kind = "adapter" if expert_kind(recipe) == "lora" else "alone"
         experts = tuple(unit.name for unit in probes if unit.kind == kind)
         units.append(Unit(seed, "merge", "merge", experts, arm="merge", evaluations=1))
+    units += [
+        Unit(seed, name, "merge", merged.arms, arm=name, evaluations=1)
+        for name, merged in study.merges.items()
+        if name in study.arms
+    ]
     return units
 
 

@@ -139,21 +139,29 @@ class SeedWalk:
             seed = study_seed(session.seed, "scheduler", unit.arm)
             scheduler = make_scheduler(recipe, unit.arm, sizes, session.setup.judged, seed)
         session.weights.load(self._start)
-        staged = spec is not None and spec.kind == "sequence"
+        staged, reads = spec is not None and spec.kind == "sequence", () if spec is None else spec.reads
+
+        def at_step(so_far: Cost) -> None:
+            if so_far.steps in reads:
+                session.evaluate(unit.arm, "validation", so_far.steps)
+
         budget, tasks = session.budget(unit.steps), list(session.setup.tasks)
-        outcome = session.train(unit.arm, scheduler, budget, watched=tasks, stage_ends=staged)
+        outcome = session.train(unit.arm, scheduler, budget, watched=tasks, at_step=at_step, stage_ends=staged)
         return session.trained(unit.arm, outcome)
 
     def _merge(self, unit: Unit, session: Session) -> ArmResult:
         """Add up the experts; their own training is what this arm cost."""
-        start = self._start
-        experts = self._probes.experts(self._experts_from)
-        rule = MergeRule(scale=session.recipe.study.merge_scale)
+        start, study = self._start, session.recipe.study
+        merged, source = study.merges.get(unit.arm), self._experts_from
+        if merged is None:
+            experts, rule = self._probes.experts(source), MergeRule(scale=study.merge_scale)
+        else:
+            experts, rule, source = [self._arms[name] for name in merged.arms], MergeRule(scale=merged.scale), "full"
 
         def write(path: Path) -> None:
             for weights in (start, *(expert.weights for expert in experts)):
                 session.weights.verify(weights)
-            if self._experts_from == "lora":
+            if source == "lora":
                 merge(start, [Adapter(expert.weights, session.recipe.model.name) for expert in experts], rule, path)
             else:
                 merge(start, [Weights(expert.weights) for expert in experts], rule, path)

@@ -49,7 +49,8 @@ def _refused(recipe: Recipe) -> Iterator[tuple[bool, str, str]]:
     yield rl.kl_beta > 0, "rl.kl_beta", "a training service's losses have no KL term; set it to 0"
     yield rl.temperature != 1.0, "rl.temperature", "a training service computes log-probs at temperature 1; set it to 1"
     yield recipe.evaluation.min_p > 0, "evaluation.min_p", "a training service has top_k and top_p alone; set it to 0"
-    yield ("merge" in study.arms, "study.arms", "merging needs weights, which lie at the service; leave out 'merge'")
+    merging = bool({"merge", *study.merges} & set(study.arms))
+    yield (merging, "study.arms", "merging needs weights, which lie at the service; leave out 'merge'")
     for kind in ("lora", "gradient"):
         yield kind in study.probes, "study.probes", f'a training service has no "{kind}" probes; use "short" or "full"'
     for name, spec in study.schedulers.items():
