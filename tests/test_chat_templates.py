@@ -213,10 +213,10 @@ def test_study_resumed_on_another_day_ends_as_if_it_were_the_first(
     on_day(monkeypatch, days[0])
     out, step = tmp_path / "stopped", Learner.step
 
-    def stop_at_the_second(learner: Learner, quotas: Any, number: int) -> StepResult:
+    def stop_at_the_second(learner: Learner, quotas: Any, number: int, rate: float | None) -> StepResult:
         if number:
             raise KeyboardInterrupt
-        return step(learner, quotas, number)
+        return step(learner, quotas, number, rate)
 
     monkeypatch.setattr(Learner, "step", stop_at_the_second)
     with pytest.raises(KeyboardInterrupt):

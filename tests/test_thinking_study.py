@@ -101,10 +101,10 @@ def test_study_of_a_thinking_model_scores_answers_and_resumes(
 
     real, again = Learner.step, tmp_path / "again"
 
-    def killed(self: Learner, quotas: Any, number: int) -> StepResult:
+    def killed(self: Learner, quotas: Any, number: int, rate: float | None) -> StepResult:
         if number == 2:
             raise MemoryError("the process dies here")
-        return real(self, quotas, number)
+        return real(self, quotas, number, rate)
 
     monkeypatch.setattr(Learner, "step", killed)
     with pytest.raises(MemoryError):
