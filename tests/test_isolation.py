@@ -377,6 +377,7 @@ def test_hostile_program_never_passes_nor_harms_the_next(name: str) -> None:
     assert _run(GOOD).outcome == "passed", "the next one isn't harmed"
 
 
+@pytest.mark.alone
 @pytest.mark.usefixtures("isolated")
 def test_hostile_programs_leave_no_process_file_or_socket() -> None:
     async def everything() -> list[TestReport]:
