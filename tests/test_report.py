@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from omni_thinker.errors import UserError
-from omni_thinker.report import series, tables, write_report
-from omni_thinker.report.html import number, position, share, shown_text
+from omni_thinker.report import tables, write_report
+from omni_thinker.report.figures import series
+from omni_thinker.report.frames import position
+from omni_thinker.report.words import number, share, shown_text
 from omni_thinker.runs.read import load_run, read_result
 from omni_thinker.runs.schema.base import Estimate
 from omni_thinker.runs.schema.logs import RENAMED
