@@ -29,7 +29,8 @@ from omni_thinker.cli.options import (
 from omni_thinker.cli.output import Json, finish, tell
 from omni_thinker.cli.plan import forecast, plan, transfer
 from omni_thinker.cli.recipes import recipe_app
-from omni_thinker.cli.status import status
+from omni_thinker.cli.run_commands.status import status
+from omni_thinker.cli.run_commands.watch import watch
 from omni_thinker.cli.task_commands.app import tasks_app
 from omni_thinker.errors import UserError, machine_error, printable
 from omni_thinker.policy.fsdp.place import given_place
@@ -343,9 +344,12 @@ def _run(
         if (why := machine_error(exc)) is None:
             raise
         raise _Ended(why, 1, remedy.replace("; ", "; once that is fixed, ", 1)) from None
+    from omni_thinker.cli.run_commands.final import print_result
     from omni_thinker.report import write_report
+    from omni_thinker.runs.read import load_run
 
     path = write_report(target)
+    print_result(load_run(target))
     typer.echo(result["verdict"])
     typer.echo(f"report: {path}")
     finish({"out": str(target), "report": str(path), **result}, json_)
@@ -353,6 +357,7 @@ def _run(
 
 app.command()(atlas)
 app.command()(status)
+app.command()(watch)
 app.command()(plan)
 app.command()(forecast)
 app.command()(transfer)

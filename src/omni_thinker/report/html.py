@@ -51,16 +51,17 @@ def render(run: RunData) -> str:
     return page("report.html.j2", context(run))
 
 
-def page(template: str, values: Mapping[str, Any]) -> str:
-    """A template of `page/` with our sheet, our script and the policy that lets only these run."""
-    script = package_text("page/script.js")
+def page(template: str, values: Mapping[str, Any], *more: str) -> str:
+    """A template of `page/` with our sheet and scripts and the policy that lets only these run. more: names of scripts
+    beside the one of every page."""
+    scripts = [package_text(f"page/{name}.js") for name in ("script", *more)]
     return (
         environment()
         .get_template(template)
         .render(
             css=Markup(svg.sheet() + package_text("page/style.css")),  # noqa: S704
-            script=Markup(script),  # noqa: S704
-            script_hash=csp_hash(script),
+            scripts=[Markup(script) for script in scripts],  # noqa: S704
+            script_hashes=Markup(" ".join(f"'{csp_hash(script)}'" for script in scripts)),  # noqa: S704
             **values,
         )
     )

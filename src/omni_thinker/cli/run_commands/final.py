@@ -1,0 +1,45 @@
+"""The table that a whole study was for, in a terminal."""
+
+import math
+import sys
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from omni_thinker.errors import printable
+from omni_thinker.report.headline import headline
+from omni_thinker.report.tables import Cell, arm_rows
+from omni_thinker.runs.read import RunData
+from omni_thinker.runs.schema.base import MACRO
+
+LEGEND = "▲ ▼ shown to be above or below the start; △ ▽ a hint, by itself alone; bold: the highest of a column"
+
+
+def print_result(run: RunData) -> None:
+    """Arms x tasks on the test split and what the study showed, on stdout."""
+    console = Console(file=sys.stdout, highlight=False)
+    if not console.is_terminal:
+        console.width = 1000  # a log wraps nothing
+    console.print(result_table(run))
+    console.print(Text(LEGEND, "dim"))
+    line = headline(run)
+    tiles = "; ".join(f"{tile.name.lower()} {tile.value} ({tile.about})" for tile in line.tiles)
+    console.print(Text(printable(f"{line.line}: {tiles}." if tiles else f"{line.line}.")))
+
+
+def result_table(run: RunData) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("arm (test split)", no_wrap=True)
+    for name in [*run.tasks, MACRO]:
+        table.add_column(Text(printable(name)), justify="right", no_wrap=True)
+    for row in arm_rows(run):
+        table.add_row(Text(printable(row.arm)), *map(_cell, row.cells))
+    return table
+
+
+def _cell(cell: Cell) -> Text:
+    if not math.isfinite(cell.mean):
+        return Text("–")
+    mark = ("△" if cell.hint else "▲") if cell.versus > 0 else ("▽" if cell.hint else "▼") if cell.versus < 0 else " "
+    return Text(f"{cell.mean:.3f}{mark}", "bold" if cell.best else "")
