@@ -29,6 +29,7 @@ from omni_thinker.cli.options import (
 from omni_thinker.cli.output import Json, finish, tell
 from omni_thinker.cli.plan import forecast, plan, transfer
 from omni_thinker.cli.recipes import recipe_app
+from omni_thinker.cli.run_commands.report import report
 from omni_thinker.cli.run_commands.status import status
 from omni_thinker.cli.run_commands.watch import watch
 from omni_thinker.cli.task_commands.app import tasks_app
@@ -242,16 +243,6 @@ def evaluate(
 
 
 @app.command()
-def report(directory: Annotated[Path, typer.Argument(help="A run directory.")], json_: Json = False) -> None:
-    """Write report.html again."""
-    from omni_thinker.report import write_report
-
-    path = write_report(directory)
-    typer.echo(f"report: {path}")
-    finish({"report": str(path)}, json_)
-
-
-@app.command()
 def score(
     reward: Annotated[str, typer.Option(help="A reward part (math, unit_tests, short_answer, ...), or RECIPE:TASK.")],
     in_: Annotated[Path, typer.Option("--in", help="Rows with id, response, and what the reward needs (JSONL).")],
@@ -356,6 +347,7 @@ def _run(
 
 
 app.command()(atlas)
+app.command()(report)
 app.command()(status)
 app.command()(watch)
 app.command()(plan)

@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from omni_thinker.report.words import count, duration, number, share, signed
+from omni_thinker.report.words import count, duration, number, share, signed, visible
 
 ARROW = " → "
 
@@ -111,7 +111,10 @@ def to_csv(frame: Frame) -> str:
 
 
 def _harmless(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@\t\r" and value else value
+    if not isinstance(value, str):
+        return value
+    text = visible(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t")) else text
 
 
 def to_latex(frame: Frame) -> str:
