@@ -2,6 +2,7 @@
 
 It reads the run's directory only, so it works beside a study, after it, and where a study was killed."""
 
+import sys
 import threading
 import time
 from functools import partial
@@ -140,7 +141,9 @@ class Server(ThreadingHTTPServer):
         return f"http://{host if isinstance(host, str) else host.decode()}:{port}/"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Nothing: a browser that was closed is no fault of ours."""
+        """A browser that was closed is no fault of ours."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 def _names(host: str) -> frozenset[str] | None:
