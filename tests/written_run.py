@@ -71,6 +71,7 @@ def train_line(rng: random.Random, seed: int, arm: str, step: int) -> dict[str, 
         "seconds/score": 0.5,
         "seconds/train": 4.0,
     }
+    metrics["reward/all"] = 0.3 + 0.4 * step / STEPS
     metrics["kl_ref/all"] = None if step % 4 else 0.001 * step
     for name, value in {
         "zero_variance": 0.2 + 0.1 * (step % 2),

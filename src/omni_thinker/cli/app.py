@@ -29,6 +29,7 @@ from omni_thinker.cli.options import (
 from omni_thinker.cli.output import Json, finish, tell
 from omni_thinker.cli.plan import forecast, plan, transfer
 from omni_thinker.cli.recipes import recipe_app
+from omni_thinker.cli.run_commands.compare import compare
 from omni_thinker.cli.run_commands.report import report
 from omni_thinker.cli.run_commands.status import status
 from omni_thinker.cli.run_commands.watch import watch
@@ -348,6 +349,7 @@ def _run(
 
 app.command()(atlas)
 app.command()(report)
+app.command()(compare)
 app.command()(status)
 app.command()(watch)
 app.command()(plan)

@@ -90,6 +90,15 @@ class Frame:
             for row in self.rows
         ]
 
+    def shown(self) -> list[list[str]]:
+        """What a reader sees of each column that holds more than a drawing."""
+        kept = [at for at, column in enumerate(self.columns) if FORMS[column.form].parts]
+        return [[_shown(self.columns[at], row[at]) for at in kept] for row in self.rows]
+
+    def lefts(self) -> list[bool]:
+        """Which of these columns are set to the left."""
+        return [FORMS[column.form].left for column in self.columns if FORMS[column.form].parts]
+
 
 def _split(column: Column, cell: Any) -> tuple[Any, ...]:
     form = FORMS[column.form]
@@ -119,11 +128,9 @@ def _harmless(value: Any) -> Any:
 
 def to_latex(frame: Frame) -> str:
     """A `tabular` with booktabs' rules, with what the page shows."""
-    kept = [at for at, column in enumerate(frame.columns) if FORMS[column.form].parts]
-    columns = [frame.columns[at] for at in kept]
-    places = "".join("l" if FORMS[column.form].left else "r" for column in columns)
-    lines = [f"\\begin{{tabular}}{{{places}}}", "\\toprule", _line(column.head for column in columns), "\\midrule"]
-    lines += [_line(_shown(frame.columns[at], row[at]) for at in kept) for row in frame.rows]
+    places = "".join("l" if left else "r" for left in frame.lefts())
+    heads = (column.head for column in frame.columns if FORMS[column.form].parts)
+    lines = [f"\\begin{{tabular}}{{{places}}}", "\\toprule", _line(heads), "\\midrule", *map(_line, frame.shown())]
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
 
 

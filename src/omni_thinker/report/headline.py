@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from omni_thinker.arms import is_single
 from omni_thinker.report.figures.contrasts import Contrast, against_joint, against_start, detectable
-from omni_thinker.report.tables import macro, over_seeds
+from omni_thinker.report.tables import macro_cell
 from omni_thinker.report.words import number, points
 from omni_thinker.runs.read import RunData
 
@@ -80,7 +80,7 @@ def _power(run: RunData) -> Tile | None:
 
 
 def _macro(run: RunData, arm: str) -> tuple[float, float]:
-    cell = over_seeds([macro(item.test, run.tasks) for item in run.result.arms[arm]])
+    cell = macro_cell(run, arm)
     return cell.mean, cell.stderr
 
 

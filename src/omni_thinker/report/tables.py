@@ -136,6 +136,11 @@ def macro(test: Mapping[str, Estimate], tasks: list[str]) -> Estimate:
     )
 
 
+def macro_cell(run: RunData, arm: str) -> Cell:
+    """Macro accuracy of an arm on the test split."""
+    return over_seeds([macro(item.test, run.tasks) for item in run.result.arms[arm]])
+
+
 def arm_rows(run: RunData) -> list[ArmRow]:
     """Arms by tasks and macro on the test split, the highest mean of each column marked."""
     columns = [_column(run, task) for task in [*run.tasks, MACRO]]

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from markupsafe import Markup
@@ -33,14 +34,18 @@ GALLERY = {
 
 
 def on_page(run: RunData, name: str) -> Markup | None:
-    """The figure twice: the page's sheet shows the one that fits."""
+    """The figure as a page shows it."""
     draw, label = GALLERY[name]
-    if (wide := draw(run, WIDE)) is None:
-        return None
-    narrow = draw(run, NARROW)
-    drawn = Markup('<div class="wide">{}</div>').format(to_svg(wide, name, label))
-    if narrow is not None:
-        drawn += Markup('<div class="narrow">{}</div>').format(to_svg(narrow, f"{name}-narrow", label))
+    return drawn_twice(partial(draw, run), name, label)
+
+
+def drawn_twice(draw: Callable[[Room], Figure | None], name: str, label: str) -> Markup | None:
+    """A figure wide and narrow: the page's sheet shows the one that fits."""
+    drawn = Markup("")
+    for room, look, prefix in ((WIDE, "wide", name), (NARROW, "narrow", f"{name}-narrow")):
+        if (figure := draw(room)) is None:
+            return None
+        drawn += Markup('<div class="{}">{}</div>').format(look, to_svg(figure, prefix, label))
     return drawn
 
 

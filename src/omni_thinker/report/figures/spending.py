@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from omni_thinker.arms import RENAMED, colour_of, is_single
 from omni_thinker.report.figures import series
 from omni_thinker.report.figures.svg import FAINT, INK, PAPER, WIDE, Room, plain, style
-from omni_thinker.report.tables import macro, over_seeds
+from omni_thinker.report.tables import macro_cell
 from omni_thinker.runs.read import RunData
 
 PLANNED = ("curriculum", "reverse", "curriculum_net")
@@ -36,7 +36,7 @@ def points(run: RunData) -> list[Point]:
     probes = _probe_tokens(run)
     rows = []
     for arm in run.arms:
-        cell = over_seeds([macro(item.test, run.tasks) for item in run.result.arms[arm]])
+        cell = macro_cell(run, arm)
         spent = _expert_tokens(run) if arm == "merge" else _tokens(run, arm)
         if math.isfinite(cell.mean):
             extra = probes if RENAMED.get(arm, arm) in PLANNED else 0.0
