@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import omni_thinker as ot
 from omni_thinker.errors import UserError
 from omni_thinker.report import export_report
 from omni_thinker.report.figures import contrasts, spending
@@ -221,3 +222,20 @@ def test_run_without_joint_training_leads_with_the_start(folder: Path, tmp_path:
     alone = load_run(tmp_path)
     assert headline(alone).line == "curriculum beat the start by 16.0 points"
     assert contrasts.joint(alone) is None
+
+
+def test_python_has_the_tables_and_figures_of_a_report(folder: Path, tmp_path: Path) -> None:
+    tables = ot.tables(folder)
+    arms = tables["arms"].set_index("arm")
+    assert arms.loc["curriculum", "macro"] == pytest.approx(0.5325)
+    rows = tables["comparisons"].query("arm == 'start' and minus == 'joint' and task == 'macro'")
+    assert list(rows["difference"]) == pytest.approx([-0.13])
+    figures = ot.figures(ot.load_run(folder))
+    assert set(figures) >= {"differences", "tokens", "learning", "transfer", "forecasts", "entropy", "health"}
+    assert "<svg" in figures["transfer"]._repr_svg_()
+    figures["transfer"].save(tmp_path / "transfer.png")
+    assert (tmp_path / "transfer.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(UserError, match=r"must end in \.svg"):
+        figures["transfer"].save(tmp_path / "transfer.doc")
+    beside = ot.side_by_side(folder, folder)
+    assert next(iter(beside["macro"]["arm"])) == "start"

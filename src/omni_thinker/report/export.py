@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from omni_thinker.errors import UserError
-from omni_thinker.report.figures.gallery import GALLERY, as_file
-from omni_thinker.report.figures.svg import WIDE
+from omni_thinker.report.figures.gallery import as_file, pictures
 from omni_thinker.report.frame import to_csv, to_latex
 from omni_thinker.report.frames import frames
 from omni_thinker.runs.read import load_run
@@ -22,9 +21,8 @@ def export_report(run_dir: Path, folder: Path) -> list[Path]:
         if any(folder.iterdir()):
             raise UserError("isn't empty; name a new folder", file=folder, key="--export")
         files = dict[str, bytes]()
-        for name, (draw, _) in GALLERY.items():
-            if (figure := draw(run, WIDE)) is not None:
-                files |= {f"{name}.{form}": as_file(figure, form) for form in FORMS}
+        for name, picture in pictures(run).items():
+            files |= {f"{name}.{form}": as_file(picture.figure, form) for form in FORMS}
         for name, frame in frames(run).items():
             files |= {f"{name}.csv": _bytes(to_csv(frame)), f"{name}.tex": _bytes(to_latex(frame))}
         for name, data in files.items():

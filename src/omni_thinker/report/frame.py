@@ -6,11 +6,15 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
+from omni_thinker.errors import UserError
 from omni_thinker.report.words import count, duration, number, share, signed, visible
+
+if TYPE_CHECKING:
+    import pandas
 
 ARROW = " → "
 
@@ -107,6 +111,15 @@ def _split(column: Column, cell: Any) -> tuple[Any, ...]:
 
 def _raw(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def to_pandas(frame: Frame) -> "pandas.DataFrame":
+    """The raw values. Raises UserError where pandas, an extra, is missing."""
+    try:
+        from pandas import DataFrame
+    except ModuleNotFoundError:
+        raise UserError("tables need pandas; run: pip install pandas") from None
+    return DataFrame(frame.plain(), columns=frame.header())
 
 
 def to_csv(frame: Frame) -> str:

@@ -1,11 +1,10 @@
 """A figure of its own, for a paper or a page."""
 
 from omni_thinker.errors import UserError
-from omni_thinker.report.figures.gallery import as_file
+from omni_thinker.report.figures.gallery import FORMATS, as_file
 from omni_thinker.report.figures.plots import transfer_figure
 from omni_thinker.runs.schema.transfer import TransferMatrix
 
-FORMATS = ("svg", "png", "pdf")
 _MOST_TASKS = 40
 
 

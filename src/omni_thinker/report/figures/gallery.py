@@ -2,15 +2,20 @@
 
 import io
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from omni_thinker.errors import UserError
 from omni_thinker.report.figures import contrasts, curves, plots, spending, traces
 from omni_thinker.report.figures.svg import NARROW, WIDE, Room, style, to_svg
 from omni_thinker.runs.read import RunData
+
+FORMATS = ("svg", "png", "pdf")
 
 
 class Drawn(NamedTuple):
@@ -47,6 +52,31 @@ def drawn_twice(draw: Callable[[Room], Figure | None], name: str, label: str) ->
             return None
         drawn += Markup('<div class="{}">{}</div>').format(look, to_svg(figure, prefix, label))
     return drawn
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure that notebooks show by themselves. label: what it shows, in words."""
+
+    figure: Figure
+    label: str
+
+    def _repr_svg_(self) -> str:
+        return as_file(self.figure, "svg").decode()
+
+    def save(self, path: str | Path) -> None:
+        """Write it as what the path ends in, one of FORMATS. Raises UserError for another."""
+        file = Path(path)
+        form = file.suffix.lower().removeprefix(".")
+        if form not in FORMATS:
+            raise UserError(f"must end in .{', .'.join(FORMATS)}", file=file)
+        file.write_bytes(as_file(self.figure, form))
+
+
+def pictures(run: RunData) -> dict[str, Picture]:
+    """Every figure that the run has data for, by name."""
+    drawn = {name: (draw(run, WIDE), label) for name, (draw, label) in GALLERY.items()}
+    return {name: Picture(figure, label) for name, (figure, label) in drawn.items() if figure is not None}
 
 
 def as_file(figure: Figure, form: str) -> bytes:

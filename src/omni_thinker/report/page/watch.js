@@ -19,7 +19,7 @@ async function update() {
   try {
     const [now] = await get("/live");
     if (now !== moment) live.innerHTML = moment = now;  // escaped where it was made
-    const [text, version] = await get("/report");
+    const [text, version] = await get("/report?have=" + encodeURIComponent(drawn));
     if (version !== drawn) {
       const open = foldsOf(report).map((fold) => fold.open);
       const chosen = [...report.querySelectorAll("select")].map((each) => each.value), at = scrollY;

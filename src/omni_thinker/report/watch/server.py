@@ -28,27 +28,25 @@ class Pages:
 
     def __init__(self, path: Path) -> None:
         """Raises UserError where there is no run."""
-        self._run, self._lock = Watched(path), threading.Lock()
+        self._run, self._reading, self._drawing = Watched(path), threading.Lock(), threading.Lock()
         self._version, self._report, self._next = "", "", 0.0
 
     def whole(self) -> str:
         """The page that a browser opens."""
-        with self._lock:
-            state = self._run.state()
+        state = self._state()
         return page("watch.html.j2", {"name": state.name, "live": Markup(self._live(state))}, "watch")  # noqa: S704
 
     def live(self) -> str:
         """The part that changes all the time."""
-        with self._lock:
-            return self._live(self._run.state())
+        return self._live(self._state())
 
     def report(self) -> tuple[str, str]:
         """The report as far as there is one, and the version that it is of."""
-        with self._lock:
-            state = self._run.state()
+        with self._drawing:
+            state = self._state()
             if state.version != self._version and (state.ended or time.monotonic() >= self._next):
                 began = time.monotonic()
-                self._version, self._report = state.version, self._draw(state)
+                self._version, self._report = state.version, self._draw()
                 self._next = time.monotonic() + max(_LEAST_S, (time.monotonic() - began) / _SHARE)
             return self._version, self._report
 
@@ -56,9 +54,14 @@ class Pages:
     def _live(state: State) -> str:
         return environment().get_template("live.html.j2").render(state=state)
 
-    def _draw(self, state: State) -> str:
+    def _state(self) -> State:
+        with self._reading:
+            return self._run.state()
+
+    def _draw(self) -> str:
         try:
-            run = self._run.report()
+            with self._reading:
+                run = self._run.report()
         except UserError as exc:  # a file that is being written, or a damaged one
             return environment().from_string("<p>{{ why }}</p>").render(why=str(exc))
         if run is None:
@@ -85,14 +88,16 @@ class Handler(BaseHTTPRequestHandler):
         if self._names is not None and _host(self.headers.get("Host", "")) not in self._names:
             self._send(403, "this server answers to the names of its own machine", "text/plain")
             return
-        match self.path.partition("?")[0]:
+        path, _, query = self.path.partition("?")
+        match path:
             case "/":
                 self._send(200, self._pages.whole())
             case "/live":
                 self._send(200, self._pages.live())
             case "/report":
                 version, text = self._pages.report()
-                self._send(200, text, version=version)
+                known = query == f"have={version}"
+                self._send(204 if known else 200, "" if known else text, version=version)
             case _:
                 self._send(404, "no such page", "text/plain")
 
