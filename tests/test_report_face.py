@@ -91,7 +91,10 @@ def test_three_tiles_are_best_arm_joint_training_and_what_could_be_seen(run: Run
         ("Joint training", "0.503"),
         ("Detectable difference", "5.0 points"),
     ]
-    assert tiles[0].about.startswith("curriculum, ")
+    assert tiles[0].about.startswith("curriculum ± ")
+    assert tiles[0].about.endswith("; its lead isn't shown")
+    proven = headline(with_comparisons(run, against("curriculum", 0.03, shown=True))).tiles[0]
+    assert "lead" not in proven.about
 
 
 def test_arms_against_joint_training_are_sorted_and_their_band_is_the_widest(run: RunData) -> None:
@@ -129,7 +132,7 @@ def test_orders_that_cannot_be_told_apart_are_said_to_be_so(run: RunData) -> Non
     assert told_apart_words(run.plan).startswith("The orders can't be told apart: the likeliest is the best with")
     first, *others = run.plan.orders
     settled = (replace(first, probability_best=0.97), *(replace(each, probability_best=0.001) for each in others))
-    assert "One order is told from all the others" in told_apart_words(replace(run.plan, orders=settled))
+    assert "One order stands out" in told_apart_words(replace(run.plan, orders=settled))
     assert told_apart_words(replace(run.plan, orders=(first,))) == ""
 
 
@@ -144,7 +147,7 @@ def test_scheduled_arms_are_explained_in_the_words_of_their_scheduler(run: RunDa
     assert about(run, "sec") == "RL on all tasks, scheduled: a bandit on learnability (arXiv 2505.14970)"
     named = replace(run, recipe={"study": {"schedulers": {"mine": {"kind": "sec"}, "own": {"kind": "python"}}}})
     assert about(named, "mine").startswith("RL on all tasks, scheduled: sec, a bandit")
-    assert about(named, "own") == "RL on all tasks, scheduled: by a class of one's own"
+    assert about(named, "own") == "RL on all tasks, scheduled: by a class of your own"
     assert "a scheduler says" in about(named, "unknown")
 
 

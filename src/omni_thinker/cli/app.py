@@ -336,14 +336,9 @@ def _run(
         if (why := machine_error(exc)) is None:
             raise
         raise _Ended(why, 1, remedy.replace("; ", "; once that is fixed, ", 1)) from None
-    from omni_thinker.cli.run_commands.final import print_result
-    from omni_thinker.report import write_report
-    from omni_thinker.runs.read import load_run
+    from omni_thinker.cli.run_commands.final import tell_result
 
-    path = write_report(target)
-    print_result(load_run(target))
-    typer.echo(result["verdict"])
-    typer.echo(f"report: {path}")
+    path = tell_result(target)
     finish({"out": str(target), "report": str(path), **result}, json_)
 
 

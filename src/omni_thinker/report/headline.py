@@ -61,7 +61,9 @@ def _best(run: RunData) -> Tile | None:
     if not whole:
         return None
     best = max(whole, key=lambda arm: whole[arm][0])
-    return Tile("Best arm", number(whole[best][0]), f"{best}, macro accuracy{_error(whole[best][1])}")
+    lead = dict(against_joint(run)).get(best)
+    words = "" if lead is None or (lead.shown and lead.difference > 0) else "; its lead isn't shown"
+    return Tile("Best arm", number(whole[best][0]), f"{best}{_error(whole[best][1])}{words}")
 
 
 def _joint(run: RunData) -> Tile | None:

@@ -110,7 +110,7 @@ def _transfer_words(run: RunData) -> str:
         return ""
     apart, measured = told_apart(run.transfer)
     pairs = ", ".join(f"{trained} on {task}" for trained, task in apart[:6]) + (", …" if len(apart) > 6 else "")
-    return f"{len(apart)} of {measured} effects can be told from noise" + (f": {pairs}." if pairs else ".")
+    return f"{len(apart)} of {measured} effects can be told apart from noise" + (f": {pairs}." if pairs else ".")
 
 
 def _interim_facts(run: RunData) -> list[tuple[str, str]]:

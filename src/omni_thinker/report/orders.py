@@ -26,7 +26,7 @@ def told_apart_words(plan: Plan) -> str:
     rivals, best, chance = candidates(known), max(known), 1 / len(known)
     odds = f"the likeliest is the best with probability {best:.2f} (by chance: {chance:.2f})"
     if rivals == 1:
-        return f"One order is told from all the others: it is the best with probability {best:.2f}."
+        return f"One order stands out: it is the best with probability {best:.2f}."
     if rivals > len(known) / 2:
         return f"The orders can't be told apart: {odds}, and it takes {rivals} of {len(known)} to reach {SETTLED:.2f}."
     return f"{rivals} of {len(known)} orders can't be told apart: {odds}; together they hold {SETTLED:.2f}."

@@ -205,7 +205,7 @@ def _scheduled(run: RunData, arm: str) -> str:
     kind = run.setting("study", "schedulers", arm, "kind")
     kind = kind if isinstance(kind, str) else arm
     if kind == "python" or kind.startswith(PREFIX):
-        return "by a class of one's own"
+        return "by a class of your own"
     if kind not in KINDS:
         return "a scheduler says how many problems of each a step trains"
     words = " ".join((KINDS.find(kind, "study.schedulers").__doc__ or "").split()).rstrip(".")

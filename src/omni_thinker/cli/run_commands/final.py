@@ -2,18 +2,31 @@
 
 import math
 import sys
+from pathlib import Path
 
+import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from omni_thinker.errors import printable
+from omni_thinker.report import write_report
 from omni_thinker.report.headline import headline
 from omni_thinker.report.tables import Cell, arm_rows
-from omni_thinker.runs.read import RunData
+from omni_thinker.runs.read import RunData, load_run
 from omni_thinker.runs.schema.base import MACRO
 
 LEGEND = "▲ ▼ shown to be above or below the start; △ ▽ a hint, by itself alone; bold: the highest of a column"
+
+
+def tell_result(directory: Path) -> Path:
+    """Write the report of a run that has ended, print what came of it, and return the report's path."""
+    path = write_report(directory)
+    run = load_run(directory)
+    print_result(run)
+    typer.echo(run.result.verdict)
+    typer.echo(f"report: {path}")
+    return path
 
 
 def print_result(run: RunData) -> None:
