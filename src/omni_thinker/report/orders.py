@@ -28,5 +28,11 @@ def told_apart_words(plan: Plan) -> str:
     if rivals == 1:
         return f"One order stands out: it is the best with probability {best:.2f}."
     if rivals > len(known) / 2:
-        return f"The orders can't be told apart: {odds}, and it takes {rivals} of {len(known)} to reach {SETTLED:.2f}."
-    return f"{rivals} of {len(known)} orders can't be told apart: {odds}; together they hold {SETTLED:.2f}."
+        return (
+            f"The orders can't be told apart: {odds}. It takes {rivals} of the {len(known)} orders to include the best "
+            f"with probability {SETTLED:.2f}."
+        )
+    return (
+        f"{rivals} of {len(known)} orders can't be told apart: {odds}. They include the best with probability "
+        f"{SETTLED:.2f}."
+    )

@@ -16,7 +16,7 @@ from omni_thinker.report.figures.contrasts import against_joint, detectable
 from omni_thinker.report.figures.svg import INK, PAPER, WIDE, Room, plain, style
 from omni_thinker.report.frame import Column, Frame
 from omni_thinker.report.headline import headline
-from omni_thinker.report.tables import macro_cell
+from omni_thinker.report.tables import macro_cell, model_words
 from omni_thinker.runs.metrics_log import MetricsLog
 from omni_thinker.runs.read import RunData, read_result
 
@@ -97,8 +97,16 @@ def _overview(studies: Studies) -> Frame:
     for name, run in studies.runs.items():
         steps = max((item.steps for runs in run.result.arms.values() for item in runs), default=0)
         reach = detectable(against_joint(run))
-        model = str(run.setting("model", "name") or "–")
-        rows.append([name, headline(run).line, model, len(run.seeds), steps, reach if math.isfinite(reach) else None])
+        rows.append(
+            [
+                name,
+                headline(run).line,
+                model_words(run) or "–",
+                len(run.seeds),
+                steps,
+                reach if math.isfinite(reach) else None,
+            ]
+        )
     return Frame("studies", "Studies", columns, rows)
 
 

@@ -8,6 +8,7 @@ from statistics import median
 import numpy as np
 
 from omni_thinker.arms import colour_of, is_single, kind_of, task_of
+from omni_thinker.models.builtin import GGUF_NAME
 from omni_thinker.plugins import PREFIX
 from omni_thinker.recipe.schedulers import KINDS
 from omni_thinker.report.figures import series
@@ -86,7 +87,7 @@ def facts(run: RunData) -> list[tuple[str, str]]:
     hardware = ", ".join(word for word in (machine.cpu, f"{machine.cores} cores" if machine.cores else "") if word)
     software = [("Python", machine.python), ("torch", machine.torch), ("transformers", machine.transformers)]
     rows = [
-        ("Model", str(run.setting("model", "name") or "")),
+        ("Model", model_words(run)),
         ("Seeds", ", ".join(map(str, run.seeds))),
         ("RL steps per arm", "–".join(map(str, dict.fromkeys((steps[0], steps[-1])))) if steps else ""),
         ("Test problems per task", f"{tested} × {per_problem} answers" if tested and per_problem else tested),
@@ -97,6 +98,16 @@ def facts(run: RunData) -> list[tuple[str, str]]:
         ("Software", ", ".join(f"{name} {text}" for name, text in software if text)),
     ]
     return [(name, value) for name, value in rows if value]
+
+
+def model_words(run: RunData) -> str:
+    """The model and how it was trained; empty without a recipe."""
+    name = str(run.setting("model", "name") or "")
+    if name == "builtin":
+        name = f"{GGUF_NAME.partition('.')[0]} (built-in)"
+    dtype = run.setting("model", "dtype")
+    trained = "LoRA" if run.setting("model", "lora") else "full weights"
+    return ", ".join(filter(None, (name, dtype if dtype not in (None, "auto") else "", trained))) if name else ""
 
 
 def _answers_sampled(run: RunData) -> str:
