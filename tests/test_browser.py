@@ -179,6 +179,21 @@ def test_answers_are_filtered_by_task_arm_and_outcome(chromium: Any, run: Path) 
     seen.context.close()
 
 
+def test_arms_of_the_learning_figure_stand_out_on_demand(chromium: Any, run: Path) -> None:
+    seen = watcher(chromium)
+    page = seen.open((run / "report.html").as_uri())
+    figure = page.locator("#figure-learning")
+    button = figure.get_by_role("button", name="joint")
+    button.press("Enter")
+    assert button.get_attribute("aria-pressed") == "true"
+    lines = "[...document.querySelectorAll('#figure-learning .wide [id*=\"-arm\"]')]"
+    assert page.evaluate(f"{lines}.some((line) => line.classList.contains('dim'))")
+    assert not page.evaluate(f"{lines}.every((line) => line.classList.contains('dim'))")
+    button.press("Enter")
+    assert page.evaluate(f"{lines}.every((line) => !line.classList.contains('dim'))")
+    seen.context.close()
+
+
 @pytest.fixture
 def growing(run: Path, tmp_path: Path) -> Iterator[tuple[Path, Lock]]:
     """The run before its end: some of its logs, somebody at work."""

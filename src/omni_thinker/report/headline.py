@@ -58,7 +58,7 @@ def _best(run: RunData) -> Tile | None:
     means = {arm: _macro(run, arm) for arm in run.arms}
     known = {arm: pair for arm, pair in means.items() if math.isfinite(pair[0])}
     whole = {arm: pair for arm, pair in known.items() if arm != "start" and not is_single(arm)} or known
-    if not whole:
+    if not whole or not any(mean for mean, _ in whole.values()):
         return None
     best = max(whole, key=lambda arm: whole[arm][0])
     lead = dict(against_joint(run)).get(best)

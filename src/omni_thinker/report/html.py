@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import json
 import math
 import os
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from omni_thinker.errors import UserError
 from omni_thinker.report import samples, tables, words
 from omni_thinker.report.figures import curves, svg
 from omni_thinker.report.figures.gallery import GALLERY, on_page
-from omni_thinker.report.figures.plots import told_apart
+from omni_thinker.report.figures.plots import learning_arms, told_apart
 from omni_thinker.report.frame import to_csv, to_html, to_latex
 from omni_thinker.report.frames import frames
 from omni_thinker.report.headline import headline
@@ -101,6 +102,7 @@ def context(run: RunData) -> dict[str, Any]:
         "transfer_words": _transfer_words(run),
         "examples": samples.examples(run),
         "example_arms": samples.example_arms(run),
+        "learning_arms": json.dumps(learning_arms(run)),
         "figures": {name: on_page(run, name) for name in GALLERY},
     }
 

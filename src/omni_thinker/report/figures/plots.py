@@ -37,7 +37,7 @@ def learning(run: RunData, room: Room = WIDE) -> Figure | None:
     """Train reward over steps: one panel a task, one colour an arm, validation of the curriculum as diamonds.
 
     Where there is no single-task arm its probe is drawn."""
-    shared = [arm for arm in run.arms if arm in SHARED or is_scheduled(arm)]
+    shared = learning_arms(run)[:-1]
     arms = {task: [*shared, SINGLE + task] for task in run.tasks}
     if not any(
         series.by_seed(run, series.trained_as(run, arm), f"reward/{task}") for task in run.tasks for arm in arms[task]
@@ -49,9 +49,12 @@ def learning(run: RunData, room: Room = WIDE) -> Figure | None:
         figure = Figure(figsize=(room.width, (1.9 if room.narrow else 2.45) * lines + 0.4), layout="constrained")
         grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
         for axes, task in zip(grid, run.tasks, strict=False):
-            for arm in reversed(arms[task]):  # the curriculum on top
+            for at, arm in reversed(list(enumerate(arms[task]))):  # the curriculum on top
                 curves = series.by_seed(run, series.trained_as(run, arm), f"reward/{task}")
+                drawn = len(axes.lines)
                 _curve(axes, curves, colour_of(arm, run.arms), raw=len(shared) <= FEW_ARMS)
+                for number, line in enumerate(axes.lines[drawn:]):
+                    line.set_gid(f"arm{at}.{run.tasks.index(task)}.{number}")
             _diamonds(axes, run, task)
             axes.set_title(task)
             whole_steps(axes)
@@ -68,6 +71,11 @@ def learning(run: RunData, room: Room = WIDE) -> Figure | None:
             columnspacing=1.6,
         )
         return figure
+
+
+def learning_arms(run: RunData) -> list[str]:
+    """Those whose curves `learning` draws, by the number in their lines' ids `armN.`; the last are single tasks."""
+    return [*(arm for arm in run.arms if arm in SHARED or is_scheduled(arm)), "single"]
 
 
 def _curve(axes: Axes, curves: dict[int, Curve], colour: str, *, raw: bool) -> None:

@@ -57,7 +57,27 @@ function tools(root) {
     bar.className = "tools";
     bar.append(button("Save SVG", () => save(figure.id + ".svg", drawing(figure), "image/svg+xml")));
     figure.append(bar);
+    if (figure.dataset.arms) highlight(figure);
   }
+}
+
+function highlight(figure) {  // buttons of arms: the others stand back
+  const lines = [...figure.querySelectorAll("[id*='-arm']")];
+  const number = (line) => line.id.match(/-arm(\d+)\./)?.[1];
+  const bar = document.createElement("div");
+  bar.className = "tools";
+  JSON.parse(figure.dataset.arms).forEach((arm, n) => {
+    if (!lines.some((line) => number(line) === String(n))) return;
+    const made = button(arm, () => {
+      made.setAttribute("aria-pressed", made.getAttribute("aria-pressed") !== "true");
+      const chosen = new Set([...bar.children].filter((each) => each.ariaPressed === "true").map((each) => each.value));
+      for (const line of lines) line.classList.toggle("dim", chosen.size > 0 && !chosen.has(number(line)));
+    });
+    made.value = n;
+    made.setAttribute("aria-pressed", false);
+    bar.append(made);
+  });
+  if (bar.children.length > 1) figure.prepend(bar);
 }
 
 function drawing(figure) {  // with the colours that it has now, since a file has no sheet
