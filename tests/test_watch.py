@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -78,10 +79,11 @@ def test_scoreboard_equals_what_the_run_logged(run: Path) -> None:
 
 
 def test_expected_arms_are_those_of_the_recipe_in_the_order_of_tables() -> None:
-    recipe = {"tasks": {"a": {}, "b": {}}, "study": {"arms": ["sec", "joint", "single", "start"]}}
+    recipe: dict[str, Any] = {"tasks": {"a": {}, "b": {}}, "study": {"arms": ["sec", "joint", "single", "start"]}}
     assert expected_arms(recipe) == ["start", "joint", "single:a", "single:b", "sec"]
     recipe["study"]["single_tasks"] = ["b"]
     assert expected_arms(recipe) == ["start", "joint", "single:b", "sec"]
+    odd: dict[str, Any]
     for odd in ({}, {"study": 3}, {"study": {"arms": "joint"}}, {"study": {"arms": []}, "tasks": []}):
         assert expected_arms(odd) == []
 

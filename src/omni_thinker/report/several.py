@@ -91,7 +91,7 @@ def _overview(studies: Studies) -> Frame:
     columns = [
         Column("study", "Study", "text"), Column("shown", "What it showed", "text", wrap=True),
         Column("model", "Model", "text", wrap=True), Column("seeds", "Seeds", "count"),
-        Column("steps", "RL steps", "count"), Column("detectable", "Detectable"),
+        Column("steps", "RL steps", "count"), Column("detectable", "Detectable difference"),
     ]  # fmt: skip
     rows = []
     for name, run in studies.runs.items():
