@@ -129,6 +129,14 @@ def test_final_table_equals_result_json(run: Path, capsys: pytest.CaptureFixture
     assert "No arm beat joint training; merge fell short by 8.0 points: best arm 0.532" in printed
 
 
+def test_final_table_prints_where_the_encoding_has_no_triangles(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    print_result(load_run(run))
+    out.seek(0)
+    assert "0.470?" in out.read()
+
+
 def test_guesses_are_scaled_by_what_was_measured() -> None:
     progress = Progress({"a": 10.0, "b": 100.0, "c": 1.0})
     progress.expect({"a": 4, "b": 2, "c": 1})
@@ -175,6 +183,10 @@ def test_server_answers_its_own_machine_alone(served: Server) -> None:
 def test_server_listens_on_loopback_unless_told_otherwise(run: Path, served: Server) -> None:
     assert served.server_address[0] == "127.0.0.1"
     assert served.address == f"http://127.0.0.1:{served.server_address[1]}/"
+    known = Path("/proc/net/if_inet6")
+    if known.exists() and known.read_text():  # some machines have no IPv6
+        with Server(run, host="::1", port=0) as six:
+            assert six.address.startswith("http://[::1]:")
     with pytest.raises(UserError, match="--port"):
         Server(run, port=served.server_address[1])
     with pytest.raises(UserError, match="--host"):

@@ -56,7 +56,7 @@ def plan(
         span = f"[{row.low:.3f}, {row.high:.3f}]"
         typer.echo(f"{mark} {' -> '.join(row.order)}  {row.score:.3f} {span}{chance}")
     if left := len(planned.orders) - len(shown):
-        typer.echo(f"  … {left} more: --all")
+        typer.echo(f"  ... {left} more: --all")
     together = planned.joint
     mark = "*" if planned.plan.kind == "joint" else " "
     typer.echo(f"{mark} jointly  {together.score:.3f} [{together.low:.3f}, {together.high:.3f}]")

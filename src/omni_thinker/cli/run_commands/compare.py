@@ -1,12 +1,11 @@
 """The command `compare`: several studies side by side."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from omni_thinker.cli.output import Json, finish
+from omni_thinker.cli.output import Json, finish, paper
 from omni_thinker.errors import UserError, printable
 
 
@@ -34,7 +33,6 @@ def compare(
 
 
 def _print(frame: Any) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -43,8 +41,6 @@ def _print(frame: Any) -> None:
         table.add_column(Text(printable(column.head)), justify="left" if left else "right", header_style="dim")
     for row in frame.shown():
         table.add_row(*(Text(printable(cell)) for cell in row))
-    console = Console(file=sys.stdout, highlight=False)
-    if not console.is_terminal:
-        console.width = 1000  # a log wraps nothing
+    console = paper()
     console.print(table)
     console.print()

@@ -1,14 +1,13 @@
 """The table that a whole study was for, in a terminal."""
 
 import math
-import sys
 from pathlib import Path
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from omni_thinker.cli.output import paper
 from omni_thinker.errors import printable
 from omni_thinker.report import write_report
 from omni_thinker.report.headline import headline
@@ -31,9 +30,7 @@ def tell_result(directory: Path) -> Path:
 
 def print_result(run: RunData) -> None:
     """Arms x tasks on the test split and what the study showed, on stdout."""
-    console = Console(file=sys.stdout, highlight=False)
-    if not console.is_terminal:
-        console.width = 1000  # a log wraps nothing
+    console = paper()
     console.print(result_table(run))
     console.print(Text(LEGEND, "dim"))
     line = headline(run)

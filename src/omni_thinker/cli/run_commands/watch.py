@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from omni_thinker.cli.output import Json, finish
+
 
 def watch(
     directory: Annotated[Path, typer.Argument(help="A run directory.")],
@@ -16,6 +18,7 @@ def watch(
     host: Annotated[str, typer.Option(help="Address to serve on. Others than this machine's own show it to all.")] = (
         "127.0.0.1"
     ),
+    json_: Json = False,
 ) -> None:
     """Serve the report of a run to the browser, live: it updates itself while the study runs. Ctrl-C ends it."""
     from omni_thinker.report.watch.server import Server
@@ -29,6 +32,7 @@ def watch(
             )
         else:
             typer.echo("anybody who can reach this address can read the run")
+        finish({"address": server.address}, json_)
         try:
             server.serve_forever()
         except KeyboardInterrupt:

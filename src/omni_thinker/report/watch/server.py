@@ -2,6 +2,7 @@
 
 It reads the run's directory only, so it works beside a study, after it, and where a study was killed."""
 
+import socket
 import sys
 import threading
 import time
@@ -127,6 +128,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, run: Path, host: str = "127.0.0.1", port: int | None = None) -> None:
         """port: None for the usual one, or another where it is taken. Raises UserError where there is no run, and where
         host and port can't be had."""
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         names = _names(host)
         handler = partial(Handler, Pages(run), names)
         try:
@@ -142,8 +144,8 @@ class Server(ThreadingHTTPServer):
     @property
     def address(self) -> str:
         """Where a browser finds it."""
-        host, port = self.server_address[:2]
-        return f"http://{host if isinstance(host, str) else host.decode()}:{port}/"
+        host, port = str(self.server_address[0]), self.server_address[1]
+        return f"http://[{host}]:{port}/" if self.address_family == socket.AF_INET6 else f"http://{host}:{port}/"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A browser that was closed is no fault of ours."""
