@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 
 from omni_thinker.report import write_report
+from omni_thinker.report.several import load_studies
+from omni_thinker.report.several_page import write_comparison
 from omni_thinker.report.watch.server import Server
 from omni_thinker.runs.lock import Lock
 from written_run import HOSTILE, SEEDS, TASKS, accuracy, result, write_run
@@ -191,6 +193,22 @@ def test_arms_of_the_learning_figure_stand_out_on_demand(chromium: Any, run: Pat
     assert not page.evaluate(f"{lines}.every((line) => line.classList.contains('dim'))")
     button.press("Enter")
     assert page.evaluate(f"{lines}.every((line) => !line.classList.contains('dim'))")
+    seen.context.close()
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_comparison_of_studies_fits_and_asks_for_nothing(chromium: Any, repo: Path, tmp_path: Path, width: int) -> None:
+    out = tmp_path / "beside.html"
+    studies = repo / "docs" / "studies"
+    write_comparison(load_studies([studies / name for name in ("equal-budgets", "schedulers", "short-probes")]), out)
+    seen = watcher(chromium, width=width)
+    page = seen.open(out.as_uri())
+    seen.picture(f"compare-{width}")
+    assert seen.asked == [out.as_uri()]
+    assert seen.complaints == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    joint = page.locator("#table-macro tbody tr", has_text="joint").inner_text()
+    assert all(mean in joint for mean in ("0.510", "0.423", "0.447"))
     seen.context.close()
 
 
