@@ -78,8 +78,10 @@ QUICK := house arms recipe plugins rl_batch rl_losses rl_refill rl_difficulty rl
 check: lint ## for the habit: lint, then the quick tests
 	$(BIN)/python -m pytest -q $(QUICK:%=tests/test_%.py)
 
+# Two processes of one thread each, a file's tests in one of them; then those that bear no others beside them.
 test: sandbox lint model ## lint, then the tests that take seconds, some with the built-in model
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m alone
 
 test-slow: sandbox $(VENV)/.dev model ## the tests that train for minutes
 	$(BIN)/python -m pytest -m slow --timeout 1800

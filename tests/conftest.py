@@ -20,9 +20,21 @@ from omni_thinker.models.tiny import make_tiny
 REPO = Path(__file__).resolve().parent.parent
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-torch.set_num_threads(2)
+BESIDE_OTHERS = "PYTEST_XDIST_WORKER" in os.environ
+THREADS = 1 if BESIDE_OTHERS else 2
+"""One for each of several processes: two that wait for each other's second thread are slower than one."""
+if THREADS == 1:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the commands that tests start
+torch.set_num_threads(THREADS)
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None, print_blob=False)
 settings.load_profile("repeatable")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What looks at the whole machine or at a clock is for a process that has it to itself: `pytest -m alone`."""
+    if BESIDE_OTHERS and (alone := [item for item in items if item.get_closest_marker("alone")]):
+        config.hook.pytest_deselected(items=alone)
+        items[:] = [item for item in items if item not in alone]
 
 
 @pytest.fixture(scope="session")

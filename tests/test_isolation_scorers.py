@@ -91,6 +91,7 @@ def test_eval_without_names_accepts_literals_only() -> None:
             ask(code, "eval")
 
 
+@pytest.mark.alone
 def test_hostile_answers_without_permission_never_run() -> None:
     before = state()
     for program in hostile.ALL.values():
@@ -101,6 +102,7 @@ def test_hostile_answers_without_permission_never_run() -> None:
     assert not left_behind()
 
 
+@pytest.mark.alone
 def test_hostile_answers_with_permission_change_no_score_file_or_process() -> None:
     """Sends the whole corpus as answers to a scorer that runs them, which a recipe may allow."""
     ask("5")

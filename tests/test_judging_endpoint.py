@@ -123,7 +123,7 @@ def test_two_thousand_verdicts_of_a_faulty_server_are_right_and_paid_once(serve:
 
     server = serve(plan)
     price = PriceSpec(input=2.0, output=8.0)
-    judge = make(server, concurrency=32, attempts=14, timeout_s=3.0, price=price, structured="text")
+    judge = make(server, concurrency=32, attempts=14, timeout_s=6.0, price=price, structured="text")
     texts = [f"{'longer than the reference' if n % 2 else 'x'} {n}" for n in range(2000)]
 
     async def everything() -> list[Verdict]:
@@ -238,6 +238,7 @@ async def send_bare(url: str, bodies: list[dict[str, Any]], at_once: int) -> Non
         await asyncio.gather(*map(send, bodies))
 
 
+@pytest.mark.alone
 def test_two_hundred_comparisons_add_under_half_a_second_to_the_sdk(serve: Serve, make: Make, tmp_path: Path) -> None:
     """Bounds what we add to the SDK for 200 questions, each time beside the SDK alone, so a busy machine slows both:
     half a second (2.5 ms a question) of time as of CPU time, and 32 questions wait at once.

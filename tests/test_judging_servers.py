@@ -88,6 +88,7 @@ def judged_study(repo: Path, url: str, model: str, out: Path) -> tuple[dict[str,
     return result, [row["metrics"] for row in rows if row["kind"] == "train"]
 
 
+@pytest.mark.alone
 def test_judged_study_with_transformers_serve_reads_verdicts(repo: Path, builtin_model: Path, tmp_path: Path) -> None:
     port = free_port()
     command = [
