@@ -34,7 +34,7 @@ $(VENV)/.dev: $(VENV)/.runtime
 	@$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $@
 
-.PHONY: help install dev model sandbox quickstart check test test-slow test-tinker test-vllm test-verifiers soak bench bench-scaling lint format clean
+.PHONY: help install dev model sandbox quickstart check test test-slow test-browser test-tinker test-vllm test-verifiers soak bench bench-scaling lint format clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -85,6 +85,12 @@ test: sandbox lint model ## lint, then the tests that take seconds, some with th
 
 test-slow: sandbox $(VENV)/.dev model ## the tests that train for minutes
 	$(BIN)/python -m pytest -m slow --timeout 1800
+
+# The driver of a browser is large, and its packages are nobody's but these tests'.
+test-browser: $(VENV)/.dev ## the report and the live view in headless Chromium, which is fetched where there is none: minutes
+	@$(PIP) install playwright==1.65.2
+	@command -v chromium chromium-browser google-chrome >/dev/null || $(BIN)/playwright install chromium
+	$(BIN)/python -m pytest -m browser tests/test_browser.py
 
 soak: sandbox $(VENV)/.dev ## kill a study 60 times and compare it with one that was left alone
 	OMNI_THINKER_KILLS=60 OMNI_THINKER_SOAK=benchmarks/results/soak.json \

@@ -139,7 +139,8 @@ def test_train_calls_what_it_does_a_run_and_says_that_all_scores_are_0(run: Run,
     assert "run 'tiny' into" in err
     assert "the run has ended" in err
     assert "study" not in err
-    assert out.startswith("Every score on the test split is 0, so no arm can be told from another. ")
+    assert out.startswith("arm (test split) "), "the table that the run was for"
+    assert "\nEvery score on the test split is 0, so no arm can be told from another. " in out
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -14,17 +14,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omni_thinker.cli.status import read_status, status
+from omni_thinker.cli.run_commands.status import status
 from omni_thinker.errors import UserError
 from omni_thinker.recipe import Recipe, builtin_recipe
 from omni_thinker.runs.lock import Lock
 from omni_thinker.runs.progress import Progress
 from omni_thinker.runs.rundir import RunDir, check_free
 from omni_thinker.runs.tape import Entry
-from omni_thinker.studies.dispatch.board import STATUS, Board
+from omni_thinker.studies.dispatch.board import Board
 from omni_thinker.studies.dispatch.crew import Broke, Did, Ended, Message, Order, Row, Told, Written
 from omni_thinker.studies.dispatch.loop import Dispatcher
 from omni_thinker.studies.dispatch.queue import Queue, makespan, ways
+from omni_thinker.studies.dispatch.status import STATUS, read_status
 from omni_thinker.studies.dispatch.times import forecast, pace_from
 from omni_thinker.studies.estimate import SECONDS
 from omni_thinker.studies.study import LOGS

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 from omni_thinker.recipe import Recipe, builtin_recipe, load_recipe, parse_recipe
 
 if TYPE_CHECKING:
+    import pandas
+
+    from omni_thinker.report.figures.gallery import Picture
     from omni_thinker.runs.read import RunData
     from omni_thinker.runs.schema.plan import Plan
 
@@ -171,6 +174,39 @@ def load_run(directory: str | Path) -> "RunData":
     from omni_thinker.runs.read import load_run as read
 
     return read(Path(directory))
+
+
+def tables(run: "RunData | str | Path") -> "dict[str, pandas.DataFrame]":
+    """The tables of a run's report as pandas tables, by name: `arms`, `comparisons`, `budgets`, `orders` and others.
+
+    run: a run directory, or what `load_run` read. Raises UserError where pandas, an extra, is missing."""
+    from omni_thinker.report.frame import to_pandas
+    from omni_thinker.report.frames import frames
+
+    return {name: to_pandas(frame) for name, frame in frames(_run(run)).items()}
+
+
+def figures(run: "RunData | str | Path") -> "dict[str, Picture]":
+    """The figures of a run's report, by name: `differences`, `tokens`, `learning`, `transfer` and others.
+
+    A notebook shows them by themselves; `save("file.png")` writes one, and `.figure` is matplotlib's."""
+    from omni_thinker.report.figures.gallery import pictures
+
+    return pictures(_run(run))
+
+
+def side_by_side(*runs: str | Path) -> "dict[str, pandas.DataFrame]":
+    """Several studies beside each other, as `omni-thinker compare` prints them: `studies`, `macro`, `against_joint`,
+    and the `settings` that differ."""
+    from omni_thinker.report import several
+    from omni_thinker.report.frame import to_pandas
+
+    studies = several.load_studies([Path(run) for run in runs])
+    return {name: to_pandas(frame) for name, frame in several.side_by_side(studies).items()}
+
+
+def _run(run: "RunData | str | Path") -> "RunData":
+    return load_run(run) if isinstance(run, str | Path) else run
 
 
 def _recipe(recipe: AnyRecipe) -> Recipe:

@@ -29,7 +29,10 @@ from omni_thinker.cli.options import (
 from omni_thinker.cli.output import Json, finish, tell
 from omni_thinker.cli.plan import forecast, plan, transfer
 from omni_thinker.cli.recipes import recipe_app
-from omni_thinker.cli.status import status
+from omni_thinker.cli.run_commands.compare import compare
+from omni_thinker.cli.run_commands.report import report
+from omni_thinker.cli.run_commands.status import status
+from omni_thinker.cli.run_commands.watch import watch
 from omni_thinker.cli.task_commands.app import tasks_app
 from omni_thinker.errors import UserError, machine_error, printable
 from omni_thinker.policy.fsdp.place import given_place
@@ -241,16 +244,6 @@ def evaluate(
 
 
 @app.command()
-def report(directory: Annotated[Path, typer.Argument(help="A run directory.")], json_: Json = False) -> None:
-    """Write report.html again."""
-    from omni_thinker.report import write_report
-
-    path = write_report(directory)
-    typer.echo(f"report: {path}")
-    finish({"report": str(path)}, json_)
-
-
-@app.command()
 def score(
     reward: Annotated[str, typer.Option(help="A reward part (math, unit_tests, short_answer, ...), or RECIPE:TASK.")],
     in_: Annotated[Path, typer.Option("--in", help="Rows with id, response, and what the reward needs (JSONL).")],
@@ -343,16 +336,17 @@ def _run(
         if (why := machine_error(exc)) is None:
             raise
         raise _Ended(why, 1, remedy.replace("; ", "; once that is fixed, ", 1)) from None
-    from omni_thinker.report import write_report
+    from omni_thinker.cli.run_commands.final import tell_result
 
-    path = write_report(target)
-    typer.echo(result["verdict"])
-    typer.echo(f"report: {path}")
+    path = tell_result(target)
     finish({"out": str(target), "report": str(path), **result}, json_)
 
 
 app.command()(atlas)
+app.command()(report)
+app.command()(compare)
 app.command()(status)
+app.command()(watch)
 app.command()(plan)
 app.command()(forecast)
 app.command()(transfer)

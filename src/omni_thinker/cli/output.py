@@ -1,9 +1,14 @@
 """What every command can print: one JSON line, or a dry run."""
 
+import io
+import sys
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 
@@ -14,6 +19,18 @@ def finish(table: dict[str, Any], json_: bool) -> None:
         from omni_thinker.runs.json_text import to_json
 
         typer.echo(to_json(table))
+
+
+def paper() -> "Console":
+    """Stdout for tables. A log wraps nothing, and a mark that its encoding lacks becomes a question mark."""
+    from rich.console import Console
+
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    console = Console(file=sys.stdout, highlight=False)
+    if not console.is_terminal:
+        console.width = 1000
+    return console
 
 
 def tell(summary: Mapping[str, Any], units: Mapping[str, str]) -> None:

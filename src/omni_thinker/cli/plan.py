@@ -8,6 +8,9 @@ import typer
 from omni_thinker.cli.options import Forecasts, Goal, Level, names
 from omni_thinker.cli.output import Json, finish
 
+BEST = 5
+"""Orders that a plan is printed with."""
+
 
 def plan(
     matrix: Annotated[Path, typer.Option(help="transfer.json of a study or probe.")],
@@ -25,10 +28,12 @@ def plan(
         list[Path] | None, typer.Option(help="A run directory whose results sharpen the forecast. Repeatable.")
     ] = None,
     level: Level = 0.8,
+    every: Annotated[bool, typer.Option("--all", help="Print all orders, not only the five best.")] = False,
     json_: Json = False,
 ) -> None:
     """Forecast where each order and joint training would end, and choose the best."""
     from omni_thinker.cli.planning import plan_file
+    from omni_thinker.report.orders import told_apart_words
     from omni_thinker.runs.schema.base import dump
 
     planned = plan_file(
@@ -44,11 +49,14 @@ def plan(
     )
     aims = {"mean": "the mean accuracy", "worst": "the worst task's accuracy", "weights": "the weighted mean accuracy"}
     aim = aims[planned.objective]
-    for row in planned.orders:
+    shown = planned.orders if every else planned.orders[:BEST]
+    for row in shown:
         chance = "" if row.probability_best is None else f"  best with probability {row.probability_best:.2f}"
         mark = "*" if row.order == planned.plan.order else " "
         span = f"[{row.low:.3f}, {row.high:.3f}]"
         typer.echo(f"{mark} {' -> '.join(row.order)}  {row.score:.3f} {span}{chance}")
+    if left := len(planned.orders) - len(shown):
+        typer.echo(f"  ... {left} more: --all")
     together = planned.joint
     mark = "*" if planned.plan.kind == "joint" else " "
     typer.echo(f"{mark} jointly  {together.score:.3f} [{together.low:.3f}, {together.high:.3f}]")
@@ -59,6 +67,8 @@ def plan(
         typer.echo(f"{name}: {' -> '.join(rule.order)}  {rule.score:.3f}, regret {rule.regret:.3f}")
     for task, interval in planned.plan.forecast.items():
         typer.echo(f"{task}: {interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]")
+    if words := told_apart_words(planned):
+        typer.echo(words)
     typer.echo(planned.words)
     finish(dump(planned), json_)
 

@@ -1,21 +1,31 @@
 """The report: data, tables and figures poured into one template."""
 
+import base64
+import hashlib
+import json
 import math
 import os
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import BaseLoader, Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from omni_thinker.errors import UserError
-from omni_thinker.report import curves, plots, signals, svg, tables, traces
+from omni_thinker.report import samples, tables, words
+from omni_thinker.report.figures import curves, svg
+from omni_thinker.report.figures.gallery import GALLERY, on_page
+from omni_thinker.report.figures.plots import learning_arms, told_apart
+from omni_thinker.report.frame import to_csv, to_html, to_latex
+from omni_thinker.report.frames import frames
+from omni_thinker.report.headline import headline
+from omni_thinker.report.orders import told_apart_words
 from omni_thinker.runs.read import RunData, load_run
 from omni_thinker.runs.schema.base import MACRO
 
-# Control characters are shown, not sent: some end a document early, others break an HTML reader.
-_CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
+_ROOM = "omni_thinker.report"
 
 
 def write_report(run_dir: Path) -> Path:
@@ -38,94 +48,78 @@ def write_report(run_dir: Path) -> Path:
 
 
 def render(run: RunData) -> str:
-    """The whole page. Everything that a run wrote is escaped; only our own SVG and CSS are not."""
-    environment = Environment(
-        loader=BaseLoader(), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    """The whole page. Everything that a run wrote is escaped; only our own SVG, CSS and script are not."""
+    return page("report.html.j2", context(run))
+
+
+def page(template: str, values: Mapping[str, Any], *more: str) -> str:
+    """A template of `page/` with our sheet and scripts and the policy that lets only these run. more: names of scripts
+    beside the one of every page."""
+    scripts = [package_text(f"page/{name}.js") for name in ("script", *more)]
+    return (
+        environment()
+        .get_template(template)
+        .render(
+            css=Markup(svg.sheet() + package_text("page/style.css")),  # noqa: S704
+            scripts=[Markup(script) for script in scripts],  # noqa: S704
+            script_hashes=Markup(" ".join(f"'{csp_hash(script)}'" for script in scripts)),  # noqa: S704
+            **values,
+        )
     )
-    environment.filters.update(number=number, signed=signed, count=tables.count, duration=tables.duration)
-    environment.filters.update(shown=shown_text, visible=visible, share=share, at=position)
-    return environment.from_string(_package_text("template.html.j2")).render(_context(run))
 
 
-def _context(run: RunData) -> dict[str, Any]:
+def environment() -> Environment:
+    """Templates that escape whatever a run wrote."""
+    made = Environment(
+        loader=PackageLoader(_ROOM, "page"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    made.filters.update(number=words.number, signed=words.signed, duration=words.duration)
+    made.filters.update(shown=words.shown_text, visible=words.visible)
+    return made
+
+
+def csp_hash(script: str) -> str:
+    """What the page's policy names an inline script by."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def context(run: RunData) -> dict[str, Any]:
+    """What the report's template shows of a run."""
+    found = frames(run)
     return {
-        "css": Markup(_package_text("style.css")),  # noqa: S704
         "run": run,
         "result": run.result,
+        "headline": headline(run),
         "several": len(run.seeds) > 1,
         "facts": [*tables.facts(run), *_interim_facts(run)],
         "columns": [*run.tasks, MACRO],
         "arm_rows": tables.arm_rows(run),
-        "measure_rows": tables.measure_rows(run),
-        "budgets": tables.budgets(run),
-        "orders": tables.orders(run),
-        "sequences": tables.sequences(run),
-        "scale": _scale(run),
-        "health_rows": tables.health_rows(run),
-        "signal_rows": signals.signal_rows(run),
-        "phases": tables.PHASES,
-        "examples": tables.examples(run),
-        "example_arms": tables.example_arms(run),
-        "figures": {
-            "differences": plots.differences(run),
-            "learning": plots.learning(run),
-            "interim": curves.interim(run),
-            "transfer": plots.transfer(run),
-            "forecasts": plots.forecasts(run),
-            "entropy": traces.entropy(run),
-            "health": traces.health(run),
-        },
+        "frames": found,
+        "tables": {name: to_html(frame) for name, frame in found.items()},
+        "copies": {name: (to_csv(frame), to_latex(frame)) for name, frame in found.items()},
+        "order_words": told_apart_words(run.plan) if run.plan else "",
+        "transfer_words": _transfer_words(run),
+        "examples": samples.examples(run),
+        "example_arms": samples.example_arms(run),
+        "learning_arms": json.dumps(learning_arms(run)),
+        "figures": {name: on_page(run, name) for name in GALLERY},
     }
+
+
+def _transfer_words(run: RunData) -> str:
+    if run.transfer is None:
+        return ""
+    apart, measured = told_apart(run.transfer)
+    pairs = ", ".join(f"{trained} on {task}" for trained, task in apart[:6]) + (", …" if len(apart) > 6 else "")
+    return f"{len(apart)} of {measured} effects can be told apart from noise" + (f": {pairs}." if pairs else ".")
 
 
 def _interim_facts(run: RunData) -> list[tuple[str, str]]:
     taken = curves.share_of_time(run)
-    return [("Interim validations", f"{share(taken)} of the time of arms")] if math.isfinite(taken) else []
+    return [("Interim validations", f"{words.share(taken)} of the time of arms")] if math.isfinite(taken) else []
 
 
-def _package_text(name: str) -> str:
-    return files("omni_thinker.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _scale(run: RunData) -> tuple[float, float]:
-    """The ends of the axis on which the orders' intervals are drawn."""
-    values = [
-        value for item in tables.orders(run) for value in (item.score, item.low, item.high) if math.isfinite(value)
-    ]
-    low, high = (min(values), max(values)) if values else (0.0, 1.0)
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
-
-
-def position(value: float, scale: tuple[float, float]) -> str:
-    """Where a value lies on a scale, as a CSS percentage."""
-    if not math.isfinite(value):
-        return "0%"
-    return f"{100 * min(1.0, max(0.0, (value - scale[0]) / (scale[1] - scale[0]))):.1f}%"
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    return f"{value:.{digits}f}".replace("-", "−") if value is not None and math.isfinite(value) else "–"
-
-
-def signed(value: float | None, digits: int = 3) -> str:
-    return svg.signed(value, digits) if value is not None and math.isfinite(value) else "–"
-
-
-def share(value: float | None) -> str:
-    """A share as a percentage, short: a non-zero one never reads 0."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    if 0 < value < 0.0005:
-        return "<0.1%"
-    return f"{100 * value:.1f}%"
-
-
-def shown_text(text: str) -> str:
-    """A model's text as it can be shown: controls made visible, cut where very long."""
-    shown = text[: tables.LONGEST_TEXT]
-    left = len(text) - len(shown)
-    return visible(shown) + (f" … [{left} more characters]" if left else "")
-
-
-def visible(text: str) -> str:
-    return text.translate(_CONTROLS)
+def package_text(name: str) -> str:
+    """A file of this room."""
+    return files(_ROOM).joinpath(name).read_text(encoding="utf-8")

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from omni_thinker.report import series
+from omni_thinker.report.figures import series
 from omni_thinker.runs.read import RunData
 
 SIGNALS = ("groups_trained", "zero_variance", "advantage", "entropy", "gradient", "alignment")

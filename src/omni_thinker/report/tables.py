@@ -2,16 +2,19 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from statistics import median
 
 import numpy as np
 
-from omni_thinker.arms import is_single, kind_of, task_of
-from omni_thinker.report import series
+from omni_thinker.arms import colour_of, is_single, kind_of, task_of
+from omni_thinker.models.builtin import GGUF_NAME
+from omni_thinker.plugins import PREFIX
+from omni_thinker.recipe.schedulers import KINDS
+from omni_thinker.report.figures import series
+from omni_thinker.report.words import count, duration
 from omni_thinker.runs.read import RunData
 from omni_thinker.runs.schema.base import MACRO, Estimate
-from omni_thinker.runs.schema.logs import Answer
 from omni_thinker.runs.schema.plan import PlanForecast
 from omni_thinker.runs.schema.result import ArmRun
 
@@ -19,8 +22,6 @@ NAN = math.nan
 _NOTHING = Estimate(NAN, 0, NAN)
 PHASES = ("sample", "score", "train", "kl")
 HEALTH_COLUMNS = ("zero_variance", "truncated", "abstain_rate", "error_rate", "mismatch_abs", "clip_frac")
-EXAMPLES_PER_TASK = 3
-LONGEST_TEXT = 3000
 MOST_ORDERS = 120
 
 
@@ -41,6 +42,7 @@ class Cell:
 class ArmRow:
     arm: str
     about: str
+    colour: str
     cells: list[Cell]
 
 
@@ -73,38 +75,6 @@ class HealthRow:
     phases: list[float]
 
 
-@dataclass(frozen=True)
-class Example:
-    """One problem and the answers of several arms to it."""
-
-    prompt: str
-    answer: str
-    answers: dict[str, Answer | None]
-
-
-@dataclass(frozen=True)
-class TaskExamples:
-    task: str
-    examples: list[Example] = field(default_factory=list)
-
-
-def duration(seconds: float) -> str:
-    """`28 min 20 s`; a dash where unknown."""
-    if not math.isfinite(seconds):
-        return "–"
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    hours, minutes, left = whole // 3600, whole % 3600 // 60, whole % 60
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {left:02d} s" if minutes else f"{left} s"
-
-
-def count(value: float) -> str:
-    return f"{value:,.0f}".replace(",", "\u202f") if math.isfinite(value) else "–"
-
-
 def facts(run: RunData) -> list[tuple[str, str]]:
     """The facts row under the verdict; what is not known is not named."""
     machine = run.result.machine
@@ -117,7 +87,7 @@ def facts(run: RunData) -> list[tuple[str, str]]:
     hardware = ", ".join(word for word in (machine.cpu, f"{machine.cores} cores" if machine.cores else "") if word)
     software = [("Python", machine.python), ("torch", machine.torch), ("transformers", machine.transformers)]
     rows = [
-        ("Model", str(run.setting("model", "name") or "")),
+        ("Model", model_words(run)),
         ("Seeds", ", ".join(map(str, run.seeds))),
         ("RL steps per arm", "–".join(map(str, dict.fromkeys((steps[0], steps[-1])))) if steps else ""),
         ("Test problems per task", f"{tested} × {per_problem} answers" if tested and per_problem else tested),
@@ -128,6 +98,16 @@ def facts(run: RunData) -> list[tuple[str, str]]:
         ("Software", ", ".join(f"{name} {text}" for name, text in software if text)),
     ]
     return [(name, value) for name, value in rows if value]
+
+
+def model_words(run: RunData) -> str:
+    """The model and how it was trained; empty without a recipe."""
+    name = str(run.setting("model", "name") or "")
+    if name == "builtin":
+        name = f"{GGUF_NAME.partition('.')[0]} (built-in)"
+    dtype = run.setting("model", "dtype")
+    trained = "LoRA" if run.setting("model", "lora") else "full weights"
+    return ", ".join(filter(None, (name, dtype if dtype not in (None, "auto") else "", trained))) if name else ""
 
 
 def _answers_sampled(run: RunData) -> str:
@@ -167,10 +147,17 @@ def macro(test: Mapping[str, Estimate], tasks: list[str]) -> Estimate:
     )
 
 
+def macro_cell(run: RunData, arm: str) -> Cell:
+    """Macro accuracy of an arm on the test split."""
+    return over_seeds([macro(item.test, run.tasks) for item in run.result.arms[arm]])
+
+
 def arm_rows(run: RunData) -> list[ArmRow]:
     """Arms by tasks and macro on the test split, the highest mean of each column marked."""
     columns = [_column(run, task) for task in [*run.tasks, MACRO]]
-    return [ArmRow(arm, about(run, arm), [column[arm] for column in columns]) for arm in run.arms]
+    return [
+        ArmRow(arm, about(run, arm), colour_of(arm, run.arms), [column[arm] for column in columns]) for arm in run.arms
+    ]
 
 
 def measure_rows(run: RunData) -> list[MeasureRow]:
@@ -221,7 +208,19 @@ def about(run: RunData, arm: str) -> str:
     if arm == "start" and run.result.warmup:
         return "the model after the supervised warm-up, before any RL"
     kind = kind_of(arm)
-    return kind.about if kind else "RL on all tasks; a scheduler says how many problems of each a step trains"
+    return kind.about if kind else f"RL on all tasks, scheduled: {_scheduled(run, arm)}"
+
+
+def _scheduled(run: RunData, arm: str) -> str:
+    """What the arm's scheduler does, in the words of its own class. Code of the user's own isn't imported for it."""
+    kind = run.setting("study", "schedulers", arm, "kind")
+    kind = kind if isinstance(kind, str) else arm
+    if kind == "python" or kind.startswith(PREFIX):
+        return "by a class of your own"
+    if kind not in KINDS:
+        return "a scheduler says how many problems of each a step trains"
+    words = " ".join((KINDS.find(kind, "study.schedulers").__doc__ or "").split()).rstrip(".")
+    return (words[:1].lower() + words[1:]) if kind == arm else f"{kind}, {words[:1].lower()}{words[1:]}"
 
 
 def _trained_orders(run: RunData) -> list[str]:
@@ -293,46 +292,3 @@ def health_rows(run: RunData) -> list[HealthRow]:
         if any(math.isfinite(value) for value in [*values, *phases, *ends]):
             rows.append(HealthRow(arm, values, series.mean(ends), phases))
     return rows
-
-
-def example_arms(run: RunData) -> list[str]:
-    """start, curriculum and joint where they left samples; else whatever did."""
-    present = {item.arm for item in run.answers}
-    usual: list[str] = [arm for arm in ("start", "curriculum", "joint") if arm in present]
-    others = [arm for arm in run.arms if arm in present and arm not in usual]
-    return usual if len(usual) > 1 else (usual + others)[:3]
-
-
-def examples(run: RunData) -> list[TaskExamples]:
-    """A few problems per task, the first in the file that most arms answered: not picked for what they say."""
-    arms = example_arms(run)
-    answers = [item for item in run.answers if item.arm in arms]
-    if any(item.split == "test" for item in answers):
-        answers = [item for item in answers if item.split == "test"]
-    seed = min((item.seed for item in answers), default=0)
-    known = [*run.tasks, *sorted({item.task for item in answers} - set(run.tasks))]
-    rows = []
-    for task in known:
-        problems: dict[str, list[Answer]] = {}
-        for item in answers:
-            if item.task == task and item.seed == seed:
-                problems.setdefault(item.problem, []).append(item)
-        shown = [_example(items, arms) for items in problems.values()]
-        shown.sort(key=lambda example: sum(item is None for item in example.answers.values()))
-        if shown:
-            rows.append(TaskExamples(task, shown[:EXAMPLES_PER_TASK]))
-    return rows
-
-
-def _example(items: list[Answer], arms: list[str]) -> Example:
-    prompt = next((item.prompt for item in items if item.prompt), items[0].problem)
-    gold = next((item.answer for item in items if item.answer), "")
-    return Example(prompt, gold, {arm: _last([item for item in items if item.arm == arm]) for arm in arms})
-
-
-def _last(items: list[Answer]) -> Answer | None:
-    """The first answer of the arm's last evaluation."""
-    if not items:
-        return None
-    final = (items[-1].split, items[-1].stage, items[-1].step)
-    return next(item for item in items if (item.split, item.stage, item.step) == final)

@@ -125,9 +125,12 @@ class Progress:
         self.expected[kind] = max(self.done[kind], self.expected[kind] - count)
 
     def pace(self) -> dict[str, float]:
-        """Seconds of a unit of each kind: as measured so far, or by the guess."""
+        """Seconds of a unit of each kind: as measured so far, or by the guess. Where what was measured took longer than
+        it was guessed to, or less, the other guesses are off by as much."""
+        guessed = sum(self.prior.get(kind, 1.0) * count for kind, count in self.done.items())
+        scale = sum(self.spent.values()) / guessed if guessed else 1.0
         return {
-            kind: self.spent[kind] / self.done[kind] if self.done[kind] else self.prior.get(kind, 1.0)
+            kind: self.spent[kind] / self.done[kind] if self.done[kind] else scale * self.prior.get(kind, 1.0)
             for kind in self.expected
         }
 

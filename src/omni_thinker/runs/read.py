@@ -67,8 +67,13 @@ def load_run(run_dir: Path) -> RunData:
 
     Raises UserError naming the file when result.json or metrics.jsonl can't be read, and naming the key where one is
     missing or has another type. A document of a version that isn't known is refused."""
+    return parts_of(run_dir, read_result(run_dir / "result.json"))
+
+
+def parts_of(run_dir: Path, result: Result) -> RunData:
+    """A run with that result, and with what else lies in its directory. Raises UserError where metrics.jsonl can't be
+    read."""
     gaps: list[str] = []
-    result = read_result(run_dir / "result.json")
     records = _records(run_dir / "metrics.jsonl", gaps)
     text, recipe = _recipe(run_dir / "recipe.toml", gaps)
     return RunData(

@@ -167,7 +167,7 @@ def walk_units(
 ) -> None:
     """Have the units of `work` worked on that haven't ended. begun: called once there is a crew; on_end: for each unit
     that ends."""
-    board = Board(run, work, progress)
+    board = Board(run, work, progress, tuple(setup.recipe.tasks))
     try:
         crew = muster(where, setup, run, work, board, owner)
     except UserError:

@@ -4,24 +4,25 @@ The same stands in `status.json` of the run's directory, for `omni-thinker statu
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from rich.console import Group
-from rich.table import Table
+from rich.console import Group, RenderableType
 from rich.text import Text
 
-from omni_thinker.errors import printable
 from omni_thinker.runs.progress import Listener, Progress
 from omni_thinker.runs.rundir import RunDir
+from omni_thinker.runs.scoreboard import Scoreboard
 from omni_thinker.studies.dispatch.crew import Did
+from omni_thinker.studies.dispatch.picture import arms_table, units_table
 from omni_thinker.studies.dispatch.queue import makespan
+from omni_thinker.studies.dispatch.status import STATUS
 from omni_thinker.studies.units import UNITS, Unit, WorkPlan
+from omni_thinker.types import TaskName
 
-STATUS = "status.json"
 _EVERY_S = 0.5
-_SHOWN, _DRAWN = 3, 16
-"""Running units that a log's line and a terminal's picture have room for."""
+_SHOWN = 3
+"""Running units that a log's line has room for."""
 _LEFT_EVERY_S = 10.0
 """For how long a forecast of the time left is counted down, instead of made anew."""
 
@@ -29,17 +30,25 @@ _LEFT_EVERY_S = 10.0
 class Board:
     """Told what happens to units."""
 
-    def __init__(self, run: RunDir, work: WorkPlan, progress: Progress) -> None:
-        self._run, self._work, self._progress = run, work, progress
+    def __init__(self, run: RunDir, work: WorkPlan, progress: Progress, tasks: Sequence[TaskName] = ()) -> None:
+        self._run, self._work, self._progress, self._tasks = run, work, progress, tasks
         self.workers: Callable[[], int] = lambda: 1
         """Units at a time."""
         self._ended = set[str]()
         self._running = dict[str, float]()
         """When each running unit began."""
         self._lines = dict[str, str]()
-        self._table: dict[str, Any] = {"units": {}, "running": []}
         self._drawn = self._left_at = 0.0
         self._left = 0.0
+        self._scores = Scoreboard(run.path / "metrics.jsonl")
+        self._arms = Counter[str]()
+        for unit in work.units:
+            if unit.arm:
+                self._arms[unit.arm] += unit.steps
+        if progress.console.is_terminal:
+            self._picture: RenderableType = Text("")
+            # It is drawn by a thread of its own, from what this one has put together.
+            progress.picture = lambda: self._picture
 
     def known(self, unit: Unit) -> None:
         """The unit had ended before."""
@@ -92,22 +101,21 @@ class Board:
         self._drawn = time.monotonic()
         table = self.table()
         self._run.write_json(STATUS, table)
+        if self._progress.console.is_terminal:
+            self._picture = self._paint(table)
         if self.workers() > 1:
-            self._table, running = table, table["running"]
+            running = table["running"]
             shown = [f"{unit['seed']} {unit['line']}" for unit in running[:_SHOWN]]
             shown += [f"{len(running) - _SHOWN} more"] if len(running) > _SHOWN else []
-            self._progress.picture = self.picture
             self._progress.show(" | ".join([f"{table['done']} of {len(self._work.units)} units done", *shown]))
 
-    def picture(self) -> Group:
-        """Units by kind and what each running one is at, for a terminal."""
-        kinds, running = Table("", "done", "running", "waiting", box=None), Table(box=None, show_header=False)
-        for kind, counts in self._table["units"].items():
-            kinds.add_row(kind, *(str(counts[state] or "") for state in ("done", "running", "waiting")))
-        for unit in self._table["running"][:_DRAWN]:
-            line = Text(printable(unit["line"]), overflow="ellipsis", no_wrap=True)
-            running.add_row(f"seed {unit['seed']}", unit["unit"], f"{unit['seconds']:.0f} s", line)
-        return Group(kinds, running)
+    def _paint(self, table: dict[str, Any]) -> RenderableType:
+        """For a terminal: every arm so far, and with several workers what these are at."""
+        self._scores.update()
+        units = {unit.id: unit for unit in self._work.units}
+        running = {units[name].arm for name in self._running}
+        arms = arms_table(self._scores, self._arms, self._tasks, running)
+        return Group(units_table(table), arms) if self.workers() > 1 else arms
 
     def table(self) -> dict[str, Any]:
         """The state of things as plain JSON."""

@@ -1,113 +1,91 @@
-"""The figures of a report. Each takes a run and returns SVG, or None where there is nothing to draw."""
+"""Learning, transfer and forecasts as figures."""
 
 import math
 
-import numpy as np
-from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from omni_thinker.arms import ARMS, SHARED, SINGLE, colour_of, is_scheduled, is_single, rivals
-from omni_thinker.report import series
-from omni_thinker.report.svg import FAINT, GRID, INK, plain, signed, style, task_colour, task_marker, to_svg
+from omni_thinker.arms import ARMS, SHARED, SINGLE, colour_of, is_scheduled, is_single
+from omni_thinker.report.figures import series
+from omni_thinker.report.figures.svg import (
+    AXIS,
+    FAINT,
+    GRID,
+    INK,
+    PAPER,
+    WHITE,
+    WIDE,
+    Room,
+    plain,
+    signed,
+    style,
+    task_colour,
+    task_marker,
+    whole_steps,
+)
 from omni_thinker.runs.metrics_log import Curve
 from omni_thinker.runs.read import RunData
-from omni_thinker.runs.schema.result import Comparison
 from omni_thinker.runs.schema.transfer import TransferMatrix
 
-WIDTH = 10.0
+FEW_ARMS = 3
+"""With more of them, a panel has room for the mean of each alone."""
 
 
-def differences(run: RunData) -> Markup | None:
-    """Macro differences with intervals: each arm to joint training, which the verdict goes by, then to the start."""
-    rows: list[tuple[str, str, Comparison | None]] = []
-    for control, heading in (("joint", "each arm against joint training"), ("start", "each arm against the start")):
-        arms = rivals(run.arms) if control == "joint" else [arm for arm in run.arms if arm != "start"]
-        compared = [(arm, run.comparison(arm, control)) for arm in arms]
-        finite = [(arm, item) for arm, item in compared if item is not None and math.isfinite(item.difference)]
-        if finite:
-            rows.append((heading, "", None))
-            rows += [(f"{arm} − {control}", arm, item) for arm, item in finite]
-    if not rows:
-        return None
-    with style():
-        figure = Figure(figsize=(WIDTH, 0.3 * len(rows) + 0.75), layout="constrained")
-        axes = figure.add_subplot()
-        for at, (_, arm, item) in enumerate(rows):
-            if item is not None:
-                _difference_row(axes, at, colour_of(arm, run.arms), item)
-        axes.axvline(0, color=INK, linewidth=0.9)
-        axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.set_yticks(range(len(rows)), [label for label, _, _ in rows])
-        for tick, (_, arm, _item) in zip(axes.get_yticklabels(), rows, strict=True):
-            tick.set_color(INK)
-            tick.set_fontweight("normal" if arm else "bold")
-        axes.set_xlabel("difference in macro accuracy, test split (interval; left of 0: worse)")
-        plain(axes, grid="x")
-        axes.spines["left"].set_visible(False)
-        return to_svg(figure, "differences", "Differences in macro accuracy between arms, with intervals")
-
-
-def _difference_row(axes: Axes, at: int, colour: str, item: Comparison) -> None:
-    axes.plot([item.low, item.high], [at, at], color=colour, linewidth=2.2, alpha=1.0 if item.shown else 0.5)
-    face = colour if item.shown else "#ffffff"
-    axes.plot(
-        [item.difference], [at], "o", markersize=7, markerfacecolor=face, markeredgecolor=colour, markeredgewidth=1.5
-    )
-    text = f"{signed(item.difference)}  [{signed(item.low)}, {signed(item.high)}]"
-    axes.annotate(
-        text if item.shown else f"{text}  no difference shown",
-        (1.02, at),
-        xycoords=("axes fraction", "data"),
-        va="center",
-        fontsize=8.5,
-        color=INK if item.shown else FAINT,
-        annotation_clip=False,
-    )
-
-
-def learning(run: RunData) -> Markup | None:
+def learning(run: RunData, room: Room = WIDE) -> Figure | None:
     """Train reward over steps: one panel a task, one colour an arm, validation of the curriculum as diamonds.
 
     Where there is no single-task arm its probe is drawn."""
-    shared = [arm for arm in run.arms if arm in SHARED or is_scheduled(arm)]
+    shared = learning_arms(run)[:-1]
     arms = {task: [*shared, SINGLE + task] for task in run.tasks}
     if not any(
         series.by_seed(run, series.trained_as(run, arm), f"reward/{task}") for task in run.tasks for arm in arms[task]
     ):
         return None
     with style():
-        columns = 2 if len(run.tasks) > 1 else 1
+        columns = min(room.columns, len(run.tasks))
         lines = math.ceil(len(run.tasks) / columns)
-        figure = Figure(figsize=(WIDTH, 2.45 * lines + 0.4), layout="constrained")
+        figure = Figure(figsize=(room.width, (1.9 if room.narrow else 2.45) * lines + 0.4), layout="constrained")
         grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
         for axes, task in zip(grid, run.tasks, strict=False):
-            for arm in reversed(arms[task]):  # the curriculum on top
-                _curve(
-                    axes, series.by_seed(run, series.trained_as(run, arm), f"reward/{task}"), colour_of(arm, run.arms)
-                )
+            for at, arm in reversed(list(enumerate(arms[task]))):  # the curriculum on top
+                curves = series.by_seed(run, series.trained_as(run, arm), f"reward/{task}")
+                drawn = len(axes.lines)
+                _curve(axes, curves, colour_of(arm, run.arms), raw=len(shared) <= FEW_ARMS)
+                for number, line in enumerate(axes.lines[drawn:]):
+                    line.set_gid(f"arm{at}.{run.tasks.index(task)}.{number}")
             _diamonds(axes, run, task)
             axes.set_title(task)
+            whole_steps(axes)
             plain(axes)
         for axes in grid[len(run.tasks) :]:
             axes.set_visible(False)
         figure.supxlabel("RL steps of the arm", fontsize=8.5)
         figure.supylabel("reward on training problems", fontsize=8.5)
         figure.legend(
-            handles=_learning_keys(run), loc="outside upper left", ncols=4, handlelength=1.6, columnspacing=1.6
+            handles=_learning_keys(run),
+            loc="outside upper left",
+            ncols=2 * room.columns,
+            handlelength=1.6,
+            columnspacing=1.6,
         )
-        return to_svg(figure, "learning", "Learning curves by task")
+        return figure
 
 
-def _curve(axes: Axes, curves: dict[int, Curve], colour: str) -> None:
-    """Dots are the raw values (mean over seeds), thin lines seeds, the thick line their smoothed mean."""
+def learning_arms(run: RunData) -> list[str]:
+    """Those whose curves `learning` draws, by the number in their lines' ids `armN.`; the last are single tasks."""
+    return [*(arm for arm in run.arms if arm in SHARED or is_scheduled(arm)), "single"]
+
+
+def _curve(axes: Axes, curves: dict[int, Curve], colour: str, *, raw: bool) -> None:
+    """The thick line is the smoothed mean over seeds. raw: dots are the values of steps, thin lines seeds."""
     if not curves:
         return
     whole = series.thin(series.average(curves))
-    axes.plot(*zip(*whole, strict=True), "o", color=colour, markersize=3, alpha=0.4, markeredgewidth=0)
-    if len(curves) > 1:
+    if raw:
+        axes.plot(*zip(*whole, strict=True), "o", color=colour, markersize=3, alpha=0.4, markeredgewidth=0)
+    if raw and len(curves) > 1:
         for points in curves.values():
             axes.plot(*zip(*series.smooth(series.thin(points)), strict=True), color=colour, linewidth=0.7, alpha=0.55)
     axes.plot(*zip(*series.smooth(whole), strict=True), color=colour, linewidth=2)
@@ -126,7 +104,7 @@ def _diamonds(axes: Axes, run: RunData, task: str) -> None:
             color=colour,
             linewidth=1,
             markersize=6,
-            markerfacecolor="#ffffff",
+            markerfacecolor=PAPER,
             markeredgewidth=1.4,
         )
 
@@ -148,47 +126,53 @@ def _learning_keys(run: RunData) -> list[Line2D]:
                 color=ARMS["curriculum"].colour,
                 linestyle=":",
                 marker="D",
-                markerfacecolor="#ffffff",
+                markerfacecolor=PAPER,
                 label="curriculum on validation",
             )
         )
     return keys
 
 
-def transfer(run: RunData) -> Markup | None:
-    """The transfer matrix as SVG."""
-    if run.transfer is None or not run.transfer.tasks:
-        return None
-    with style():
-        figure = transfer_figure(run.transfer)
-        return to_svg(figure, "transfer", "Effect of training on one task upon every task")
+def transfer(run: RunData, room: Room = WIDE) -> Figure | None:
+    """The transfer matrix."""
+    return transfer_figure(run.transfer, room) if run.transfer is not None and run.transfer.tasks else None
 
 
-def transfer_figure(table: TransferMatrix) -> Figure:
+def told_apart(table: TransferMatrix) -> tuple[list[tuple[str, str]], int]:
+    """Pairs of trained and evaluated task whose effect is two standard errors from 0, and the number measured."""
+    effects = {(i, j): _effect(table, i, j) for i in table.tasks for j in table.tasks}
+    measured = {pair: effect for pair, effect in effects.items() if math.isfinite(effect[0])}
+    return [pair for pair, (mean, stderr) in measured.items() if abs(mean) >= 2 * stderr], len(measured)
+
+
+def transfer_figure(table: TransferMatrix, room: Room = WIDE) -> Figure:
     """after - start on validation, trained tasks down, evaluated tasks across; the start on top."""
     tasks, size = table.tasks, len(table.tasks)
     effects = [[_effect(table, i, j) for j in tasks] for i in tasks]
     finite = [abs(mean) for row in effects for mean, _ in row if math.isfinite(mean)]
     limit = max([0.1, *finite])
     with style():
-        figure = Figure(
-            figsize=(1.9 + max(0.8, min(1.45, 8.1 / size)) * size, 1.35 + 0.62 * (size + 1)), layout="constrained"
-        )
+        width = (1.1 if room.narrow else 1.9) + max(0.62 if room.narrow else 0.8, min(1.45, 8.1 / size)) * size
+        if room.narrow:
+            width = max(room.width, width - 0.3) if size > 4 else room.width
+        figure = Figure(figsize=(width, 1.35 + 0.62 * (size + 1)), layout="constrained")
         axes = figure.add_subplot()
         for column, task in enumerate(tasks):
             start = table.start.get(task)
             if start is not None:
-                _cell(axes, -1.12, column, f"{start.mean:.3f}", start.stderr, "#ececec", INK)
+                _cell(axes, -1.12, column, f"{start.mean:.3f}", start.stderr, (AXIS, 0.18), INK)
             for row in range(size):
                 _effect_cell(axes, row, column, *effects[row][column], limit)
         axes.set_xlim(-0.5, size - 0.5)
         axes.set_ylim(size - 0.5, -1.62)
         axes.set_xticks(range(size), tasks)
-        axes.set_yticks([-1.12, *range(size)], ["start", *(f"after {task}" for task in tasks)])
+        axes.set_yticks(
+            [-1.12, *range(size)], ["start", *(f"after\n{task}" if room.narrow else f"after {task}" for task in tasks)]
+        )
         axes.xaxis.tick_top()
         axes.xaxis.set_label_position("top")
         axes.set_xlabel("evaluated on (validation)")
-        axes.tick_params(length=0, labelsize=9, labelcolor=INK)
+        axes.tick_params(length=0, labelsize=8 if room.narrow else 9, labelcolor=INK)
         for spine in axes.spines.values():
             spine.set_visible(False)
         return figure
@@ -205,21 +189,19 @@ def _effect(table: TransferMatrix, trained: str, on: str) -> tuple[float, float]
 
 def _effect_cell(axes: Axes, row: int, column: int, mean: float, stderr: float, limit: float) -> None:
     if not math.isfinite(mean):
-        _cell(axes, row, column, "–", math.nan, "#ffffff", FAINT)
+        _cell(axes, row, column, "–", math.nan, (PAPER, 0.0), FAINT)
         return
     faint = not abs(mean) >= 2 * stderr  # a missing stderr is no evidence either
     fill = _diverging(mean / limit, 0.3 if faint else 1.0)
     dark = abs(mean) / limit > 0.6 and not faint
-    ink = "#ffffff" if dark else FAINT if faint else INK
+    ink = WHITE if dark else FAINT if faint else INK
     _cell(axes, row, column, signed(mean), stderr, fill, ink, outlined=row == column, bold=not faint)
 
 
-def _diverging(share: float, strength: float) -> str:
-    """Blue for gains, orange for losses, white at 0: tells apart for every kind of colour vision."""
-    end = np.array([0x1F, 0x5F, 0xA8]) if share > 0 else np.array([0xB8, 0x4A, 0x00])
-    mix = min(1.0, abs(share)) * 0.95 * strength
-    red, green, blue = (np.array([255, 255, 255]) * (1 - mix) + end * mix).astype(int)
-    return f"#{red:02x}{green:02x}{blue:02x}"
+def _diverging(share: float, strength: float) -> tuple[str, float]:
+    """Blue for gains, orange for losses, nothing at 0: tells apart for every kind of colour vision. Colour and
+    opacity, so that the paper below may be dark."""
+    return ("#1f5fa8" if share > 0 else "#b84a00"), min(1.0, abs(share)) * 0.95 * strength
 
 
 def _cell(
@@ -228,7 +210,7 @@ def _cell(
     column: int,
     text: str,
     stderr: float,
-    fill: str,
+    fill: tuple[str, float],
     ink: str,
     *,
     outlined: bool = False,
@@ -241,7 +223,7 @@ def _cell(
             0.94,
             0.9,
             facecolor=fill,
-            edgecolor=edge,
+            edgecolor=(edge, 1.0),
             linewidth=width,
             zorder=3 if outlined else 2,
         )
@@ -261,13 +243,13 @@ def _cell(
         axes.text(column, row + 0.23, f"± {stderr:.3f}", ha="center", va="center", color=ink, fontsize=7.5, zorder=4)
 
 
-def forecasts(run: RunData) -> Markup | None:
+def forecasts(run: RunData, room: Room = WIDE) -> Figure | None:
     """Forecast with its interval against what came of it."""
     points = [item for item in run.result.forecasts if math.isfinite(item.forecast) and math.isfinite(item.outcome)]
     if not points:
         return None
     with style():
-        figure = Figure(figsize=(5.8, 4.1), layout="constrained")
+        figure = Figure(figsize=(room.width, 4.4) if room.narrow else (5.8, 4.1), layout="constrained")
         axes = figure.add_subplot()
         values = [value for item in points for value in (item.low, item.high, item.outcome) if math.isfinite(value)]
         low, high = max(0.0, min(values) - 0.05), min(1.0, max(values) + 0.05)
@@ -296,8 +278,11 @@ def forecasts(run: RunData) -> Markup | None:
         axes.grid(axis="x", color=GRID, linewidth=0.7)
         keys = task_keys(run, {item.task for item in points}, line=False)
         keys.append(Line2D([], [], color=FAINT, linestyle="--", label="forecast = outcome"))
-        axes.legend(handles=keys, loc="center left", bbox_to_anchor=(1.0, 0.5))
-        return to_svg(figure, "forecasts", "Forecast against outcome")
+        if room.narrow:
+            figure.legend(handles=keys, loc="outside upper left", ncols=2)
+        else:
+            axes.legend(handles=keys, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        return figure
 
 
 def task_keys(run: RunData, shown: set[str], *, line: bool) -> list[Line2D]:

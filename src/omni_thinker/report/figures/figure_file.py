@@ -1,13 +1,10 @@
 """A figure of its own, for a paper or a page."""
 
-import io
-
 from omni_thinker.errors import UserError
-from omni_thinker.report.plots import transfer_figure
-from omni_thinker.report.svg import style
+from omni_thinker.report.figures.gallery import FORMATS, as_file
+from omni_thinker.report.figures.plots import transfer_figure
 from omni_thinker.runs.schema.transfer import TransferMatrix
 
-FORMATS = ("svg", "png", "pdf")
 _MOST_TASKS = 40
 
 
@@ -17,8 +14,4 @@ def plot_transfer(matrix: TransferMatrix, form: str) -> bytes:
         raise UserError(f"must be a file that ends in .{', .'.join(FORMATS)}", key="--plot")
     if len(matrix.tasks) > _MOST_TASKS:
         raise UserError(f"{len(matrix.tasks)} tasks; more than {_MOST_TASKS} can't be read", key="--plot")
-
-    stream = io.BytesIO()
-    with style():
-        transfer_figure(matrix).savefig(stream, format=form, dpi=160)
-    return stream.getvalue()
+    return as_file(transfer_figure(matrix), form)

@@ -1,45 +1,21 @@
-"""The command `status`: how far a run is, while another process works on it."""
+"""How far a run is, for a process that doesn't work on it."""
 
+import json
 import math
-import shlex
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+from omni_thinker.errors import UserError
+from omni_thinker.runs.lock import holder
 
-from omni_thinker.cli.output import Json, finish
-from omni_thinker.errors import UserError, printable
-
-_COUNTED = ("done", "running", "waiting")
-
-
-def status(directory: Annotated[Path, typer.Argument(help="A run directory.")], json_: Json = False) -> None:
-    """Tell how far a run is: units done, running and waiting, and the time left."""
-    table = read_status(directory)
-    typer.echo(f"{directory}: {table['state']}" + (f" ({table['owner']})" if table["owner"] else ""))
-    for kind, counts in table["units"].items():
-        typer.echo(f"{kind}: " + ", ".join(f"{counts[state]} {state}" for state in _COUNTED if counts[state]))
-    if table["state"] == "stopped":
-        typer.echo(f"resume with `omni-thinker study {shlex.quote(str(directory))} --resume`")
-    if table["state"] == "ended" and (directory / "report.html").exists():
-        typer.echo(f"report: {directory / 'report.html'}")
-    if table["state"] == "running":
-        for unit in table["running"]:
-            line = " ".join(unit["line"].split())
-            typer.echo(printable(f"seed {unit['seed']}: {unit['unit']}, {unit['seconds']:.0f} s: {line}"))
-        typer.echo(f"{table['workers']} at a time, {table['seconds_left']:.0f} s left, {table['age']:.0f} s ago")
-    finish(table, json_)
+STATUS = "status.json"
+COUNTED = ("done", "running", "waiting")
 
 
 def read_status(directory: Path) -> dict[str, Any]:
     """What `status.json` says, and whether somebody works on the run. Raises UserError where there is no run."""
-    import json
-    import time
-
-    from omni_thinker.runs.lock import holder
-    from omni_thinker.studies.dispatch.board import STATUS
-
     path = directory / STATUS
     try:
         table: dict[str, Any] = json.loads(path.read_text("utf-8"))
@@ -66,7 +42,7 @@ def read_status(directory: Path) -> dict[str, Any]:
 def _check(table: Mapping[str, Any]) -> None:
     """Raises ValueError, or what Python does, for what is no `Board.table`."""
     words, numbers = list(table["units"]), [table[name] for name in ("at", "done", "workers", "seconds_left")]
-    numbers += [counts[state] for counts in table["units"].values() for state in _COUNTED]
+    numbers += [counts[state] for counts in table["units"].values() for state in COUNTED]
     for unit in table["running"]:
         words += [unit["unit"], unit["line"]]
         numbers += [unit["seed"], unit["seconds"]]

@@ -4,15 +4,14 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 
-from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from omni_thinker.arms import ARMS, colour_of, is_single
-from omni_thinker.report import series
-from omni_thinker.report.plots import WIDTH, task_keys
-from omni_thinker.report.svg import INK, plain, style, task_colour, task_marker, to_svg
+from omni_thinker.arms import ARMS, SHARED, colour_of, is_scheduled, is_single
+from omni_thinker.report.figures import series
+from omni_thinker.report.figures.plots import task_keys
+from omni_thinker.report.figures.svg import INK, WIDE, Room, plain, style, task_colour, task_marker, whole_steps
 from omni_thinker.runs.read import RunData
 
 HEALTH = (
@@ -36,16 +35,16 @@ class _Panel:
     spans: tuple[series.Span, ...]
 
 
-def entropy(run: RunData) -> Markup | None:
+def entropy(run: RunData, room: Room = WIDE) -> Figure | None:
     """Entropy by task over steps: the curriculum with its stages shaded, and joint training."""
     metrics = [f"entropy/{task}" for task in run.tasks]
     panels = [p for p in _entropy_panels(run) if any(series.by_seed(run, p.arm, metric) for metric in metrics)]
     if not panels:
         return None
     with style():
-        columns = min(2, len(panels))
+        columns = min(room.columns, len(panels))
         lines = math.ceil(len(panels) / columns)
-        figure = Figure(figsize=(WIDTH, 2.9 * lines + 0.4), layout="constrained")
+        figure = Figure(figsize=(room.width, (2.4 if room.narrow else 2.9) * lines + 0.4), layout="constrained")
         grid = figure.subplots(lines, columns, sharey=True, squeeze=False).ravel()
         for axes, panel in zip(grid, panels, strict=False):
             _entropy_panel(axes, run, panel)
@@ -55,13 +54,16 @@ def entropy(run: RunData) -> Markup | None:
         figure.supylabel("entropy (nats per token)", fontsize=8.5)
         figure.supxlabel("RL steps of the arm", fontsize=8.5)
         figure.legend(
-            handles=task_keys(run, set(run.tasks), line=True), loc="outside upper left", ncols=min(6, len(run.tasks))
+            handles=task_keys(run, set(run.tasks), line=True),
+            loc="outside upper left",
+            ncols=min(3 * room.columns, len(run.tasks)),
         )
-        return to_svg(figure, "entropy", "Entropy by task and stage")
+        return figure
 
 
 def _entropy_panels(run: RunData) -> list[_Panel]:
-    """One panel for each order that seeds trained in, then joint: stages can only be shaded where seeds agree."""
+    """One panel for each order that seeds trained in, since stages can only be shaded where seeds agree, then one for
+    each arm that mixes tasks."""
     groups: dict[tuple[series.Span, ...], list[int]] = {}
     for seed, spans in series.stage_spans(run).items():
         groups.setdefault(spans, []).append(seed)
@@ -69,7 +71,8 @@ def _entropy_panels(run: RunData) -> list[_Panel]:
     for spans, seeds in groups.items():
         of = "" if len(groups) == 1 else f", seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
         panels.append(_Panel(f"curriculum{of}", "curriculum", frozenset(seeds), spans))
-    return [*panels, _Panel("joint", "joint", frozenset(run.seeds), ())]
+    mixed = ["joint", *(arm for arm in run.arms if is_scheduled(arm))]
+    return [*panels, *(_Panel(arm, arm, frozenset(run.seeds), ()) for arm in mixed)]
 
 
 def _entropy_panel(axes: Axes, run: RunData, panel: _Panel) -> None:
@@ -98,6 +101,7 @@ def _entropy_panel(axes: Axes, run: RunData, panel: _Panel) -> None:
         if panel.arm == "curriculum":
             _entropy_ends(axes, run, panel, task)
     axes.set_title(panel.title)
+    whole_steps(axes)
     plain(axes)
 
 
@@ -134,15 +138,16 @@ def _entropy_ends(axes: Axes, run: RunData, panel: _Panel, task: str) -> None:
         )
 
 
-def health(run: RunData) -> Markup | None:
+def health(run: RunData, room: Room = WIDE) -> Figure | None:
     """Small multiples of what tells a sound run from a sick one."""
     panels = [(metric, title) for metric, title in HEALTH if _health_curves(run, metric)]
     if not panels:
         return None
     with style():
-        lines = math.ceil(len(panels) / 3)
-        figure = Figure(figsize=(WIDTH, 1.95 * lines + 0.5), layout="constrained")
-        grid = figure.subplots(lines, min(3, len(panels)), sharex=True, squeeze=False).ravel()
+        columns = min(1 if room.narrow else 3, len(panels))
+        lines = math.ceil(len(panels) / columns)
+        figure = Figure(figsize=(room.width, (1.6 if room.narrow else 1.95) * lines + 0.5), layout="constrained")
+        grid = figure.subplots(lines, columns, sharex=True, squeeze=False).ravel()
         for axes, (metric, title) in zip(grid, panels, strict=False):
             for name, points in _health_curves(run, metric).items():
                 few = len(points) < FEW_POINTS
@@ -150,32 +155,35 @@ def health(run: RunData) -> Markup | None:
                     *zip(*points, strict=True),
                     "o-" if few else "-",
                     markersize=3,
-                    color=_health_colour(name),
+                    color=_health_colour(name, run),
                     linewidth=1.6,
                 )
             axes.set_title(title, fontsize=8.5, fontweight="normal")
             axes.set_ylim(bottom=0)
             axes.margins(y=0.12)
+            whole_steps(axes)
             plain(axes)
         for axes in grid[len(panels) :]:
             axes.set_visible(False)
         figure.supxlabel("RL steps of the arm", fontsize=8.5)
         names = list(dict.fromkeys(name for metric, _ in panels for name in _health_curves(run, metric)))
         figure.legend(
-            handles=[Line2D([], [], color=_health_colour(name), linewidth=2, label=name) for name in names],
+            handles=[Line2D([], [], color=_health_colour(name, run), linewidth=2, label=name) for name in names],
             loc="outside upper left",
-            ncols=4,
+            ncols=2 * room.columns,
         )
-        return to_svg(figure, "health", "Health of training over steps")
+        return figure
 
 
-def _health_colour(name: str) -> str:
-    return ARMS["single"].colour if name.startswith("single") else colour_of(name)
+def _health_colour(name: str, run: RunData) -> str:
+    return ARMS["single"].colour if name.startswith("single") else colour_of(name, run.arms)
 
 
 def _health_curves(run: RunData, metric: str) -> dict[str, series.Points]:
-    """Curriculum, joint, and the mean of the single-task arms, each averaged over seeds and lightly smoothed."""
-    curves = {arm: series.average(series.by_seed(run, arm, metric)) for arm in ("curriculum", "joint")}
+    """Every arm that trains all tasks, and the mean of the single-task arms, averaged over seeds and lightly
+    smoothed."""
+    shared = [arm for arm in run.arms if arm in SHARED or is_scheduled(arm)]
+    curves = {arm: series.average(series.by_seed(run, arm, metric)) for arm in shared}
     singles = [
         series.average(series.by_seed(run, series.trained_as(run, arm), metric)) for arm in run.arms if is_single(arm)
     ]

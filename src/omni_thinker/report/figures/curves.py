@@ -2,19 +2,17 @@
 
 import math
 
-from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from omni_thinker.arms import ARMS, SHARED, colour_of, is_scheduled, is_single, task_of
-from omni_thinker.report import series
-from omni_thinker.report.plots import WIDTH
-from omni_thinker.report.svg import INK, plain, style, to_svg
+from omni_thinker.report.figures import series
+from omni_thinker.report.figures.svg import INK, PAPER, WIDE, Room, plain, style, whole_steps
 from omni_thinker.runs.read import RunData
 
 
-def interim(run: RunData) -> Markup | None:
+def interim(run: RunData, room: Room = WIDE) -> Figure | None:
     """Accuracy on the problems of interim validations: one panel a task, one colour an arm, and a panel of learning
     rates where these follow a schedule."""
     arms = [arm for arm in run.arms if run.records.has(arm, "interim")]
@@ -23,15 +21,16 @@ def interim(run: RunData) -> Markup | None:
     scheduled = run.setting("rl", "lr_schedule") not in (None, "constant")
     panels = len(run.tasks) + scheduled
     with style():
-        columns = min(2, panels)
+        columns = min(room.columns, panels)
         lines = math.ceil(panels / columns)
-        figure = Figure(figsize=(WIDTH, 2.45 * lines + 0.4), layout="constrained")
+        figure = Figure(figsize=(room.width, (1.9 if room.narrow else 2.45) * lines + 0.4), layout="constrained")
         grid = figure.subplots(lines, columns, sharex=True, squeeze=False).ravel()
         for axes, task in zip(grid, run.tasks, strict=False):
             for arm in reversed(arms):
                 if not is_single(arm) or task_of(arm) == task:
                     _curve(axes, run, arm, task)
             axes.set_title(task)
+            whole_steps(axes)
             plain(axes)
         if scheduled:
             _rates(grid[len(run.tasks)], run, arms)
@@ -40,8 +39,14 @@ def interim(run: RunData) -> Markup | None:
             grid[panels - columns].tick_params(labelbottom=True)  # nothing stands below it
         figure.supxlabel("RL steps of the arm", fontsize=8.5)
         figure.supylabel("accuracy on interim problems", fontsize=8.5)
-        figure.legend(handles=_keys(run, arms), loc="outside upper left", ncols=4, handlelength=1.6, columnspacing=1.6)
-        return to_svg(figure, "interim", "Accuracy on interim validations by task")
+        figure.legend(
+            handles=_keys(run, arms),
+            loc="outside upper left",
+            ncols=2 * room.columns,
+            handlelength=1.6,
+            columnspacing=1.6,
+        )
+        return figure
 
 
 def share_of_time(run: RunData) -> float:
@@ -83,7 +88,7 @@ def _keys(run: RunData, arms: list[str]) -> list[Line2D]:
     if any(map(is_single, arms)):
         keys.append(Line2D([], [], color=ARMS["single"].colour, linewidth=2, label="single (this task only)"))
     if any(item.selected is not None for arm in arms for item in run.result.arms[arm]):
-        star = Line2D([], [], color="#ffffff", linestyle="none", marker="*", markersize=9, label="kept")
+        star = Line2D([], [], color=PAPER, linestyle="none", marker="*", markersize=9, label="kept")
         star.set_markeredgecolor(INK)
         keys.append(star)
     return keys
