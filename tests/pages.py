@@ -12,7 +12,8 @@ from markdown_it.token import Token
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
-    str(path.relative_to(ROOT)) for path in [*ROOT.glob("README.md"), *ROOT.glob("CHANGELOG.md"), *ROOT.glob("docs/**/*.md")]
+    str(path.relative_to(ROOT))
+    for path in [*ROOT.glob("README.md"), *ROOT.glob("CHANGELOG.md"), *ROOT.glob("docs/**/*.md")]
 )
 
 
