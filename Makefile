@@ -148,10 +148,26 @@ bench: $(VENV)/.dev model .venv-vllm/.made ## speed beside TRL, transformers and
 bench-scaling: sandbox $(VENV)/.dev model ## how steps, studies, plans and reports grow: most of an hour, nothing beside it
 	$(BIN)/python benchmarks/scaling.py $(BENCH)
 
+# The generator is for the pages alone, so it lives by itself.
+.venv-site/.made:
+	@echo "installing zensical into .venv-site (once) ..."
+	@$(PYTHON) -m venv --clear .venv-site
+	@.venv-site/bin/python -m pip --disable-pip-version-check -qq install zensical==0.0.73
+	@touch $@
+
+.PHONY: site
+# README.md stands above docs/ here as in a clone, so every relative link holds in both.
+site: .venv-site/.made ## the pages as a site in build/site; fails on a broken link or a request to another host
+	@rm -rf build/pages build/site && mkdir -p build/pages && cp -r README.md CHANGELOG.md docs recipes build/pages
+	@.venv-site/bin/zensical build --strict --clean
+	@.venv-site/bin/python scripts/check_site.py build/site
+	@echo "site: $$PWD/build/site/index.html (its search needs a server: python3 -m http.server -d build/site)"
+
 format: $(VENV)/.dev ## let ruff mend the style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean: ## remove .venv and caches; runs/ and the model cache stay
 	rm -rf $(VENV) .venv-vllm .venv-tinker .venv-verifiers .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	rm -rf .venv-site .cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
