@@ -31,6 +31,7 @@ from omni_thinker.cli.plan import forecast, plan, transfer
 from omni_thinker.cli.recipes import recipe_app
 from omni_thinker.cli.status import status
 from omni_thinker.cli.task_commands.app import tasks_app
+from omni_thinker.cli.track import track
 from omni_thinker.errors import UserError, machine_error, printable
 from omni_thinker.policy.fsdp.place import given_place
 
@@ -353,6 +354,7 @@ def _run(
 
 app.command()(atlas)
 app.command()(status)
+app.command()(track)
 app.command()(plan)
 app.command()(forecast)
 app.command()(transfer)

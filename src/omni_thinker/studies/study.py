@@ -28,6 +28,8 @@ from omni_thinker.runs.schema.base import with_seeds
 from omni_thinker.runs.schema.plan import StudyPlan
 from omni_thinker.runs.schema.result import Scores
 from omni_thinker.runs.schema.transfer import StudyTransfer
+from omni_thinker.runs.tracking.process import tracked
+from omni_thinker.runs.tracking.send import check_trackers
 from omni_thinker.runs.unit_run import models_of
 from omni_thinker.studies.crews.cluster import Cluster
 from omni_thinker.studies.crews.make import Where, muster
@@ -57,6 +59,7 @@ def run_study(recipe: Recipe, out: Path, *, resume: bool = False, where: Where |
     began = time.monotonic()
     where = where or Where()
     where.check()
+    check_trackers(recipe.track)
     if not resume:
         check_free(out)
     recipe, why = choose_engines(dated(recipe, out if resume else None))
@@ -67,7 +70,7 @@ def run_study(recipe: Recipe, out: Path, *, resume: bool = False, where: Where |
         setup = prepare(recipe, resumed=out if resume else None)
         work = plan_work(recipe)
         progress.expect(work.total)
-        with open_study(setup, out, resume=resume, where=where) as (run, owner):
+        with open_study(setup, out, resume=resume, where=where) as (run, owner), tracked(recipe.track, out):
             return _Study(run, setup, work, progress, began, owner).run(where, fresh=not resume)
 
 
@@ -189,6 +192,7 @@ def walk_units(
 def describe(recipe: Recipe, times: Path | None = None) -> dict[str, Any]:
     """Check everything that can be checked before step 0, and report the work ahead. Writes nothing. times: what its
     parts take (`pace_from`)."""
+    check_trackers(recipe.track)
     pace = SECONDS if times is None else pace_from(times)
     recipe, _ = choose_engines(recipe)
     work, setup = plan_work(recipe), prepare(recipe)
