@@ -35,7 +35,14 @@ RECORDER = "python:own_trackers:Recorder"
 
 def recipe(*to: str, policy: str = "unigram_policy:UnigramPolicy", **track: Any) -> Recipe:
     """A study of seconds: two tasks, two arms, eight steps."""
-    small = {"difficulty": 0, "max_tokens": 6, "train": 16, "validation": 4, "test": 4}
+    small = {
+        "difficulty": 0,
+        "max_tokens": 6,
+        "train": 16,
+        "validation": 4,
+        "test": 4,
+        "reward": {"gate": [], "sum": {"python:fsdp_parts:Letters": 1.0}},
+    }
     table = {
         "name": "tracked",
         "model": {"name": "tiny", "policy": f"python:{policy}"},
