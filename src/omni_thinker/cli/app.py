@@ -15,6 +15,7 @@ from omni_thinker.cli.atlas import atlas
 from omni_thinker.cli.judge import judge_app
 from omni_thinker.cli.models import merge_models, model_app
 from omni_thinker.cli.options import (
+    AnyRecipe,
     Out,
     RecipeFile,
     Resume,
@@ -41,7 +42,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich takes as long to import as everything else of --help
     help="Post-train one language model with RL on several tasks: train on each task, measure what that does to the "
     "others, forecast every order, train the best plan, and compare it at equal budget. "
-    "Start with: omni-thinker study recipes/tiny.toml",
+    "Start with: omni-thinker study tiny",
 )
 
 
@@ -186,7 +187,7 @@ def train(
 
 @app.command()
 def probe(
-    recipe: Annotated[Path, typer.Argument(help="A recipe file (TOML).")],
+    recipe: AnyRecipe,
     kinds: Annotated[
         str,
         typer.Option("--kinds", help="full, short, lora, gradient. Several (a,b) are compared. Default: the recipe's."),

@@ -1,5 +1,7 @@
 """The recipes that come with the package, by name: `quickstart`, `models/qwen3`. Imports no torch."""
 
+import re
+from itertools import takewhile
 from pathlib import Path
 
 from omni_thinker.errors import UserError
@@ -22,9 +24,10 @@ def packaged() -> dict[str, Path]:
 
 
 def about(path: Path) -> str:
-    """What a recipe says of itself: its first comment that is no directive."""
-    lines = path.read_text("utf-8").splitlines()
-    return next((line[1:].strip() for line in lines if line.startswith("#") and not line.startswith("#:")), "")
+    """What a recipe says of itself: the first sentence of its first comment, without directives of editors."""
+    comments = takewhile(lambda line: line.startswith("#"), path.read_text("utf-8").splitlines())
+    words = " ".join(line.lstrip("# ") for line in comments if not line.startswith("#:"))
+    return re.split(r"(?<=[.?])\s", words, maxsplit=1)[0]
 
 
 def recipe_file(path: Path) -> Path:
