@@ -13,7 +13,8 @@ import typer
 from omni_thinker import __version__
 from omni_thinker.cli.atlas import atlas
 from omni_thinker.cli.judge import judge_app
-from omni_thinker.cli.models import merge_models, model_app
+from omni_thinker.cli.model_commands.app import merge_models, model_app
+from omni_thinker.cli.model_commands.push import push_model
 from omni_thinker.cli.options import (
     AnyRecipe,
     Out,
@@ -29,7 +30,7 @@ from omni_thinker.cli.options import (
 )
 from omni_thinker.cli.output import Json, finish, tell
 from omni_thinker.cli.plan import forecast, plan, transfer
-from omni_thinker.cli.recipes import recipe_app
+from omni_thinker.cli.recipe_commands.app import recipe_app
 from omni_thinker.cli.status import status
 from omni_thinker.cli.task_commands.app import tasks_app
 from omni_thinker.cli.track import track
@@ -360,6 +361,7 @@ app.command()(plan)
 app.command()(forecast)
 app.command()(transfer)
 app.command("merge")(merge_models)
+app.command("push")(push_model)
 app.add_typer(tasks_app, name="tasks")
 app.add_typer(judge_app, name="judge")
 app.add_typer(model_app, name="model")

@@ -16,6 +16,7 @@ from typing import Any
 
 from omni_thinker.compare.intervals import MIN_PROBLEMS
 from omni_thinker.errors import UserError
+from omni_thinker.hub.card import write_cards
 from omni_thinker.judging.shared.owner import JudgeOwner
 from omni_thinker.policy.engines import choose_engines
 from omni_thinker.recipe import Recipe
@@ -114,6 +115,7 @@ class _Study:
         if (known := run.journal.noted(result_key)) is not None:
             progress.say("this run has ended; nothing is left to do")
             run.write_json("result.json", known)  # the file may be gone, or hold a verdict over more seeds
+            write_cards(run.path)
             return dict(known)
         self._walk(where)
         for name in LOGS:
@@ -122,6 +124,7 @@ class _Study:
         result = to_result(setup, list(self._outcomes.values()), _seconds(run, self._began), before=before)
         run.write_json("result.json", result)
         run.journal.note(result_key, result)
+        write_cards(run.path)
         progress.say("the run has ended")
         return result
 

@@ -8,7 +8,7 @@ import typer
 
 from omni_thinker.cli.options import AnyRecipe, Set, load
 from omni_thinker.cli.output import Json, finish
-from omni_thinker.cli.recipe_init import recipe_init
+from omni_thinker.cli.recipe_commands.init import recipe_init
 from omni_thinker.errors import UserError
 
 recipe_app = typer.Typer(no_args_is_help=True, help="Recipes that come along, a new one, and what one may say.")
