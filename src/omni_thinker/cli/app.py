@@ -220,15 +220,26 @@ def evaluate(
     samples: Annotated[
         Path | None, typer.Option(help="Folder for every answer: JSONL with the keys of lm-eval's --log_samples.")
     ] = None,
+    lm_eval: Annotated[
+        str, typer.Option("--lm-eval", help="Also run these tasks of EleutherAI's lm-eval: task,task,... (extra).")
+    ] = "",
+    lm_eval_include: Annotated[Path | None, typer.Option(help="Folder with lm-eval tasks of your own (YAML).")] = None,
+    lm_eval_limit: Annotated[
+        int | None, typer.Option(min=1, help="Problems of each lm-eval task. Default: all.")
+    ] = None,
     overrides: Set = None,
     skip_refused: SkipRefused = False,
     weak: Weak = False,
     json_: Json = False,
 ) -> None:
     """Measure the accuracy of a model on each task."""
+    from omni_thinker.cli.harness import Wanted, check_harness, lines_of, run_harness
     from omni_thinker.cli.single_eval import evaluate_model
     from omni_thinker.runs.progress import working
 
+    wanted = Wanted(names(lm_eval), lm_eval_include, lm_eval_limit)
+    if wanted.tasks:
+        check_harness(wanted)
     loaded = recipe_or_builtin(recipe, overrides, skip_refused)
     with working(f"answering the {split} problems"), in_recipe(recipe or Path("--set")):
         result = evaluate_model(model, loaded, split, references, samples)
@@ -240,6 +251,10 @@ def evaluate(
         typer.echo(f"answers: {file}")
     for note in result["notes"]:
         typer.echo(note)
+    if wanted.tasks:
+        with working(f"answering {lm_eval}"):
+            result["lm_eval"] = run_harness(model, wanted)
+        typer.echo("\n".join(lines_of(result["lm_eval"])))
     finish(result, json_)
 
 
