@@ -34,7 +34,7 @@ $(VENV)/.dev: $(VENV)/.runtime
 	@$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $@
 
-.PHONY: help install dev model sandbox quickstart check test test-slow test-tinker test-vllm test-verifiers test-extras soak bench bench-scaling lint format clean
+.PHONY: help install dev model sandbox wheel quickstart check test test-slow test-tinker test-vllm test-verifiers test-extras soak bench bench-scaling lint format clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -127,8 +127,8 @@ test-verifiers: .venv-verifiers/.made ## the tests with environments of the pack
 	@echo "installing omni-thinker, the trackers and lm-eval into .venv-extras (once) ..."
 	@$(PYTHON) -m venv --clear .venv-extras
 	@.venv-extras/bin/python -m pip --disable-pip-version-check -qq install $(TORCH)
-	@.venv-extras/bin/python -m pip --disable-pip-version-check -qq install $(TORCH) trackio==0.43.0 wandb==0.31.0 \
-		mlflow==3.17.2 lm-eval==0.4.13 -e '.[tensorboard,lora]' hatchling pytest pytest-timeout hypothesis
+	@.venv-extras/bin/python -m pip --disable-pip-version-check -qq install $(TORCH) -e '.[tensorboard,lora]' \
+		hatchling trackio==0.43.0 wandb==0.31.0 mlflow==3.17.2 lm-eval==0.4.13 pytest pytest-timeout hypothesis
 	@touch $@
 
 test-extras: sandbox .venv-extras/.made ## the tests with real trackers, lm-eval and an installed wheel: minutes
@@ -152,6 +152,9 @@ bench: $(VENV)/.dev model .venv-vllm/.made ## speed beside TRL, transformers and
 
 bench-scaling: sandbox $(VENV)/.dev model ## how steps, studies, plans and reports grow: most of an hour, nothing beside it
 	$(BIN)/python benchmarks/scaling.py $(BENCH)
+
+wheel: $(VENV)/.dev ## the package with its recipes as one file in dist/
+	@$(BIN)/python -m hatchling build -t wheel -d dist
 
 format: $(VENV)/.dev ## let ruff mend the style
 	$(BIN)/ruff check --fix .

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from omni_thinker.packaged import SCHEMA
 from omni_thinker.recipe.keys import classes, default, docstrings, schema, taken
-from omni_thinker.recipe.packaged import SCHEMA
 from omni_thinker.recipe.schedulers import SchedulerSpec
 from omni_thinker.recipe.types import Table
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from omni_thinker.recipe.packaged import SCHEMA, packaged
+from omni_thinker.packaged import SCHEMA, packaged
 
 if find_spec("hatchling") is None:
     pytest.skip("needs hatchling, which the extra dev has", allow_module_level=True)

@@ -12,7 +12,7 @@ from omni_thinker.errors import UserError
 
 def _packaged(incomplete: str) -> list[str]:
     """Names for the shell to complete, beside the files that it knows."""
-    from omni_thinker.recipe.packaged import packaged
+    from omni_thinker.packaged import packaged
 
     files = [str(path) for path in Path().glob(f"{incomplete}*") if path.is_dir() or path.suffix == ".toml"]
     return [name for name in (*packaged(), *files) if name.startswith(incomplete)]

@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from omni_thinker.errors import UserError
+from omni_thinker.packaged import recipe_file
 from omni_thinker.recipe.explain import Loc, refusal
-from omni_thinker.recipe.packaged import recipe_file
 from omni_thinker.recipe.tasks import TaskSpec
 from omni_thinker.recipe.whole import Recipe
 

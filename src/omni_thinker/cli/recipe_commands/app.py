@@ -18,7 +18,7 @@ recipe_app.command("init")(recipe_init)
 @recipe_app.command("list")
 def recipe_list(json_: Json = False) -> None:
     """List the recipes that come with the package. Every command takes their names."""
-    from omni_thinker.recipe.packaged import about, packaged
+    from omni_thinker.packaged import about, packaged
 
     known = {name: about(path) for name, path in packaged().items()}
     width = max(map(len, known), default=0)
@@ -30,7 +30,7 @@ def recipe_list(json_: Json = False) -> None:
 @recipe_app.command("show")
 def recipe_show(recipe: AnyRecipe) -> None:
     """Print a recipe, to copy and change it: omni-thinker recipe show quickstart > mine.toml"""
-    from omni_thinker.recipe.packaged import recipe_file
+    from omni_thinker.packaged import recipe_file
 
     load(recipe, None)  # whatever is wrong with it
     typer.echo(recipe_file(recipe).read_text("utf-8"), nl=False)
@@ -85,7 +85,7 @@ def _given(recipe: Path, overrides: list[str]) -> set[str]:
     """The keys that the file or `--set` has."""
     import tomllib
 
-    from omni_thinker.recipe.packaged import recipe_file
+    from omni_thinker.packaged import recipe_file
 
     found = {override.partition("=")[0].strip() for override in overrides}
 

@@ -94,7 +94,7 @@ def _task(word: str) -> tuple[str, dict[str, Any]]:
 
 def _text(table: dict[str, Any], out: Path) -> str:
     """The file, with where its schema lies and what it is."""
-    from omni_thinker.recipe.packaged import SCHEMA, recipes_folder
+    from omni_thinker.packaged import SCHEMA, recipes_folder
 
     schema = recipes_folder() / SCHEMA
     head = [f"#:schema {schema.as_uri()}"] if schema.is_file() else []

@@ -13,8 +13,8 @@ SCHEMA = "recipe.schema.json"
 
 def recipes_folder() -> Path:
     """Within the package where it was installed from a wheel, and beside `src` in a clone."""
-    inside = Path(__file__).parents[1] / "recipes"
-    return inside if inside.is_dir() else Path(__file__).parents[3] / "recipes"
+    inside = Path(__file__).parent / "recipes"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "recipes"
 
 
 def packaged() -> dict[str, Path]:
