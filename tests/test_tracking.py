@@ -256,6 +256,14 @@ def test_trackers_are_checked_before_step_0(tmp_path: Path, monkeypatch: pytest.
     assert not (tmp_path / "run").exists()
 
 
+def test_discarded_run_leaves_nothing_of_its_trackers(tmp_path: Path) -> None:
+    """As where no worker can be had: the directory is free again for the next attempt."""
+    (tmp_path / "recipe.toml").write_text('name = "x"\n[track]\nto = ["python:own_trackers:Recorder"]\n', "utf-8")
+    with process.tracked(TrackSpec(to=(RECORDER,)), tmp_path):
+        (tmp_path / "recipe.toml").unlink()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_second_sender_waits_for_the_first(tmp_path: Path) -> None:
     began = time.monotonic()
     with (

@@ -12,12 +12,14 @@ Names are imported when they are first used, so that the command line starts fas
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from omni_thinker.api import atlas, evaluate, forecast, load_run, plan, score, study, train
+    from omni_thinker.api import atlas, evaluate, forecast, load_run, plan, score, study, track, train
     from omni_thinker.errors import UserError
     from omni_thinker.recipe import Recipe
 
 __version__ = "0.1.0"
-__all__ = ["Recipe", "UserError", "atlas", "evaluate", "forecast", "load_run", "plan", "score", "study", "train"]
+__all__ = [
+    "Recipe", "UserError", "atlas", "evaluate", "forecast", "load_run", "plan", "score", "study", "track", "train",
+]  # fmt: skip
 _HOMES = {"Recipe": "omni_thinker.recipe", "UserError": "omni_thinker.errors"}
 
 

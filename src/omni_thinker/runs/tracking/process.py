@@ -11,15 +11,16 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
 from omni_thinker.errors import UserError
 from omni_thinker.recipe.track import TrackSpec
-from omni_thinker.runs.tracking.send import FOLDER, Sender, read_spec
+from omni_thinker.runs.files import remove
+from omni_thinker.runs.tracking.send import FOLDER, Sender, check_trackers, read_spec
 
 _log = logging.getLogger(__name__)
 LOG = "log.txt"
@@ -27,6 +28,8 @@ _EVERY_S = 1.0
 """Between two looks at the file."""
 _WAIT_S, _BROKEN_S = 60.0, 3.0
 """How long a study that has ended waits for the trackers, and one that broke off."""
+_HELD_S = 30.0
+"""How long a command waits for a process that sends the last rows of a study."""
 _ALONE_S = 600
 """How long the process may live once its study is gone."""
 _BEGIN = "import sys; sys.path[:] = {path!r}; from omni_thinker.runs.tracking.process import main; main()"
@@ -70,6 +73,27 @@ def held(run: Path, wait_s: float) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def track_run(
+    run: Path, to: Sequence[str] = (), *, project: str = "", folder: str = "", online: bool = False
+) -> dict[str, Any]:
+    """Send the rows of a run in `run` that its trackers don't have yet, from this process. What isn't given is as in
+    the run's recipe.
+
+    Returns `sent`, and by tracker `rows` (all that it has), `failed` (why) and `see` (how to look at them). Raises
+    UserError for trackers that aren't known or installed, and while another process sends."""
+    spec, recipe = read_spec(run)
+    changed = {"to": tuple(to), "project": project, "folder": folder, "online": online}
+    spec = spec.model_copy(update={key: value for key, value in changed.items() if value})
+    if not spec.to:
+        raise UserError("name a tracker: the run's recipe has none", key="track.to")
+    check_trackers(spec)
+    with held(run, _HELD_S), contextlib.redirect_stdout(sys.stderr):
+        sender = Sender(run, spec, recipe, _log.warning)
+        sent = sender.send()
+        words = sender.close(ended=(run / "result.json").exists())
+    return {"sent": sent, "rows": sender.counts(), "failed": sender.failed, "see": words}
 
 
 def main() -> None:
@@ -134,6 +158,11 @@ def _listen(lines: IO[bytes] | None) -> None:
 
 def _end(process: subprocess.Popen[bytes], run: Path, *, ended: bool) -> None:
     """Say that the study is over, and wait a while for the trackers."""
+    if not (run / "recipe.toml").exists():  # the run was discarded before anything was done
+        process.kill()
+        process.wait()
+        remove(run / FOLDER)
+        return
     with contextlib.suppress(OSError):
         if process.stdin is not None:
             process.stdin.write(_ENDED if ended else b"broke off\n")
