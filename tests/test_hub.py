@@ -70,11 +70,11 @@ def test_card_has_scores_intervals_and_differences() -> None:
 
 
 def test_card_is_read_by_the_hubs_library() -> None:
-    data = ModelCard(card(result(), RECIPE, "joint", arm(0, 0.5))).data
+    data: Any = ModelCard(card(result(), RECIPE, "joint", arm(0, 0.5))).data
     assert (data.base_model, data.license, data.library_name) == (
         "HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0", "transformers"
     )  # fmt: skip
-    assert [(each.dataset_name, each.metric_value) for each in data.eval_results or []] == [("qa", 0.5), ("math", 0.5)]
+    assert [(each.dataset_name, each.metric_value) for each in data.eval_results] == [("qa", 0.5), ("math", 0.5)]
 
 
 def test_card_says_nothing_of_the_machine() -> None:

@@ -98,12 +98,10 @@ def _metrics(row: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
         metric, comma, filtered = key.partition(",")
         if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
             continue
-        stderr = row.get(f"{metric}_stderr,{filtered}")
+        stderr: Any = row.get(f"{metric}_stderr,{filtered}")
         known = isinstance(stderr, int | float) and math.isfinite(stderr)
-        found[metric if filtered == "none" else key] = {
-            "value": float(value),
-            "stderr": float(stderr) if known else None,
-        }
+        name = metric if filtered == "none" else key
+        found[name] = {"value": float(value), "stderr": float(stderr) if known else None}
     return found
 
 
