@@ -29,8 +29,9 @@ class Recorder:
     def close(self, *, ended: bool) -> None:
         self._say("close", ended)
 
-    def words(self) -> str:
-        return f"cat {self._file.name}"
+    @staticmethod
+    def words(study: Study) -> str:
+        return f"cat {study.folder / 'recorder.jsonl'}"
 
 
 class Failing(Recorder):

@@ -242,6 +242,7 @@ def test_track_sends_a_run_of_before_once(
         main()
         table = json.loads(capsys.readouterr().out.splitlines()[-1])
         assert (table["sent"], table["rows"], table["failed"]) == (sent, {RECORDER: count}, {})
+        assert table["see"] == {RECORDER: f"cat {tmp_path / 'run' / 'track' / 'recorder.jsonl'}"}
     assert recorded(tmp_path / "run" / "track") == expected(tmp_path / "run")
 
 

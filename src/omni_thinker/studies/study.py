@@ -107,6 +107,8 @@ class _Study:
         setup.keep_drawn(run.path)
         run.journal.cut()
         progress.say(f"run {recipe.name!r} into {run.path}" + (", resumed" if run.journal.resumed else ""))
+        if recipe.track.to:
+            progress.say(f"tracked by {', '.join(recipe.track.to)}; `omni-thinker track {run.path}` says where to look")
         if run.journal.dropped:
             progress.say(f"{run.journal.dropped} journal entries after the last whole checkpoint are repeated")
         if fresh and (words := power_words(setup)):

@@ -62,8 +62,9 @@ class Tracker(Protocol):
     def close(self, *, ended: bool) -> None:
         """Nothing more comes. ended: the study has ended, else it broke off and may be resumed."""
 
-    def words(self) -> str:
-        """How to look at what was sent."""
+    @staticmethod
+    def words(study: Study) -> str:
+        """How to look at what was sent, in a line."""
 
 
 def values_of(row: Metrics) -> dict[str, float]:

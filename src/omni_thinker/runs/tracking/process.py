@@ -92,8 +92,8 @@ def track_run(
     with held(run, _HELD_S), contextlib.redirect_stdout(sys.stderr):
         sender = Sender(run, spec, recipe, _log.warning)
         sent = sender.send()
-        words = sender.close(ended=(run / "result.json").exists())
-    return {"sent": sent, "rows": sender.counts(), "failed": sender.failed, "see": words}
+        sender.close(ended=(run / "result.json").exists())
+    return {"sent": sent, "rows": sender.counts(), "failed": sender.failed, "see": sender.words()}
 
 
 def main() -> None:

@@ -102,14 +102,16 @@ class Sender:
             self._note([name for name in list(self._trackers) if self._try(name, "flush")])
         return sent
 
-    def close(self, *, ended: bool) -> dict[str, str]:
-        """Let the trackers finish; how to look at what each has."""
-        words = {}
-        for name, tracker in list(self._trackers.items()):
-            if self._try(name, "close", ended=ended):
-                words[name] = tracker.words()
+    def close(self, *, ended: bool) -> None:
+        """Let the trackers finish."""
+        for name in list(self._trackers):
+            self._try(name, "close", ended=ended)
         self._follower.close()
-        return words
+
+    def words(self) -> dict[str, str]:
+        """How to look at what each tracker has."""
+        names = [name for name, count in self.counts().items() if count and name not in self.failed]
+        return {name: TRACKERS.find(name, "track.to").words(self._study) for name in names}
 
     def counts(self) -> dict[str, int]:
         """Rows that each tracker has."""

@@ -20,11 +20,10 @@ class Mlflow:
         from mlflow.tracking import MlflowClient
 
         self._study = study
-        local = f"sqlite:///{study.folder / 'mlflow.db'}"
-        self._place = os.environ.get("MLFLOW_TRACKING_URI", "") or local if study.online else local
-        self._client = MlflowClient(self._place)
+        place = _place(study)
+        self._client = MlflowClient(place)
         known = self._client.get_experiment_by_name(study.project)
-        artifacts = None if self._place != local else (study.folder / "mlflow-artifacts").as_uri()
+        artifacts = (study.folder / "mlflow-artifacts").as_uri() if place == _local(study) else None
         self._experiment = known.experiment_id if known else self._client.create_experiment(study.project, artifacts)
         self._parent = self._begin(study.name, f"{study.id}", {})
         self._log_config()
@@ -48,8 +47,10 @@ class Mlflow:
         for run in (*self._runs.values(), self._parent):
             self._client.set_terminated(run, "FINISHED" if ended else "KILLED")
 
-    def words(self) -> str:
-        return f"mlflow ui --backend-store-uri {self._place}"
+    @staticmethod
+    def words(study: Study) -> str:
+        place = _place(study)
+        return f"mlflow ui --backend-store-uri {place}" if place == _local(study) else place
 
     def _begin(self, name: str, tag: str, tags: Mapping[str, str]) -> str:
         """The run with this tag, new or resumed; its id."""
@@ -69,6 +70,15 @@ class Mlflow:
         params = [Param(key, value) for key, value in _flat(self._study.config) if key not in known]
         for part in _parts(params):
             self._client.log_batch(self._parent, params=part)
+
+
+def _local(study: Study) -> str:
+    return f"sqlite:///{study.folder / 'mlflow.db'}"
+
+
+def _place(study: Study) -> str:
+    """Address of the server, or of the database on this machine."""
+    return (study.online and os.environ.get("MLFLOW_TRACKING_URI")) or _local(study)
 
 
 def _parts(rows: list[Any]) -> Iterator[list[Any]]:

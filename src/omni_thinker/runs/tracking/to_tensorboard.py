@@ -5,12 +5,14 @@ from pathlib import Path
 
 from omni_thinker.runs.tracking.base import Place, Study
 
+_FOLDER = "tensorboard"
+
 
 class TensorBoard:
     """A resumed run goes on in another event file of the same folder, which TensorBoard shows as one run."""
 
     def __init__(self, study: Study) -> None:
-        self._study, self._folder = study, study.folder / "tensorboard"
+        self._study, self._folder = study, study.folder / _FOLDER
         self._writers: dict[str, _Writer] = {}
 
     def log(self, place: Place, number: int, step: int, values: Mapping[str, float]) -> None:
@@ -26,8 +28,9 @@ class TensorBoard:
         for writer in self._writers.values():
             writer.file.close()
 
-    def words(self) -> str:
-        return f"tensorboard --logdir {self._folder}"
+    @staticmethod
+    def words(study: Study) -> str:
+        return f"tensorboard --logdir {study.folder / _FOLDER}"
 
 
 class _Writer:

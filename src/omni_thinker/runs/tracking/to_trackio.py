@@ -28,9 +28,10 @@ class Trackio:
         for run in self._runs.values():
             run.finish()
 
-    def words(self) -> str:
-        place = "" if self._study.online else f"TRACKIO_DIR={self._study.folder / 'trackio'} "
-        return f"{place}trackio show --project {self._study.project}"
+    @staticmethod
+    def words(study: Study) -> str:
+        place = "" if study.online else f"TRACKIO_DIR={study.folder / 'trackio'} "
+        return f"{place}trackio show --project {study.project}"
 
     def _begin(self, place: Place, *, fresh: bool) -> Any:
         study = self._study

@@ -38,8 +38,10 @@ class Wandb:
         for run in self._runs.values():
             run.finish(exit_code=0 if ended else 1)
 
-    def words(self) -> str:
-        return f"wandb sync {self._study.folder / 'wandb' / 'offline-run-*'}" if not self._study.online else "wandb"
+    @staticmethod
+    def words(study: Study) -> str:
+        runs = study.folder / "wandb" / f"offline-run-*-{study.id}-*"
+        return f"project {study.project} of wandb" if study.online else f"wandb sync {runs}"
 
     def _begin(self, place: Place) -> Any:
         study = self._study
