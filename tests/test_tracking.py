@@ -81,7 +81,7 @@ def recorded(folder: Path) -> list[tuple[str, int, float]]:
     return sorted(found)
 
 
-def wait_until_gone(run: Path, seconds: float = 60) -> None:
+def wait_until_gone(run: Path, seconds: float = 120) -> None:
     """Until no process sends this run's rows."""
     with process.held(run, seconds):
         pass
@@ -204,7 +204,7 @@ def test_killed_and_resumed_study_goes_on_in_the_same_runs(tmp_path: Path, monke
 def test_tracker_that_fails_costs_one_line_and_nothing_else(
     tracker: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(process, "_WAIT_S", 2.0)
+    monkeypatch.setattr(process, "_WAIT_S", 2.0 if tracker == "Hanging" else 120.0)
     to = (f"python:own_trackers:{tracker}",) + ((RECORDER,) if tracker == "Failing" else ())
     with caplog.at_level(logging.WARNING, "omni_thinker"):
         result = run_study(recipe(*to), tmp_path / "run")
