@@ -1,5 +1,6 @@
 """Sends each row of a run to each tracker once, over all processes that ever worked at the run."""
 
+import contextlib
 import json
 import os
 import tomllib
@@ -102,6 +103,16 @@ class Sender:
             self._note([name for name in list(self._trackers) if self._try(name, "flush")])
         return sent
 
+    def _fail(self, name: str, why: str) -> None:
+        """The tracker gets no more; what it took before is noted where it can be made safe."""
+        self.failed[name] = why
+        self._warn(f"tracker {name} failed and gets no more rows for now; `omni-thinker track` sends them: {why}")
+        tracker = self._trackers.pop(name, None)
+        with contextlib.suppress(Exception, SystemExit):
+            if tracker is not None:
+                tracker.flush()
+                self._note([name])
+
     def close(self, *, ended: bool) -> None:
         """Let the trackers finish."""
         for name in list(self._trackers):
@@ -129,14 +140,12 @@ class Sender:
             getattr(self._trackers[name], method)(*values, **named)
         except (Exception, SystemExit) as exc:  # whatever a tracker's package raises
             why = " ".join(printable(f"{type(exc).__name__}: {exc}").split())[:_LONGEST]
-            self.failed[name] = why
-            self._trackers.pop(name, None)
-            self._warn(f"tracker {name} failed and gets no more rows for now; `omni-thinker track` sends them: {why}")
+            self._fail(name, why)
             return False
         return True
 
     def _note(self, whole: list[str]) -> None:
-        """Write down what `whole` have. What a tracker that failed has isn't known: it gets that again."""
+        """Write down what `whole` have."""
         for name in whole:
             self._noted[name] = {"units": dict(self._units[name]), "runs": dict(self._runs[name])}
         write_json(self._file, {"id": self._id, "trackers": self._noted})
