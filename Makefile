@@ -34,7 +34,7 @@ $(VENV)/.dev: $(VENV)/.runtime
 	@$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $@
 
-.PHONY: help install dev model sandbox quickstart check test test-slow test-browser test-tinker test-vllm test-verifiers soak bench bench-scaling lint format clean
+.PHONY: help install dev model sandbox wheel quickstart check test test-slow test-browser test-extras test-tinker test-vllm test-verifiers soak bench bench-scaling lint format clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -130,6 +130,19 @@ test-tinker: sandbox .venv-tinker/.made ## the tests with a training service, Sk
 test-verifiers: .venv-verifiers/.made ## the tests with environments of the package verifiers: minutes
 	.venv-verifiers/bin/python -m pytest -m "slow or not slow" tests/test_turns_verifiers.py
 
+# Trackers and the evaluation harness bring a hundred packages, some of them older than ours.
+.venv-extras/.made: pyproject.toml
+	@echo "installing omni-thinker, the trackers and lm-eval into .venv-extras (once) ..."
+	@$(PYTHON) -m venv --clear .venv-extras
+	@.venv-extras/bin/python -m pip --disable-pip-version-check -qq install $(TORCH)
+	@.venv-extras/bin/python -m pip --disable-pip-version-check -qq install $(TORCH) -e '.[tensorboard,lora]' \
+		hatchling trackio==0.43.0 wandb==0.31.0 mlflow==3.17.2 lm-eval==0.4.13 pytest pytest-timeout hypothesis
+	@touch $@
+
+test-extras: sandbox .venv-extras/.made ## the tests with real trackers, lm-eval and an installed wheel: minutes
+	.venv-extras/bin/python -m pytest -m "extras or not extras" \
+		tests/test_trackers.py tests/test_lm_eval.py tests/test_wheel.py
+
 # Our package beside it, with versions that suit both: constraints.txt has a newer transformers than vLLM allows.
 .venv-vllm/.dev: .venv-vllm/.made pyproject.toml
 	@echo "installing omni-thinker into .venv-vllm ..."
@@ -163,11 +176,14 @@ site: .venv-site/.made ## the pages as a site in build/site; fails on a broken l
 	@.venv-site/bin/python scripts/check_site.py build/site
 	@echo "site: $$PWD/build/site/index.html (its search needs a server: python3 -m http.server -d build/site)"
 
+wheel: $(VENV)/.dev ## the package with its recipes as one file in dist/
+	@$(BIN)/python -m hatchling build -t wheel -d dist
+
 format: $(VENV)/.dev ## let ruff mend the style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean: ## remove .venv and caches; runs/ and the model cache stay
-	rm -rf $(VENV) .venv-vllm .venv-tinker .venv-verifiers .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	rm -rf $(VENV) .venv-vllm .venv-tinker .venv-verifiers .venv-extras .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
 	rm -rf .venv-site .cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -62,7 +62,7 @@ def test_every_pin_is_exact_and_torch_is_pinned(repo: Path) -> None:
     assert not any(line.startswith(("nvidia", "triton")) for line in pins)
 
 
-APART = {"verifiers"}
+APART = {"verifiers", "trackio", "wandb", "mlflow", "lm-eval"}
 """Extras that ask for other versions than our tests' own; the Makefile pins them in environments by themselves."""
 
 

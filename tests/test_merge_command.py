@@ -89,6 +89,29 @@ def test_merging_a_lora_adapter_equals_peft_merge_and_unload(
     assert all(torch.allclose(ours[name], own, atol=1e-6) for name, own in theirs.items())
 
 
+def test_peft_trains_an_adapter_on_what_merge_writes(
+    tiny_model: Path, experts: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also on a merged model of several files: saved, loaded again by its base's name, and merged by us."""
+    from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
+
+    merged = tmp_path / "merged"
+    command(capsys, sharded(tiny_model, tmp_path / "start"), *experts, "--out", merged)
+    torch.manual_seed(0)
+    adapted = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(merged),
+        LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False),
+    )
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    read = AutoPeftModelForCausalLM.from_pretrained(str(tmp_path / "adapter"))
+    assert read.peft_config["default"].base_model_name_or_path == str(merged)
+    tokens = torch.arange(12)[None]
+    assert torch.equal(read(tokens).logits, adapted.eval()(tokens).logits)
+    command(capsys, merged, tmp_path / "adapter", "--out", tmp_path / "out")
+    ours = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.allclose(ours(tokens).logits, read(tokens).logits, atol=1e-4)
+
+
 def test_bad_options_of_merge_exit_2_with_one_line_and_write_nothing(
     tiny_model: Path, experts: list[Path], tmp_path: Path, refused: Refused
 ) -> None:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from omni_thinker.baselines.folders import merge_folders
 from omni_thinker.baselines.merge import Weights, merge
 from omni_thinker.baselines.merge_rules import MergeMethod, MergeRule
 
@@ -140,6 +141,21 @@ def test_merge_equals_mergekit(
     assert theirs.keys() <= ours.keys()
     for name, weight in theirs.items():
         assert torch.allclose(ours[name].float(), weight.float(), atol=1e-6), name
+
+
+@pytest.mark.skipif(not MERGEKIT, reason="OMNI_THINKER_MERGEKIT_PYTHON names no Python with mergekit")
+def test_mergekit_reads_what_merge_writes(tiny_model: Path, tmp_path: Path) -> None:
+    """It passes our merged folder through, and its weights come out as they were."""
+    merge_folders(tiny_model, [tiny_model, tiny_model], MergeRule(), tmp_path / "ours")
+    config = {"merge_method": "passthrough", "models": [{"model": str(tmp_path / "ours")}], "dtype": "float32"}
+    (tmp_path / "config.yml").write_text(json.dumps(config), "utf-8")
+    command = [MERGEKIT, "-m", "mergekit.scripts.run_yaml", str(tmp_path / "config.yml"), str(tmp_path / "theirs")]
+    subprocess.run(command, check=True, capture_output=True, timeout=280)
+    ours, theirs = load_file(tmp_path / "ours" / "model.safetensors"), dict[str, torch.Tensor]()
+    for path in (tmp_path / "theirs").glob("*.safetensors"):
+        theirs |= load_file(path)
+    assert theirs
+    assert all(torch.equal(weight, ours[name].float()) for name, weight in theirs.items())
 
 
 def test_merging_two_135m_models_takes_under_30_seconds_and_2_models_memory(

@@ -1,18 +1,23 @@
-"""docs/recipe.md has a table of every class of a recipe. `python tests/test_recipe_page.py` writes them."""
+"""docs/recipe.md has a table of every class of a recipe, and recipes/ has the schema that editors check recipes by.
+`python tests/test_recipe_page.py` writes both."""
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from pathlib import Path
 
 import pytest
 
-from omni_thinker.recipe.keys import classes, default, docstrings, taken
+from omni_thinker.packaged import SCHEMA
+from omni_thinker.recipe.keys import classes, default, docstrings, schema, taken
 from omni_thinker.recipe.schedulers import SchedulerSpec
 from omni_thinker.recipe.types import Table
 
 MARK = re.compile(r"<!-- keys of (\w+) -->\n(?:\n?\|[^\n]*\n)*")
 PAGE = Path(__file__).parents[1] / "docs" / "recipe.md"
+RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 def table_of(kind: type[Table]) -> str:
@@ -60,5 +65,22 @@ def test_a_key_is_listed_with_its_range_and_default(table: str, key: str, words:
     assert words in row
 
 
+def schema_text() -> str:
+    return json.dumps(schema(), indent=1) + "\n"
+
+
+def test_schema_beside_the_recipes_is_that_of_the_code() -> None:
+    assert (RECIPES / SCHEMA).read_text("utf-8") == schema_text(), "run python tests/test_recipe_page.py"
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.rglob("*.toml")), ids=lambda path: path.stem)
+def test_a_recipe_begins_with_the_place_of_its_schema(recipe: Path) -> None:
+    first, second = recipe.read_text("utf-8").splitlines()[:2]
+    place = os.path.relpath(RECIPES / SCHEMA, recipe.parent)
+    assert first == f"#:schema {'' if place.startswith('..') else './'}{place}"
+    assert second.startswith("# "), "and with what it is for"
+
+
 if __name__ == "__main__":
+    (RECIPES / SCHEMA).write_text(schema_text(), "utf-8")
     PAGE.write_text(with_tables(PAGE.read_text("utf-8")), "utf-8")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         side_by_side,
         study,
         tables,
+        track,
         train,
     )
     from omni_thinker.errors import UserError
@@ -42,6 +43,7 @@ __all__ = [
     "side_by_side",
     "study",
     "tables",
+    "track",
     "train",
 ]
 _HOMES = {"Recipe": "omni_thinker.recipe", "UserError": "omni_thinker.errors"}

@@ -169,6 +169,18 @@ def score(reward: str, rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]
     return score_lines(reward, (json.dumps(dict(row)) for row in rows), "rows")
 
 
+def track(
+    run: str | Path, to: Sequence[str] = (), *, project: str = "", folder: str = "", online: bool = False
+) -> dict[str, Any]:
+    """Send a run's metrics to trackers (`trackio`, `wandb`, `tensorboard`, `mlflow`): every row that they lack.
+
+    What isn't given is as in the run's recipe. Returns the number of rows `sent`, and by tracker `rows` (all that it
+    has), `failed` (why), `see` (how to look at them)."""
+    from omni_thinker.runs.tracking.process import track_run
+
+    return track_run(Path(run), to, project=project, folder=folder, online=online)
+
+
 def load_run(directory: str | Path) -> "RunData":
     """All that a run directory holds, typed: result, metrics, transfer, plan, samples."""
     from omni_thinker.runs.read import load_run as read

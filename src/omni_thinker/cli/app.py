@@ -13,8 +13,10 @@ import typer
 from omni_thinker import __version__
 from omni_thinker.cli.atlas import atlas
 from omni_thinker.cli.judge import judge_app
-from omni_thinker.cli.models import merge_models, model_app
+from omni_thinker.cli.model_commands.app import merge_models, model_app
+from omni_thinker.cli.model_commands.push import push_model
 from omni_thinker.cli.options import (
+    AnyRecipe,
     Out,
     RecipeFile,
     Resume,
@@ -28,12 +30,13 @@ from omni_thinker.cli.options import (
 )
 from omni_thinker.cli.output import Json, finish, tell
 from omni_thinker.cli.plan import forecast, plan, transfer
-from omni_thinker.cli.recipes import recipe_app
+from omni_thinker.cli.recipe_commands.app import recipe_app
 from omni_thinker.cli.run_commands.compare import compare
 from omni_thinker.cli.run_commands.report import report
 from omni_thinker.cli.run_commands.status import status
 from omni_thinker.cli.run_commands.watch import watch
 from omni_thinker.cli.task_commands.app import tasks_app
+from omni_thinker.cli.track import track
 from omni_thinker.errors import UserError, machine_error, printable
 from omni_thinker.policy.fsdp.place import given_place
 
@@ -43,7 +46,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich takes as long to import as everything else of --help
     help="Post-train one language model with RL on several tasks: train on each task, measure what that does to the "
     "others, forecast every order, train the best plan, and compare it at equal budget. "
-    "Start with: omni-thinker study recipes/tiny.toml",
+    "Start with: omni-thinker study tiny",
 )
 
 
@@ -188,7 +191,7 @@ def train(
 
 @app.command()
 def probe(
-    recipe: Annotated[Path, typer.Argument(help="A recipe file (TOML).")],
+    recipe: AnyRecipe,
     kinds: Annotated[
         str,
         typer.Option("--kinds", help="full, short, lora, gradient. Several (a,b) are compared. Default: the recipe's."),
@@ -220,15 +223,26 @@ def evaluate(
     samples: Annotated[
         Path | None, typer.Option(help="Folder for every answer: JSONL with the keys of lm-eval's --log_samples.")
     ] = None,
+    lm_eval: Annotated[
+        str, typer.Option("--lm-eval", help="Also run these tasks of EleutherAI's lm-eval: task,task,... (extra).")
+    ] = "",
+    lm_eval_include: Annotated[Path | None, typer.Option(help="Folder with lm-eval tasks of your own (YAML).")] = None,
+    lm_eval_limit: Annotated[
+        int | None, typer.Option(min=1, help="Problems of each lm-eval task. Default: all.")
+    ] = None,
     overrides: Set = None,
     skip_refused: SkipRefused = False,
     weak: Weak = False,
     json_: Json = False,
 ) -> None:
     """Measure the accuracy of a model on each task."""
+    from omni_thinker.cli.harness import Wanted, check_harness, lines_of, run_harness
     from omni_thinker.cli.single_eval import evaluate_model
     from omni_thinker.runs.progress import working
 
+    wanted = Wanted(names(lm_eval), lm_eval_include, lm_eval_limit)
+    if wanted.tasks:
+        check_harness(wanted)
     loaded = recipe_or_builtin(recipe, overrides, skip_refused)
     with working(f"answering the {split} problems"), in_recipe(recipe or Path("--set")):
         result = evaluate_model(model, loaded, split, references, samples)
@@ -240,6 +254,10 @@ def evaluate(
         typer.echo(f"answers: {file}")
     for note in result["notes"]:
         typer.echo(note)
+    if wanted.tasks:
+        with working(f"answering {lm_eval}"):
+            result["lm_eval"] = run_harness(model, wanted)
+        typer.echo("\n".join(lines_of(result["lm_eval"])))
     finish(result, json_)
 
 
@@ -347,10 +365,12 @@ app.command()(report)
 app.command()(compare)
 app.command()(status)
 app.command()(watch)
+app.command()(track)
 app.command()(plan)
 app.command()(forecast)
 app.command()(transfer)
 app.command("merge")(merge_models)
+app.command("push")(push_model)
 app.add_typer(tasks_app, name="tasks")
 app.add_typer(judge_app, name="judge")
 app.add_typer(model_app, name="model")

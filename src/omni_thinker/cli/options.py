@@ -9,7 +9,20 @@ import typer
 
 from omni_thinker.errors import UserError
 
-RecipeFile = Annotated[Path, typer.Argument(help="A recipe file (TOML). With --resume, the directory of a run.")]
+
+def _packaged(incomplete: str) -> list[str]:
+    """Names for the shell to complete, beside the files that it knows."""
+    from omni_thinker.packaged import packaged
+
+    files = [str(path) for path in Path().glob(f"{incomplete}*") if path.is_dir() or path.suffix == ".toml"]
+    return [name for name in (*packaged(), *files) if name.startswith(incomplete)]
+
+
+RECIPE_HELP = "A recipe file (TOML), or the name of a packaged one (omni-thinker recipe list)."
+RecipeFile = Annotated[
+    Path, typer.Argument(help=f"{RECIPE_HELP} With --resume, the directory of a run.", autocompletion=_packaged)
+]
+AnyRecipe = Annotated[Path, typer.Argument(help=RECIPE_HELP, autocompletion=_packaged)]
 Out = Annotated[Path | None, typer.Option(help="Directory for the run, without a run in it. Default: runs/NAME-TIME.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Resume the run in the directory RECIPE.")]
 SkipRefused = Annotated[

@@ -11,10 +11,11 @@ from omni_thinker.recipe.models import LoraSpec, ModelSpec
 from omni_thinker.recipe.rl import EvalSpec, RlSpec, TaskRlSpec, WarmupSpec
 from omni_thinker.recipe.study import MergedSpec, ProbeKind, StudySpec, scheduled_arms
 from omni_thinker.recipe.tasks import RewardSpec, TaskSpec
+from omni_thinker.recipe.track import TrackSpec
 from omni_thinker.recipe.whole import Recipe
 
 __all__ = [
     "AtlasSpec", "BudgetSpec", "EndpointSpec", "EngineSpec", "EvalSpec", "FsdpSpec", "JudgeSpec", "LoraSpec",
     "MergedSpec", "ModelSpec", "PriceSpec", "ProbeKind", "Recipe", "RewardSpec", "RlSpec", "StudySpec", "TaskRlSpec",
-    "TaskSpec", "WarmupSpec", "builtin_recipe", "load_recipe", "parse_recipe", "scheduled_arms", "set_key",
+    "TaskSpec", "TrackSpec", "WarmupSpec", "builtin_recipe", "load_recipe", "parse_recipe", "scheduled_arms", "set_key",
 ]  # fmt: skip

@@ -8,15 +8,18 @@ from typing import Any
 from pydantic import ValidationError
 
 from omni_thinker.errors import UserError
+from omni_thinker.packaged import recipe_file
 from omni_thinker.recipe.explain import Loc, refusal
 from omni_thinker.recipe.tasks import TaskSpec
 from omni_thinker.recipe.whole import Recipe
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read and check a recipe file; `overrides` are `dotted.key=value` with a TOML value.
+    """Read and check a recipe: a file, or the name of one that comes with the package. `overrides` are
+    `dotted.key=value` with a TOML value.
 
     Raises UserError naming the file and the key."""
+    path = recipe_file(path)
     try:
         table: dict[str, Any] = tomllib.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError:

@@ -15,6 +15,7 @@ from omni_thinker.recipe.models import ModelSpec
 from omni_thinker.recipe.rl import EvalSpec, RlSpec, WarmupSpec, check_evaluation, check_rl
 from omni_thinker.recipe.study import StudySpec, check_arms, check_budget, check_replan
 from omni_thinker.recipe.tasks import RESERVED, TASK_NAME, TASK_NAME_LENGTH, TaskSpec
+from omni_thinker.recipe.track import TrackSpec
 from omni_thinker.recipe.types import Table
 
 
@@ -45,6 +46,8 @@ class Recipe(Table):
     """What a unit needs on a cluster."""
     atlas: AtlasSpec = AtlasSpec()
     """What `omni-thinker atlas` runs."""
+    track: TrackSpec = TrackSpec()
+    """Experiment trackers that a study's metrics are sent to."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":

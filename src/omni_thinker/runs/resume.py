@@ -24,7 +24,7 @@ FREE = (
     *(f"judge.endpoint.{key}" for key in _FREE_OF_ENDPOINT), "rl.score_deadline_s", "rl.max_error_rate",
     "rl.max_mismatch",
     "engine.tinker.url", "engine.tinker.allow_http", "engine.tinker.patience_s", "engine.fsdp.ranks",
-    "engine.fsdp.timeout_s", "engine.vllm", "evaluation.keep_samples", "cluster",
+    "engine.fsdp.timeout_s", "engine.vllm", "evaluation.keep_samples", "cluster", "track",
     "study.checkpoint_steps", "study.bootstrap", "study.confidence",
 )  # fmt: skip
 """Keys, and tables of keys, that change nothing of what has been computed."""

@@ -22,7 +22,7 @@ DRAWN = "problems"
 _MARKS = (
     "recipe.toml", JOURNAL, "metrics.jsonl", "samples.jsonl", "references.jsonl", "result.json", "scores.json",
     "plan.json", "transfer.json", "transfer.csv", "report.html", "diverged.json", "models", "status.json",
-    "workers", DRAWN,
+    "workers", "track", DRAWN,
 )  # fmt: skip
 """What a run writes, but for its lock: a directory that has any of it isn't free."""
 
@@ -54,7 +54,7 @@ class RunDir:
 
     def discard(self) -> None:
         """Remove what a run that did nothing has written so far."""
-        for mark in (JOURNAL, "recipe.toml", "status.json", DRAWN):
+        for mark in (JOURNAL, "recipe.toml", "status.json", "track", DRAWN):
             remove(self.path / mark)
 
     def write_recipe(self, recipe: Recipe) -> None:

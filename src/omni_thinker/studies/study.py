@@ -16,6 +16,7 @@ from typing import Any
 
 from omni_thinker.compare.intervals import MIN_PROBLEMS
 from omni_thinker.errors import UserError
+from omni_thinker.hub.card import write_cards
 from omni_thinker.judging.shared.owner import JudgeOwner
 from omni_thinker.policy.engines import choose_engines
 from omni_thinker.recipe import Recipe
@@ -28,6 +29,8 @@ from omni_thinker.runs.schema.base import with_seeds
 from omni_thinker.runs.schema.plan import StudyPlan
 from omni_thinker.runs.schema.result import Scores
 from omni_thinker.runs.schema.transfer import StudyTransfer
+from omni_thinker.runs.tracking.process import tracked
+from omni_thinker.runs.tracking.send import check_trackers
 from omni_thinker.runs.unit_run import models_of
 from omni_thinker.studies.crews.cluster import Cluster
 from omni_thinker.studies.crews.make import Where, muster
@@ -57,6 +60,7 @@ def run_study(recipe: Recipe, out: Path, *, resume: bool = False, where: Where |
     began = time.monotonic()
     where = where or Where()
     where.check()
+    check_trackers(recipe.track)
     if not resume:
         check_free(out)
     recipe, why = choose_engines(dated(recipe, out if resume else None))
@@ -67,7 +71,7 @@ def run_study(recipe: Recipe, out: Path, *, resume: bool = False, where: Where |
         setup = prepare(recipe, resumed=out if resume else None)
         work = plan_work(recipe)
         progress.expect(work.total)
-        with open_study(setup, out, resume=resume, where=where) as (run, owner):
+        with open_study(setup, out, resume=resume, where=where) as (run, owner), tracked(recipe.track, out):
             return _Study(run, setup, work, progress, began, owner).run(where, fresh=not resume)
 
 
@@ -103,6 +107,8 @@ class _Study:
         setup.keep_drawn(run.path)
         run.journal.cut()
         progress.say(f"run {recipe.name!r} into {run.path}" + (", resumed" if run.journal.resumed else ""))
+        if recipe.track.to:
+            progress.say(f"tracked by {', '.join(recipe.track.to)}; `omni-thinker track {run.path}` says where to look")
         if run.journal.dropped:
             progress.say(f"{run.journal.dropped} journal entries after the last whole checkpoint are repeated")
         if fresh and (words := power_words(setup)):
@@ -111,6 +117,7 @@ class _Study:
         if (known := run.journal.noted(result_key)) is not None:
             progress.say("this run has ended; nothing is left to do")
             run.write_json("result.json", known)  # the file may be gone, or hold a verdict over more seeds
+            write_cards(run.path)
             return dict(known)
         self._walk(where)
         for name in LOGS:
@@ -119,6 +126,7 @@ class _Study:
         result = to_result(setup, list(self._outcomes.values()), _seconds(run, self._began), before=before)
         run.write_json("result.json", result)
         run.journal.note(result_key, result)
+        write_cards(run.path)
         progress.say("the run has ended")
         return result
 
@@ -189,6 +197,7 @@ def walk_units(
 def describe(recipe: Recipe, times: Path | None = None) -> dict[str, Any]:
     """Check everything that can be checked before step 0, and report the work ahead. Writes nothing. times: what its
     parts take (`pace_from`)."""
+    check_trackers(recipe.track)
     pace = SECONDS if times is None else pace_from(times)
     recipe, _ = choose_engines(recipe)
     work, setup = plan_work(recipe), prepare(recipe)

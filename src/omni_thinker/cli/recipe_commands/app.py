@@ -6,11 +6,34 @@ from typing import Annotated, Any
 
 import typer
 
-from omni_thinker.cli.options import Set, load
+from omni_thinker.cli.options import AnyRecipe, Set, load
 from omni_thinker.cli.output import Json, finish
+from omni_thinker.cli.recipe_commands.init import recipe_init
 from omni_thinker.errors import UserError
 
-recipe_app = typer.Typer(no_args_is_help=True, help="What a recipe may say, for people and for editors.")
+recipe_app = typer.Typer(no_args_is_help=True, help="Recipes that come along, a new one, and what one may say.")
+recipe_app.command("init")(recipe_init)
+
+
+@recipe_app.command("list")
+def recipe_list(json_: Json = False) -> None:
+    """List the recipes that come with the package. Every command takes their names."""
+    from omni_thinker.packaged import about, packaged
+
+    known = {name: about(path) for name, path in packaged().items()}
+    width = max(map(len, known), default=0)
+    for name, words in known.items():
+        typer.echo(f"{name:<{width}}  {words}")
+    finish({"recipes": known}, json_)
+
+
+@recipe_app.command("show")
+def recipe_show(recipe: AnyRecipe) -> None:
+    """Print a recipe, to copy and change it: omni-thinker recipe show quickstart > mine.toml"""
+    from omni_thinker.packaged import recipe_file
+
+    load(recipe, None)  # whatever is wrong with it
+    typer.echo(recipe_file(recipe).read_text("utf-8"), nl=False)
 
 
 @recipe_app.command("schema")
@@ -62,6 +85,8 @@ def _given(recipe: Path, overrides: list[str]) -> set[str]:
     """The keys that the file or `--set` has."""
     import tomllib
 
+    from omni_thinker.packaged import recipe_file
+
     found = {override.partition("=")[0].strip() for override in overrides}
 
     def walk(table: dict[str, Any], prefix: str) -> None:
@@ -70,7 +95,7 @@ def _given(recipe: Path, overrides: list[str]) -> set[str]:
             if isinstance(value, dict):
                 walk(value, f"{prefix}{name}.")
 
-    walk(tomllib.loads(recipe.read_text("utf-8")), "")
+    walk(tomllib.loads(recipe_file(recipe).read_text("utf-8-sig")), "")
     return found
 
 

@@ -44,7 +44,7 @@ def model_info(
     json_: Json = False,
 ) -> None:
     """Describe a model: what it is, how its chats are written, how it is trained here, and the memory it takes."""
-    from omni_thinker.cli.model_words import described
+    from omni_thinker.cli.model_commands.words import described
     from omni_thinker.policy.describe import describe
     from omni_thinker.runs.progress import working
 

@@ -1,0 +1,1 @@
+"""`omni-thinker model ...`, `merge` and `push`."""

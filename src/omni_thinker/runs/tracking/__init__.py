@@ -1,0 +1,1 @@
+"""Experiment trackers: a process of its own follows a run's metrics.jsonl and sends each row once."""
