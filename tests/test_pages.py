@@ -77,7 +77,7 @@ def test_json_is_json(code: Code) -> None:
 @pytest.mark.parametrize("code", all_blocks("python"), ids=lambda code: code.place)
 def test_python_compiles_and_names_what_the_package_has(code: Code) -> None:
     tree = ast.parse(code.text, code.place)
-    modules = {}
+    modules: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "omni_thinker":
             module = importlib.import_module(node.module or "")
@@ -188,7 +188,8 @@ def test_keys_that_a_page_says_are_of_trl_are() -> None:
     from dataclasses import fields
     from inspect import signature
 
-    from trl import GRPOConfig, GRPOTrainer
+    from trl.trainer.grpo_config import GRPOConfig
+    from trl.trainer.grpo_trainer import GRPOTrainer
 
     known = {field.name for field in fields(GRPOConfig)} | set(signature(GRPOTrainer.__init__).parameters)
     named = {name for row in rows("docs/from-trl.md") for name in row[0]}
