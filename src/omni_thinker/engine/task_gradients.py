@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from omni_thinker.engine.packing import row_length
+from omni_thinker.engine.nodes import nodes_of
+from omni_thinker.engine.packing import pack, row_length
 from omni_thinker.protocol import TrainGroup
 from omni_thinker.types import TaskName
 
@@ -94,7 +95,7 @@ class TaskGradients:
 def _owners(groups: Sequence[TrainGroup], tasks: Sequence[TaskName], shape: Sequence[int]) -> torch.Tensor | None:
     """The number of the task that each token of a pass belongs to: of one row that holds all groups, or of a padded row
     for each sample. What fills a row up has no gradient, so it may belong to anyone. None where it can't be told, as in
-    layers that see some of the tokens (experts)."""
+    layers that see some of the tokens (experts). A token that several groups share is of a task that they share."""
     if len(tasks) == 1:
         return torch.zeros(prod(shape[:-1]), dtype=torch.long)
     samples = sum(len(group.samples) for group in groups)
@@ -104,6 +105,8 @@ def _owners(groups: Sequence[TrainGroup], tasks: Sequence[TaskName], shape: Sequ
         return numbers.repeat_interleave(counts).repeat_interleave(shape[1])
     tokens = shape[-2] if len(shape) < 3 else shape[0] * shape[1]
     lengths = [row_length(group) for group in groups]
+    if len(shape) == 2 and (nodes := nodes_of(pack(groups))) is not None and tokens == len(nodes.tokens_U):
+        lengths = list(nodes.new)
     if tokens < sum(lengths):
         return None
     lengths[-1] += tokens - sum(lengths)

@@ -58,8 +58,9 @@ def sample_groups(
         return []
     make = decoder or fastest_decoder(model)
     max_sequences = max_sequences or MAX_SEQUENCES.get(model.device.type, _MAX_ELSEWHERE)
-    # Requests of like length go together: less padding, and a batch ends when its longest answer does.
-    order = sorted(range(len(requests)), key=lambda i: (requests[i].longest, len(requests[i].prompt)))
+    # Requests of like length go together: less padding, and a batch ends when its longest answer does. The longest go
+    # first: what is left over for a last, small batch has few steps then.
+    order = sorted(range(len(requests)), key=lambda i: (-requests[i].longest, len(requests[i].prompt)))
     width = 1 if issubclass(make, RowDecoder) else max(1, max_sequences // params.group_size)
     drawn: dict[int, Group] = {}
     for begin in range(0, len(order), width):

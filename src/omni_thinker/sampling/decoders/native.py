@@ -10,6 +10,7 @@ from omni_thinker.engine.native import LANES, kernels
 from omni_thinker.engine.ops import swiglu
 from omni_thinker.sampling.decoders.fused import LlamaDecoder
 from omni_thinker.sampling.decoders.kv_cache import KVCache
+from omni_thinker.sampling.decoders.twins import Rows
 from omni_thinker.types import TokenIds
 
 
@@ -39,41 +40,41 @@ class NativeDecoder(LlamaDecoder):
             keys.copy_(keys.transpose(2, 3).contiguous().view(keys.shape))
         return logits
 
-    def forward(self, token_P_G: torch.Tensor, position_P_G: torch.Tensor) -> torch.Tensor:
+    def forward(self, token_P_G: torch.Tensor, position_P_G: torch.Tensor, rows: Rows) -> torch.Tensor:
         w, cache, c, (groups, columns) = self.weights, self.cache, kernels(), token_P_G.shape
         assert c is not None
-        x = w.embed(token_P_G.reshape(-1)).float()
-        rows, channels = x.shape
+        x = w.embed(rows.pick(token_P_G.reshape(-1))).float()
+        (computed, channels), drawn = x.shape, groups * columns
         cos, sin = (tensor[0].contiguous() for tensor in w.rotary(x[None], position_P_G.reshape(1, -1)))
         if token_P_G.shape != cache.answers.shape[2:4] or cache.used == cache.steps:
             raise IndexError(f"no room for token {cache.used + 1} of {tuple(token_P_G.shape)} samples")
         normed = torch.empty_like(x, dtype=torch.bfloat16)
-        queries = x.new_empty(rows, w.heads, w.width)
-        attended = normed.new_empty(rows, w.heads * w.width)
+        queries = x.new_empty(drawn, w.heads, w.width)
+        attended = normed.new_empty(drawn, w.heads * w.width)
         tokens, slots = cache.prompt.shape[4], cache.steps
         branch: torch.Tensor | None = None
 
         def norm(module: Any) -> None:
             more = None if branch is None else branch.data_ptr()
             weight, eps = module.weight.data_ptr(), module.variance_epsilon
-            c.add_norm(x.data_ptr(), more, weight, normed.data_ptr(), None, rows, channels, eps)
+            c.add_norm(x.data_ptr(), more, weight, normed.data_ptr(), None, computed, channels, eps)
 
         for number, layer in enumerate(w.layers):
             norm(layer.before)
-            product = layer.qkv(normed).contiguous()
+            product = rows.spread(layer.qkv(normed)).contiguous()
             (keys, values), (own_keys, own_values) = cache.prompt[number], cache.answers[number]
             c.turn_and_store(
                 *(tensor.data_ptr() for tensor in (product, cos, sin, queries, own_keys, own_values)),
-                *(rows, w.heads, w.kv_heads, slots, cache.used, w.width),
+                *(drawn, w.heads, w.kv_heads, slots, cache.used, w.width),
             )
             tensors = (queries, keys, values, cache.length_P, own_keys, own_values, attended)
             sizes = (groups, columns, w.heads, w.kv_heads, w.width, tokens, slots, cache.used + 1)
             if c.attend(*(tensor.data_ptr() for tensor in tensors), layer.scale, *sizes):
                 raise MemoryError("no memory for attention")
-            branch = layer.out(attended).contiguous()
+            branch = layer.out(rows.pick(attended)).contiguous()
             norm(layer.after)
             both = layer.gate_up(normed).contiguous()
             branch = layer.down(swiglu(*both.chunk(2, dim=-1))).contiguous()
         norm(w.norm)
-        shift_P_G = cache.shift_P[:, None].expand(token_P_G.shape)
-        return w.head(normed, shift_P_G.flatten()).view(groups, columns, -1)
+        shift_N = cache.shift_P[:, None].expand(token_P_G.shape).flatten()
+        return rows.spread(w.head(normed, rows.pick(shift_N))).view(groups, columns, -1)
