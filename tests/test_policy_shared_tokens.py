@@ -84,7 +84,7 @@ def test_rows_of_twins_equal_values_by_hand() -> None:
     tokens[1, 5] = 1
     again = twins.feed(tokens, samples)
     assert again.row_N is not None
-    assert again.row_N.tolist() == rows.row_N.tolist()[:16] + [2, *[3] * 4, 2, *[3] * 10]
+    assert again.row_N.tolist() == [*rows.row_N.tolist()[:16], 2, *[3] * 4, 2, *[3] * 10]
     twins.keep(torch.tensor([1]), torch.tensor([[15, 0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14, 5]]))
     kept = twins.feed(torch.full((1, 16), 9), samples[:1])
     assert kept.row_N is not None

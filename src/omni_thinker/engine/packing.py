@@ -27,7 +27,8 @@ class PackedRow:
 
     `source_N` is the index in the row whose output predicts answer token n; a token is of group `group_T` and of
     sample `sample_T` (-1: the prompt). `lengths` are the tokens of each group, then of the filling where there is any;
-    `shapes` those of its prompt and of each of its samples, `tasks` the task of each group. Only the first `answers` of the N are real."""
+    `shapes` those of its prompt and of each of its samples, `tasks` the task of each group. Only the first `answers`
+    of the N are real."""
 
     tokens_T: torch.Tensor
     positions_T: torch.Tensor
