@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 
 from omni_thinker.engine.hidden_states import last_states
 from omni_thinker.engine.logprobs import answer_logprobs
+from omni_thinker.engine.native import kernels
 from omni_thinker.engine.nodes import distinct_answers, nodes_of
 from omni_thinker.engine.packing import MULTIPLE, pack
 from omni_thinker.protocol import TrainGroup
 from omni_thinker.sampling.decoders.base import MaskedDecoder
 from omni_thinker.sampling.decoders.beginnings import lay_out, shared_tokens
 from omni_thinker.sampling.decoders.fused import FusedDecoder
+from omni_thinker.sampling.decoders.native import NativeDecoder
 from omni_thinker.sampling.decoders.twins import Rows, Twins
 from omni_thinker.sampling.loop import sample_groups
 from omni_thinker.types import Group, Sample, SampleRequest, SamplingParams
@@ -125,6 +127,27 @@ def test_samples_that_begin_alike_are_those_of_a_row_for_each(
         for a, b in zip(one.samples, other.samples, strict=True):
             assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
     assert (size == 1) == all(columns == rows for columns, rows in computed)
+
+
+@pytest.mark.skipif(kernels() is None, reason="no C compiler")
+def test_native_samples_that_begin_alike_are_those_of_a_row_for_each() -> None:
+    class Apart(NativeDecoder):
+        shares = False
+
+    model = make_model("llama", initializer_range=0.5, hidden_size=64, head_dim=64).to(torch.bfloat16)
+    requests = [SampleRequest((5, 6, 7 + n % 2), 6 + n, n) for n in range(6)]
+    drawn = [
+        sample_groups(model, requests, SamplingParams(8, 0.7), frozenset([2]), str, decoder=kind)
+        for kind in (NativeDecoder, Apart)
+    ]
+    same = total = 0
+    for one, other in zip(*drawn, strict=True):
+        for a, b in zip(one.samples, other.samples, strict=True):
+            total += 1
+            if a.tokens == b.tokens:  # rounding may move a draw over the edge of another token
+                same += 1
+                assert a.logprobs == pytest.approx(b.logprobs, abs=0.1)
+    assert same > 0.9 * total
 
 
 def _tokens(groups: Sequence[Group]) -> list[list[tuple[int, ...]]]:

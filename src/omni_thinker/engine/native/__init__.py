@@ -39,7 +39,7 @@ _ARGUMENTS = {
     "turn_heads": (*[_POINTER] * 4, *[_LONG] * 3),
     "turn_back": (*[_POINTER] * 4, *[_LONG] * 4),
     "turn_and_store": (*[_POINTER] * 6, *[_LONG] * 6),
-    "attend": (*[_POINTER] * 7, _FLOAT, *[_LONG] * 8),
+    "attend": (*[_POINTER] * 8, _FLOAT, *[_LONG] * 8),
     "attend_row": (*[_POINTER] * 13, _FLOAT, *[_LONG] * 6),
     "draw": (*[_POINTER] * 5, _FLOAT, _LONG, _LONG),
     "logprob_entropy": (*[_POINTER] * 5, _FLOAT, _LONG, _LONG),

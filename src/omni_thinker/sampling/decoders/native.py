@@ -67,9 +67,10 @@ class NativeDecoder(LlamaDecoder):
                 *(tensor.data_ptr() for tensor in (product, cos, sin, queries, own_keys, own_values)),
                 *(drawn, w.heads, w.kv_heads, slots, cache.used, w.width),
             )
-            tensors = (queries, keys, values, cache.length_P, own_keys, own_values, attended)
+            tensors = (queries, keys, values, cache.length_P, own_keys, own_values, attended, rows.wanted_N)
             sizes = (groups, columns, w.heads, w.kv_heads, w.width, tokens, slots, cache.used + 1)
-            if c.attend(*(tensor.data_ptr() for tensor in tensors), layer.scale, *sizes):
+            pointers = (None if tensor is None else tensor.data_ptr() for tensor in tensors)
+            if c.attend(*pointers, layer.scale, *sizes):
                 raise MemoryError("no memory for attention")
             branch = layer.out(rows.pick(attended)).contiguous()
             norm(layer.after)

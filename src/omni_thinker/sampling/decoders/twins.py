@@ -23,6 +23,8 @@ class Rows:
     """The row of each column."""
     column_R: torch.Tensor | None = None
     """A column of each row."""
+    wanted_N: torch.Tensor | None = None
+    """Whether a column stands for a row: the first of its twins."""
 
     def spread(self, x: torch.Tensor) -> torch.Tensor:
         """[N, ...] from [R, ...]."""
@@ -56,7 +58,7 @@ class Twins:
             return Rows()
         begin_P_1 = torch.arange(groups, device=first_P_G.device)[:, None] * columns
         row_N = (own_N.cumsum(0) - 1)[(first_P_G + begin_P_1).flatten()]
-        return Rows(row_N, torch.cat([column_R, column_R[:1].expand(count - len(column_R))]))
+        return Rows(row_N, torch.cat([column_R, column_R[:1].expand(count - len(column_R))]), own_N)
 
     def keep(self, groups: torch.Tensor, columns_P_G: torch.Tensor) -> None:
         """See Decoder."""
