@@ -80,7 +80,7 @@ def test_rows_of_twins_equal_values_by_hand() -> None:
     assert rows.row_N is not None
     assert rows.column_R.tolist() == [0, 3, 16, 17, 0, 0, 0, 0], "the last four fill up"
     assert rows.row_N.tolist() == [0, 0, 0, 1, *[0] * 12, 2, *[3] * 15]
-    # The same token after different ones makes no twins; a column without a sample is any row of its group.
+    # The same token after different ones makes no twins; a column without a sample is any row.
     samples[1, 5] = -1
     tokens = torch.full((2, 16), 9)
     tokens[1, 5] = 1
@@ -91,6 +91,17 @@ def test_rows_of_twins_equal_values_by_hand() -> None:
     kept = twins.feed(torch.full((1, 16), 9), samples[:1])
     assert kept.row_N is not None
     assert kept.row_N.tolist() == [0, 1, *[0] * 13, 1]
+
+
+def test_groups_without_a_sample_have_no_row() -> None:
+    twins = Twins(16, 2, torch.device("cpu"))
+    samples = torch.arange(2).repeat(16, 1)
+    samples[::2] = -1
+    rows = twins.feed(torch.arange(32).view(16, 2), samples)
+    assert rows.column_R is not None
+    assert rows.column_R.tolist() == [column for group in range(1, 16, 2) for column in (2 * group, 2 * group + 1)]
+    assert rows.wanted_N is not None
+    assert rows.wanted_N.tolist() == [group % 2 == 1 for group in range(16) for _ in range(2)]
 
 
 def test_columns_that_all_differ_are_rows_of_their_own() -> None:

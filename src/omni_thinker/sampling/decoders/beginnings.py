@@ -3,11 +3,14 @@
 A token's hidden state depends on the tokens before it alone. So the marks of a chat template and the words of a task,
 which many prompts begin with, need one computation for all of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 
 import torch
+from torch.nn import functional as F
 
+from omni_thinker.engine.attention.native_cpu import RowParts, native_attention, suits
 from omni_thinker.types import TokenIds
 
 
@@ -21,6 +24,7 @@ class PromptRow:
     """The place in the row of each prompt's tokens; 0 behind its end."""
     slot_N: torch.Tensor
     """Where a token of the row stands in `place_P_T`, laid flat; 0 for filling."""
+    length_P: torch.Tensor
     last_P: torch.Tensor
     """The place in the row of each prompt's last token."""
     end_P: torch.Tensor
@@ -48,15 +52,42 @@ def lay_out(prompts: Sequence[TokenIds], multiple: int) -> PromptRow:
         slots += range(p * longest + shared, p * longest + len(prompt))
         above = prompt
     filling = [0] * (-len(tokens) % multiple)
-    end_P = torch.arange(len(prompts)) * longest + torch.tensor(list(map(len, prompts))) - 1
+    length_P = torch.tensor(list(map(len, prompts)))
+    end_P = torch.arange(len(prompts)) * longest + length_P - 1
     return PromptRow(
         tokens_N=torch.tensor([*tokens, *filling]),
         positions_N=torch.tensor([*positions, *filling]),
         place_P_T=place_P_T,
         slot_N=torch.tensor([*slots, *filling]),
+        length_P=length_P,
         last_P=place_P_T.flatten()[end_P],
         end_P=end_P,
     )
+
+
+def causal_attention(row: PromptRow, dtype: torch.dtype) -> Callable[..., torch.Tensor]:
+    """Attention of prompts to themselves: of queries [N, heads, width], keys and values [N, kv heads, width] of a row,
+    a scale and some slots, the outputs there, [slots, heads x width], in the values' type. `dtype`: what computes."""
+    real_P_T = torch.arange(row.place_P_T.shape[1], device=row.length_P.device) < row.length_P[:, None]
+    place_M, behind_S = row.place_P_T[real_P_T], real_P_T.flatten().cumsum(0) - 1
+    parts = cache(lambda: RowParts.of([(length, ()) for length in row.length_P.tolist()]))
+
+    def attend(
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, slots: torch.Tensor
+    ) -> torch.Tensor:
+        if dtype == query.dtype and suits(query, key, value):  # one prompt behind another
+            gathered = (tensor.index_select(0, place_M) for tensor in (query, key, value))
+            return native_attention(*gathered, parts(), scale).index_select(0, behind_S[slots]).flatten(1)
+        # Side by side, filled up at the right, which attention never sees.
+        per = query.shape[1] // key.shape[1]
+        queries, keys, values = (
+            tensor[row.place_P_T].transpose(1, 2).to(dtype).repeat_interleave(times, dim=1)
+            for tensor, times in ((query, 1), (key, per), (value, per))
+        )
+        out = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=scale)
+        return out.transpose(1, 2).flatten(0, 1).flatten(1)[slots].to(value.dtype)
+
+    return attend
 
 
 def shared_tokens(one: TokenIds, other: TokenIds) -> int:

@@ -62,7 +62,7 @@ class FixedCache(AttendingCache):
 class StaticDecoder(FusedDecoder):
     """FusedDecoder in a FixedCache, on a GPU from a recording. So a row for each column: their number is fixed."""
 
-    shares = False
+    shares, dense = False, 0.8
 
     def __init__(self, model: PreTrainedModel, group_size: int, steps: int) -> None:
         super().__init__(model, group_size, steps)

@@ -9,13 +9,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from omni_thinker.engine.llama import rms_norm
 from omni_thinker.engine.ops import apply_rope_no_grad, swiglu
 from omni_thinker.engine.packing import MULTIPLE as ROW_MULTIPLE
-from omni_thinker.sampling.decoders.beginnings import lay_out
+from omni_thinker.sampling.decoders.beginnings import causal_attention, lay_out
 from omni_thinker.sampling.decoders.kv_cache import AttendingCache, KVCache, TwoCallCache
 from omni_thinker.sampling.decoders.twins import Rows, Twins
 from omni_thinker.sampling.decoders.weights import LayerWeights, fused_weights
@@ -34,7 +33,9 @@ class LlamaDecoder(ABC):
     twins: Twins | None
     """None where every column is a row of its own."""
     shares = True
-    """Whether columns of a group that have drawn the same so far are computed once."""
+    """Whether columns of a group that have drawn the same so far are computed once, and those without a sample not."""
+    dense = 0.5
+    """Columns without a sample cost no more than their place in the cache."""
 
     def __init__(self, model: PreTrainedModel, group_size: int, steps: int) -> None:
         self.model, self.group_size, self.steps = model, group_size, steps
@@ -71,30 +72,25 @@ class LlamaDecoder(ABC):
             self.twins.keep(groups, columns_P_G)
 
     def _compute_prompts(self, prompts: Sequence[TokenIds], cached: torch.Tensor) -> torch.Tensor:
-        """Prompts one after another in a row without padding, what several begin with once; only attention, which is
-        causal and so never sees it, has them side by side, filled up at the right. Keys and values go to `cached`,
-        [layers, 2, P, kv heads, T, width]; returns the hidden states that the first answer tokens are predicted from,
-        [P, C]."""
+        """Prompts in a row without padding, what several begin with once. Keys and values go to `cached`, [layers, 2, P,
+        kv heads, T, width]; returns the hidden states that the first answer tokens are predicted from, [P, C]."""
         w, device = self.weights, self.model.device
         row = lay_out(prompts, ROW_MULTIPLE).to(device)
         longest = row.place_P_T.shape[1]
         x = w.embed(row.tokens_N).float()
         cos, sin = (tensor[0, :, None] for tensor in w.rotary(x[None], row.positions_N[None]))
-        per = w.heads // w.kv_heads
+        attend = causal_attention(row, cached.dtype)
         for number, layer in enumerate(w.layers):
             rotated, value = self._qkv(layer, rms_norm(layer.before, x), cos, sin)
-            query, keys, values = (
-                tensor[row.place_P_T].transpose(1, 2).to(cached.dtype)
-                for tensor in (rotated[:, : w.heads], rotated[:, w.heads :], value)
-            )
-            cached[number, 0, :, :, :longest], cached[number, 1, :, :, :longest] = keys, values
-            keys, values = (tensor.repeat_interleave(per, dim=1) for tensor in (keys, values))
-            out = F.scaled_dot_product_attention(query, keys, values, is_causal=True, scale=layer.scale)
+            query, key = rotated[:, : w.heads], rotated[:, w.heads :]
+            for kept, new in zip(cached[number], (key, value), strict=True):
+                kept[:, :, :longest] = new[row.place_P_T].transpose(1, 2)
+                kept[:, :, longest:] = 0
             # Of the last layer only what the first answer token is predicted from.
             last = number == len(w.layers) - 1
             x = x[row.last_P] if last else x
-            flat = out.transpose(1, 2).flatten(0, 1).flatten(1)[row.end_P if last else row.slot_N].to(value.dtype)
-            x = self._fed_forward(layer, x + layer.out(flat))
+            out = attend(query, key, value, layer.scale, row.end_P if last else row.slot_N)
+            x = self._fed_forward(layer, x + layer.out(out))
         return rms_norm(w.norm, x)
 
     def _qkv(

@@ -43,7 +43,7 @@ class Twins:
         """Columns of a group are twins where it is the same."""
 
     def feed(self, token_P_G: torch.Tensor, sample_P_G: torch.Tensor) -> Rows:
-        """The rows of a step that feeds these tokens; see Decoder. Columns without a sample get any row of theirs."""
+        """The rows of a step that feeds these tokens; see Decoder. Columns without a sample get any row."""
         groups, columns = token_P_G.shape
         live_P_G = sample_P_G >= 0
         kind, token = self._kind_P_G, token_P_G
@@ -51,13 +51,14 @@ class Twins:
         first_P_G = twins_P_G_G.byte().argmax(-1)
         first_P_G = torch.where(live_P_G, first_P_G, live_P_G.byte().argmax(-1, keepdim=True))
         self._kind_P_G = first_P_G
-        own_N = (first_P_G == torch.arange(columns, device=first_P_G.device)).flatten()
+        own_P_G = first_P_G == torch.arange(columns, device=first_P_G.device)
+        own_N = (own_P_G & live_P_G.any(1, keepdim=True)).flatten()
         column_R = own_N.nonzero()[:, 0]
         count = filled(len(column_R), max(MULTIPLE, 1 << (len(column_R) // _FINE).bit_length() >> 1))
-        if count > _WORTH * groups * columns:
+        if not len(column_R) or count > _WORTH * groups * columns:
             return Rows()
         begin_P_1 = torch.arange(groups, device=first_P_G.device)[:, None] * columns
-        row_N = (own_N.cumsum(0) - 1)[(first_P_G + begin_P_1).flatten()]
+        row_N = (own_N.cumsum(0) - 1).clamp_(min=0)[(first_P_G + begin_P_1).flatten()]
         return Rows(row_N, torch.cat([column_R, column_R[:1].expand(count - len(column_R))]), own_N)
 
     def keep(self, groups: torch.Tensor, columns_P_G: torch.Tensor) -> None:
