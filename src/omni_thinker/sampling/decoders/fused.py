@@ -72,8 +72,8 @@ class LlamaDecoder(ABC):
             self.twins.keep(groups, columns_P_G)
 
     def _compute_prompts(self, prompts: Sequence[TokenIds], cached: torch.Tensor) -> torch.Tensor:
-        """Prompts in a row without padding, what several begin with once. Keys and values go to `cached`, [layers, 2, P,
-        kv heads, T, width]; returns the hidden states that the first answer tokens are predicted from, [P, C]."""
+        """Prompts in a row without padding, what several begin with once. Keys and values go to `cached`, [layers, 2,
+        P, kv heads, T, width]; returns the hidden states that the first answer tokens are predicted from, [P, C]."""
         w, device = self.weights, self.model.device
         row = lay_out(prompts, ROW_MULTIPLE).to(device)
         longest = row.place_P_T.shape[1]
