@@ -5,8 +5,9 @@ down to a few random directions before the sum, so that what a task's tokens add
 whose inner products estimate those of the gradients (Johnson and Lindenstrauss). Nothing is run twice; the layers
 watched are a few down-projections spread over the depth."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from itertools import combinations
 from math import isfinite, prod
 from typing import Any
@@ -56,8 +57,9 @@ class TaskGradients:
         tasks = list(dict.fromkeys(group.task for group in groups))
         for task in tasks:
             into.setdefault(task, torch.zeros(len(self._layers) * RANK * RANK))
+        owners = cache(lambda shape: _owners(groups, tasks, shape))  # the same for all layers
         hooks = [
-            layer.register_forward_hook(self._hook(place, groups, tasks, into))
+            layer.register_forward_hook(self._hook(place, owners, tasks, into))
             for place, layer in enumerate(self._layers)
         ]
         try:
@@ -66,7 +68,13 @@ class TaskGradients:
             for hook in hooks:
                 hook.remove()
 
-    def _hook(self, place: int, groups: Sequence[TrainGroup], tasks: Sequence[TaskName], into: Sketches) -> Any:
+    def _hook(
+        self,
+        place: int,
+        owners: Callable[[torch.Size], torch.Tensor | None],
+        tasks: Sequence[TaskName],
+        into: Sketches,
+    ) -> Any:
         out_C_R, in_C_R = self._projections[place]
         entries = slice(place * RANK * RANK, (place + 1) * RANK * RANK)
 
@@ -74,7 +82,7 @@ class TaskGradients:
             if not output.requires_grad:
                 return
             x = inputs[0].detach()
-            owners_T = _owners(groups, tasks, x.shape)
+            owners_T = owners(x.shape)
             if owners_T is None:
                 return
 
