@@ -69,11 +69,7 @@ class TaskGradients:
                 hook.remove()
 
     def _hook(
-        self,
-        place: int,
-        owners: Callable[[torch.Size], torch.Tensor | None],
-        tasks: Sequence[TaskName],
-        into: Sketches,
+        self, place: int, owners: Callable[[torch.Size], torch.Tensor | None], tasks: Sequence[TaskName], into: Sketches
     ) -> Any:
         out_C_R, in_C_R = self._projections[place]
         entries = slice(place * RANK * RANK, (place + 1) * RANK * RANK)

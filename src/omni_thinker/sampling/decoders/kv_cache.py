@@ -64,7 +64,7 @@ class KVCache:
         if len(groups) < len(self.position_P):
             self.length_P, self.position_P = self.length_P[groups], self.position_P[groups]
             self.mask, self.shift_P = self.mask[groups], self.shift_P[groups]
-            self.prompt = self.prompt[:, :, groups]
+            self.prompt = self.prompt.index_select(2, groups)
         # Only what is written so far is moved.
         old = self.answers
         shape = (*old.shape[:2], *columns_P_G.shape, *old.shape[4:])
