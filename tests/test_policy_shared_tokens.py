@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omni_thinker.engine.hidden_states import last_states
-from omni_thinker.engine.logprobs import answer_logprobs
+from omni_thinker.engine.logprobs import Layout, answer_logprobs
 from omni_thinker.engine.native import kernels
 from omni_thinker.engine.nodes import distinct_answers, nodes_of
 from omni_thinker.engine.packing import MULTIPLE, pack
@@ -185,14 +185,27 @@ def test_nodes_of_a_row_equal_values_by_hand() -> None:
     assert nodes.positions_U.tolist()[:9] == [0, 1, 2, 3, 0, 1, 2, 3, 3]
     assert len(nodes.tokens_U) == MULTIPLE
     assert nodes.new == (4, 5)
-    assert nodes.first_R.tolist() == [0, 1, 2, 3, 8, 9, 10, 11, 12]
-    assert nodes.again_D.tolist() == [4, 5, 6, 7]
+    assert nodes.token_R.tolist() == [0, 1, 2, 3, 8, 9, 10, 11, 12]
+    # Attention is over a sample that ends in 7, 8 once.
+    assert nodes.shapes == ((2, (2,)), (3, (1, 1)))
+    assert nodes.node_K.tolist() == nodes.first_R.tolist() == list(range(9))
+    assert nodes.again_D.tolist() == []
     distinct, pair_N = distinct_answers(row, nodes)
     pairs = list(zip(distinct.source_N.tolist(), distinct.target_N.tolist(), strict=True))
     assert [pairs[pair] for pair in pair_N] == [
         (1, 7), (2, 8), (3, 9), (1, 7), (2, 8), (3, 4), (1, 7), (2, 8), (3, 9), (10, 7), (10, 7), (11, 2), (10, 8),
         (12, 2),
     ]  # fmt: skip
+
+
+def test_attention_is_over_samples_that_no_other_begins_with() -> None:
+    row = pack([group((5,), (7, 8, 1), (7, 8, 9, 1), (7, 8, 4, 4, 1), (7, 8, 9, 2), (3,))], multiple=1)
+    nodes = nodes_of(row)
+    assert nodes is not None
+    assert nodes.shapes == ((1, (3, 4)),)
+    assert [int(nodes.tokens_U[node]) for node in nodes.node_K] == [5, 7, 8, 9, 7, 8, 4, 4]
+    assert nodes.first_R.tolist() == [0, 1, 2, 3, 6, 7]
+    assert nodes.again_D.tolist() == [4, 5]
 
 
 def test_groups_of_a_task_share_the_beginning_of_their_prompts() -> None:
@@ -229,6 +242,19 @@ def test_logprobs_and_gradients_by_nodes_equal_those_of_the_whole_row(
     assert one.computed == other.computed
     rounding = 1e-5 if dtype == torch.float32 else 2e-2
     assert float((gradient - expected).norm()) <= rounding * float(expected.norm())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_answers_of_one_token_need_no_sample_in_the_row(dtype: torch.dtype) -> None:
+    model = make_model("llama", hidden_size=64, head_dim=64).to(dtype)
+    groups = [group((5, 6, 7), (3,), (4,)), group((5, 6, 8), (3,), (3,))]
+    assert nodes_of(pack(groups)) is not None
+    one, other = (
+        answer_logprobs(model, groups, temperature=1.0, layout=layout).logprobs_N
+        for layout in cast("tuple[Layout, ...]", ("written-out", "single"))
+    )
+    torch.testing.assert_close(one, other, atol=1e-5 if dtype == torch.float32 else 0.2, rtol=1e-4)
+    one.sum().backward()
 
 
 def test_states_of_families_that_begin_alike_equal_those_of_each_row_alone() -> None:

@@ -76,7 +76,7 @@ def answer_states(
     be computed by these. `recompute`: keep each layer's input alone and compute the rest again for the gradient."""
     decoder: Any = model.get_decoder()
     device = model.device
-    attend = _attend_by(model, row)
+    attend = _attend_by(model, row, nodes)
     tokens, positions, source_N = row.tokens_T, row.positions_T, row.source_N
     if nodes is not None:
         attend = nodes.around(attend)
@@ -92,13 +92,14 @@ def answer_states(
     return rms_norm(decoder.norm, x[source_N.to(device)])
 
 
-def _attend_by(model: PreTrainedModel, row: PackedRow) -> Attend:
+def _attend_by(model: PreTrainedModel, row: PackedRow, nodes: Nodes | None) -> Attend:
     config: Any = model.config
     device = model.device
     if device.type == "cpu":
         heads = {"heads": config.num_attention_heads, "kv_heads": config.num_key_value_heads}
-        native = cache(lambda: RowParts.of(row.shapes))
-        shared = cache(lambda: SharedPrompts.of(row.shapes, len(row.tokens_T), **heads))
+        shapes, tokens = (row.shapes, len(row.tokens_T)) if nodes is None else (nodes.shapes, len(nodes.node_K))
+        native = cache(lambda: RowParts.of(shapes))
+        shared = cache(lambda: SharedPrompts.of(shapes, tokens, **heads))
 
         def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
             if suits(query, key, value):
