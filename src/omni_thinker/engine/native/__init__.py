@@ -45,8 +45,8 @@ _ARGUMENTS = {
     "logprob_entropy": (*[_POINTER] * 5, _FLOAT, _LONG, _LONG),
     "logit_gradient": (*[_POINTER] * 5, _FLOAT, _LONG, _LONG),
     "add_up": (_POINTER, _POINTER, _LONG),
-    "squares": (_POINTER, _POINTER, _LONG, _LONG),
-    "adamw": (*[_POINTER] * 5, _LONG, *[_FLOAT] * 7),
+    "squares": (*[_POINTER] * 3, _LONG, _LONG),
+    "adamw": (*[_POINTER] * 6, _LONG, *[_FLOAT] * 7),
 }
 _log = logging.getLogger(__name__)
 
