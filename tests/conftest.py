@@ -20,7 +20,11 @@ from omni_thinker.models.tiny import make_tiny
 REPO = Path(__file__).resolve().parent.parent
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-torch.set_num_threads(2)
+THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
+"""One for each of several processes: two that wait for each other's second thread are slower than one."""
+if THREADS == 1:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the commands that tests start
+torch.set_num_threads(THREADS)
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None, print_blob=False)
 settings.load_profile("repeatable")
 

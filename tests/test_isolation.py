@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -562,6 +563,28 @@ def test_a_killed_worker_is_replaced() -> None:
     for worker in pool._idle:
         worker.stop()
     assert _run(GOOD).outcome == "passed"
+
+
+@pytest.mark.parametrize(("deaths", "starts"), [(2, True), (3, False)])
+def test_a_worker_killed_while_it_starts_is_started_again(tmp_path: Path, deaths: int, starts: bool) -> None:
+    """A machine that is short of memory kills whom it likes; the answer can't help it."""
+    program = f"""
+import os, sys
+os.mkdir({str(tmp_path)!r} + "/" + str(os.getpid()))
+if len(os.listdir({str(tmp_path)!r})) <= {deaths}:
+    os.kill(os.getpid(), 9)
+print("{{}}", flush=True)
+for line in sys.stdin:
+    print('{{"answer": 1}}', flush=True)
+"""
+    pool = WorkerPool((sys.executable, "-I", "-S", "-c", program), 1)
+    if starts:
+        assert pool.call_sync({}, 10.0) == {"answer": 1}
+    else:
+        with pytest.raises(IsolationError, match="did not start"):
+            pool.call_sync({}, 10.0)
+    pool.close()
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_full_disk_leaves_no_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,8 +36,9 @@ class ShiftedHead:
         """`make_product` lays weights [V, inputs] out for products with [rows, inputs]."""
         count, width = weight_V_C.shape
         self._filling = -width % _MULTIPLE or _MULTIPLE
-        ones_V_1 = weight_V_C.new_ones(count, 1)
-        self._product = make_product(F.pad(torch.cat([weight_V_C, ones_V_1], dim=1), (0, self._filling - 1)))
+        wide = weight_V_C.new_zeros(count, width + self._filling)  # one copy: a head may be a fifth of a model
+        wide[:, :width], wide[:, width] = weight_V_C, 1
+        self._product = make_product(wide)
 
     def __call__(self, x_N_C: torch.Tensor, shift_N: torch.Tensor) -> torch.Tensor:
         less_N_1 = -shift_N.to(x_N_C.dtype)[:, None]

@@ -14,7 +14,7 @@ from typing import Any
 
 from omni_thinker.isolation.bubblewrap import launch_scorer
 from omni_thinker.isolation.scratch import sweep
-from omni_thinker.isolation.worker import IsolationError, Worker, WorkerDied
+from omni_thinker.isolation.worker import DiedStarting, IsolationError, Worker, WorkerDied
 
 
 def cores() -> int:
@@ -22,6 +22,8 @@ def cores() -> int:
     return max(1, len(os.sched_getaffinity(0)))
 
 
+_STARTS = 3
+"""Attempts at starting a worker."""
 _size: int | None = None
 
 
@@ -106,10 +108,19 @@ class WorkerPool:
                 worker = self._idle.pop()
                 self._busy.add(worker)
                 return worker
-        worker = Worker(self._command)
+        worker = self._start()
         with self._lock:
             self._busy.add(worker)
         return worker
+
+    def _start(self) -> Worker:
+        """A worker that dies before it is ready was killed by somebody else: that is no fault of the request's."""
+        for _ in range(_STARTS - 1):
+            try:
+                return Worker(self._command)
+            except DiedStarting:
+                continue
+        return Worker(self._command)
 
 
 _pools: dict[str, WorkerPool] = {}

@@ -28,11 +28,16 @@ class WorkerDied(IsolationError):
     """The worker went away in the middle of a request."""
 
 
+class DiedStarting(IsolationError):
+    """The worker went away before it was ready."""
+
+
 class Worker:
     """A child process in a session of its own, with an empty environment and a temporary working folder.
 
     Spawned, never forked: the caller may hold torch and its threads. The child must answer each JSON line with
-    one JSON line, the first of them unasked, when it is ready. Raises IsolationError where it doesn't get there."""
+    one JSON line, the first of them unasked, when it is ready. Raises DiedStarting or another IsolationError where it
+    doesn't get there."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self._scratch = Scratch()
@@ -55,7 +60,8 @@ class Worker:
             self._read(START_DEADLINE_S)
         except IsolationError as exc:
             self.kill()
-            raise IsolationError(f"a worker process did not start: {exc}") from None
+            kind = DiedStarting if isinstance(exc, WorkerDied) else IsolationError
+            raise kind(f"a worker process did not start: {exc}") from None
 
     @property
     def pid(self) -> int:

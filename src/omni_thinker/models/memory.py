@@ -10,7 +10,9 @@ KERNELS = 192
 MOST_FREE = 1.0
 """How much of the heap may be free, in multiples of what is in use: a step's own needs, and some holes."""
 # Numbers of glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -2, -3, -4
+LARGE = 2**25
+"""Bytes from which on a block is a whole layer's: gathered, or on its way to the other ranks."""
 
 
 def bound_kernel_caches() -> None:
@@ -32,6 +34,16 @@ def keep_freed_memory() -> None:
         mallopt(_M_MMAP_MAX, 0)  # large blocks come from the heap too
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
         mallopt(_M_TOP_PAD, 2**26)
+
+
+def return_large_blocks() -> None:
+    """From now on hand blocks of `LARGE` bytes back to the system at once, whatever `keep_freed_memory` said.
+
+    A rank that shares a model out gets and frees each layer's weights and gradients at every pass. They are of several
+    sizes, and between them a heap that keeps everything grew by 2 GB of holes for a model of 250M weights."""
+    if (mallopt := _glibc("mallopt")) is not None:
+        mallopt(_M_MMAP_THRESHOLD, LARGE)
+        mallopt(_M_MMAP_MAX, 65_536)
 
 
 def return_free_memory() -> None:

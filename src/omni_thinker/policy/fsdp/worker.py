@@ -17,7 +17,7 @@ from omni_thinker.engine.task_gradients import TaskGradients
 from omni_thinker.errors import UserError
 from omni_thinker.models.chat import load_chat
 from omni_thinker.models.load import compute_device
-from omni_thinker.models.memory import bound_free_memory, return_free_memory
+from omni_thinker.models.memory import bound_free_memory, return_free_memory, return_large_blocks
 from omni_thinker.policy.folders import opened
 from omni_thinker.policy.fsdp.deal import FILLER, Rows
 from omni_thinker.policy.fsdp.shards import Blueprint, Shards
@@ -42,6 +42,7 @@ class Worker:
 
     def __init__(self, spec: ModelSpec, name: str, plan: Blueprint, *, loaded: PreTrainedModel | None = None) -> None:
         """`name`: the folder or model to begin with. `loaded`: the model, on the rank that has it."""
+        return_large_blocks()
         mesh = init_device_mesh(compute_device(spec.device).type, (dist.get_world_size(),))
         self._texts = Texts(load_chat(spec, name))
         self._shards = Shards(spec, name, plan, mesh, loaded=loaded)
