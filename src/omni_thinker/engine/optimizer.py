@@ -146,16 +146,15 @@ def _adds_to(master: torch.Tensor, first: list[torch.Tensor], native: Any) -> An
         if grad is None:
             return
         narrow = native is not None and grad.is_contiguous() and grad.dtype == torch.bfloat16
-        if master.grad is None and not first:
-            if narrow:
-                first.append(grad)
-            else:
-                master.grad = grad.float().contiguous()
-            return
         _widen(master, first)
-        if narrow:
-            native.add_up(master.grad.data_ptr(), grad.data_ptr(), grad.numel())
+        sums = master.grad
+        if sums is None and narrow:
+            first.append(grad)
+        elif sums is None:
+            master.grad = grad.float().contiguous()
+        elif narrow:
+            native.add_up(sums.data_ptr(), grad.data_ptr(), grad.numel())
         else:
-            master.grad.add_(grad)
+            sums.add_(grad)
 
     return hook

@@ -76,8 +76,8 @@ def causal_attention(row: PromptRow, dtype: torch.dtype) -> Callable[..., torch.
         query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, slots: torch.Tensor
     ) -> torch.Tensor:
         if dtype == query.dtype and suits(query, key, value):  # one prompt behind another
-            gathered = (tensor.index_select(0, place_M) for tensor in (query, key, value))
-            return native_attention(*gathered, parts(), scale).index_select(0, behind_S[slots]).flatten(1)
+            query, key, value = (tensor.index_select(0, place_M) for tensor in (query, key, value))
+            return native_attention(query, key, value, parts(), scale).index_select(0, behind_S[slots]).flatten(1)
         # Side by side, filled up at the right, which attention never sees.
         per = query.shape[1] // key.shape[1]
         queries, keys, values = (
