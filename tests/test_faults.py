@@ -115,7 +115,7 @@ if sys.argv[1] == "bounded":
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[2]), resource.RLIM_INFINITY))
 report = policy.forward_backward(groups, make_loss(RlSpec()))
-norm = float(torch.nn.utils.get_total_norm([m.grad for m in policy._masters]))
+norm = float(torch.nn.utils.get_total_norm([g.float() for g in policy._updates.gradients()]))
 print(json.dumps({"loss": report.loss, "norm": norm, "budget": policy.token_budget}))
 """
 

@@ -147,7 +147,7 @@ def test_gradients_and_updates_equal_one_process(
     torch.testing.assert_close(shared.logprobs(batch), alone.logprobs(batch), atol=2e-5, rtol=0)
     torch.testing.assert_close(shared.entropies(batch), alone.entropies(batch), atol=2e-5, rtol=0)
     reports = [policy.forward_backward(batch, LOSS, reference=True) for policy in (alone, shared)]
-    masters = {name: m.grad for name, m in zip(alone._names, alone._masters, strict=True) if m.grad is not None}
+    masters = {name: g for name, g in zip(alone._names, alone._updates.gradients(), strict=True) if g is not None}
     assert apart(masters, shared.gradients()) < 1e-6 * max(1.0, *(float(g.abs().max()) for g in masters.values()))
     assert reports[1].loss == pytest.approx(reports[0].loss, abs=1e-6)
     for task, stats in reports[0].stats.items():
@@ -183,7 +183,7 @@ def test_layouts_of_the_models_own_pass_give_the_same_gradient(layout: Any, tiny
     for policy in (alone, shared):
         policy.mark_start()
         policy.forward_backward(batch, LOSS, reference=True)
-    masters = {name: m.grad for name, m in zip(alone._names, alone._masters, strict=True) if m.grad is not None}
+    masters = {name: g for name, g in zip(alone._names, alone._updates.gradients(), strict=True) if g is not None}
     assert apart(masters, shared.gradients()) < 3e-6
     torch.testing.assert_close(shared.logprobs(batch), alone.logprobs(batch), atol=2e-5, rtol=0)
 
@@ -195,7 +195,7 @@ def test_bf16_is_computed_with_fp32_masters_and_gradients(tiny_model: Path, tmp_
     start = weights(shared, tmp_path, "start")
     shared.forward_backward(batch, make_loss(RlSpec()))
     alone.forward_backward(batch, make_loss(RlSpec()))
-    masters = {name: m.grad for name, m in zip(alone._names, alone._masters, strict=True) if m.grad is not None}
+    masters = {name: g for name, g in zip(alone._names, alone._updates.gradients(), strict=True) if g is not None}
     found = shared.gradients()
     assert {gradient.dtype for gradient in found.values()} == {torch.float32}
     # Sums of numbers that were rounded to bf16 aren't all multiples of what bf16 can tell apart.

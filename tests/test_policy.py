@@ -152,7 +152,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_reported(tiny_model: Path,
 def test_gradient_is_clipped_to_max_grad_norm(tiny_model: Path) -> None:
     policy = _policy(tiny_model)
     _backward(policy, _groups(policy))
-    norm = math.sqrt(sum(float(m.grad.square().sum()) for m in policy._masters if m.grad is not None))
+    norm = math.sqrt(sum(float(g.float().square().sum()) for g in policy._updates.gradients() if g is not None))
     report = policy.optim_step(OptimParams(lr=0.0, max_grad_norm=norm / 3))
     assert report.grad_norm == pytest.approx(norm, rel=1e-4)
     # The first moment is (1 - beta1) times the gradient that was applied.

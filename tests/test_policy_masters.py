@@ -61,6 +61,23 @@ def test_four_steps_equal_adamw_by_hand(made: Masters) -> None:
             assert master.grad is None
 
 
+def test_only_gradient_is_kept_as_it_came(made: Masters) -> None:
+    """And the sum of two in fp32: 1 is lost beside 512 in bf16."""
+    kept = torch.bfloat16 if made._native is not None else torch.float32
+    _backward(made, [torch.full(shape, 512.0).bfloat16() for shape in SHAPES])
+    for gradient in made.gradients():
+        assert gradient is not None
+        assert gradient.dtype == kept
+        assert (gradient == 512).all()
+    _backward(made, [torch.full(shape, 1.0).bfloat16() for shape in SHAPES])
+    for gradient in made.gradients():
+        assert gradient is not None
+        assert gradient.dtype == torch.float32
+        assert (gradient == 513).all()
+    made.clear()
+    assert made.gradients() == [None] * len(SHAPES)
+
+
 def test_gradient_below_max_norm_is_not_scaled(made: Masters) -> None:
     _backward(made, [torch.full(shape, 1e-3).bfloat16() for shape in SHAPES])
     made.step(OptimParams(lr=1e-3, max_grad_norm=1.0))

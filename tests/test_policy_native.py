@@ -131,11 +131,17 @@ def test_native_decode_attention_is_one_softmax_over_prompt_and_sample(
             out = torch.empty(groups * columns, heads * width, dtype=torch.bfloat16)
             parts = (queries, turned, values, lengths, own_keys, own_values, out)
             sizes = (groups, columns, heads, kv, width, tokens, slots, used)
-            assert c.attend(*(part.data_ptr() for part in parts), 0.3, *sizes) == 0
+            assert c.attend(*(part.data_ptr() for part in parts), None, 0.3, *sizes) == 0
             outs.append(out)
+        some = torch.arange(groups * columns) % 3 != 1
+        out = torch.full_like(outs[0], 7.0)
+        parts = (*parts[:-1], out, some)
+        assert c.attend(*(part.data_ptr() for part in parts), 0.3, *sizes) == 0
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(*outs), "whatever the number of threads"
+    assert torch.equal(out[some], outs[0][some]), "whoever else is wanted"
+    assert (out[~some] == 7.0).all(), "the others stay as they are"
     for row in range(groups * columns):
         group, length = row // columns, int(lengths[row // columns])
         for head in range(heads):

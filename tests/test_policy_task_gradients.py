@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from omni_thinker.engine.logprobs import Layout, answer_logprobs
+from omni_thinker.engine.nodes import nodes_of
+from omni_thinker.engine.packing import pack
 from omni_thinker.engine.task_gradients import RANK, Sketches, TaskGradients, alignments, norms
 from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.protocol import LossReport, TrainGroup
@@ -46,6 +48,14 @@ def watched(
     for task, sketch in expected.items():
         torch.testing.assert_close(sketches[task], sketch, rtol=1e-3, atol=1e-3 * float(sketch.abs().max()))
     return sketches, own
+
+
+def test_task_sketches_of_tokens_that_are_shared_are_those_of_each_task() -> None:
+    shared = [replace(g, prompt=(7, 8, 9, *g.prompt), samples=(*g.samples, *g.samples)) for g in groups()]
+    chosen = [replace(g, advantages=g.advantages * 2, weights=g.weights * 2) for g in shared]
+    nodes = nodes_of(pack(chosen))
+    assert nodes is not None
+    watched("llama", chosen, layout="written-out")
 
 
 @pytest.mark.parametrize("layout", ["written-out", "padded"])
@@ -90,9 +100,9 @@ def test_task_sketches_of_micro_batches_add_up(lora: LoraSpec | None) -> None:
 def test_gradients_with_and_without_task_sketches_are_equal() -> None:
     policy = TorchPolicy(ModelSpec(name="tiny", dtype="float32"))
     backward(policy, groups())
-    watched = [master.grad.clone() for master in policy._masters if master.grad is not None]
+    watched = [g.clone() for g in policy._updates.gradients() if g is not None]
     policy.reset_optimizer()
     policy._task_gradients._layers = []
     assert backward(policy, groups()).sketches == {}
-    bare = [master.grad for master in policy._masters if master.grad is not None]
+    bare = [g for g in policy._updates.gradients() if g is not None]
     assert all(torch.equal(a, b) for a, b in zip(watched, bare, strict=True))

@@ -97,7 +97,7 @@ def test_accumulated_gradient_is_that_of_the_whole_batch(loss: str, parts: int) 
     for accumulate in (1, parts):
         spec = RlSpec.model_validate({"loss": loss, "kl_beta": 0.1, "top_entropy": 0.5, "accumulate": accumulate})
         report = add_gradient(policy, mixed_groups(), {"a": spec, "b": spec}, measure_kl=False)
-        gradients = [master.grad.clone() for master in policy._masters if master.grad is not None]
+        gradients = [g.clone() for g in policy._updates.gradients() if g is not None]
         policy.reset_optimizer()
         found.append((report, gradients))
     (whole, expected), (cut, gradients) = found

@@ -14,8 +14,6 @@ from math import sqrt
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import bootstrap
-from scipy.stats import t as student
 
 Array = NDArray[np.float64]
 
@@ -48,6 +46,8 @@ def over_problems(strata: Sequence[Array], resamples: int, confidence: float) ->
 
     def statistic(*samples: Array, axis: int = -1) -> Array:
         return np.asarray(np.mean([np.mean(sample, axis=axis) for sample in samples], axis=0))
+
+    from scipy.stats import bootstrap  # half a second of imports that a study needs at its end alone
 
     result = bootstrap(
         list(strata),
@@ -135,6 +135,8 @@ def _noise(d_S_P: Array) -> float:
 def _half(variances: Sequence[tuple[float, int]], confidence: float, power: float | None = None) -> float:
     """Half the width of an interval, from each variance and its degrees of freedom. With `power`: the difference that
     is shown with this probability."""
+
+    from scipy.stats import t as student
 
     def width(quantile: float) -> float:
         return sqrt(sum(float(student.ppf(quantile, freedom)) ** 2 * variance for variance, freedom in variances))

@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from omni_thinker.engine.llama import answer_states
+from omni_thinker.engine.nodes import nodes_of
 from omni_thinker.engine.packing import micro_batches, pack
 from omni_thinker.protocol import TrainGroup
 from omni_thinker.types import Sample
@@ -27,7 +28,8 @@ def last_states(model: PreTrainedModel, families: Sequence[Sequence[Sequence[int
     for batch in micro_batches(groups, _ROW_TOKENS):
         row = pack(batch)
         ends = torch.tensor([len(sample.tokens) for group in batch for sample in group.samples]).cumsum(0) - 1
-        states = answer_states(model, replace(row, source_N=row.source_N[ends])).float()
+        nodes = nodes_of(row) if model.device.type == "cpu" else None
+        states = answer_states(model, replace(row, source_N=row.source_N[ends]), nodes=nodes).float()
         order = [places[id(group)] + n for group in batch for n in range(len(group.samples))]
         state_of |= dict(zip(order, states, strict=True))
     return torch.stack([state_of[place] for place in range(len(state_of))])

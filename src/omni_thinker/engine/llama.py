@@ -6,7 +6,6 @@ transformers does for the general case. Tested equal to the model's own pass ove
 What layers add up to is kept in fp32, here and in the decoder, and so are queries and keys once they are rotated to
 their positions: what is rounded to bf16 between two products is what sampler and trainer disagree by."""
 
-from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
@@ -18,6 +17,7 @@ from omni_thinker.engine import ops
 from omni_thinker.engine.attention.flex import flex_attention_over, row_mask
 from omni_thinker.engine.attention.native_cpu import RowParts, native_attention, suits
 from omni_thinker.engine.attention.shared_prompts import SharedPrompts, shared_attention
+from omni_thinker.engine.nodes import Attend, Nodes
 from omni_thinker.engine.ops import apply_rope, swiglu
 from omni_thinker.engine.packing import PackedRow
 from omni_thinker.engine.through import through
@@ -69,35 +69,37 @@ def _is_lora(module: Any) -> bool:
     return all(m.bias is None for m in module.lora_B.values())
 
 
-Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
-"""Queries [T, heads, width], keys and values [T, kv heads, width] of a row and a scale, to [T, heads, width]."""
-
-
-def answer_states(model: PreTrainedModel, row: PackedRow, *, recompute: bool = False) -> torch.Tensor:
-    """Last hidden states that the answer tokens are predicted from, [N, C]. `recompute`: keep each layer's input alone
-    and compute the rest again for the gradient."""
+def answer_states(
+    model: PreTrainedModel, row: PackedRow, *, nodes: Nodes | None = None, recompute: bool = False
+) -> torch.Tensor:
+    """Last hidden states that the answer tokens are predicted from, [N, C]. `nodes`: those of the row, where it is to
+    be computed by these. `recompute`: keep each layer's input alone and compute the rest again for the gradient."""
     decoder: Any = model.get_decoder()
     device = model.device
-    attend = _attend_by(model, row)
-    x = decoder.embed_tokens(row.tokens_T.to(device)).float()
-    positions = row.positions_T[None].to(device)
-    cos, sin = (table[0, :, None] for table in decoder.rotary_emb(x[None], positions))
+    attend = _attend_by(model, row, nodes)
+    tokens, positions, source_N = row.tokens_T, row.positions_T, row.source_N
+    if nodes is not None:
+        attend = nodes.around(attend)
+        tokens, positions, source_N = nodes.tokens_U, nodes.positions_U, nodes.node_T[source_N]
+    x = decoder.embed_tokens(tokens.to(device)).float()
+    cos, sin = (table[0, :, None] for table in decoder.rotary_emb(x[None], positions[None].to(device)))
     for layer in decoder.layers:
         if recompute and torch.is_grad_enabled():
             arguments = (through, layer, _layer, x, cos, sin, attend)
             x = checkpoint(*arguments, use_reentrant=False, preserve_rng_state=False)
         else:
             x = through(layer, _layer, x, cos, sin, attend)
-    return rms_norm(decoder.norm, x[row.source_N.to(device)])
+    return rms_norm(decoder.norm, x[source_N.to(device)])
 
 
-def _attend_by(model: PreTrainedModel, row: PackedRow) -> Attend:
+def _attend_by(model: PreTrainedModel, row: PackedRow, nodes: Nodes | None) -> Attend:
     config: Any = model.config
     device = model.device
     if device.type == "cpu":
         heads = {"heads": config.num_attention_heads, "kv_heads": config.num_key_value_heads}
-        native = cache(lambda: RowParts.of(row.shapes))
-        shared = cache(lambda: SharedPrompts.of(row.shapes, len(row.tokens_T), **heads))
+        shapes, tokens = (row.shapes, len(row.tokens_T)) if nodes is None else (nodes.shapes, len(nodes.node_K))
+        native = cache(lambda: RowParts.of(shapes))
+        shared = cache(lambda: SharedPrompts.of(shapes, tokens, **heads))
 
         def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
             if suits(query, key, value):

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from omni_thinker.engine.attention.hf import blocks
 from omni_thinker.engine.checkpointing import checkpointed
 from omni_thinker.engine.llama import answer_states, knows
+from omni_thinker.engine.nodes import Nodes, distinct_answers, nodes_of
 from omni_thinker.engine.packing import GPU_MULTIPLE, MULTIPLE, PackedRow, pack, row_length
 from omni_thinker.engine.softmax import ChosenLogprobs, HeadLogprobs
 from omni_thinker.engine.through import through
@@ -105,7 +106,18 @@ def _packed(model: PreTrainedModel, groups: Sequence[TrainGroup], temperature: f
 def _written_out(
     model: PreTrainedModel, row: PackedRow, temperature: float, recompute: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    states_N_C = answer_states(model, row, recompute=recompute)
+    # A GPU has room for what is the same, and its attention is compiled for the row.
+    if (nodes := nodes_of(row) if model.device.type == "cpu" else None) is not None:
+        distinct, pair_N = distinct_answers(row, nodes)
+        logprobs, entropies = _scored(model, distinct, temperature, recompute, nodes)
+        return logprobs[pair_N], entropies[pair_N]
+    return _scored(model, row, temperature, recompute)
+
+
+def _scored(
+    model: PreTrainedModel, row: PackedRow, temperature: float, recompute: bool, nodes: Nodes | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    states_N_C = answer_states(model, row, nodes=nodes, recompute=recompute)
     target_N = row.target_N.to(states_N_C.device)
     head: Any = model.get_output_embeddings()
     if type(head) is not torch.nn.Linear or getattr(head, "bias", None) is not None:  # an adapter, or more

@@ -146,7 +146,8 @@ def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.
 
 def apply_rope_no_grad(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """What `apply_rope` computes, without a gradient."""
-    if x.is_contiguous() and _fit(x, cos, sin) and (c := _native(x, cos, sin)) is not None:
+    if _fit(x, cos, sin) and (c := _native(x, cos, sin)) is not None:
+        x = x.contiguous()
         rotated = torch.empty_like(x, dtype=cos.dtype)
         c.turn_heads(*(tensor.data_ptr() for tensor in (x, cos, sin, rotated)), *x.shape)
         return rotated

@@ -35,6 +35,10 @@ class Updates:
         for master in self.values:
             master.grad = None
 
+    def gradients(self) -> list[torch.Tensor | None]:
+        """What was added up so far, of each."""
+        return [master.grad for master in self.values]
+
     def step(self, optim: OptimParams) -> OptimReport:
         """Clip the gradient's norm, make a step unless it isn't finite, and clear it."""
         norm = self._norm()
@@ -56,15 +60,27 @@ class Updates:
 
 class Masters(Updates):
     """Trains `params` through their masters. Gradients of the params are added up in their masters' `grad` as they
-    come, and freed."""
+    come, and freed. With the kernels in C, what comes first is kept as it is, since most steps are one micro-batch: it
+    takes half of the memory."""
 
     def __init__(self, params: Sequence[torch.nn.Parameter]) -> None:
         self.params = list(params)
         native = all(p.dtype == torch.bfloat16 and p.device.type == "cpu" and p.is_contiguous() for p in self.params)
         self._native = kernels() if native else None
+        self._first: list[list[torch.Tensor]] = [[] for _ in self.params]
+        """The only gradient so far, of the params that have one in bf16; theirs, and no master's, yet."""
         super().__init__([param.detach().float().clone().requires_grad_(True) for param in self.params])
-        for param, master in zip(self.params, self.values, strict=True):
-            param.register_post_accumulate_grad_hook(_adds_to(master, self._native))
+        for param, master, first in zip(self.params, self.values, self._first, strict=True):
+            param.register_post_accumulate_grad_hook(_adds_to(master, first, self._native))
+
+    def clear(self) -> None:
+        super().clear()
+        for first in self._first:
+            first.clear()
+
+    def gradients(self) -> list[torch.Tensor | None]:
+        """In bf16 where no second one was added."""
+        return [first[0] if first else grad for first, grad in zip(self._first, super().gradients(), strict=True)]
 
     @torch.no_grad()
     def publish(self) -> None:
@@ -74,11 +90,13 @@ class Masters(Updates):
 
     def _norm(self) -> float:
         if self._native is None:
+            for master, first in zip(self.values, self._first, strict=True):
+                _widen(master, first)
             return super()._norm()
-        grads = [master.grad for master in self.values if master.grad is not None]
-        sums = [grad.new_empty(-(-grad.numel() // _NORM_BLOCK)) for grad in grads]
+        grads = [grad for grad in self.gradients() if grad is not None]
+        sums = [grad.new_empty(-(-grad.numel() // _NORM_BLOCK), dtype=torch.float32) for grad in grads]
         for grad, block_sums in zip(grads, sums, strict=True):
-            self._native.squares(grad.data_ptr(), block_sums.data_ptr(), grad.numel(), _NORM_BLOCK)
+            self._native.squares(*_addresses(grad), block_sums.data_ptr(), grad.numel(), _NORM_BLOCK)
         return float(torch.cat(sums).sum(dtype=torch.float64).sqrt()) if sums else 0.0
 
     def _apply(self, optim: OptimParams, norm: float) -> None:
@@ -91,8 +109,8 @@ class Masters(Updates):
     @torch.no_grad()
     def _native_step(self, c: Any, optim: OptimParams, norm: float) -> None:
         scale, keep = min(1.0, optim.max_grad_norm / (norm + 1e-6)), 1 - optim.lr * optim.weight_decay
-        for param, master in zip(self.params, self.values, strict=True):
-            if master.grad is None:
+        for param, master, grad in zip(self.params, self.values, self.gradients(), strict=True):
+            if grad is None:
                 continue
             state = self.optimizer.state[master]
             if not state:  # as torch.optim.AdamW begins
@@ -100,13 +118,24 @@ class Masters(Updates):
                 state |= {"exp_avg": torch.zeros_like(master), "exp_avg_sq": torch.zeros_like(master)}
             state["step"] += 1
             first, second = (1 - beta ** float(state["step"]) for beta in BETAS)
-            tensors = (master, master.grad, state["exp_avg"], state["exp_avg_sq"], param)
+            others = (tensor.data_ptr() for tensor in (state["exp_avg"], state["exp_avg_sq"], param))
             rates = (scale, optim.lr / first, keep, *BETAS, second**0.5, EPS)
-            c.adamw(*(tensor.data_ptr() for tensor in tensors), master.numel(), *rates)
+            c.adamw(master.data_ptr(), *_addresses(grad), *others, master.numel(), *rates)
             torch.autograd.graph.increment_version((master, param))  # what is laid out of the weights is old
 
 
-def _adds_to(master: torch.Tensor, native: Any) -> Any:
+def _addresses(grad: torch.Tensor) -> tuple[int | None, int | None]:
+    """As the kernels take a gradient: in fp32, or in bf16."""
+    return (grad.data_ptr(), None) if grad.dtype == torch.float32 else (None, grad.data_ptr())
+
+
+def _widen(master: torch.Tensor, first: list[torch.Tensor]) -> None:
+    """Make the only gradient so far the master's."""
+    if first:
+        master.grad = first.pop().float()
+
+
+def _adds_to(master: torch.Tensor, first: list[torch.Tensor], native: Any) -> Any:
     """A hook that adds up micro-batches in fp32, where bf16 sums would lose the small ones.
 
     It must not refer to what holds the param: torch keeps hooks where Python's collector of cycles can't see them, and
@@ -116,11 +145,16 @@ def _adds_to(master: torch.Tensor, native: Any) -> Any:
         grad, param.grad = param.grad, None
         if grad is None:
             return
-        if master.grad is None:
+        narrow = native is not None and grad.is_contiguous() and grad.dtype == torch.bfloat16
+        _widen(master, first)
+        sums = master.grad
+        if sums is None and narrow:
+            first.append(grad)
+        elif sums is None:
             master.grad = grad.float().contiguous()
-        elif native is not None and grad.is_contiguous() and grad.dtype == torch.bfloat16:
-            native.add_up(master.grad.data_ptr(), grad.data_ptr(), grad.numel())
+        elif narrow:
+            native.add_up(sums.data_ptr(), grad.data_ptr(), grad.numel())
         else:
-            master.grad.add_(grad)
+            sums.add_(grad)
 
     return hook

@@ -11,6 +11,7 @@ from itertools import accumulate, combinations
 import torch
 
 from omni_thinker.protocol import TrainGroup
+from omni_thinker.types import TaskName
 
 MULTIPLE = 64
 """Rows and their answers are filled up to a multiple of this: oneDNN keeps 1 to 2 MB for every shape of a matrix
@@ -26,7 +27,8 @@ class PackedRow:
 
     `source_N` is the index in the row whose output predicts answer token n; a token is of group `group_T` and of
     sample `sample_T` (-1: the prompt). `lengths` are the tokens of each group, then of the filling where there is any;
-    `shapes` those of its prompt and of each of its samples. Only the first `answers` of the N are real."""
+    `shapes` those of its prompt and of each of its samples, `tasks` the task of each group. Only the first `answers`
+    of the N are real."""
 
     tokens_T: torch.Tensor
     positions_T: torch.Tensor
@@ -37,6 +39,7 @@ class PackedRow:
     sample_N: torch.Tensor
     lengths: tuple[int, ...]
     shapes: tuple[tuple[int, tuple[int, ...]], ...]
+    tasks: tuple[TaskName, ...]
     answers: int
 
     @property
@@ -95,6 +98,7 @@ def pack(groups: Sequence[TrainGroup], multiple: int = MULTIPLE) -> PackedRow:
         sample_N=torch.tensor(sample_of),
         lengths=tuple(lengths),
         shapes=tuple(shapes),
+        tasks=tuple(group.task for group in groups),
         answers=answers,
     )
 

@@ -5,8 +5,9 @@ down to a few random directions before the sum, so that what a task's tokens add
 whose inner products estimate those of the gradients (Johnson and Lindenstrauss). Nothing is run twice; the layers
 watched are a few down-projections spread over the depth."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from itertools import combinations
 from math import isfinite, prod
 from typing import Any
@@ -14,7 +15,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from omni_thinker.engine.packing import row_length
+from omni_thinker.engine.nodes import nodes_of
+from omni_thinker.engine.packing import pack, row_length
 from omni_thinker.protocol import TrainGroup
 from omni_thinker.types import TaskName
 
@@ -55,8 +57,9 @@ class TaskGradients:
         tasks = list(dict.fromkeys(group.task for group in groups))
         for task in tasks:
             into.setdefault(task, torch.zeros(len(self._layers) * RANK * RANK))
+        owners = cache(lambda shape: _owners(groups, tasks, shape))  # the same for all layers
         hooks = [
-            layer.register_forward_hook(self._hook(place, groups, tasks, into))
+            layer.register_forward_hook(self._hook(place, owners, tasks, into))
             for place, layer in enumerate(self._layers)
         ]
         try:
@@ -65,7 +68,9 @@ class TaskGradients:
             for hook in hooks:
                 hook.remove()
 
-    def _hook(self, place: int, groups: Sequence[TrainGroup], tasks: Sequence[TaskName], into: Sketches) -> Any:
+    def _hook(
+        self, place: int, owners: Callable[[torch.Size], torch.Tensor | None], tasks: Sequence[TaskName], into: Sketches
+    ) -> Any:
         out_C_R, in_C_R = self._projections[place]
         entries = slice(place * RANK * RANK, (place + 1) * RANK * RANK)
 
@@ -73,7 +78,7 @@ class TaskGradients:
             if not output.requires_grad:
                 return
             x = inputs[0].detach()
-            owners_T = _owners(groups, tasks, x.shape)
+            owners_T = owners(x.shape)
             if owners_T is None:
                 return
 
@@ -94,7 +99,7 @@ class TaskGradients:
 def _owners(groups: Sequence[TrainGroup], tasks: Sequence[TaskName], shape: Sequence[int]) -> torch.Tensor | None:
     """The number of the task that each token of a pass belongs to: of one row that holds all groups, or of a padded row
     for each sample. What fills a row up has no gradient, so it may belong to anyone. None where it can't be told, as in
-    layers that see some of the tokens (experts)."""
+    layers that see some of the tokens (experts). A token that several groups share is of a task that they share."""
     if len(tasks) == 1:
         return torch.zeros(prod(shape[:-1]), dtype=torch.long)
     samples = sum(len(group.samples) for group in groups)
@@ -104,6 +109,8 @@ def _owners(groups: Sequence[TrainGroup], tasks: Sequence[TaskName], shape: Sequ
         return numbers.repeat_interleave(counts).repeat_interleave(shape[1])
     tokens = shape[-2] if len(shape) < 3 else shape[0] * shape[1]
     lengths = [row_length(group) for group in groups]
+    if len(shape) == 2 and (nodes := nodes_of(pack(groups))) is not None and tokens == len(nodes.tokens_U):
+        lengths = list(nodes.new)
     if tokens < sum(lengths):
         return None
     lengths[-1] += tokens - sum(lengths)

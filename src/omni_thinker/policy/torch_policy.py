@@ -95,7 +95,7 @@ class TorchPolicy(Texts):
         self, batch: TrainBatch, loss: Loss, *, temperature: float = 1.0, reference: bool = False
     ) -> LossReport:
         drop_layout(self.model)
-        begun = any(master.grad is not None for master in self._masters)
+        begun = any(gradient is not None for gradient in self._updates.gradients())
         while True:
             try:
                 return self._add_gradient(batch, loss, temperature, reference)
@@ -127,7 +127,7 @@ class TorchPolicy(Texts):
     @torch.no_grad()
     def sketch_gradient(self, seed: int) -> torch.Tensor:
         """Clear the gradient, and return its `sketch` and that of the update it would make; [2, dimensions]."""
-        sketches = sketch([master.grad for master in self._masters], seed)
+        sketches = sketch(self._updates.gradients(), seed)
         self._updates.clear()
         return sketches
 

@@ -58,8 +58,9 @@ def sample_groups(
         return []
     make = decoder or fastest_decoder(model)
     max_sequences = max_sequences or MAX_SEQUENCES.get(model.device.type, _MAX_ELSEWHERE)
-    # Requests of like length go together: less padding, and a batch ends when its longest answer does.
-    order = sorted(range(len(requests)), key=lambda i: (requests[i].longest, len(requests[i].prompt)))
+    # Requests of like length go together: less padding, and a batch ends when its longest answer does. The longest go
+    # first: what is left over for a last, small batch has few steps then.
+    order = sorted(range(len(requests)), key=lambda i: (-requests[i].longest, len(requests[i].prompt)))
     width = 1 if issubclass(make, RowDecoder) else max(1, max_sequences // params.group_size)
     drawn: dict[int, Group] = {}
     for begin in range(0, len(order), width):
@@ -205,14 +206,14 @@ class _Chunk:
                 self.stopped_R_G[r, g], self.cut_R_G[r, g] = True, place
 
     def _compact(self, token_P_G: torch.Tensor) -> torch.Tensor:
-        """Drop finished groups, and columns that no group needs, where that saves at least a fifth of the rows.
+        """Drop finished groups, and columns that no group needs, where few enough are left (`Decoder.dense`).
 
         Columns stay a power of two and sequences a multiple of `MULTIPLE` (finished groups fill up): few shapes."""
         live = self.sample_P_G >= 0
         going = live.any(1)
         columns = min(live.shape[1], 1 << (int(live.sum(1).max()) - 1).bit_length())
         count = filled(int(going.sum()), max(1, MULTIPLE // columns))
-        if count * columns > 0.8 * live.size:
+        if count * columns > self.decoder.dense * live.size:
             return token_P_G
         # The groups still going, and as many others as fill up, in the order they have.
         keep = np.sort(np.argsort(~going, kind="stable")[:count])

@@ -14,7 +14,6 @@ from math import isfinite
 from typing import Literal
 
 import numpy as np
-from scipy.stats import chi2, f
 
 from omni_thinker.runs.schema.base import Estimate
 from omni_thinker.runs.schema.result import Assumption, AssumptionCell
@@ -131,6 +130,8 @@ def _tested(name: Literal["A1", "A2"], places: Sequence[_Place], seed: int) -> A
 
 
 def _chi_squared(cells: Sequence[AssumptionCell]) -> float | None:
+    from scipy.stats import chi2  # which a study needs at its end alone
+
     known = [cell for cell in cells if isfinite(cell.stderr) and cell.stderr > 0]
     squares = sum(((cell.seen - cell.expected) / cell.stderr) ** 2 for cell in known)
     return float(chi2.sf(squares, len(known))) if known else None
@@ -138,6 +139,8 @@ def _chi_squared(cells: Sequence[AssumptionCell]) -> float | None:
 
 def _paired_test(places: Sequence[_Place]) -> tuple[float | None, float | None]:
     """p over all places, and the power of the test if each were off by `_POWER_AT`; None where nothing varies."""
+    from scipy.stats import chi2, f
+
     rng = np.random.default_rng(0)
     log_p, log_p_off, tasks = 0.0, np.zeros(_POWER_DRAWS), 0
     for task in dict.fromkeys(place.task for place in places):

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 
 from omni_thinker.runs.schema.base import Estimate
 from omni_thinker.runs.schema.transfer import TransferMatrix
@@ -261,6 +260,8 @@ def _design(shared: float, gained_C_N: Array, others_K_C: Array, c: int) -> Arra
 
 
 def _fit_hyper(observed: Measured) -> NDArray[np.float64]:
+    from scipy.optimize import minimize  # a third of a second that a study needs at its plan alone
+
     def cost(hyper: Array) -> float:
         prior = 0.5 * (((hyper - _HYPER_MEAN) / _HYPER_SPREAD) ** 2).sum()
         return float(prior - observed.loglik(hyper))

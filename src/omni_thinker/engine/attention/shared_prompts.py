@@ -88,7 +88,7 @@ class SharedPrompts:
         the row."""
         longest_prompt = max(prompt for prompt, _ in lengths)
         longest = max([1, *(length for _, samples in lengths for length in samples)])
-        most = max(len(samples) for _, samples in lengths)
+        most = max([1, *(len(samples) for _, samples in lengths)])
         prompt_P_T = torch.full((len(lengths), longest_prompt), tokens)
         own_P_G_L = torch.full((len(lengths), most, longest), tokens)
         at = 0

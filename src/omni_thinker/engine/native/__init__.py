@@ -39,14 +39,14 @@ _ARGUMENTS = {
     "turn_heads": (*[_POINTER] * 4, *[_LONG] * 3),
     "turn_back": (*[_POINTER] * 4, *[_LONG] * 4),
     "turn_and_store": (*[_POINTER] * 6, *[_LONG] * 6),
-    "attend": (*[_POINTER] * 7, _FLOAT, *[_LONG] * 8),
+    "attend": (*[_POINTER] * 8, _FLOAT, *[_LONG] * 8),
     "attend_row": (*[_POINTER] * 13, _FLOAT, *[_LONG] * 6),
     "draw": (*[_POINTER] * 5, _FLOAT, _LONG, _LONG),
     "logprob_entropy": (*[_POINTER] * 5, _FLOAT, _LONG, _LONG),
     "logit_gradient": (*[_POINTER] * 5, _FLOAT, _LONG, _LONG),
     "add_up": (_POINTER, _POINTER, _LONG),
-    "squares": (_POINTER, _POINTER, _LONG, _LONG),
-    "adamw": (*[_POINTER] * 5, _LONG, *[_FLOAT] * 7),
+    "squares": (*[_POINTER] * 3, _LONG, _LONG),
+    "adamw": (*[_POINTER] * 6, _LONG, *[_FLOAT] * 7),
 }
 _log = logging.getLogger(__name__)
 

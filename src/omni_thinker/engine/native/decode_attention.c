@@ -119,20 +119,22 @@ static inline __attribute__((always_inline)) void attend_few(struct few f, const
 
 /* One kv head of one group; scores [MOST, tokens + slots] are scratch. */
 static void attend_group(long task, const float *queries, const float *prompt_keys, const float *prompt_values,
-                         const int64_t *lengths, const float *own_keys, const float *own_values, bf16 *out, float *scores,
-                         float scale, struct shape s) {
+                         const int64_t *lengths, const float *own_keys, const float *own_values, bf16 *out,
+                         const uint8_t *wanted, float *scores, float scale, struct shape s) {
     long group = task / s.kv_heads, kv = task % s.kv_heads, per = s.heads / s.kv_heads, all = s.columns * per;
     const float *keys = prompt_keys + task * s.tokens * s.width, *values = prompt_values + task * s.tokens * s.width;
-    for (long begin = 0; begin < all; begin += MOST) {
-        struct few f = {.count = all - begin < MOST ? all - begin : MOST};
-        for (long n = 0; n < MOST; n++) {
-            long which = n < f.count ? begin + n : begin; /* places without a query repeat the first */
-            long row = group * s.columns + which / per, head = kv * per + which % per;
-            f.queries[n] = queries + (row * s.heads + head) * s.width;
-            f.own_keys[n] = own_keys + (row * s.kv_heads + kv) * s.slots * s.width;
-            f.own_values[n] = own_values + (row * s.kv_heads + kv) * s.slots * s.width;
-            f.outs[n] = out + (row * s.heads + head) * s.width;
+    for (long next = 0; next < all;) {
+        struct few f = {.count = 0};
+        for (; next < all && f.count < MOST; next++) {
+            long row = group * s.columns + next / per, head = kv * per + next % per;
+            if (wanted && !wanted[row]) continue;
+            f.queries[f.count] = queries + (row * s.heads + head) * s.width;
+            f.own_keys[f.count] = own_keys + (row * s.kv_heads + kv) * s.slots * s.width;
+            f.own_values[f.count] = own_values + (row * s.kv_heads + kv) * s.slots * s.width;
+            f.outs[f.count++] = out + (row * s.heads + head) * s.width;
         }
+        if (!f.count) return;
+        for (long n = f.count; n < MOST; n++) f.queries[n] = f.queries[0]; /* places without a query repeat the first */
         if (s.tokens % LANES || (s.width != 64 && s.width != 128))
             attend_plainly(f, keys, values, scores, lengths[group], s, scale);
         else if (s.width == 64)
@@ -143,11 +145,11 @@ static void attend_group(long task, const float *queries, const float *prompt_ke
 }
 
 /* Every query [groups x columns, heads, width] attends to its group's prompt and to the first `used` slots of its own
-   row: out [groups x columns, heads, width]. Prompt keys [groups, kv heads, width, tokens], of which `lengths` are
+   row, where `wanted` [groups x columns] isn't 0 (NULL: everywhere): out [groups x columns, heads, width]. Prompt keys [groups, kv heads, width, tokens], of which `lengths` are
    real and the rest zeros; values [groups, kv heads, tokens, width]; own ones [groups x columns, kv heads, slots, width].
    Returns 0, or 1 where memory ran out. */
 int attend(const float *queries, const float *prompt_keys, const float *prompt_values, const int64_t *lengths,
-           const float *own_keys, const float *own_values, bf16 *out, float scale, long groups, long columns,
+           const float *own_keys, const float *own_values, bf16 *out, const uint8_t *wanted, float scale, long groups, long columns,
            long heads, long kv_heads, long width, long tokens, long slots, long used) {
     struct shape s = {groups, columns, heads, kv_heads, width, tokens, slots, used};
     int failed = 0;
@@ -161,8 +163,8 @@ int attend(const float *queries, const float *prompt_keys, const float *prompt_v
 #pragma omp for schedule(static)
         for (long task = 0; task < groups * kv_heads; task++)
             if (scratch)
-                attend_group(task, queries, prompt_keys, prompt_values, lengths, own_keys, own_values, out, scratch,
-                             scale, s);
+                attend_group(task, queries, prompt_keys, prompt_values, lengths, own_keys, own_values, out, wanted,
+                             scratch, scale, s);
         free(scratch);
     }
     return failed;

@@ -17,6 +17,9 @@ MULTIPLE = 8
 class Decoder(Protocol):
     """Holds P groups of G columns. A column draws for one sample, or for none."""
 
+    dense: float
+    """Share of the columns that must be left for it to be worth going on without the others."""
+
     def __init__(self, model: PreTrainedModel, group_size: int, steps: int) -> None:
         """A decoder for groups of `group_size` samples of at most `steps` tokens."""
 
@@ -111,6 +114,8 @@ def prefill(
 class MaskedDecoder:
     """Through the model's own forward pass: a group is one row of the batch, and a mask lets each of its columns see
     the prompt and its own past."""
+
+    dense = 0.8
 
     def __init__(self, model: PreTrainedModel, group_size: int, steps: int) -> None:
         self.model, self.room = model, group_size * steps

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from omni_thinker.sampling.decoders.fused import FusedDecoder
 from omni_thinker.sampling.decoders.kv_cache import AttendingCache
+from omni_thinker.sampling.decoders.twins import Rows
 from omni_thinker.sampling.decoders.weights import FusedWeights
 from omni_thinker.types import TokenIds
 
@@ -59,7 +60,9 @@ class FixedCache(AttendingCache):
 
 
 class StaticDecoder(FusedDecoder):
-    """FusedDecoder in a FixedCache, on a GPU from a recording."""
+    """FusedDecoder in a FixedCache, on a GPU from a recording. So a row for each column: their number is fixed."""
+
+    shares, dense = False, 0.8
 
     def __init__(self, model: PreTrainedModel, group_size: int, steps: int) -> None:
         super().__init__(model, group_size, steps)
@@ -74,9 +77,9 @@ class StaticDecoder(FusedDecoder):
         self._graph = None
         return super().prefill(prompts)
 
-    def forward(self, token_P_G: torch.Tensor, position_P_G: torch.Tensor) -> torch.Tensor:
+    def forward(self, token_P_G: torch.Tensor, position_P_G: torch.Tensor, rows: Rows) -> torch.Tensor:
         if token_P_G.device.type != "cuda":
-            return super().forward(token_P_G, position_P_G)
+            return super().forward(token_P_G, position_P_G, rows)
         graph = self._graph or self._record(token_P_G, position_P_G)
         self._token.copy_(token_P_G)
         self._position.copy_(position_P_G)
@@ -94,9 +97,9 @@ class StaticDecoder(FusedDecoder):
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            super().forward(self._token, self._position)
+            super().forward(self._token, self._position, Rows())
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            self._logits = super().forward(self._token, self._position)
+            self._logits = super().forward(self._token, self._position, Rows())
         return graph

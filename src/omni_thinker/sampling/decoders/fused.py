@@ -9,14 +9,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from omni_thinker.engine.llama import rms_norm
 from omni_thinker.engine.ops import apply_rope_no_grad, swiglu
 from omni_thinker.engine.packing import MULTIPLE as ROW_MULTIPLE
-from omni_thinker.sampling.decoders.base import filled
+from omni_thinker.sampling.decoders.beginnings import causal_attention, lay_out
 from omni_thinker.sampling.decoders.kv_cache import AttendingCache, KVCache, TwoCallCache
+from omni_thinker.sampling.decoders.twins import Rows, Twins
 from omni_thinker.sampling.decoders.weights import LayerWeights, fused_weights
 from omni_thinker.types import TokenIds
 
@@ -30,6 +30,12 @@ class LlamaDecoder(ABC):
 
     cache: KVCache
     """The cache of the current groups. `prefill` makes it, so call that first."""
+    twins: Twins | None
+    """None where every column is a row of its own."""
+    shares = True
+    """Whether columns of a group that have drawn the same so far are computed once, and those without a sample not."""
+    dense = 0.5
+    """Columns without a sample cost no more than their place in the cache."""
 
     def __init__(self, model: PreTrainedModel, group_size: int, steps: int) -> None:
         self.model, self.group_size, self.steps = model, group_size, steps
@@ -40,12 +46,13 @@ class LlamaDecoder(ABC):
         """A cache for prompts of these lengths."""
 
     @abstractmethod
-    def forward(self, token_P_G: torch.Tensor, position_P_G: torch.Tensor) -> torch.Tensor:
-        """Every layer once, with keys and values to the cache; logits [P, G, V]."""
+    def forward(self, token_P_G: torch.Tensor, position_P_G: torch.Tensor, rows: Rows) -> torch.Tensor:
+        """Every layer once over `rows`, with keys and values of each column to the cache; logits [P, G, V]."""
 
     def prefill(self, prompts: Sequence[TokenIds]) -> torch.Tensor:
         w = self.weights
         self.cache = cache = self.make_cache([len(prompt) for prompt in prompts])
+        self.twins = Twins(len(prompts), self.group_size, self.model.device) if self.shares else None
         states_P_C = torch.cat(
             [self._compute_prompts(prompts[batch], cache.prompt[:, :, batch]) for batch in _parts(prompts)]
         )
@@ -54,44 +61,36 @@ class LlamaDecoder(ABC):
         return w.head(states_P_C, cache.shift_P)
 
     def step(self, token_P_G: torch.Tensor, sample_P_G: torch.Tensor) -> torch.Tensor:
-        logits = self.forward(token_P_G, self.cache.position_P[:, None].expand(token_P_G.shape))
+        rows = Rows() if self.twins is None else self.twins.feed(token_P_G, sample_P_G)
+        logits = self.forward(token_P_G, self.cache.position_P[:, None].expand(token_P_G.shape), rows)
         self.cache.advance((sample_P_G >= 0).any(1))
         return logits
 
     def keep(self, groups: torch.Tensor, columns_P_G: torch.Tensor) -> None:
         self.cache.keep(groups, columns_P_G)
+        if self.twins is not None:
+            self.twins.keep(groups, columns_P_G)
 
     def _compute_prompts(self, prompts: Sequence[TokenIds], cached: torch.Tensor) -> torch.Tensor:
-        """Prompts one after another in a row without padding; only attention, which is causal and so never sees it, has
-        them side by side, filled up at the right. Keys and values go to `cached`, [layers, 2, P, kv heads, T, width];
-        returns the hidden states that the first answer tokens are predicted from, [P, C]."""
+        """Prompts in a row without padding, what several begin with once. Keys and values go to `cached`, [layers, 2,
+        P, kv heads, T, width]; returns the hidden states that the first answer tokens are predicted from, [P, C]."""
         w, device = self.weights, self.model.device
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
-        longest, count = int(lengths.max()), int(lengths.sum())
-        real_P_T = torch.arange(longest) < lengths[:, None]
-        place_P_T = torch.zeros(real_P_T.shape, dtype=torch.long)
-        place_P_T[real_P_T] = torch.arange(count)
-        filling = filled(count, ROW_MULTIPLE) - count
-        tokens_T = torch.tensor([t for prompt in prompts for t in prompt] + [0] * filling, device=device)
-        positions_T = torch.cat([torch.arange(longest).expand_as(real_P_T)[real_P_T], torch.zeros(filling).long()])
-        last_P = (lengths.cumsum(0) - 1).to(device)
-        real_P_T, place_P_T = real_P_T.to(device), place_P_T.to(device)
-        x = w.embed(tokens_T).float()
-        cos, sin = (tensor[0, :, None] for tensor in w.rotary(x[None], positions_T[None].to(device)))
-        per = w.heads // w.kv_heads
+        row = lay_out(prompts, ROW_MULTIPLE).to(device)
+        longest = row.place_P_T.shape[1]
+        x = w.embed(row.tokens_N).float()
+        cos, sin = (tensor[0, :, None] for tensor in w.rotary(x[None], row.positions_N[None]))
+        attend = causal_attention(row, cached.dtype)
         for number, layer in enumerate(w.layers):
             rotated, value = self._qkv(layer, rms_norm(layer.before, x), cos, sin)
-            query, keys, values = (
-                tensor[place_P_T].transpose(1, 2).to(cached.dtype)
-                for tensor in (rotated[:, : w.heads], rotated[:, w.heads :], value)
-            )
-            cached[number, 0, :, :, :longest], cached[number, 1, :, :, :longest] = keys, values
-            keys, values = (tensor.repeat_interleave(per, dim=1) for tensor in (keys, values))
-            out = F.scaled_dot_product_attention(query, keys, values, is_causal=True, scale=layer.scale)
-            flat = F.pad(out.transpose(1, 2)[real_P_T].flatten(1), (0, 0, 0, filling)).to(value.dtype)
-            if number == len(w.layers) - 1:  # of the last layer only what the first answer token is predicted from
-                x, flat = x[last_P], flat[last_P]
-            x = self._fed_forward(layer, x + layer.out(flat))
+            query, key = rotated[:, : w.heads], rotated[:, w.heads :]
+            for kept, new in zip(cached[number], (key, value), strict=True):
+                kept[:, :, :longest] = new[row.place_P_T].transpose(1, 2)
+                kept[:, :, longest:] = 0
+            # Of the last layer only what the first answer token is predicted from.
+            last = number == len(w.layers) - 1
+            x = x[row.last_P] if last else x
+            out = attend(query, key, value, layer.scale, row.end_P if last else row.slot_N)
+            x = self._fed_forward(layer, x + layer.out(out))
         return rms_norm(w.norm, x)
 
     def _qkv(
@@ -120,18 +119,19 @@ class FusedDecoder(LlamaDecoder):
     def make_cache(self, lengths: Sequence[int]) -> AttendingCache:
         return TwoCallCache(self.weights, lengths, self.group_size, self.steps)
 
-    def forward(self, token_P_G: torch.Tensor, position_P_G: torch.Tensor) -> torch.Tensor:
+    def forward(self, token_P_G: torch.Tensor, position_P_G: torch.Tensor, rows: Rows) -> torch.Tensor:
         w, cache, (groups, columns) = self.weights, self.cache, token_P_G.shape
         grid = (groups, columns, w.kv_heads, -1)
-        x = w.embed(token_P_G.reshape(-1)).float()
-        cos, sin = (table[0, :, None] for table in w.rotary(x[None], position_P_G.reshape(1, -1)))
+        x = w.embed(rows.pick(token_P_G.reshape(-1))).float()
+        cos, sin = (table[0, :, None] for table in w.rotary(x[None], rows.pick(position_P_G.reshape(-1))[None]))
         for number, layer in enumerate(w.layers):
             rotated, value = self._qkv(layer, rms_norm(layer.before, x), cos, sin)
+            rotated, value = rows.spread(rotated), rows.spread(value)
             cache.store(number, rotated[:, w.heads :].view(grid), value.view(grid))
-            out = cache.attend(number, layer.scale, rotated[:, : w.heads], groups, columns)
+            out = rows.pick(cache.attend(number, layer.scale, rotated[:, : w.heads], groups, columns))
             x = self._fed_forward(layer, x + layer.out(out))
-        shift_P_G = cache.shift_P[:, None].expand(token_P_G.shape)
-        return w.head(rms_norm(w.norm, x), shift_P_G.flatten()).view(groups, columns, -1)
+        shift_N = cache.shift_P[:, None].expand(token_P_G.shape).flatten()
+        return rows.spread(w.head(rms_norm(w.norm, x), rows.pick(shift_N))).view(groups, columns, -1)
 
 
 def _parts(prompts: Sequence[TokenIds]) -> Iterator[slice]:

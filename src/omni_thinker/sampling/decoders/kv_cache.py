@@ -19,7 +19,8 @@ MATMUL_ATTENTION_MIN_HEADS = 64
 class KVCache:
     """The cache of P groups of G columns: each prompt's keys and values once, and those of each column's answer so far.
 
-    prompt: [layers, 2, P, kv heads, T, width], with prompts filled up at the right to a `multiple`.
+    prompt: [layers, 2, P, kv heads, T, width], with prompts filled up at the right to a `multiple`; whoever computes
+    them writes all of it.
     mask: [P, 1, 1, T], added to scores: 0 where a prompt has a token, else -inf.
     answers: [layers, 2, P, G, kv heads, steps, width], of which the first `used` steps are written.
     length_P, position_P: tokens of a prompt, and the position of the next token. shift_P: what the head takes off."""
@@ -45,7 +46,7 @@ class KVCache:
         self.shift_P = torch.zeros(len(lengths), device=device)
         longest = filled(max(lengths), multiple)
         shape = (len(weights.layers), 2, len(lengths), weights.kv_heads, longest, weights.width)
-        self.prompt = torch.zeros(shape, dtype=prompt_dtype, device=device)
+        self.prompt = torch.empty(shape, dtype=prompt_dtype, device=device)
         missing = torch.arange(longest, device=device) >= self.length_P[:, None]
         mask = torch.zeros(missing.shape, dtype=torch.promote_types(prompt_dtype, torch.float32), device=device)
         self.mask = mask.masked_fill_(missing, -torch.inf)[:, None, None]
@@ -63,7 +64,7 @@ class KVCache:
         if len(groups) < len(self.position_P):
             self.length_P, self.position_P = self.length_P[groups], self.position_P[groups]
             self.mask, self.shift_P = self.mask[groups], self.shift_P[groups]
-            self.prompt = self.prompt[:, :, groups]
+            self.prompt = self.prompt.index_select(2, groups)
         # Only what is written so far is moved.
         old = self.answers
         shape = (*old.shape[:2], *columns_P_G.shape, *old.shape[4:])

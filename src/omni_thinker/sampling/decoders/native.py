@@ -7,10 +7,13 @@ import torch
 from transformers import PreTrainedModel
 
 from omni_thinker.engine.native import LANES, kernels
-from omni_thinker.engine.ops import swiglu
 from omni_thinker.sampling.decoders.fused import LlamaDecoder
 from omni_thinker.sampling.decoders.kv_cache import KVCache
+from omni_thinker.sampling.decoders.twins import Rows
 from omni_thinker.types import TokenIds
+
+_BF16 = 2
+"""Bytes of a number."""
 
 
 def speeds_up(model: PreTrainedModel) -> bool:
@@ -27,6 +30,10 @@ class NativeDecoder(LlamaDecoder):
     """Decoding with kernels in C between matrix products. Keys and values in fp32; those of prompts with their tokens
     last, [kv heads, width, T], so that scores are sums of whole vectors."""
 
+    def __init__(self, model: PreTrainedModel, group_size: int, steps: int) -> None:
+        super().__init__(model, group_size, steps)
+        self._norms = [(_address(layer.before), _address(layer.after)) for layer in self.weights.layers]
+
     def make_cache(self, lengths: Sequence[int]) -> KVCache:
         wide = torch.float32
         return KVCache(
@@ -39,41 +46,59 @@ class NativeDecoder(LlamaDecoder):
             keys.copy_(keys.transpose(2, 3).contiguous().view(keys.shape))
         return logits
 
-    def forward(self, token_P_G: torch.Tensor, position_P_G: torch.Tensor) -> torch.Tensor:
+    def forward(self, token_P_G: torch.Tensor, position_P_G: torch.Tensor, rows: Rows) -> torch.Tensor:
+        # A step of few rows takes about as long as Python takes to ask for it. So addresses are looked up once.
         w, cache, c, (groups, columns) = self.weights, self.cache, kernels(), token_P_G.shape
         assert c is not None
-        x = w.embed(token_P_G.reshape(-1)).float()
-        rows, channels = x.shape
+        x = w.embed(rows.pick(token_P_G.reshape(-1))).float()
+        (computed, channels), drawn = x.shape, groups * columns
         cos, sin = (tensor[0].contiguous() for tensor in w.rotary(x[None], position_P_G.reshape(1, -1)))
         if token_P_G.shape != cache.answers.shape[2:4] or cache.used == cache.steps:
             raise IndexError(f"no room for token {cache.used + 1} of {tuple(token_P_G.shape)} samples")
         normed = torch.empty_like(x, dtype=torch.bfloat16)
-        queries = x.new_empty(rows, w.heads, w.width)
-        attended = normed.new_empty(rows, w.heads * w.width)
+        queries = x.new_empty(drawn, w.heads, w.width)
+        attended = normed.new_empty(drawn, w.heads * w.width)
         tokens, slots = cache.prompt.shape[4], cache.steps
+        to_x, to_normed, to_attended = x.data_ptr(), normed.data_ptr(), attended.data_ptr()
+        to_cos, to_sin, to_queries = cos.data_ptr(), sin.data_ptr(), queries.data_ptr()
+        to_lengths, to_wanted = cache.length_P.data_ptr(), None if rows.wanted_N is None else rows.wanted_N.data_ptr()
+        stored = (drawn, w.heads, w.kv_heads, slots, cache.used, w.width)
+        sizes = (groups, columns, w.heads, w.kv_heads, w.width, tokens, slots, cache.used + 1)
         branch: torch.Tensor | None = None
+        gated: torch.Tensor | None = None
 
-        def norm(module: Any) -> None:
+        def norm(module: tuple[int, float]) -> None:
             more = None if branch is None else branch.data_ptr()
-            weight, eps = module.weight.data_ptr(), module.variance_epsilon
-            c.add_norm(x.data_ptr(), more, weight, normed.data_ptr(), None, rows, channels, eps)
+            c.add_norm(to_x, more, module[0], to_normed, None, computed, channels, module[1])
 
-        for number, layer in enumerate(w.layers):
-            norm(layer.before)
-            product = layer.qkv(normed).contiguous()
-            (keys, values), (own_keys, own_values) = cache.prompt[number], cache.answers[number]
-            c.turn_and_store(
-                *(tensor.data_ptr() for tensor in (product, cos, sin, queries, own_keys, own_values)),
-                *(rows, w.heads, w.kv_heads, slots, cache.used, w.width),
-            )
-            tensors = (queries, keys, values, cache.length_P, own_keys, own_values, attended)
-            sizes = (groups, columns, w.heads, w.kv_heads, w.width, tokens, slots, cache.used + 1)
-            if c.attend(*(tensor.data_ptr() for tensor in tensors), layer.scale, *sizes):
+        for layer, (before, after), keys, values, own_keys, own_values in zip(
+            w.layers, self._norms, *_halves(cache.prompt), *_halves(cache.answers), strict=True
+        ):
+            norm(before)
+            product = rows.spread(layer.qkv(normed)).contiguous()
+            c.turn_and_store(product.data_ptr(), to_cos, to_sin, to_queries, own_keys, own_values, *stored)
+            tensors = (to_queries, keys, values, to_lengths, own_keys, own_values, to_attended, to_wanted)
+            if c.attend(*tensors, layer.scale, *sizes):
                 raise MemoryError("no memory for attention")
-            branch = layer.out(attended).contiguous()
-            norm(layer.after)
+            branch = layer.out(rows.pick(attended)).contiguous()
+            norm(after)
             both = layer.gate_up(normed).contiguous()
-            branch = layer.down(swiglu(*both.chunk(2, dim=-1))).contiguous()
-        norm(w.norm)
-        shift_P_G = cache.shift_P[:, None].expand(token_P_G.shape)
-        return w.head(normed, shift_P_G.flatten()).view(groups, columns, -1)
+            width = both.shape[1] // 2
+            gated = both.new_empty(computed, width) if gated is None else gated
+            c.gate(both.data_ptr(), both.data_ptr() + width * _BF16, gated.data_ptr(), computed, width, 2 * width)
+            branch = layer.down(gated).contiguous()
+        norm(_address(w.norm))
+        shift_N = cache.shift_P[:, None].expand(token_P_G.shape).flatten()
+        return rows.spread(w.head(normed, rows.pick(shift_N))).view(groups, columns, -1)
+
+
+def _address(norm: Any) -> tuple[int, float]:
+    """Of a norm's weights, and its epsilon."""
+    return norm.weight.data_ptr(), norm.variance_epsilon
+
+
+def _halves(cached: torch.Tensor) -> tuple[range, range]:
+    """Addresses of each layer's keys and of its values, of a tensor [layers, 2, ...]."""
+    begin, half = cached.data_ptr(), cached.stride(1) * cached.element_size()
+    end = begin + 2 * half * len(cached)
+    return range(begin, end, 2 * half), range(begin + half, end + half, 2 * half)
