@@ -135,8 +135,8 @@ def test_native_decode_attention_is_one_softmax_over_prompt_and_sample(
             outs.append(out)
         some = torch.arange(groups * columns) % 3 != 1
         out = torch.full_like(outs[0], 7.0)
-        parts = (*parts[:-1], out, some)
-        assert c.attend(*(part.data_ptr() for part in parts), 0.3, *sizes) == 0
+        where = (*parts[:-1], out, some)
+        assert c.attend(*(part.data_ptr() for part in where), 0.3, *sizes) == 0
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(*outs), "whatever the number of threads"

@@ -145,7 +145,8 @@ def test_native_samples_that_begin_alike_are_those_of_a_row_for_each() -> None:
     class Apart(NativeDecoder):
         shares = False
 
-    model = make_model("llama", initializer_range=0.5, hidden_size=64, head_dim=64).to(torch.bfloat16)
+    model: Any = make_model("llama", initializer_range=0.5, hidden_size=64, head_dim=64)
+    model.to(torch.bfloat16)
     requests = [SampleRequest((5, 6, 7 + n % 2), 6 + n, n) for n in range(6)]
     drawn = [
         sample_groups(model, requests, SamplingParams(8, 0.7), frozenset([2]), str, decoder=kind)
@@ -224,7 +225,8 @@ def test_row_without_the_same_tokens_has_no_nodes() -> None:
 def test_logprobs_and_gradients_by_nodes_equal_those_of_the_whole_row(
     family: str, dtype: torch.dtype, recompute: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = make_model(family).to(dtype)
+    model: Any = make_model(family)
+    model.to(dtype)
     weights = torch.randn(sum(g.tokens for g in GROUPS), generator=torch.Generator().manual_seed(1))
     found = []
     for by_nodes in (True, False):
@@ -246,7 +248,8 @@ def test_logprobs_and_gradients_by_nodes_equal_those_of_the_whole_row(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_answers_of_one_token_need_no_sample_in_the_row(dtype: torch.dtype) -> None:
-    model = make_model("llama", hidden_size=64, head_dim=64).to(dtype)
+    model: Any = make_model("llama", hidden_size=64, head_dim=64)
+    model.to(dtype)
     groups = [group((5, 6, 7), (3,), (4,)), group((5, 6, 8), (3,), (3,))]
     assert nodes_of(pack(groups)) is not None
     one, other = (
@@ -259,7 +262,7 @@ def test_answers_of_one_token_need_no_sample_in_the_row(dtype: torch.dtype) -> N
 
 def test_states_of_families_that_begin_alike_equal_those_of_each_row_alone() -> None:
     model = make_model("llama")
-    families = [[(5, 6, 7, 3), (5, 6, 7, 3, 4)], [(5, 6, 8), (5, 6, 8, 9)], [(5, 6, 7, 3)]]
+    families: list[list[tuple[int, ...]]] = [[(5, 6, 7, 3), (5, 6, 7, 3, 4)], [(5, 6, 8), (5, 6, 8, 9)], [(5, 6, 7, 3)]]
     together = last_states(model, families)
     alone = torch.cat([last_states(model, [[row]]) for rows in families for row in rows])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)

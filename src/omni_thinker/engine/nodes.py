@@ -47,8 +47,8 @@ class Nodes:
         """Attention over nodes, by attention over the row."""
 
         def over_nodes(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-            row = (_Spread.apply(tensor, self) for tensor in (query, key, value))  # type: ignore[no-untyped-call]
-            out: torch.Tensor = _Pick.apply(attend(*row, scale), self)  # type: ignore[no-untyped-call]
+            queries, keys, values = (_Spread.apply(tensor, self) for tensor in (query, key, value))  # type: ignore[no-untyped-call]
+            out: torch.Tensor = _Pick.apply(attend(queries, keys, values, scale), self)  # type: ignore[no-untyped-call]
             return out
 
         return over_nodes
