@@ -169,7 +169,8 @@ def test_scheduler_kinds_without_settings_can_be_arms() -> None:
     table = {"arms": arms, "schedulers": {"mine": {"kind": "sec", "rate": 0.1}, "unused": {"kind": "tscl"}}}
     found = scheduled_arms(parse_recipe({"tasks": TASKS, "study": table}, "r.toml").study)
     assert list(found) == ["sec", "mine", "dump"]
-    assert found["mine"].model_dump() == {"kind": "sec", "update": None, "rate": 0.1, "temperature": 0.2}
+    settings = {"kind": "sec", "update": None, "reads": (), "rate": 0.1, "temperature": 0.2}
+    assert found["mine"].model_dump() == settings
     assert isinstance(scheduler({"kind": "uniform"}), Mixture)
 
 
