@@ -34,7 +34,7 @@ $(VENV)/.dev: $(VENV)/.runtime
 	@$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $@
 
-.PHONY: help install dev model sandbox wheel quickstart check test test-slow test-browser test-extras test-tinker test-vllm test-verifiers soak bench bench-scaling lint format clean
+.PHONY: help install dev model sandbox wheel site quickstart check test test-slow test-browser test-extras test-tinker test-vllm test-verifiers soak bench bench-scaling lint format clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -168,7 +168,6 @@ bench-scaling: sandbox $(VENV)/.dev model ## how steps, studies, plans and repor
 	@.venv-site/bin/python -m pip --disable-pip-version-check -qq install zensical==0.0.73
 	@touch $@
 
-.PHONY: site
 # README.md stands above docs/ here as in a clone, so every relative link holds in both.
 site: .venv-site/.made ## the pages as a site in build/site; fails on a broken link or a request to another host
 	@rm -rf build/pages build/site && mkdir -p build/pages && cp -r README.md CHANGELOG.md docs recipes build/pages
@@ -184,6 +183,5 @@ format: $(VENV)/.dev ## let ruff mend the style
 	$(BIN)/ruff format .
 
 clean: ## remove .venv and caches; runs/ and the model cache stay
-	rm -rf $(VENV) .venv-vllm .venv-tinker .venv-verifiers .venv-extras .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
-	rm -rf .venv-site .cache
+	rm -rf $(VENV) .venv-vllm .venv-tinker .venv-verifiers .venv-extras .venv-site .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
