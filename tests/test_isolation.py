@@ -28,6 +28,7 @@ from omni_thinker.isolation import (
     shutdown,
 )
 from omni_thinker.isolation.scratch import Scratch
+from other_users import open_to_others
 from timing import quickest
 from traces import children, left_behind, state
 
@@ -497,8 +498,7 @@ def test_weak_sandbox_kills_child_processes_of_a_program(
     if not namespaces:
         _refuse_namespaces(tmp_path / "scripts", monkeypatch)
     allow_weak_sandbox()
-    for folder in (tmp_path, *tmp_path.parents[:2]):  # another user must get there where this one is root
-        folder.chmod(0o755)
+    open_to_others(tmp_path)  # where this one is root the program runs as another
     (tmp_path / "seen").mkdir(mode=0o777)
     (tmp_path / "seen").chmod(0o777)
     heartbeat = tmp_path / "seen" / "heartbeat"

@@ -37,6 +37,7 @@ from omni_thinker.rewards.gym import EVALUATES
 from omni_thinker.rewards.registry import make_reward
 from omni_thinker.tasks.registry import make_task
 from omni_thinker.types import Group, Problem, Sample, Score
+from other_users import open_to_others
 from timing import quickest
 from traces import children, left_behind, state
 
@@ -141,9 +142,7 @@ def f(x): return -1
 def test_evaluated_answer_has_no_rights_files_or_network_of_the_user(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("seen")
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.stat().st_uid == os.getuid() and folder not in (Path("/"), Path("/tmp")):
-            folder.chmod(0o755)
+    open_to_others(tmp_path)
     look = f"""
 import os, socket
 said = []
