@@ -32,7 +32,7 @@ from omni_thinker.sampling.decoders.base import Decoder, MaskedDecoder
 from omni_thinker.sampling.decoders.cuda_graph import StaticDecoder
 from omni_thinker.sampling.decoders.fused import FusedDecoder
 from omni_thinker.sampling.decoders.native import NativeDecoder, speeds_up
-from omni_thinker.sampling.decoders.weights import FusedWeights, fused_weights
+from omni_thinker.sampling.decoders.weights import FusedWeights, drop_layout, fused_weights
 from omni_thinker.sampling.draw import draw
 from omni_thinker.sampling.loop import fastest_decoder, sample_groups
 from omni_thinker.types import Group, SampleRequest, SamplingParams
@@ -148,13 +148,31 @@ def test_fast_decoders_with_lora_draw_the_samples_of_the_masked_decoder(
             assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
 
 
+@pytest.mark.parametrize("name", [*MODELS, "lora"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_taken_weights_draw_the_same_and_leave_the_model(name: str, dtype: torch.dtype) -> None:
+    """What a rank of several does, whose memory should hold a model once."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    model: Any = MODELS[name if name in MODELS else "qwen2"]().to(dtype)
+    if name == "lora":
+        model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False))
+    kept, whole = _draw_all(model), sum(p.numel() for p in model.parameters())
+    drop_layout(model)
+    laid_out = fused_weights(model, take=True)
+    assert _draw_all(model) == kept
+    assert fused_weights(model) is laid_out
+    assert sum(p.numel() for p in model.parameters()) < whole / 2
+
+
 def test_fused_weights_are_rebuilt_only_after_an_update(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
     begin = FusedWeights.__init__
 
-    def counted(self: FusedWeights, model: PreTrainedModel) -> None:
+    def counted(self: FusedWeights, model: PreTrainedModel, **options: bool) -> None:
         made.append(1)
-        begin(self, model)
+        begin(self, model, **options)
 
     monkeypatch.setattr(FusedWeights, "__init__", counted)
     policy = TorchPolicy(ModelSpec(name=str(tiny_model), dtype="float32"))

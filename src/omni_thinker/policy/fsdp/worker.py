@@ -29,6 +29,9 @@ from omni_thinker.policy.proof.prove import Paths
 from omni_thinker.policy.texts import Texts
 from omni_thinker.protocol import Loss, LossReport, OptimParams, OptimReport, TrainGroup
 from omni_thinker.recipe import ModelSpec
+from omni_thinker.sampling.decoders.fused import LlamaDecoder
+from omni_thinker.sampling.decoders.weights import fused_weights
+from omni_thinker.sampling.loop import DECODERS
 from omni_thinker.types import Group, SampleRequest, SamplingParams
 
 
@@ -67,6 +70,8 @@ class Worker:
     ) -> None:
         """Draw the groups of `requests`, of those the caller knows as `places`."""
         with self._shards.gathered() as model:
+            if decoders and all(issubclass(DECODERS[name], LlamaDecoder) for name in decoders):
+                fused_weights(model, take=True)  # one copy of the model in a rank's memory, not two
             texts = self._texts
             sample_by(
                 model, requests, decoders, params, texts.stop_ids, texts.decode,

@@ -34,11 +34,16 @@ class LayerWeights:
 class FusedWeights:
     """The weights of a model laid out for decoding. Stale as soon as the model's weights change."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, *, take: bool = False) -> None:
+        """`take`: let the model's matrices go, each layer's as soon as it is laid out."""
         decoder: Any = model.get_decoder()
         config: Any = model.config
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.layers = [_layer(layer) for layer in decoder.layers]
+        self.layers = []
+        for layer in decoder.layers:
+            self.layers.append(_layer(layer))
+            if take:
+                _let_go(layer)
         self.norm, self.embed, self.rotary = decoder.norm, decoder.embed_tokens, decoder.rotary_emb
         self.head = _head(model.get_output_embeddings())
         self.width = int(decoder.layers[0].self_attn.head_dim)
@@ -68,6 +73,14 @@ def _layer(layer: Any) -> LayerWeights:
         down=_linear([mlp.down_proj]),
         scale=float(attention.scaling),
     )
+
+
+def _let_go(layer: Any) -> None:
+    for block in (layer.self_attn, layer.mlp):
+        for name, module in block.named_children():
+            if name.endswith("_proj"):
+                weight = getattr(module, "base_layer", module).weight
+                weight.data = weight.data.new_empty(0)  # what is laid out holds what it still needs
 
 
 @torch.no_grad()
@@ -110,13 +123,13 @@ def _factors(layers: Sequence[Any], dtype: torch.dtype) -> tuple[torch.Tensor, t
 _laid_out: WeakKeyDictionary[PreTrainedModel, tuple[int, FusedWeights]] = WeakKeyDictionary()
 
 
-def fused_weights(model: PreTrainedModel) -> FusedWeights:
-    """Laid out anew only where a weight was written to since the last time."""
+def fused_weights(model: PreTrainedModel, *, take: bool = False) -> FusedWeights:
+    """Laid out anew only where a weight was written to since the last time. `take`: see FusedWeights."""
     version = sum(p._version for p in model.parameters())
     known = _laid_out.get(model)
     if known is None or known[0] != version:
         _laid_out.pop(model, None)  # before the new ones are made
-        known = _laid_out[model] = version, FusedWeights(model)
+        known = _laid_out[model] = version, FusedWeights(model, take=take)
     return known[1]
 
 
