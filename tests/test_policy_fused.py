@@ -155,7 +155,8 @@ def test_taken_weights_draw_the_same_and_leave_the_model(name: str, dtype: torch
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(0)
-    model: Any = MODELS[name if name in MODELS else "qwen2"]().to(dtype)
+    plain: Any = MODELS[name if name in MODELS else "qwen2"]()
+    model: Any = plain.to(dtype)
     if name == "lora":
         model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False))
     kept, whole = _draw_all(model), sum(p.numel() for p in model.parameters())

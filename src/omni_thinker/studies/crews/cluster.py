@@ -28,6 +28,9 @@ _GONE_S = 30.0
 class Cluster:
     """A crew of as many as the nodes have room for."""
 
+    near: tuple[int, ...] = ()
+    """Ray finds the process."""
+
     def __init__(
         self, address: str, spec: ClusterSpec, hello: Mapping[str, Any], run: Path, owner: JudgeOwner | None = None
     ) -> None:

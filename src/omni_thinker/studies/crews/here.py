@@ -16,6 +16,8 @@ class Here:
     """A crew of one. What it does goes to the run's directory directly, and errors are raised."""
 
     size = 1
+    near: tuple[int, ...] = ()
+    """The plan's order it is."""
 
     def __init__(self, setup: Setup, run: RunDir, work: WorkPlan, board: Callable[[Unit], Listener]) -> None:
         """board: who is told how far a unit is."""

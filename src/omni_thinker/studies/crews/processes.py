@@ -41,6 +41,13 @@ class Processes:
         self._workers = list[_Process]()
         self._numbers = 0
 
+    @property
+    def near(self) -> set[int]:
+        """See Crew. Where there is room for another worker, that one holds none."""
+        if len(self._workers) < self.size:
+            return set()
+        return {worker.seed for worker in self._workers if worker.order is None and worker.seed is not None}
+
     def start(self, order: Order) -> None:
         """Have a worker begin: one that has the seed's model if there is one, else a new one, else any."""
         self._workers = [worker for worker in self._workers if worker.alive]

@@ -1,6 +1,6 @@
 """Where units are worked on, behind one interface; and what a worker has to say meanwhile."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -89,6 +89,10 @@ class Crew(Protocol):
     @property
     def size(self) -> int:
         """Units that can be worked on at a time. Raises UserError where no worker is left that could."""
+
+    @property
+    def near(self) -> Collection[int]:
+        """Seeds whose model a free worker holds; none where that makes no difference or isn't known."""
 
     def start(self, order: Order) -> None:
         """Have a worker begin."""

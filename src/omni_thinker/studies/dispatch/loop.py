@@ -53,7 +53,7 @@ class Dispatcher:
                 self._board.known(known)
         try:
             while queue.left:
-                while len(self._running) < crew.size and (unit := queue.pop()) is not None:
+                while len(self._running) < crew.size and (unit := queue.pop(crew.near)) is not None:
                     self._start(unit, crew)
                 for told in crew.wait():
                     self._hear(told)

@@ -8,6 +8,9 @@ from collections.abc import Collection, Mapping, Sequence
 from omni_thinker.runs.journal import unit_id
 from omni_thinker.studies.units import Unit
 
+_NEARLY = 0.9
+"""A way of at least this share of the longest is as good, where it spares a worker another seed's model."""
+
 
 class Queue:
     """Units that haven't begun. `first[unit.id]`: the higher, the sooner; ties in the order of the plan."""
@@ -36,9 +39,19 @@ class Queue:
         """A unit may be worked on, or is to be worked on again."""
         heapq.heappush(self._ready, (-self._first[unit.id], self._place[unit.id], unit))
 
-    def pop(self) -> Unit | None:
-        """The unit to work on next; None while all that are left wait for others."""
-        return heapq.heappop(self._ready)[2] if self._ready else None
+    def pop(self, near: Collection[int] = ()) -> Unit | None:
+        """The unit to work on next; None while all that are left wait for others. near: seeds that go before others
+        whose way is about as long."""
+        if not self._ready:
+            return None
+        longest = self._ready[0]
+        if longest[2].seed not in near:
+            close = (each for each in self._ready if each[2].seed in near and each[0] <= _NEARLY * longest[0])
+            if (other := min(close, default=None)) is not None:
+                self._ready.remove(other)
+                heapq.heapify(self._ready)
+                return other[2]
+        return heapq.heappop(self._ready)[2]
 
     def end(self, unit: Unit) -> None:
         """A unit has ended, so others may be worked on."""
