@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import http.server
 import json
+import multiprocessing
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from omni_thinker.errors import UserError
 from omni_thinker.policy.vllm.engine import EngineGone
+from omni_thinker.policy.vllm.local import LocalEngine, _Worker
 from omni_thinker.policy.vllm.make import check_vllm
 from omni_thinker.policy.vllm.server import ServerEngine, read_event
 from omni_thinker.policy.vllm.streams import Ask
@@ -195,3 +198,21 @@ def test_addresses_that_must_not_be_asked_are_one_line(url: str, line: str) -> N
     with pytest.raises(UserError, match=line) as error:
         check_vllm(recipe)
     assert "hidden" not in str(error.value)
+
+
+def test_a_killed_process_is_named_before_what_vllm_says_of_it(tmp_path: Path) -> None:
+    engine: Any = LocalEngine.__new__(LocalEngine)
+    process = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+    process.start()
+    engine.alive, engine.log, engine._timeout_s = True, tmp_path / "log", 30.0
+    engine._worker, engine._engine, engine._processes = _Worker(), None, {process}
+    engine.log.write_text("EngineDeadError: see the trace above\n")
+
+    def step() -> None:
+        process.kill()
+        raise RuntimeError("see the trace above")
+
+    with pytest.raises(EngineGone, match="vLLM is gone: its process ended, by signal 9; its log is"):
+        engine._do(step)
+    with pytest.raises(EngineGone, match="it has ended"):
+        engine._do(step)

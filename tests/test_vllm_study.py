@@ -102,7 +102,7 @@ def test_engine_that_dies_in_mid_step_is_one_line_and_resume_finishes(tiny_model
         lines = err.read().decode("utf-8").splitlines()
     said = [line for line in lines if not line.startswith("[")]
     assert len(said) == 1, said
-    assert "engine.sampler: vLLM is gone: RuntimeError: its process ended, by signal 9" in said[0]
+    assert "engine.sampler: vLLM is gone: its process ended, by signal 9" in said[0]
     assert 3 <= before < 30
     again = [sys.executable, "-m", "omni_thinker", "study", str(out), "--resume"]
     done = subprocess.run(again, capture_output=True, text=True, timeout=_PATIENCE_S, check=False)

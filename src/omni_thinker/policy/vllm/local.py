@@ -28,6 +28,8 @@ _T = TypeVar("_T")
 _Box = queue.SimpleQueue[tuple[Any, Exception | None]]
 _LOOK_S = 0.5
 """How often an engine that is waited for is looked after, in seconds."""
+_DEATH_S = 0.5
+"""For how long a death may go unnoticed, in seconds."""
 MOST_RANK = 512
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, MOST_RANK)
 """Ranks that vLLM makes room for."""
@@ -128,17 +130,25 @@ class LocalEngine:
         try:
             return self._worker.do(partial(work, *args, **options), self._life, self._timeout_s)
         except Exception as exc:
+            # vLLM may be the first to notice that a process of its own was killed, and doesn't say so.
+            why = self._ended(_DEATH_S, killed=True) or _cause(self.log) or _first(exc)
             self.close()
-            raise EngineGone(_cause(self.log) or _first(exc), self.log) from exc
+            raise EngineGone(why, self.log) from exc
 
     def _life(self) -> None:
         """Raises RuntimeError where one of its processes has ended."""
+        if how := self._ended():
+            raise RuntimeError(how)
+
+    def _ended(self, patience_s: float = 0.0, *, killed: bool = False) -> str:
+        """How one of its processes has ended; empty where all are alive. killed: whether only one that was killed
+        counts. An end may show a moment after what follows from it."""
         for process in self._processes:
-            if not process.is_alive():
-                code = process.exitcode or 0
-                raise RuntimeError(
-                    f"its process ended, by signal {-code}" if code < 0 else f"its process ended ({code})"
-                )
+            process.join(patience_s)
+            code = process.exitcode
+            if code is not None and (code < 0 or not killed):
+                return f"its process ended, by signal {-code}" if code < 0 else f"its process ended ({code})"
+        return ""
 
 
 class _Worker:
