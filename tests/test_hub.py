@@ -16,7 +16,9 @@ import pytest
 from huggingface_hub import ModelCard
 
 from fake_hub import TOKEN, FakeHub
+from omni_thinker.errors import UserError
 from omni_thinker.hub.card import card, write_cards
+from omni_thinker.hub.push import to_upload
 from omni_thinker.runs.machine import machine
 from omni_thinker.runs.schema.base import Estimate
 from omni_thinker.runs.schema.result import ArmRun, Comparison, Result
@@ -110,6 +112,34 @@ def test_every_model_folder_gets_a_card_once(run: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     AutoModelForCausalLM.from_pretrained(cards[0].parent)
+
+
+def test_a_card_that_somebody_changed_stays(run: Path) -> None:
+    start, joint, _ = write_cards(run)
+    start.write_text(start.read_text("utf-8").replace("---\n", "---\nlicense: mit\n", 1), "utf-8")
+    edited, before = start.read_text("utf-8"), joint.read_text("utf-8")
+    (run / "result.json").write_text((run / "result.json").read_text().replace('"ours"', '"theirs"'))
+    write_cards(run)
+    assert start.read_text("utf-8") == edited
+    assert joint.read_text("utf-8") != before, "one that nobody changed follows the result"
+
+
+@pytest.mark.parametrize("text", [None, "{", 'tasks = "x"', "model = 3", "[tasks]\nmath = 3", b"\xff"])
+def test_cards_of_a_damaged_recipe_are_refused_in_a_line(run: Path, text: str | bytes | None) -> None:
+    file = run / "recipe.toml"
+    file.unlink()
+    if text is not None:
+        file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=r"recipe\.toml: (can't be read|isn't the recipe of a run)"):
+        write_cards(run)
+
+
+def test_what_links_elsewhere_is_not_uploaded(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "private").write_text("of nobody else")
+    link = run / "models" / "seed-0" / "joint" / "notes.txt"
+    link.symlink_to(tmp_path / "private")
+    with pytest.raises(UserError, match=r"notes\.txt: is a link to another folder"):
+        to_upload(run, "joint")
 
 
 @pytest.fixture

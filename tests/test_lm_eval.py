@@ -106,3 +106,16 @@ def test_unknown_tasks_and_absent_data_are_named(tiny_model: Path, tasks: Path) 
         check_harness(Wanted(["ours_plain"], include=tasks / "none"))
     with pytest.raises(UserError, match="the data of ours_away can't be had"):
         run_harness(str(tiny_model), Wanted(["ours_away"], include=tasks))
+
+
+@pytest.mark.extras
+@needs_harness
+def test_tasks_that_run_programs_or_fail_are_refused_in_a_line(tiny_model: Path, tasks: Path) -> None:
+    text = CHOICES.format(name="ours_unsafe", file=tasks / "rows.jsonl") + "unsafe_code: true\n"
+    (tasks / "unsafe.yaml").write_text(text, "utf-8")
+    with pytest.raises(UserError, match="ours_unsafe runs programs that the model writes, and lm-eval does so without"):
+        run_harness(str(tiny_model), Wanted(["ours_unsafe"], include=tasks))
+    text = CHOICES.format(name="ours_broken", file=tasks / "rows.jsonl").replace("{{question}}", "{{nothing}}")
+    (tasks / "broken.yaml").write_text(text, "utf-8")
+    with pytest.raises(UserError, match="ours_broken can't be asked: UndefinedError: 'nothing' is undefined"):
+        run_harness(str(tiny_model), Wanted(["ours_broken"], include=tasks))

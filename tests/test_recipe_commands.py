@@ -98,8 +98,11 @@ def test_init_takes_options_and_rows_of_ones_own(command: Command) -> None:
     [
         (["--tasks", "maths"], "--tasks: 'maths' is neither one of math, coding, qa, writing nor NAME=FILE"),
         (["--tasks", "mine=none.jsonl"], "none.jsonl: --tasks: no such file of rows"),
-        (["--arms", "joined"], "study.arms: no arm 'joined'"),
-        (["--name", "a/b"], "name"),
+        (["--tasks", "qa,qa"], "--tasks: names a task twice"),
+        (["--arms", "joined"], "--arms: no arm 'joined'"),
+        (["--name", "a/b"], "--name: begins with a letter or a digit"),
+        (["--model", " "], "--model: needs a name"),
+        (["--track", "wandbb"], "--track: unknown tracker 'wandbb'; did you mean 'wandb'"),
     ],
 )
 def test_init_refuses_in_one_line_and_writes_nothing(
@@ -160,3 +163,47 @@ def test_a_shell_completes_commands_options_and_recipes(words: str, expected: li
         check=False,
     )
     assert sorted(done.stdout.split()) == sorted(expected), done.stderr
+
+
+def _asked(folder: Path, answers: bytes, meanwhile: Callable[[], object] = lambda: None) -> tuple[int, str]:
+    """The exit code and what was said, where a terminal gives `answers`. meanwhile: done once the first is asked."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", CODE, "recipe", "init", "mine.toml"], stdin=theirs, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, cwd=folder, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, text=True,
+    )  # fmt: skip
+    os.close(theirs)
+    assert process.stderr is not None
+    said = process.stderr.read(1)  # the first question
+    meanwhile()
+    os.write(ours, answers)
+    _, err = process.communicate(timeout=60)
+    os.close(ours)
+    return process.returncode, said + err
+
+
+def test_init_asks_again_after_a_wrong_answer(tmp_path: Path) -> None:
+    code, said = _asked(tmp_path, b"my study\nours\n\nmath,foo\nmath\nmany\n5\n\nfoo\n\n")
+    assert code == 0, said
+    assert all(f"--{key}: " in said for key in ("name", "tasks", "steps", "track"))
+    recipe = load_recipe(tmp_path / "mine.toml")
+    assert (recipe.name, list(recipe.tasks), recipe.study.steps) == ("ours", ["math"], 5)
+
+
+def test_init_that_is_left_writes_nothing(tmp_path: Path) -> None:
+    code, said = _asked(tmp_path, b"\x04")
+    assert code == 130
+    assert said.rstrip().endswith("omni-thinker: interrupted")
+    assert not (tmp_path / "mine.toml").exists()
+
+
+def test_init_keeps_a_file_that_came_meanwhile(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    code, said = _asked(tmp_path, b"\n" * 6, lambda: file.write_text("precious"))
+    assert (code, file.read_text("utf-8")) == (2, "precious")
+    assert "exists already" in said
+
+
+def test_a_folder_of_weights_hides_no_packaged_recipe(command: Command) -> None:
+    Path("models/qwen3").mkdir(parents=True)
+    assert command("recipe", "show", "models/qwen3") == packaged()["models/qwen3"].read_text("utf-8").splitlines()

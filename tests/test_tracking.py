@@ -249,6 +249,25 @@ def test_track_sends_a_run_of_before_once(
     assert recorded(tmp_path / "run" / "track") == expected(tmp_path / "run")
 
 
+def test_another_folder_gets_all_rows_and_damaged_notes_stop_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_study(recipe(), tmp_path / "run")
+    count = len(rows_of(tmp_path / "run"))
+
+    def sent(*options: str) -> int:
+        command = ["omni-thinker", "track", str(tmp_path / "run"), "--to", RECORDER, "--json", *options]
+        monkeypatch.setattr(sys, "argv", command)
+        main()
+        return int(json.loads(capsys.readouterr().out.splitlines()[-1])["sent"])
+
+    elsewhere = ("--folder", str(tmp_path / "elsewhere"))
+    assert [sent(), sent(*elsewhere), sent(), sent(*elsewhere)] == [count, count, 0, 0]
+    assert (tmp_path / "elsewhere" / "recorder.jsonl").exists()
+    (tmp_path / "run" / "track" / "sent.json").write_text('{"id": "x", "trackers": {"a": {"units": {"0 start": "x"}}}}')
+    assert sent() == count, "what can't be read is sent anew"
+
+
 def test_trackers_are_checked_before_step_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"track\.to: unknown tracker 'wandbb'; did you mean 'wandb'"):
         run_study(recipe("wandbb"), tmp_path / "run")
@@ -257,6 +276,8 @@ def test_trackers_are_checked_before_step_0(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("omni_thinker.runs.tracking.send.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"track\.to: needs the package mlflow: pip install 'omni-thinker\[mlflow\]'"):
         check_trackers(TrackSpec(to=("mlflow",)))
+    with pytest.raises(UserError, match=r"needs the packages trackio, mlflow: pip install '.*\[trackio,mlflow\]'"):
+        check_trackers(TrackSpec(to=("trackio", "mlflow")))
     assert not (tmp_path / "run").exists()
 
 

@@ -21,6 +21,7 @@ from omni_thinker.cli.run_commands.final import print_result
 from omni_thinker.errors import UserError
 from omni_thinker.report.watch.server import Server
 from omni_thinker.report.watch.state import Watched
+from omni_thinker.runs.lock import Lock
 from omni_thinker.runs.progress import Progress
 from omni_thinker.runs.read import load_run
 from omni_thinker.runs.scoreboard import Scoreboard, expected_arms, sparkline
@@ -225,6 +226,23 @@ def test_damaged_and_hostile_runs_are_shown_and_stop_nothing(tmp_path: Path) -> 
         assert code == 200
         assert "result.json" in text
         server.shutdown()
+
+
+def test_a_study_that_begins_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "recipe.toml").write_text('name = "begins"\n[tasks.qa]\nsource = "builtin:qa"\n')
+    held = Lock(tmp_path)
+    with Server(tmp_path, port=0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        # The lock is another process's in truth; this one asks for its own.
+        monkeypatch.setattr("omni_thinker.studies.dispatch.status.holder", lambda folder: "process 1")
+        code, text, _ = ask(server, "/live")
+        assert code == 200
+        assert "starting" in text
+        monkeypatch.setattr("omni_thinker.studies.dispatch.status.holder", lambda folder: 1 / 0)
+        code, text, _ = ask(server, "/live")
+        assert (code, text) == (500, "this page can't be made: ZeroDivisionError: division by zero")
+        server.shutdown()
+    held.release()
 
 
 def test_watch_of_no_run_is_one_line(

@@ -4,7 +4,7 @@ import errno
 import os
 import re
 
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _LONGEST_PLACE = 400
 """Longest file name or key in a message, in characters."""
 
@@ -35,7 +35,8 @@ def _short(name: str) -> str:
 def printable(text: str) -> str:
     """A text for a terminal: control characters, which could move the cursor or rewrite what stands there, as \\x1b.
 
-    New lines and tabs stay. What models, judges and rows wrote goes through this before it is printed."""
+    So are halves of characters, which no encoding has. New lines and tabs stay. What models, judges and rows wrote goes
+    through this before it is printed."""
     return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 

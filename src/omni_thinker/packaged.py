@@ -32,12 +32,13 @@ def about(path: Path) -> str:
 
 def recipe_file(path: Path) -> Path:
     """The file itself, or else the packaged recipe of that name. Raises UserError where there is neither."""
+    known = packaged()
     try:
-        if path.exists():
+        # A folder of weights may well be called models/qwen3; one with a recipe is a run.
+        if path.is_file() or (path.exists() and (str(path) not in known or (path / "recipe.toml").exists())):
             return path
     except (OSError, ValueError):
         return path  # whoever reads it says what is wrong
-    known = packaged()
     if path.name and str(path) in known:
         return known[str(path)]
     hint = did_you_mean(str(path), list(known)) if not path.suffix else ""

@@ -38,7 +38,7 @@ def merge_folders(
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         rounding = merge(start, found, rule, partial, dtype)
-        copy_companions(start, partial)
+        copy_companions(start, partial, but={"README.md"})  # the start's card, which doesn't say what this is
         if not (start / SINGLE).exists():
             shutil.copyfile(start / INDEX, partial / INDEX)
         if dtype is not None:

@@ -65,6 +65,9 @@ def main() -> None:
         sys.unraisablehook = lambda _: None  # what was half made when the signal came complains when it is collected
         sys.stderr.write(f"omni-thinker: {exc.word}{exc.remedy}\n")
         sys.exit(exc.code)
+    except typer.Abort:  # of a question that was asked
+        sys.stderr.write("\nomni-thinker: interrupted\n")
+        sys.exit(130)
     except Exception as exc:
         if hasattr(exc, "format_message"):  # of the parser of options; Typer has its own copy of click's classes
             _bad_option(exc)
@@ -244,6 +247,10 @@ def evaluate(
     if wanted.tasks:
         check_harness(wanted)
     loaded = recipe_or_builtin(recipe, overrides, skip_refused)
+    theirs = None
+    if wanted.tasks:  # first, since it may fail after a while, and ours would be lost
+        with working(f"answering {lm_eval}"):
+            theirs = run_harness(model, wanted)
     with working(f"answering the {split} problems"), in_recipe(recipe or Path("--set")):
         result = evaluate_model(model, loaded, split, references, samples)
     for name, row in result["tasks"].items():
@@ -254,10 +261,9 @@ def evaluate(
         typer.echo(f"answers: {file}")
     for note in result["notes"]:
         typer.echo(note)
-    if wanted.tasks:
-        with working(f"answering {lm_eval}"):
-            result["lm_eval"] = run_harness(model, wanted)
-        typer.echo("\n".join(lines_of(result["lm_eval"])))
+    if theirs is not None:
+        result["lm_eval"] = theirs
+        typer.echo("\n".join(lines_of(theirs)))
     finish(result, json_)
 
 

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from omni_thinker.errors import UserError
+from omni_thinker.errors import UserError, printable
 from omni_thinker.plugins import did_you_mean
 
 _KEY = "--lm-eval"
@@ -48,7 +48,7 @@ def run_harness(model: str, wanted: Wanted) -> dict[str, Any]:
     """What the harness says of a model. In `tasks`: the metrics of each task with `value` and `stderr` (None where it
     gives none) by name and filter, and its number of problems `n`.
 
-    Raises UserError where a task's data can't be had."""
+    Raises UserError where a task's data can't be had, and where a task fails or would run programs."""
     manager = check_harness(wanted)
     import lm_eval
     from lm_eval.models.huggingface import HFLM
@@ -68,9 +68,8 @@ def run_harness(model: str, wanted: Wanted) -> dict[str, Any]:
             log_samples=False,
             confirm_run_unsafe_code=False,
         )
-    except (OSError, _not_found()) as exc:
-        why = (str(exc).strip() or type(exc).__name__).splitlines()[0]
-        raise UserError(f"the data of {', '.join(wanted.tasks)} can't be had: {why}", key=_KEY) from None
+    except Exception as exc:  # whatever tasks, their templates and the packages behind them raise
+        raise UserError(_complaint(exc, ", ".join(wanted.tasks)), key=_KEY) from exc
     counts = found.get("n-samples", {})
     tasks = {
         task: {"n": counts.get(task, {}).get("effective"), "metrics": _metrics(row)}
@@ -105,10 +104,19 @@ def _metrics(row: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
     return found
 
 
-def _not_found() -> type[Exception]:
+def _complaint(exc: Exception, tasks: str) -> str:
+    """What went wrong, and what helps where that is known."""
     from datasets.exceptions import DatasetNotFoundError
 
-    return DatasetNotFoundError  # type: ignore[no-any-return]
+    why = printable((str(exc).strip() or type(exc).__name__).splitlines()[0])
+    if isinstance(exc, OSError | DatasetNotFoundError):
+        return f"the data of {tasks} can't be had: {why}"
+    if isinstance(exc, ValueError) and "unsafe" in why:
+        return (
+            f"{tasks} runs programs that the model writes, and lm-eval does so without a sandbox; use a task of your "
+            'own with reward = "unit_tests"'
+        )
+    return f"{tasks} can't be asked: {type(exc).__name__}: {why:.300}"
 
 
 def _on_gpu() -> bool:

@@ -51,12 +51,13 @@ def tell(summary: Mapping[str, Any], units: Mapping[str, str]) -> None:
 
 def _graph(graph: Mapping[str, Any]) -> list[str]:
     """The units of a study, and what they would take."""
-    times = ", ".join(f"{count} {_duration(seconds)}" for count, seconds in graph["workers"].items())
+    times = ", ".join(f"{_duration(seconds)} with {count}" for count, seconds in graph["workers"].items())
+    guessed = ", at guessed times" if graph["guessed"] else ""
     basis = "at guessed times of a step and an evaluation; --times measures them" if graph["guessed"] else "computed"
     return [
-        f"units: {graph['units']}, {_duration(graph['work_seconds'])} of work",
+        f"units: {graph['units']}, {_duration(graph['work_seconds'])} of work{guessed}",
         f"longest chain: {_duration(graph['critical_seconds'])} ({' -> '.join(graph['critical_path'])})",
-        f"workers and time: {times} ({basis})",
+        f"time by workers: {times} ({basis})",
     ]
 
 

@@ -7,7 +7,7 @@ import typer
 
 from omni_thinker.cli.options import names
 from omni_thinker.cli.output import Json, finish
-from omni_thinker.errors import UserError
+from omni_thinker.errors import UserError, printable
 
 
 def track(
@@ -32,7 +32,7 @@ def track(
         if name in table["failed"]:
             typer.echo(f"{name} failed: {table['failed'][name]}", err=True)
         else:
-            typer.echo(f"{name}: {count} rows" + (f"; see them with: {see}" if see else ""))
+            typer.echo(f"{name}: {count} rows" + (printable(f"; see them with: {see}") if see else ""))
     finish(table, json_)
     if table["failed"]:
         raise typer.Exit(1)

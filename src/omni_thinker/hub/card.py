@@ -1,7 +1,9 @@
 """The model card in an exported folder: what the model is, how it did, and what isn't known of it."""
 
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from omni_thinker import __version__
 from omni_thinker.arms import kind_of, task_of
+from omni_thinker.errors import UserError
 from omni_thinker.runs.files import write_whole
 from omni_thinker.runs.read import read_result
 from omni_thinker.runs.schema.base import MACRO, Estimate
@@ -20,25 +23,50 @@ CARD = "README.md"
 _NORMAL = 1.96
 """Standard errors on each side of a mean, for 95 %."""
 _BUILTIN = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_MARK = re.compile(r"\n<!-- as written by omni-thinker: ([0-9a-f]{16}) -->\n\Z")
+"""The last line of a card. The digest is of all before it, so a card that somebody changed is known."""
 _AT_HOME = ("track", "cluster", "engine", "atlas", "data_root")
 """Tables and keys of a recipe that say something of this machine and nothing of the model."""
 
 
 def write_cards(run: Path) -> list[Path]:
     """Write a card into each model folder of a run that has a result; the cards. A folder that somebody removed gets
-    none. Raises UserError where the result can't be read."""
-    result = read_result(run / "result.json")
-    recipe = tomllib.loads((run / "recipe.toml").read_text("utf-8"))
+    none, and a card that somebody changed stays. Raises UserError where the result or the recipe can't be read."""
+    result, file = read_result(run / "result.json"), run / "recipe.toml"
+    try:
+        recipe = tomllib.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as exc:
+        raise UserError(f"can't be read: {exc}", file=file) from None
     written = []
     for arm, seeds in result.arms.items():
         for one in seeds:
             folder = models_of(run, one.seed) / arm.replace(":", "-")
             if (folder / "config.json").exists():
-                text = card(result, recipe, arm, one)
-                if not (folder / CARD).exists() or (folder / CARD).read_text("utf-8") != text:
+                try:
+                    text = _marked(card(result, recipe, arm, one))
+                except (AttributeError, KeyError, TypeError) as exc:
+                    raise UserError(f"isn't the recipe of a run: {type(exc).__name__}: {exc}", file=file) from None
+                if _is_stale(folder / CARD, text):
                     write_whole(folder / CARD, lambda partial, text=text: partial.write_text(text, "utf-8"))  # type: ignore[misc]
                 written.append(folder / CARD)
     return written
+
+
+def _marked(text: str) -> str:
+    return f"{text.rstrip()}\n<!-- as written by omni-thinker: {_digest(text)} -->\n"
+
+
+def _is_stale(path: Path, text: str) -> bool:
+    """Whether a card is missing, or is an older one of ours that nobody changed."""
+    if not path.exists():
+        return True
+    known = path.read_text("utf-8", "replace")
+    mark = _MARK.search(known)
+    return known != text and mark is not None and mark[1] == _digest(known[: mark.start()])
+
+
+def _digest(text: str) -> str:
+    return sha256(text.rstrip().encode()).hexdigest()[:16]
 
 
 def card(result: Result, recipe: Mapping[str, Any], arm: str, one: ArmRun) -> str:

@@ -38,6 +38,9 @@ def to_upload(place: Path, arm: str = "", seed: int | None = None) -> Upload:
         raise UserError("holds no result.json, so it has no arms", file=place, key="--arm")
     if not folder.is_dir() or not (folder / "config.json").exists() or not any(map(list, map(folder.glob, _WEIGHTS))):
         raise UserError("isn't a model's folder: config.json and weights are missing", file=folder)
+    for path in folder.rglob("*"):
+        if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+            raise UserError("is a link to another folder; put the file itself there, or remove the link", file=path)
     files = {
         str(path.relative_to(folder)): path.stat().st_size
         for path in sorted(folder.rglob("*"))
@@ -67,7 +70,11 @@ def push(upload: Upload, repo: str, *, private: bool = True, message: str = "") 
     except OfflineModeIsEnabled:
         raise UserError("HF_HUB_OFFLINE is set; unset it to upload", key="REPO") from None
     except HfHubHTTPError as exc:
-        raise UserError(f"the hub refused: {_first_line(exc)}", key=repo) from None
+        remedy = "; run `hf auth login`, or set HF_TOKEN" if exc.response.status_code == 401 else ""
+        raise UserError(f"the hub refused: {_first_line(exc)}{remedy}", key=repo) from None
+    except (AttributeError, KeyError, TypeError, ValueError) as exc:
+        why = f"{type(exc).__name__}: {_first_line(exc)}"
+        raise UserError(f"what answers isn't a hub ({why}); look at HF_ENDPOINT", key=repo) from None
     except Exception as exc:
         if not isinstance(exc, OSError) and not type(exc).__module__.startswith(_CONNECTION):
             raise

@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from omni_thinker.errors import UserError
 
 NAME = "lock"
+_MOMENT_S = 0.3
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
@@ -22,9 +23,10 @@ class Lock:
     def __init__(self, folder: Path) -> None:
         """Raises UserError where another process holds it."""
         path = folder / NAME
-        self._lock = FileLock(path, blocking=False, thread_local=False, fallback_to_soft=False)
+        # For a moment, since who asks for the holder takes it for as long.
+        self._lock = FileLock(path, timeout=_MOMENT_S, thread_local=False, fallback_to_soft=False)
         try:
-            self._lock.acquire()
+            self._lock.acquire(poll_interval=_MOMENT_S / 10)
         except Timeout:
             raise UserError(f"is in use by {_owner(path)}; wait for it, or stop it", file=folder) from None
         except OSError as exc:

@@ -94,13 +94,19 @@ def read_result(path: Path) -> Result:
     try:
         result = _document(path, Result)
     except FileNotFoundError:
-        raise UserError("missing; a report needs a finished run directory", file=path) from None
+        raise UserError(
+            "missing; this needs a study that has ended: `omni-thinker study RUN --resume` goes on with one, "
+            "`omni-thinker watch RUN` shows how far it is",
+            file=path,
+        ) from None
     except ValidationError as exc:
         raise UserError(_complaint(exc), file=path, key=_key(exc)) from None
     except (OSError, ValueError) as exc:
         raise UserError(f"can't be read: {exc}", file=f"{path!s:.200}") from None
     if not result.arms:
         raise UserError("names no arms", file=path, key="arms")
+    if empty := [arm for arm, seeds in result.arms.items() if not seeds]:
+        raise UserError("has no seed", file=path, key=f"arms.{empty[0]}")
     return result
 
 

@@ -92,7 +92,7 @@ def check_free(path: Path) -> None:
     except (OSError, ValueError) as exc:
         raise UserError(f"can't be a run's directory: {exc}", file=f"{path!s:.80}", key="--out") from None
     if held:
-        raise UserError("already holds a run's files; choose another --out", file=path)
+        raise UserError("already holds a run's files; choose another --out, or resume it with --resume", file=path)
 
 
 def _without_none(value: Any) -> Any:

@@ -110,7 +110,7 @@ class _Study:
         if recipe.track.to:
             progress.say(f"tracked by {', '.join(recipe.track.to)}; `omni-thinker track {run.path}` says where to look")
         if run.journal.dropped:
-            progress.say(f"{run.journal.dropped} journal entries after the last whole checkpoint are repeated")
+            progress.say(f"{run.journal.dropped} records were written after the last checkpoint; they are made again")
         if fresh and (words := power_words(setup)):
             progress.say(f"power: {words}")
         result_key = f"result of {list(recipe.study.seeds)}, {recipe.study.bootstrap}, {recipe.study.confidence}"

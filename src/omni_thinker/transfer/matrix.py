@@ -67,7 +67,8 @@ def _pooled_entropy(seeds: Sequence[Entropies]) -> Entropies | None:
 
 
 def load_matrix(path: Path) -> TransferMatrix:
-    """Read `transfer.json`. Raises UserError naming the file and the key."""
+    """Read `transfer.json`; `path` is the file, or a run's directory. Raises UserError naming the file and the key."""
+    path = path / "transfer.json" if path.is_dir() else path
     try:
         table = json.loads(path.read_text("utf-8"), object_pairs_hook=_once)
     except FileNotFoundError:

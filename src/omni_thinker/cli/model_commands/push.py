@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from omni_thinker.cli.output import Json, finish
+from omni_thinker.errors import printable
 
 
 def push_model(
@@ -28,11 +29,12 @@ def push_model(
     check_name(repo)
     upload = to_upload(place, arm, seed)
     table = {"folder": str(upload.folder), "repo": repo, "files": upload.files, "bytes": upload.size}
+    table |= {"private": not public, "dry_run": dry_run}
     if dry_run:
         for name, size in upload.files.items():
-            typer.echo(f"{size:>14,}  {name}")
+            typer.echo(f"{size:>14,}  {printable(name)}")
         typer.echo(f"{upload.size:>14,}  bytes to {repo} ({'public' if public else 'private'} if it is new)")
-        typer.echo(f"\n{(upload.folder / CARD).read_text('utf-8')}")
+        typer.echo(printable(f"\n{(upload.folder / CARD).read_text('utf-8', 'replace')}"))
         finish(table, json_)
         return
     with working(f"uploading {upload.size:,} bytes to {repo}"):

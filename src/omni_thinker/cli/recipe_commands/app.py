@@ -74,6 +74,7 @@ def recipe_explain(
                 rows.append(row)
     if not rows:
         raise UserError(f"no key contains {key!r}; see omni-thinker recipe explain", key="--key")
+    rows.sort(key=lambda row: not row["key"].startswith(key))  # `rl.` before `tasks.NAME.rl.`
     for row in rows:
         value = f" = {json.dumps(row['value'])} ({row['source']})" if "value" in row else ""
         typer.echo(f"{row['key']}{value}\n    {row['takes']}; default {row['default'] or 'see its keys'}")

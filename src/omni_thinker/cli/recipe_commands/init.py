@@ -3,6 +3,7 @@
 import shlex
 import sys
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ import tomli_w
 import typer
 
 from omni_thinker.cli.output import Json, finish
-from omni_thinker.errors import UserError
+from omni_thinker.errors import UserError, printable
 
 BUILTIN = ("math", "coding", "qa", "writing")
 _LENGTHS = {"math": 8, "coding": 32, "qa": 12, "writing": 40}
@@ -34,27 +35,26 @@ def recipe_init(
 ) -> None:
     """Ask a few questions and write a recipe. What is given as an option isn't asked, nor is anything without a
     terminal: defaults stand in."""
-    from omni_thinker.cli.options import names
-    from omni_thinker.recipe import parse_recipe
-    from omni_thinker.recipe.study import StudySpec
-
-    if out.exists():
-        raise UserError("exists already; name another file", file=out)
-    name = _asked("What is the study called?", name, out.stem if out.stem != "recipe" else "study")
-    model = _asked("Which model? (builtin, tiny, a folder, a GGUF file, a hub name)", model, "builtin")
-    tasks = _asked("Which tasks? (built-in: math,coding,qa,writing; your rows: NAME=FILE)", tasks, ",".join(BUILTIN))
-    table: dict[str, Any] = {"name": name, "model": {"name": model}, "tasks": dict(map(_task, names(tasks)))}
-    given = str(steps) if steps else None
-    table["study"] = {"steps": _number("How many RL steps has each arm?", given, "24")}
-    chosen = names(_asked("Which arms are compared?", arms, ",".join(StudySpec().arms)))
-    table["study"] |= {"arms": chosen} if chosen != list(StudySpec().arms) else {}
-    if to := names(_asked("Which trackers? (trackio, wandb, tensorboard, mlflow; none is fine)", track, "")):
-        table["track"] = {"to": to}
-    parse_recipe(table, out)
+    try:
+        if out.exists() or out.is_symlink():
+            raise UserError("exists already; name another file", file=out)
+    except (OSError, ValueError) as exc:
+        raise UserError(f"can't be a file: {exc}", file=f"{out!s:.80}") from None
+    table = _answers(
+        out,
+        {"name": name, "model": model, "tasks": tasks, "steps": None if steps is None else str(steps)}
+        | {"arms": arms, "track": track},
+    )
     text = _text(table, out)
     assert tomllib.loads(text) == table
     try:
-        out.write_text(text, "utf-8")
+        encoded = text.encode()
+        with out.open("xb") as file:
+            file.write(encoded)
+    except FileExistsError:
+        raise UserError("exists already; name another file", file=out) from None
+    except UnicodeEncodeError:
+        raise UserError("an answer isn't UTF-8; nothing was written", file=out) from None
     except OSError as exc:
         raise UserError(f"can't be written: {exc.strerror or exc}", file=out) from None
     place = shlex.quote(str(out))
@@ -63,17 +63,73 @@ def recipe_init(
     finish({"recipe": str(out), **table}, json_)
 
 
-def _asked(question: str, given: str | None, default: str) -> str:
-    if given is not None:
-        return given
-    if not sys.stdin.isatty():
-        return default
-    answer: str = typer.prompt(question, default=default, err=True)
-    return answer.strip()
+def _answers(out: Path, given: Mapping[str, str | None]) -> dict[str, Any]:
+    """The recipe's tables by what was given as options and what people answer."""
+    from omni_thinker.recipe.study import StudySpec
+
+    usual = ",".join(StudySpec().arms)
+    questions = [
+        ("name", "What is the study called?", out.stem if out.stem != "recipe" else "study"),
+        ("model", "Which model? (builtin, tiny, a folder, a GGUF file, a hub name)", "builtin"),
+        ("tasks", "Which tasks? (built-in: math,coding,qa,writing; your rows: NAME=FILE)", ",".join(BUILTIN)),
+        ("steps", "How many RL steps has each arm?", "24"),
+        ("arms", "Which arms are compared?", usual),
+        ("track", "Which trackers? (trackio, wandb, tensorboard, mlflow; none is fine)", ""),
+    ]
+    table: dict[str, Any] = {"tasks": dict([_task(BUILTIN[0])])}
+    for key, question, default in questions:
+        asks = given[key] is None and sys.stdin.isatty()
+        answer = given[key]
+        while True:
+            if asks:
+                answer = typer.prompt(question, default=default, err=True).strip()
+            try:
+                table |= _tables(key, default if answer is None else answer, table, out)
+                break
+            except UserError as exc:
+                if not asks:
+                    raise
+                typer.echo(printable(f"{exc.key or key}: {exc.message}"), err=True)
+    return {key: table[key] for key in ("name", "model", "tasks", "study", "track") if key in table}
 
 
-def _number(question: str, given: str | None, default: str) -> int:
-    answer = _asked(question, given, default)
+def _tables(key: str, answer: str, table: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """What an answer puts into the recipe. Raises UserError where a recipe can't say that."""
+    from omni_thinker.cli.options import names
+    from omni_thinker.recipe import parse_recipe
+    from omni_thinker.recipe.study import StudySpec
+    from omni_thinker.runs.tracking.send import TRACKERS
+
+    new: dict[str, Any] = {key: answer}
+    if key == "model":
+        if not answer.strip() or not answer.isprintable():
+            raise UserError(f"needs a name, got {answer!a:.80}", key="--model")
+        new = {"model": {"name": answer}}
+    elif key == "tasks":
+        chosen = [_task(word) for word in names(answer)]
+        if len({name for name, _ in chosen}) < len(chosen):
+            raise UserError("names a task twice", key="--tasks")
+        new = {"tasks": dict(chosen)}
+    elif key == "steps":
+        new = {"study": {"steps": _number(answer)}}
+    elif key == "arms":
+        arms = names(answer)
+        new = {"study": table["study"] | ({"arms": arms} if arms != list(StudySpec().arms) else {})}
+    elif key == "track":
+        for name in (to := names(answer)):
+            TRACKERS.find(name, "--track")
+        new = {"track": {"to": to}} if to else {}
+    try:
+        parse_recipe({**table, **new}, out)
+    except UserError as exc:
+        if key == "name":
+            words = "begins with a letter or a digit; then letters, digits, '.', '_' and '-' may follow"
+            raise UserError(f"{words}; got {answer!r:.80}", key="--name") from None
+        raise UserError(exc.message, key=f"--{key}") from None
+    return new
+
+
+def _number(answer: str) -> int:
     try:
         return int(answer)
     except ValueError:
@@ -97,5 +153,7 @@ def _text(table: dict[str, Any], out: Path) -> str:
     from omni_thinker.packaged import SCHEMA, recipes_folder
 
     schema = recipes_folder() / SCHEMA
+    count = len(table["tasks"])
     head = [f"#:schema {schema.as_uri()}"] if schema.is_file() else []
-    return "\n".join([*head, f"# {table['name']}: {len(table['tasks'])} tasks.", tomli_w.dumps(table).strip()]) + "\n"
+    head.append(f"# {table['name']}: {count} {'task' if count == 1 else 'tasks'}.")
+    return "\n".join([*head, tomli_w.dumps(table).strip()]) + "\n"

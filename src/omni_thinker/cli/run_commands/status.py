@@ -15,9 +15,9 @@ def status(directory: Annotated[Path, typer.Argument(help="A run directory.")], 
     from omni_thinker.studies.dispatch.status import COUNTED, read_status
 
     table = read_status(directory)
-    typer.echo(f"{directory}: {table['state']}" + (f" ({table['owner']})" if table["owner"] else ""))
+    typer.echo(printable(f"{directory}: {table['state']}" + (f" ({table['owner']})" if table["owner"] else "")))
     for kind, counts in table["units"].items():
-        typer.echo(f"{kind}: " + ", ".join(f"{counts[state]} {state}" for state in COUNTED if counts[state]))
+        typer.echo(printable(f"{kind}: ") + ", ".join(f"{counts[state]} {state}" for state in COUNTED if counts[state]))
     if table["state"] == "stopped":
         typer.echo(f"resume with `omni-thinker study {shlex.quote(str(directory))} --resume`")
     if table["state"] == "ended" and (directory / "report.html").exists():
@@ -26,5 +26,6 @@ def status(directory: Annotated[Path, typer.Argument(help="A run directory.")], 
         for unit in table["running"]:
             line = " ".join(unit["line"].split())
             typer.echo(printable(f"seed {unit['seed']}: {unit['unit']}, {unit['seconds']:.0f} s: {line}"))
-        typer.echo(f"{table['workers']} at a time, {table['seconds_left']:.0f} s left, {table['age']:.0f} s ago")
+        workers = f"{table['workers']} worker{'' if table['workers'] == 1 else 's'}"
+        typer.echo(f"{workers}; about {table['seconds_left']:.0f} s left; as of {table['age']:.0f} s ago")
     finish(table, json_)

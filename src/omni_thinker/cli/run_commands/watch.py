@@ -36,7 +36,7 @@ def watch(
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            typer.echo("")
+            typer.echo("", err=True)
 
 
 def _is_loopback(host: str) -> bool:

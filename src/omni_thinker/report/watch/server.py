@@ -90,6 +90,14 @@ class Handler(BaseHTTPRequestHandler):
             self._send(403, "this server answers to the names of its own machine", "text/plain")
             return
         path, _, query = self.path.partition("?")
+        try:
+            self._answer(path, query)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # who asked has gone
+        except Exception as exc:  # of a run that is damaged in a way that nobody thought of
+            self._send(500, f"this page can't be made: {type(exc).__name__}: {exc}", "text/plain")
+
+    def _answer(self, path: str, query: str) -> None:
         match path:
             case "/":
                 self._send(200, self._pages.whole())
@@ -128,6 +136,8 @@ class Server(ThreadingHTTPServer):
     def __init__(self, run: Path, host: str = "127.0.0.1", port: int | None = None) -> None:
         """port: None for the usual one, or another where it is taken. Raises UserError where there is no run, and where
         host and port can't be had."""
+        if not host:
+            raise UserError("is empty; leave it out for this machine alone", key="--host")
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         names = _names(host)
         handler = partial(Handler, Pages(run), names)

@@ -63,7 +63,9 @@ class Watched:
         self._path = path
         self._scores = Scoreboard(path / "metrics.jsonl")
         if not (path / "recipe.toml").is_file() and not (path / "metrics.jsonl").is_file():
-            raise UserError("holds no run (no recipe.toml and no metrics.jsonl)", file=path)
+            raise UserError(
+                "holds no run yet (no recipe.toml and no metrics.jsonl): a study begins with checks", file=path
+            )
 
     def state(self) -> State:
         """The moment. Where status.json is damaged or missing, what the logs say."""

@@ -63,7 +63,10 @@ def tracked(spec: TrackSpec, run: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def held(run: Path, wait_s: float) -> Iterator[None]:
     """Be the only process that sends this run's rows. Raises UserError where another goes on doing so."""
-    (run / FOLDER).mkdir(parents=True, exist_ok=True)
+    try:
+        (run / FOLDER).mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise UserError(f"can't be made: {exc.strerror or exc}", file=run / FOLDER) from None
     lock = FileLock(run / FOLDER / "lock", timeout=wait_s, thread_local=False)
     try:
         lock.acquire()

@@ -42,8 +42,9 @@ def check_trackers(spec: TrackSpec) -> None:
     """Raises UserError for a tracker that isn't known, or whose package isn't installed."""
     for name in spec.to:
         TRACKERS.find(name, "track.to")
-        if name in TRACKERS and find_spec(name) is None:
-            raise UserError(f"needs the package {name}: pip install 'omni-thinker[{name}]'", key="track.to")
+    if missing := [name for name in spec.to if name in TRACKERS and find_spec(name) is None]:
+        packages = f"package {missing[0]}" if len(missing) == 1 else f"packages {', '.join(missing)}"
+        raise UserError(f"needs the {packages}: pip install 'omni-thinker[{','.join(missing)}]'", key="track.to")
     if len(set(spec.to)) < len(spec.to):
         raise UserError("names one of them twice", key="track.to")
 
@@ -71,16 +72,18 @@ class Sender:
         self._id: str = state["id"]
         self._noted: dict[str, dict[str, dict[str, int]]] = state["trackers"]
         """Of each tracker, the rows that it has of each unit and of each of its runs."""
-        noted = {name: self._noted.get(name, {}) for name in spec.to}
+        folder = Path(spec.folder).expanduser().resolve() if spec.folder else self._run / FOLDER
+        project = spec.project or str(recipe.get("name", "study"))
+        usual = (self._run / FOLDER, str(recipe.get("name", "study")), False)
+        where = (folder, project, spec.online)
+        # What went elsewhere isn't here: each place is counted by itself.
+        suffix = "" if where == usual else f" {json.dumps([str(folder), project, spec.online])}"
+        self._keys = {name: f"{name}{suffix}" for name in spec.to}
+        noted = {name: self._noted.get(self._keys[name], {}) for name in spec.to}
         self._units = {name: Counter[str](of.get("units", {})) for name, of in noted.items()}
         self._runs = {name: Counter[str](of.get("runs", {})) for name, of in noted.items()}
         self._study = Study(
-            name=self._run.name,
-            id=self._id,
-            project=spec.project or str(recipe.get("name", "study")),
-            folder=Path(spec.folder).expanduser().resolve() if spec.folder else self._run / FOLDER,
-            online=spec.online,
-            config=recipe,
+            name=self._run.name, id=self._id, project=project, folder=folder, online=spec.online, config=recipe
         )
         self._trackers: dict[str, Tracker] = {}
         self.failed: dict[str, str] = {}
@@ -122,7 +125,13 @@ class Sender:
     def words(self) -> dict[str, str]:
         """How to look at what each tracker has."""
         names = [name for name, count in self.counts().items() if count and name not in self.failed]
-        return {name: TRACKERS.find(name, "track.to").words(self._study) for name in names}
+        return {name: words for name in names if (words := self._words_of(name))}
+
+    def _words_of(self, name: str) -> str:
+        """Empty where a tracker has none, or fails to say them."""
+        with contextlib.suppress(Exception):
+            return str(TRACKERS.find(name, "track.to").words(self._study))
+        return ""
 
     def counts(self) -> dict[str, int]:
         """Rows that each tracker has."""
@@ -147,7 +156,7 @@ class Sender:
     def _note(self, whole: list[str]) -> None:
         """Write down what `whole` have."""
         for name in whole:
-            self._noted[name] = {"units": dict(self._units[name]), "runs": dict(self._runs[name])}
+            self._noted[self._keys[name]] = {"units": dict(self._units[name]), "runs": dict(self._runs[name])}
         write_json(self._file, {"id": self._id, "trackers": self._noted})
 
 
@@ -166,8 +175,9 @@ def _state(file: Path) -> dict[str, Any]:
     """What was noted before. Where that can't be read, everything is sent anew, to new runs."""
     try:
         state = json.loads(file.read_text("utf-8"))
-        if isinstance(state["id"], str) and isinstance(state["trackers"], dict):
+        counts = [count for of in state["trackers"].values() for by in of.values() for count in by.values()]
+        if isinstance(state["id"], str) and all(type(count) is int and count >= 0 for count in counts):
             return dict(state)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     return {"id": uuid4().hex[:8], "trackers": {}}

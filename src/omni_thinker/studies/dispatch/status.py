@@ -24,7 +24,7 @@ def read_status(directory: Path) -> dict[str, Any]:
         waiting = sum(counts["running"] + counts["waiting"] for counts in table["units"].values())
     except FileNotFoundError:
         if owner := holder(directory):
-            return {"state": "starting", "owner": owner, "units": {}}
+            return {"state": "starting", "owner": owner, "units": {}, "running": []}
         raise UserError(
             "missing; the study has not begun, an earlier version ran it, or this is no run's directory", file=path
         ) from None
