@@ -10,7 +10,7 @@ import pytest
 
 from omni_thinker.cli import app
 from omni_thinker.errors import UserError
-from omni_thinker.report.several import load_studies, side_by_side
+from omni_thinker.report.several import _names, load_studies, side_by_side
 from written_run import result, write_run
 
 
@@ -85,3 +85,9 @@ def test_committed_studies_can_be_compared(repo: Path, name: str) -> None:
     studies = repo / "docs" / "studies"
     frames = side_by_side(load_studies([studies / "equal-budgets", studies / name]))
     assert {"studies", "macro", "against_joint", "settings"} <= set(frames)
+
+
+def test_names_of_studies_differ_whatever_they_are_called(tmp_path: Path) -> None:
+    same, other = tmp_path / "a", tmp_path / "a (2)"
+    assert _names([same, same, other]) == ["a", "a (2)", "a (2) (2)"]
+    assert _names([tmp_path / "x" / "a", tmp_path / "y" / "a"]) == ["x/a", "y/a"]

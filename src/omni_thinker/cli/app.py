@@ -219,7 +219,7 @@ def probe(
 
 @app.command("eval")
 def evaluate(
-    model: Annotated[str, typer.Argument(help="builtin, tiny, a Hugging Face folder, or a hub name.")],
+    model: Annotated[str, typer.Argument(help="builtin, tiny, a Hugging Face folder, a GGUF file, or a hub name.")],
     recipe: Annotated[Path | None, typer.Option(help="Tasks and settings. Default: the four built-in tasks.")] = None,
     split: Annotated[str, typer.Option(help="The split: validation or test.")] = "test",
     references: Annotated[Path | None, typer.Option(help="The references.jsonl of a run, for judged tasks.")] = None,

@@ -2,9 +2,9 @@
 
 import math
 import tomllib
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +73,10 @@ def _names(folders: Sequence[Path]) -> list[str]:
         names = ["/".join(each[-length:]) for each in parts]
         if len(set(names)) == len(names):
             return names
-    counts = Counter[str]()
-    numbered = []
+    numbered = list[str]()
     for name in ("/".join(each[-1:]) for each in parts):
-        counts[name] += 1
-        numbered.append(name if counts[name] == 1 else f"{name} ({counts[name]})")
+        free = (f"{name} ({number})" for number in count(2))
+        numbered.append(name if name not in numbered else next(other for other in free if other not in numbered))
     return numbered
 
 

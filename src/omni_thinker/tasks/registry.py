@@ -88,7 +88,9 @@ def _from_source(name: TaskName, spec: TaskSpec) -> Task:
         return VerifiersTask(name, spec)
     if kind == "python":
         return _python_task(name, spec)
-    raise UserError(f"unknown source {spec.source!r}{did_you_mean(spec.source, SOURCES)}", key=f"tasks.{name}.source")
+    near = f"; did you mean 'builtin:{spec.source}'?" if f"builtin:{spec.source}" in SOURCES else ""
+    hint = did_you_mean(spec.source, SOURCES) if not near else f"{near} known: {', '.join(SOURCES)}"
+    raise UserError(f"unknown source {spec.source!r}{hint}", key=f"tasks.{name}.source")
 
 
 def _python_task(name: TaskName, spec: TaskSpec) -> Task:

@@ -35,7 +35,8 @@ def print_result(run: RunData) -> None:
     console.print(Text(LEGEND, "dim"))
     line = headline(run)
     tiles = "; ".join(f"{tile.name.lower()} {tile.value} ({tile.about})" for tile in line.tiles)
-    console.print(Text(printable(f"{line.line}: {tiles}." if tiles else f"{line.line}.")))
+    if tiles or line.line not in run.result.verdict:  # the verdict follows
+        console.print(Text(printable(f"{line.line}: {tiles}." if tiles else f"{line.line}.")))
 
 
 def result_table(run: RunData) -> Table:

@@ -52,12 +52,19 @@ def tasks_show(
         raise UserError("sets keys of a recipe; show RECIPE:TASK", key="--set")
     else:
         name = "shown"
-        loaded = parse_recipe({"tasks": {name: {"source": source, "skip_refused": skip_refused}}}, source)
+        spec = {"source": source, "skip_refused": skip_refused}
+        try:
+            loaded = parse_recipe({"tasks": {name: spec}}, source)
+        except UserError as exc:  # of a recipe that nobody wrote
+            raise UserError(exc.message, key="SOURCE") from None
         shown = loaded.tasks[name]
     if difficulty is not None:
         shown = shown.model_copy(update={"difficulty": difficulty})
     loaded = loaded.model_copy(update={"tasks": {name: shown}})
-    task = make_tasks(loaded.tasks, loaded.data_root)[name]
+    try:
+        task = make_tasks(loaded.tasks, loaded.data_root)[name]
+    except UserError as exc:
+        raise (UserError(exc.message, file=exc.file, key="SOURCE") if name == "shown" else exc) from None
     problems = [under(problem, loaded.tasks[name].system) for problem in task.problems(split_named(split))[:count]]
     finish({"task": name, "split": split, "problems": _print(problems)}, json_)
 

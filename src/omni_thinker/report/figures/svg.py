@@ -2,6 +2,7 @@
 
 import io
 import re
+import warnings
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -11,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+# The terminal would get a line for each character that no font has, with the character itself.
+warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from", UserWarning)
 # Tol's "muted": it holds for colour-blind readers, as the arms' colours do (Okabe and Ito), and no hue serves twice.
 TASK_COLOURS = ("#CC6677", "#332288", "#999933", "#44AA99", "#882255", "#5BA8C9", "#117733", "#AA4499")
 TASK_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "h")
