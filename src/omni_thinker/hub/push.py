@@ -70,7 +70,7 @@ def push(upload: Upload, repo: str, *, private: bool = True, message: str = "") 
     except OfflineModeIsEnabled:
         raise UserError("HF_HUB_OFFLINE is set; unset it to upload", key="REPO") from None
     except HfHubHTTPError as exc:
-        remedy = "; run `hf auth login`, or set HF_TOKEN" if exc.response.status_code == 401 else ""
+        remedy = "; run `hf auth login`, or set HF_TOKEN" if getattr(exc.response, "status_code", 0) == 401 else ""
         raise UserError(f"the hub refused: {_first_line(exc)}{remedy}", key=repo) from None
     except (AttributeError, KeyError, TypeError, ValueError) as exc:
         why = f"{type(exc).__name__}: {_first_line(exc)}"
