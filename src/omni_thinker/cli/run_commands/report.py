@@ -19,9 +19,9 @@ def report(
     """Write report.html again."""
     from omni_thinker.report import export_report, write_report
 
+    files = export_report(directory, export) if export is not None else []  # first: it may refuse the folder
     path = write_report(directory)
     typer.echo(f"report: {path}")
-    files = export_report(directory, export) if export is not None else []
     if files:
         typer.echo(f"{len(files)} figures and tables: {export}")
     finish({"report": str(path), "files": [str(file) for file in files]}, json_)
