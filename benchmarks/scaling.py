@@ -42,7 +42,12 @@ AXES = (
 )
 """Axis, size on it, and prompts, their tokens, group and completion tokens."""
 TASKS = (2, 4, 8, 16, 32)
-LIMITS = {"plan-200": {"seconds": 5.0}, "records-1000000": {"seconds": 10.0, "peak_rss_mb": 1024.0}}
+LIMITS = {
+    "plan-200": {"seconds": 5.0},
+    "records-1000000": {"seconds": 10.0, "peak_rss_mb": 1024.0},
+    "command-help": {"seconds": 0.3},
+    "command-plan": {"seconds": 1.0},
+}
 """What no row may exceed."""
 _STUDY = {
     "model.name": "tiny",
@@ -59,6 +64,9 @@ _STUDY = {
     "study.bootstrap": 200,
 }
 _STEPS_A_TASK = 4
+_MATRIX = "docs/studies/short-probes/transfer.json"
+_COMMANDS = 5
+"""How often a command is run; the fastest counts, since the first ones read files from the disk."""
 
 
 def main() -> None:
@@ -100,9 +108,11 @@ def make_rows() -> dict[str, Callable[[], dict[str, Any]]]:
     for threads in (1, 2):
         for axis, size, shape in AXES:
             rows[f"step-{axis}-{size}-threads-{threads}"] = partial(step, shape, threads)
+    rows |= {f"row-{tokens}": partial(training_row, tokens) for tokens in (1024, 2048, 4096, 8192, 16_384)}
     rows |= {f"study-{count}": partial(study, count) for count in TASKS}
     rows |= {f"plan-{count}": partial(plan, count) for count in (*TASKS, 200)}
-    return rows | {f"records-{count}": partial(records, count) for count in (10**3, 10**4, 10**5, 10**6)}
+    rows |= {f"records-{count}": partial(records, count) for count in (10**3, 10**4, 10**5, 10**6)}
+    return rows | {"command-help": partial(command, "--help"), "command-plan": partial(command, "plan", _MATRIX)}
 
 
 def problems(name: str, row: dict[str, Any]) -> list[str]:
@@ -137,6 +147,27 @@ def step(shape: tuple[int, int, int, int], threads: int) -> dict[str, Any]:
         "train_seconds": found["seconds/train"],
         "tokens_per_second": round(found["tokens_trained"] / seconds),
         "peak_rss_mb": found["peak_rss_mb"],
+    }
+
+
+def training_row(tokens: int) -> dict[str, Any]:
+    """A training pass over one sample of so many tokens, which no row can be cut into."""
+    from omni_thinker.policy.torch_policy import TorchPolicy
+    from omni_thinker.protocol import TrainGroup
+    from omni_thinker.recipe import ModelSpec, RlSpec
+    from omni_thinker.rl.losses import make_loss
+    from omni_thinker.types import Sample
+
+    policy = TorchPolicy(ModelSpec(name="builtin"))
+    rest = peak_rss_mb()
+    ids = tuple(np.random.default_rng(0).integers(100, 40_000, tokens).tolist())
+    sample = Sample(ids[64:], (-10.0,) * (tokens - 64), "", "length")
+    began = time.perf_counter()
+    policy.forward_backward([TrainGroup("t", ids[:64], (sample,), (1.0,), (1.0 / tokens,))], make_loss(RlSpec()))
+    return {
+        "seconds": round(time.perf_counter() - began, 2),
+        "peak_rss_mb": peak_rss_mb(),
+        "mb_a_1000_tokens": round((peak_rss_mb() - rest) / tokens * 1000),
     }
 
 
@@ -222,6 +253,18 @@ def report(run: str) -> None:
     began = time.perf_counter()
     write_report(Path(run))
     print(json.dumps({"seconds": round(time.perf_counter() - began, 2), "peak_rss_mb": peak_rss_mb()}))
+
+
+def command(*arguments: str) -> dict[str, Any]:
+    """A command from the start of its process to its end."""
+    seconds = []
+    for _ in range(_COMMANDS):
+        began = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "omni_thinker", *arguments], stdout=subprocess.DEVNULL, check=True, cwd=HERE.parent
+        )
+        seconds.append(time.perf_counter() - began)
+    return {"options": " ".join(arguments), "seconds": round(min(seconds), 2)}
 
 
 def lengthen(log: Path, count: int) -> int:

@@ -48,6 +48,8 @@ class Row:
 
 _SHORT = "--prompts 8 --prompt-tokens 70 --group 8 --completion-tokens 32"
 _ANSWERS = "--prompts 8 --prompt-tokens 200 --group 8 --completion-tokens 512"
+_EARLIER = "9b8a2db"
+"""A commit of ours that later ones are compared with."""
 _LONG = "--prompts 4 --prompt-tokens 300 --group 16 --completion-tokens 32"
 ROWS = (
     Row("grpo-short", "grpo_step.py", f"--peer trl {_SHORT}", 6.0, memory=1.0),
@@ -62,6 +64,8 @@ ROWS = (
     Row("vllm-128-answers-512", "sampling.py", "--peer vllm --sequences 128 --completion-tokens 512", 2.0, rounds=1),
     Row("training-short", "training.py", f"--peer padded {_SHORT}", 2.3),
     Row("training-long", "training.py", f"--peer padded {_LONG}", 4.0, rounds=1),
+    Row("earlier-start", "earlier.py", f"--peer {_EARLIER} --what start", 1.67),
+    Row("earlier-quickstart", "earlier.py", f"--peer {_EARLIER} --what quickstart", 1.67, memory=0.73),
 )
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 
 from omni_thinker.policy.torch_policy import TorchPolicy
 from omni_thinker.recipe import ModelSpec, RlSpec
+from omni_thinker.rl import loop
 from omni_thinker.rl.batch import ScoredGroup
 from omni_thinker.rl.loop import Learner
 from omni_thinker.rl.resample import STEP_DISCOUNT, Resampler
@@ -111,7 +113,7 @@ def test_learnability_is_unbiased_by_refill(quota: int, monkeypatch: pytest.Monk
     rng = np.random.default_rng(quota)
     own = learner(TorchPolicy(ModelSpec(name="tiny", dtype="float32")), rounds=8)
 
-    def sample(quotas: Mapping[str, int], clock: object) -> list[ScoredGroup]:
+    def sample(quotas: Mapping[str, int], clock: object, beside: object = None) -> list[ScoredGroup]:
         """Groups as they are drawn from a task of which 70 % says nothing, without the work of a model."""
         return [group(t, 0.0, float(rng.random() < 0.3)) for t, count in quotas.items() for _ in range(count)]
 
@@ -121,6 +123,55 @@ def test_learnability_is_unbiased_by_refill(quota: int, monkeypatch: pytest.Monk
     seen = [own.step({"dull": quota}, step).metrics["advantage/dull"] for step in range(steps)]
     # Two samples, one right: each is half a point from the mean, in units of a deviation of 0.7071.
     assert np.mean(seen) == pytest.approx(0.3 * 0.5 / 0.5**0.5, rel=0.03)
+
+
+def beside(room: int, steps: int, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], list[int], set[str]]:
+    """What steps sampled and trained, how many passes each took, and the problems that were scored."""
+    monkeypatch.setattr(loop, "BESIDE", room)
+    passes, scored = [0], set[str]()
+
+    def score(problem: Problem, n: int) -> float:
+        scored.add(problem.id)
+        return told(problem, n)
+
+    policy = TorchPolicy(ModelSpec(name="tiny", dtype="float32"))
+    sample = policy.sample
+
+    def counted(*arguments: Any) -> list[Group]:
+        passes[-1] += 1
+        return sample(*arguments)
+
+    monkeypatch.setattr(policy, "sample", counted)
+    pools = {task: [Problem(f"{task}-{n}", task, f"{n}") for n in range(60)] for task in SILENT}
+    spec = RlSpec(group_size=2, refill_rounds=2, refill_most=2, kl_every=0, lr=1e-3)
+    rewards = dict.fromkeys(SILENT, Scripted(score))
+    own = Learner(policy, spec, make_streams(pools, 0), rewards, dict.fromkeys(SILENT, loop.BESIDE_TOKENS))
+    found = []
+    for step in range(steps):
+        result = own.step({"dull": 4, "lively": 2}, step)
+        samples = [(g.problem.id, g.values, [s.tokens for s in g.group.samples]) for g in result.groups]
+        found.append((samples, result.tokens_sampled, result.tokens_trained, own.state()))
+        passes.append(0)
+    return found, passes[:-1], scored
+
+
+def test_groups_sampled_beside_change_nothing_but_the_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = 8
+    apart, passes, scored = beside(0, steps, monkeypatch)
+    together, fewer, scored_together = beside(64, steps, monkeypatch)
+    assert together == apart
+    assert scored_together == scored, "what nobody asks for is never scored"
+    assert fewer[0] == passes[0] == 3, "nothing is known before the first step"
+    assert sum(fewer[1:]) < 0.6 * sum(passes[1:])
+
+
+def test_likely_refills_cover_the_mean_and_more_up_to_the_quota() -> None:
+    refill = Resampler(1)
+    assert refill.likely({"a": 8}) == {}, "nothing is known yet"
+    refill.observe(groups("a", 5, 15))
+    # A quarter of 16 is 4, with a deviation of 1.732; of 2 it is 0.5 with 0.612.
+    assert refill.likely({"a": 16}) == {"a": 7}
+    assert refill.likely({"a": 2, "b": 4}) == {"a": 2}
 
 
 @pytest.mark.parametrize(("old", "clipped"), [("sampler", True), ("trainer", False)])

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from omni_thinker.engine.native import kernels
+from omni_thinker.engine.pages import zeros_like_each
 from omni_thinker.protocol import OptimParams, OptimReport
 
 BETAS = (0.9, 0.95)
@@ -108,20 +109,30 @@ class Masters(Updates):
 
     @torch.no_grad()
     def _native_step(self, c: Any, optim: OptimParams, norm: float) -> None:
+        self._begin_moments()
         scale, keep = min(1.0, optim.max_grad_norm / (norm + 1e-6)), 1 - optim.lr * optim.weight_decay
         for param, master, grad in zip(self.params, self.values, self.gradients(), strict=True):
             if grad is None:
                 continue
             state = self.optimizer.state[master]
-            if not state:  # as torch.optim.AdamW begins
-                state |= {"step": torch.zeros((), dtype=torch.float32, device="cpu")}
-                state |= {"exp_avg": torch.zeros_like(master), "exp_avg_sq": torch.zeros_like(master)}
             state["step"] += 1
             first, second = (1 - beta ** float(state["step"]) for beta in BETAS)
             others = (tensor.data_ptr() for tensor in (state["exp_avg"], state["exp_avg_sq"], param))
             rates = (scale, optim.lr / first, keep, *BETAS, second**0.5, EPS)
             c.adamw(master.data_ptr(), *_addresses(grad), *others, master.numel(), *rates)
             torch.autograd.graph.increment_version((master, param))  # what is laid out of the weights is old
+
+
+    def _begin_moments(self) -> None:
+        """As torch.optim.AdamW begins, for those that have a gradient for the first time."""
+        state = self.optimizer.state
+        grads = zip(self.values, self.gradients(), strict=True)
+        new = [master for master, grad in grads if grad is not None and not state[master]]
+        if not new:
+            return
+        for master, first, second in zip(new, zeros_like_each(new), zeros_like_each(new), strict=True):
+            step = torch.zeros((), dtype=torch.float32, device="cpu")
+            state[master] = {"step": step, "exp_avg": first, "exp_avg_sq": second}
 
 
 def _addresses(grad: torch.Tensor) -> tuple[int | None, int | None]:

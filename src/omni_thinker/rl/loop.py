@@ -32,11 +32,14 @@ from omni_thinker.rl.updates.mismatch import mismatch_sums, samples_elsewhere, s
 from omni_thinker.rl.updates.passes import add_gradient
 from omni_thinker.rl.updates.schedule import learning_rate_of
 from omni_thinker.tasks.environments.base import Turns
-from omni_thinker.types import SamplingParams, TaskName, Thinking
+from omni_thinker.types import Group, SamplingParams, TaskName, Thinking
 
 MOST_SKIPPED = 3
 """Updates in a row that may be skipped for a loss or gradient that isn't finite."""
-
+BESIDE = 128
+"""Sequences of a step, up to which those are sampled along that are likely to be asked for right after."""
+BESIDE_TOKENS = 12
+"""Tokens of an answer, below which a pass of its own takes less than prompts that nobody may ask for."""
 _log = logging.getLogger(__name__)
 
 
@@ -82,6 +85,8 @@ class Learner:
         self._specs = {task: self.spec.of_task((own or {}).get(task, TaskRlSpec())) for task in streams}
         self._balance = Balance(spec.balance)
         self._refill = Resampler(spec.refill_most)
+        self._beside: dict[int, Group] = {}
+        """Groups that were sampled in case they are asked for, by the seeds of their draws."""
         self._skipped = 0
 
     def step(self, quotas: Mapping[TaskName, int], number: int, rate: float | None = None) -> StepResult:
@@ -150,9 +155,10 @@ class Learner:
     ) -> tuple[list[ScoredGroup], list[ScoredGroup]]:
         """Sample each task's quota, then replace groups without signal by fresh problems, a few times. Returns all
         groups, and those of the quota."""
-        first = self._sample(quotas, clock)
-        groups = list(first)
         self._refill.begin_step()
+        self._beside.clear()
+        first = self._sample(quotas, clock, self._likely_refills(quotas))
+        groups = list(first)
         self._refill.observe(groups)
         for _ in range(self.spec.refill_rounds):
             usable = Counter(group.problem.task for group in groups if group.has_signal)
@@ -164,8 +170,32 @@ class Learner:
             groups += fresh
         return groups, first
 
-    def _sample(self, quotas: Mapping[TaskName, int], clock: "_Clock") -> list[ScoredGroup]:
-        drawn = [item for task, count in quotas.items() for item in self.streams[task].take(count)]
+    def _likely_refills(self, quotas: Mapping[TaskName, int]) -> dict[TaskName, int]:
+        """Problems that are sampled beside a step's own, since they are likely to be asked for right after.
+
+        Few sequences decode no faster than many, so a pass of their own would take as long as the first one. Another
+        engine may ask for money, or have others to serve, and an environment is spoken to once."""
+        if not self.spec.refill_rounds or samples_elsewhere(self.policy):
+            return {}
+        long = [task for task in quotas if task not in self._talks.turns and self.max_tokens[task] >= BESIDE_TOKENS]
+        likely = self._refill.likely({task: quotas[task] for task in long})
+        left = BESIDE - sum(count * self._specs[task].group_size for task, count in quotas.items())
+        for task, count in likely.items():
+            size = self._specs[task].group_size
+            likely[task] = min(count, max(0, left) // size)
+            left -= likely[task] * size
+        return likely
+
+    def _sample(
+        self, quotas: Mapping[TaskName, int], clock: "_Clock", beside: Mapping[TaskName, int] | None = None
+    ) -> list[ScoredGroup]:
+        """Sample and score the next problems, and sample those after them, `beside`, for later."""
+        wanted = [item for task, count in quotas.items() for item in self.streams[task].take(count)]
+        later = [item for task, count in (beside or {}).items() for item in self.streams[task].ahead(count)]
+        ready = {place: group for place, (_, seed) in enumerate(wanted) if (group := self._beside.pop(seed, None))}
+        drawn = [item for place, item in enumerate(wanted) if place not in ready] + later
+        numbers: list[int | None] = [place for place in range(len(wanted)) if place not in ready]
+        numbers += [None] * len(later)
         requests = [
             request_for(
                 self.policy,
@@ -182,11 +212,17 @@ class Learner:
         for place, spec in enumerate(specs):
             by_params.setdefault(SamplingParams(spec.group_size, spec.temperature), []).append(place)
         with Scoring(self.rewards) as scoring:
+            for place, group in ready.items():
+                scoring.submit(place, wanted[place][0], group)
             for params, places in by_params.items():
                 asked = [requests[place] for place in places]
                 problems = [drawn[place][0] for place in places]
+                own = [numbers[place] for place in places]
                 with clock("sample"):
-                    sample_scored(self.policy, problems, asked, params, scoring, self._talks, places)
+                    groups = sample_scored(self.policy, problems, asked, params, scoring, self._talks, own)
+                for place, number, group in zip(places, own, groups, strict=True):
+                    if number is None:
+                        self._beside[drawn[place][1]] = group
             with clock("score"):  # what is left of it
                 return [self._shaped(group) for group in scoring.results(self.spec.score_deadline_s)]
 

@@ -5,12 +5,14 @@ less than a scheduler asked for. They are replaced by fresh problems of their ta
 missing, where f is the share of the task's groups that lately said nothing."""
 
 from collections.abc import Mapping, Sequence
-from math import ceil
+from math import ceil, sqrt
 from typing import Any
 
 from omni_thinker.rl.batch import ScoredGroup
 from omni_thinker.types import TaskName
 
+_DEVIATIONS = 1.5
+"""Standard deviations above the mean that are covered by what is `likely`."""
 STEP_DISCOUNT = 0.8
 """Weight of a step's counts one step later: the policy changes, and with it what tells its samples apart."""
 
@@ -46,6 +48,15 @@ class Resampler:
             task: min(self.most * count, ceil(count / max(1e-9, 1 - self.unanimous_rate(task)) - 1e-9))
             for task, count in missing.items()
         }
+
+    def likely(self, quotas: Mapping[TaskName, int]) -> dict[TaskName, int]:
+        """How many problems of each task `draws` is likely to ask for, once so many were sampled: seldom for more."""
+        missing = dict[TaskName, int]()
+        for task, quota in quotas.items():
+            rate = self.unanimous_rate(task)
+            most = ceil(quota * rate + _DEVIATIONS * sqrt(quota * rate * (1 - rate)) - 1e-9)
+            missing[task] = min(quota, most)
+        return self.draws({task: count for task, count in missing.items() if count})
 
     def state(self) -> dict[str, Any]:
         """The counts as plain JSON, for `restore`."""

@@ -31,6 +31,13 @@ class ProblemStream:
         self.taken += count
         return taken
 
+    def ahead(self, count: int) -> list[tuple[Problem, int]]:
+        """What `take` would return now."""
+        state = self.state()
+        taken = self.take(count)
+        self.restore(state)
+        return taken
+
     def at(self, number: int) -> tuple[Problem, int]:
         epoch, place = divmod(number, len(self.pool))
         order = np.random.default_rng(stable_seed(self.seed, self.task, "epoch", epoch)).permutation(len(self.pool))

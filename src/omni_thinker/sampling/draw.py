@@ -18,40 +18,41 @@ _NUCLEUS = 512
 
 
 def draw(
-    logits_N_V: torch.Tensor, uniform_N: torch.Tensor, params: SamplingParams
+    logits_R_V: torch.Tensor, uniform_N: torch.Tensor, params: SamplingParams, row_N: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One token a row and its log-prob, from one uniform number in [0, 1) a row. Temperature 0 takes the most probable.
+    """N tokens and their log-probs, from N uniform numbers in [0, 1). Temperature 0 takes the most probable.
 
-    N rows of V logits, any dtype; computed in fp32."""
-    if (drawn := _drawn_in_c(logits_N_V, uniform_N, params)) is not None:
+    R rows of V logits, any dtype; computed in fp32. row_N: whose row each token is drawn from; None: one from each."""
+    if (drawn := _drawn_in_c(logits_R_V, uniform_N, params, row_N)) is not None:
         return drawn
-    count = len(logits_N_V)
-    token_N = torch.empty(count, dtype=torch.long, device=logits_N_V.device)
-    logprob_N = torch.empty(count, dtype=torch.float32, device=logits_N_V.device)
-    rows = _ROWS_AT_ONCE if logits_N_V.device.type == "cpu" else max(1, count)
+    count = len(uniform_N)
+    token_N = torch.empty(count, dtype=torch.long, device=logits_R_V.device)
+    logprob_N = torch.empty(count, dtype=torch.float32, device=logits_R_V.device)
+    rows = _ROWS_AT_ONCE if logits_R_V.device.type == "cpu" else max(1, count)
     for begin in range(0, count, rows):
         block = slice(begin, begin + rows)
-        logits, uniform = logits_N_V[block], uniform_N[block]
+        logits, uniform = logits_R_V[block if row_N is None else row_N[block]], uniform_N[block]
         one = _greedy(logits) if params.temperature == 0 else _draw(logits, uniform, params)
         token_N[block], logprob_N[block] = one
     return token_N, logprob_N
 
 
 def _drawn_in_c(
-    logits_N_V: torch.Tensor, uniform_N: torch.Tensor, params: SamplingParams
+    logits_R_V: torch.Tensor, uniform_N: torch.Tensor, params: SamplingParams, row_N: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
     """The same where the kernel in C knows it: logits in bf16 on a CPU, drawn from without a filter."""
-    filters = 0 < params.top_k < logits_N_V.shape[1] or params.top_p < 1 or params.min_p > 0
-    if params.temperature == 0 or filters or logits_N_V.dtype != torch.bfloat16 or logits_N_V.device.type != "cpu":
+    filters = 0 < params.top_k < logits_R_V.shape[1] or params.top_p < 1 or params.min_p > 0
+    if params.temperature == 0 or filters or logits_R_V.dtype != torch.bfloat16 or logits_R_V.device.type != "cpu":
         return None
     if (c := kernels()) is None:
         return None
-    logits_N_V, uniform_N = logits_N_V.contiguous(), uniform_N.to(torch.float64).contiguous()
-    count, vocabulary = logits_N_V.shape
+    logits_R_V, uniform_N = logits_R_V.contiguous(), uniform_N.to(torch.float64).contiguous()
+    row_N = torch.arange(len(uniform_N)) if row_N is None else row_N.contiguous()
+    count, vocabulary = len(uniform_N), logits_R_V.shape[1]
     token_N = torch.empty(count, dtype=torch.long)
     logprob_N = torch.empty(count, dtype=torch.float32)
     sums = torch.empty(count, -(-vocabulary // _SUM_BLOCK), dtype=torch.float32)
-    tensors = (logits_N_V, uniform_N, sums, token_N, logprob_N)
+    tensors = (logits_R_V, row_N, uniform_N, sums, token_N, logprob_N)
     c.draw(*(tensor.data_ptr() for tensor in tensors), 1 / params.temperature, count, vocabulary)
     return token_N, logprob_N
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from omni_thinker.engine.llama import knows_weights
 from omni_thinker.protocol import OnGroup
-from omni_thinker.sampling.decoders.base import MULTIPLE, Decoder, MaskedDecoder, filled
+from omni_thinker.sampling.decoders.base import MULTIPLE, Decoder, MaskedDecoder, NextLogits, filled
 from omni_thinker.sampling.decoders.cuda_graph import StaticDecoder
 from omni_thinker.sampling.decoders.fused import FusedDecoder
 from omni_thinker.sampling.decoders.native import NativeDecoder, speeds_up
@@ -131,24 +131,26 @@ class _Chunk:
 
     def run(self) -> None:
         logits_P_V = self.decoder.prefill([request.prompt for request in self.requests])
-        logits_P_G_V = logits_P_V[:, None, :].expand(-1, self.params.group_size, -1)
+        group_N = torch.arange(len(self.requests), device=logits_P_V.device).repeat_interleave(self.params.group_size)
+        logits = NextLogits(logits_P_V, group_N)
         for step in range(self.steps):
-            token_P_G = self._take(logits_P_G_V, step)
+            token_P_G = self._take(logits, step)
             if (self.sample_P_G < 0).all():
                 return
             token_P_G = self._compact(token_P_G)
-            logits_P_G_V = self.decoder.step(token_P_G, torch.from_numpy(self.sample_P_G).to(token_P_G.device))
+            logits = self.decoder.step(token_P_G, torch.from_numpy(self.sample_P_G).to(token_P_G.device))
 
-    def _take(self, logits_P_G_V: torch.Tensor, step: int) -> torch.Tensor:
-        """Draw a token for each column, note those of live samples, and let go of samples that end."""
+    def _take(self, logits: NextLogits, step: int) -> torch.Tensor:
+        """Draw a token for each live sample, note it, and let go of samples that end. [P, G]; 0 where nobody draws."""
         live = self.sample_P_G >= 0
-        column = np.maximum(self.sample_P_G, 0)
-        device = logits_P_G_V.device
-        uniform = torch.from_numpy(self.uniform_R_G_T[self.group_P[:, None], column, step]).to(device)
-        token, logprob = draw(logits_P_G_V.flatten(0, 1), uniform.flatten(), self.params)
-        token_P_G, logprob_P_G = token.view(live.shape), logprob.view(live.shape)
         rows = np.broadcast_to(self.group_P[:, None], live.shape)[live]
         columns = self.sample_P_G[live]
+        device = logits.logits_R_V.device
+        place_M = torch.from_numpy(np.flatnonzero(live)).to(device)
+        uniform_M = torch.from_numpy(self.uniform_R_G_T[rows, columns, step]).to(device)
+        token_M, logprob_M = draw(logits.logits_R_V, uniform_M, self.params, logits.rows(place_M))
+        token_P_G = token_M.new_zeros(live.shape).flatten().index_copy_(0, place_M, token_M).view(live.shape)
+        logprob_P_G = logprob_M.new_zeros(live.shape).flatten().index_copy_(0, place_M, logprob_M).view(live.shape)
         written = np.zeros(len(rows), dtype=bool)
         if self.thinkers:
             token_P_G, logprob_P_G, written = self._write(token_P_G, logprob_P_G, rows, columns, live)
@@ -159,7 +161,7 @@ class _Chunk:
         self.stopped_R_G[rows, columns] = np.isin(taken, list(self.stop_ids)) & ~written
         self._follow(rows, columns, taken)
         self._meet_stop_texts(rows, columns)
-        samples = self.group_P[:, None], column
+        samples = self.group_P[:, None], np.maximum(self.sample_P_G, 0)
         ended = self.stopped_R_G[samples] | (step + 1 >= self.limit_R_G[samples])
         self.sample_P_G = np.where(ended | ~live, -1, self.sample_P_G)
         for p in self.group_P[(self.sample_P_G < 0).all(1)]:

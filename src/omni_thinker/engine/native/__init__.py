@@ -41,7 +41,7 @@ _ARGUMENTS = {
     "turn_and_store": (*[_POINTER] * 6, *[_LONG] * 6),
     "attend": (*[_POINTER] * 8, _FLOAT, *[_LONG] * 8),
     "attend_row": (*[_POINTER] * 13, _FLOAT, *[_LONG] * 6),
-    "draw": (*[_POINTER] * 5, _FLOAT, _LONG, _LONG),
+    "draw": (*[_POINTER] * 6, _FLOAT, _LONG, _LONG),
     "logprob_entropy": (*[_POINTER] * 5, _FLOAT, _LONG, _LONG),
     "logit_gradient": (*[_POINTER] * 5, _FLOAT, _LONG, _LONG),
     "add_up": (_POINTER, _POINTER, _LONG),

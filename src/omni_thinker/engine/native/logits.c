@@ -24,15 +24,16 @@ static float sum_of_shares(const bf16 *row, long width, float most, float scale)
     return sum;
 }
 
-/* A token a row from a uniform number in [0, 1), and its log-prob: first the block in which the running sum passes the
-   target, then the token. Both sums end above the target. `blocks`: room for width / BLOCK sums a row, rounded up. Of
-   logits that aren't finite no sum rises above anything: the last token, and its log-prob tells. */
-void draw(const bf16 *logits, const double *uniforms, float *blocks, int64_t *tokens, float *logprobs, float scale,
-          long rows, long width) {
+/* `draws` tokens, each from one of the `rows` by a uniform number in [0, 1), and their log-probs: first the block in
+   which the running sum passes the target, then the token. Both sums end above the target. `blocks`: room for width /
+   BLOCK sums a draw, rounded up. Of logits that aren't finite no sum rises above anything: the last token, and its
+   log-prob tells. */
+void draw(const bf16 *logits, const int64_t *rows, const double *uniforms, float *blocks, int64_t *tokens,
+          float *logprobs, float scale, long draws, long width) {
     long count = (width + BLOCK - 1) / BLOCK;
 #pragma omp parallel for schedule(static)
-    for (long r = 0; r < rows; r++) {
-        const bf16 *row = logits + r * width;
+    for (long r = 0; r < draws; r++) {
+        const bf16 *row = logits + rows[r] * width;
         float *sums = blocks + r * count, most = largest(row, width);
         double total = 0.0, before = 0.0, inner = 0.0, running = 0.0;
         for (long b = 0; b < count; b++) {

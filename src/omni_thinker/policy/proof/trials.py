@@ -99,7 +99,8 @@ def decoder_logprobs(
             group_P, size = [group_P[i] for i in going], width
             tokens = [[tokens[i][j] for j in columns] for i, columns in zip(going, order, strict=True)]
             sample_P_G = [[sample_P_G[i][j] for j in columns] for i, columns in zip(going, order, strict=True)]
-        logits = decoder.step(torch.tensor(tokens, device=model.device), torch.tensor(sample_P_G, device=model.device))
+        fed = torch.tensor(tokens, device=model.device), torch.tensor(sample_P_G, device=model.device)
+        logits = decoder.step(*fed).of_columns(size)
     return torch.stack([x for own in found for answer in own for x in answer])
 
 

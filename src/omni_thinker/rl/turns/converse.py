@@ -47,23 +47,25 @@ def sample_scored(
     params: SamplingParams,
     scoring: Scoring,
     talks: Talks,
-    places: Sequence[int] | None = None,
+    places: Sequence[int | None] | None = None,
 ) -> list[Group]:
     """Draw one group per request, in order, with all turns of its task, and hand each to `scoring` by its number in
-    `places`: as soon as it is finished, or where its task has turns, when all have ended.
+    `places`: as soon as it is finished, or where its task has turns, when all have ended. None: it isn't to be scored.
 
     Raises UserError for log-probs that aren't finite, and where a task has turns and the policy can't take any."""
-    numbers = range(len(requests)) if places is None else places
+    numbers: Sequence[int | None] = range(len(requests)) if places is None else places
     conversations: dict[int, list[_Conversation]] = {}
 
     def first(place: int, group: Group) -> None:
-        problem = problems[place]
+        problem, number = problems[place], numbers[place]
+        if number is None:
+            return
         if (turns := talks.turns.get(problem.task)) is None:
-            scoring.submit(numbers[place], problem, group)
+            scoring.submit(number, problem, group)
             return
         conversations[place] = [
-            _Conversation(turns, problem, requests[place], number, sample)
-            for number, sample in enumerate(group.samples)
+            _Conversation(turns, problem, requests[place], of_group, sample)
+            for of_group, sample in enumerate(group.samples)
         ]
         for conversation in conversations[place]:
             conversation.listen(scoring)
@@ -85,7 +87,8 @@ def sample_scored(
         stop_on_nonsense(policy.sample([conversation.request for conversation in going], again, answered))
     for place, own in sorted(conversations.items()):
         groups[place] = Group(groups[place].prompt, tuple(conversation.sample() for conversation in own))
-        scoring.submit(numbers[place], problems[place], groups[place])
+        if (number := numbers[place]) is not None:
+            scoring.submit(number, problems[place], groups[place])
     return groups
 
 

@@ -1,6 +1,7 @@
 """Decoding of groups, one token a sample at a time, behind one interface; and the one that any causal LM can do."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +13,24 @@ from omni_thinker.types import TokenIds
 
 MULTIPLE = 8
 """Widths are filled up to a multiple of this, so that matrix products come in few shapes (see packing.MULTIPLE)."""
+
+
+@dataclass(frozen=True, slots=True)
+class NextLogits:
+    """Logits of the next token of N columns. Those that have drawn the same so far share one of R rows."""
+
+    logits_R_V: torch.Tensor
+    row_N: torch.Tensor | None = None
+    """The row of each column, all groups laid flat. None: each column has its own, in order."""
+
+    def rows(self, columns_M: torch.Tensor) -> torch.Tensor:
+        """The rows of some columns."""
+        return columns_M if self.row_N is None else self.row_N[columns_M]
+
+    def of_columns(self, size: int) -> torch.Tensor:
+        """The logits of every column, [P, G, V], of groups of `size` columns."""
+        spread = self.logits_R_V if self.row_N is None else self.logits_R_V[self.row_N]
+        return spread.view(-1, size, spread.shape[-1])
 
 
 class Decoder(Protocol):
@@ -26,8 +45,8 @@ class Decoder(Protocol):
     def prefill(self, prompts: Sequence[TokenIds]) -> torch.Tensor:
         """Compute all prompts; logits of the first answer token, [P, V]."""
 
-    def step(self, token_P_G: torch.Tensor, sample_P_G: torch.Tensor) -> torch.Tensor:
-        """Feed one token a column; logits of the next, [P, G, V]. `sample_P_G`: whom a column draws for, or -1."""
+    def step(self, token_P_G: torch.Tensor, sample_P_G: torch.Tensor) -> NextLogits:
+        """Feed one token a column; logits of the next. `sample_P_G`: whom a column draws for, or -1: it has none."""
 
     def keep(self, groups: torch.Tensor, columns_P_G: torch.Tensor) -> None:
         """Go on with these groups, and of each with these columns in this order."""
@@ -128,7 +147,7 @@ class MaskedDecoder:
         self._position_P = valid.sum(1)
         return logits
 
-    def step(self, token_P_G: torch.Tensor, sample_P_G: torch.Tensor) -> torch.Tensor:
+    def step(self, token_P_G: torch.Tensor, sample_P_G: torch.Tensor) -> NextLogits:
         # Columns without a sample see the prompt alone; what they write is marked as nobody's.
         written = torch.where(sample_P_G >= 0, sample_P_G, -2)
         self._owner_P_S = torch.cat([self._owner_P_S, written], dim=1)
@@ -142,8 +161,7 @@ class MaskedDecoder:
             use_cache=True,
         )
         self._position_P = self._position_P + (sample_P_G >= 0).any(1)  # a finished group may be at the last one
-        logits: torch.Tensor = out.logits
-        return logits
+        return NextLogits(out.logits.flatten(0, 1))
 
     def keep(self, groups: torch.Tensor, columns_P_G: torch.Tensor) -> None:
         if len(groups) < len(self._position_P):

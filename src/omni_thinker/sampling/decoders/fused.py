@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from omni_thinker.engine.llama import rms_norm
 from omni_thinker.engine.ops import apply_rope_no_grad, swiglu
 from omni_thinker.engine.packing import MULTIPLE as ROW_MULTIPLE
+from omni_thinker.sampling.decoders.base import NextLogits
 from omni_thinker.sampling.decoders.beginnings import causal_attention, lay_out
 from omni_thinker.sampling.decoders.kv_cache import AttendingCache, KVCache, TwoCallCache
 from omni_thinker.sampling.decoders.twins import Rows, Twins
@@ -47,7 +48,7 @@ class LlamaDecoder(ABC):
 
     @abstractmethod
     def forward(self, token_P_G: torch.Tensor, position_P_G: torch.Tensor, rows: Rows) -> torch.Tensor:
-        """Every layer once over `rows`, with keys and values of each column to the cache; logits [P, G, V]."""
+        """Every layer once over `rows`, with keys and values of each column to the cache; logits [R, V]."""
 
     def prefill(self, prompts: Sequence[TokenIds]) -> torch.Tensor:
         w = self.weights
@@ -60,11 +61,11 @@ class LlamaDecoder(ABC):
         cache.shift_P = w.head(states_P_C, cache.shift_P).amax(-1)
         return w.head(states_P_C, cache.shift_P)
 
-    def step(self, token_P_G: torch.Tensor, sample_P_G: torch.Tensor) -> torch.Tensor:
+    def step(self, token_P_G: torch.Tensor, sample_P_G: torch.Tensor) -> NextLogits:
         rows = Rows() if self.twins is None else self.twins.feed(token_P_G, sample_P_G)
         logits = self.forward(token_P_G, self.cache.position_P[:, None].expand(token_P_G.shape), rows)
         self.cache.advance((sample_P_G >= 0).any(1))
-        return logits
+        return NextLogits(logits, rows.row_N)
 
     def keep(self, groups: torch.Tensor, columns_P_G: torch.Tensor) -> None:
         self.cache.keep(groups, columns_P_G)
@@ -131,7 +132,7 @@ class FusedDecoder(LlamaDecoder):
             out = rows.pick(cache.attend(number, layer.scale, rotated[:, : w.heads], groups, columns))
             x = self._fed_forward(layer, x + layer.out(out))
         shift_N = cache.shift_P[:, None].expand(token_P_G.shape).flatten()
-        return rows.spread(w.head(rms_norm(w.norm, x), rows.pick(shift_N))).view(groups, columns, -1)
+        return w.head(rms_norm(w.norm, x), rows.pick(shift_N))
 
 
 def _parts(prompts: Sequence[TokenIds]) -> Iterator[slice]:

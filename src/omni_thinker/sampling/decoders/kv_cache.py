@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
+from omni_thinker.engine.pages import zeros
 from omni_thinker.sampling.decoders.base import MULTIPLE, filled
 from omni_thinker.sampling.decoders.weights import FusedWeights
 
@@ -22,7 +23,7 @@ class KVCache:
     prompt: [layers, 2, P, kv heads, T, width], with prompts filled up at the right to a `multiple`; whoever computes
     them writes all of it.
     mask: [P, 1, 1, T], added to scores: 0 where a prompt has a token, else -inf.
-    answers: [layers, 2, P, G, kv heads, steps, width], of which the first `used` steps are written.
+    answers: [layers, 2, P, G, kv heads, steps, width], of which the first `used` steps are written, the rest zeros.
     length_P, position_P: tokens of a prompt, and the position of the next token. shift_P: what the head takes off."""
 
     def __init__(
@@ -35,9 +36,7 @@ class KVCache:
         prompt_dtype: torch.dtype,
         answer_dtype: torch.dtype,
         multiple: int = MULTIPLE,
-        zeroed: bool = False,
     ) -> None:
-        """`zeroed`: slots that aren't written yet must hold numbers."""
         device = weights.embed.weight.device
         self.dtype, self.kv_heads, self.steps = weights.embed.weight.dtype, weights.kv_heads, steps
         self.used = 0
@@ -46,13 +45,12 @@ class KVCache:
         self.shift_P = torch.zeros(len(lengths), device=device)
         longest = filled(max(lengths), multiple)
         shape = (len(weights.layers), 2, len(lengths), weights.kv_heads, longest, weights.width)
-        self.prompt = torch.empty(shape, dtype=prompt_dtype, device=device)
+        self.prompt = zeros(shape, prompt_dtype, device)
         missing = torch.arange(longest, device=device) >= self.length_P[:, None]
         mask = torch.zeros(missing.shape, dtype=torch.promote_types(prompt_dtype, torch.float32), device=device)
         self.mask = mask.masked_fill_(missing, -torch.inf)[:, None, None]
-        self._new = torch.zeros if zeroed else torch.empty
         own_shape = (len(weights.layers), 2, len(lengths), group_size, weights.kv_heads, steps, weights.width)
-        self.answers = self._new(own_shape, dtype=answer_dtype, device=device)
+        self.answers = zeros(own_shape, answer_dtype, device)
 
     def advance(self, going_P: torch.Tensor) -> None:
         """A token of every column is stored. Groups that are not `going_P` may be at their last position."""
@@ -68,7 +66,7 @@ class KVCache:
         # Only what is written so far is moved.
         old = self.answers
         shape = (*old.shape[:2], *columns_P_G.shape, *old.shape[4:])
-        self.answers = self._new(shape, dtype=old.dtype, device=old.device)
+        self.answers = zeros(shape, old.dtype, old.device)
         self.answers[..., : self.used, :] = old[:, :, groups[:, None], columns_P_G, :, : self.used]
 
 

@@ -89,7 +89,7 @@ class NativeDecoder(LlamaDecoder):
             branch = layer.down(gated).contiguous()
         norm(_address(w.norm))
         shift_N = cache.shift_P[:, None].expand(token_P_G.shape).flatten()
-        return rows.spread(w.head(normed, rows.pick(shift_N))).view(groups, columns, -1)
+        return w.head(normed, rows.pick(shift_N))
 
 
 def _address(norm: Any) -> tuple[int, float]:

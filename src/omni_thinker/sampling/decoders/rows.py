@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from omni_thinker.engine.logprobs import accepts, plain_logits
+from omni_thinker.sampling.decoders.base import NextLogits
 from omni_thinker.types import TokenIds
 
 _CACHES = ("past_key_values", "cache_params", "state")
@@ -30,7 +31,7 @@ class RowDecoder(ABC):
         """See Decoder."""
 
     @abstractmethod
-    def step(self, token_P_G: torch.Tensor, sample_P_G: torch.Tensor) -> torch.Tensor:
+    def step(self, token_P_G: torch.Tensor, sample_P_G: torch.Tensor) -> NextLogits:
         """See Decoder."""
 
     @abstractmethod
@@ -52,13 +53,13 @@ class CachedRowsDecoder(RowDecoder):
         prompts_G_T = [torch.tensor([list(prompt)] * self.group_size, device=device) for prompt in prompts]
         return torch.stack([self._forward(p, tokens_G_T)[0] for p, tokens_G_T in enumerate(prompts_G_T)])
 
-    def step(self, token_P_G: torch.Tensor, sample_P_G: torch.Tensor) -> torch.Tensor:
+    def step(self, token_P_G: torch.Tensor, sample_P_G: torch.Tensor) -> NextLogits:
         logits = []
         for p, row_G in enumerate(self._row_P_G):
             token_G = token_P_G.new_zeros(self.group_size)
             token_G[row_G] = token_P_G[p]
             logits.append(self._forward(p, token_G[:, None])[row_G])
-        return torch.stack(logits)
+        return NextLogits(torch.cat(logits))
 
     def keep(self, groups: torch.Tensor, columns_P_G: torch.Tensor) -> None:
         self._caches = [self._caches[p] for p in groups.tolist()]
@@ -97,7 +98,7 @@ class RecomputingDecoder(RowDecoder):
         self._tokens_P_G = [[row] * self.group_size for row in rows]
         return torch.stack([self._last(row) for row in rows])
 
-    def step(self, token_P_G: torch.Tensor, sample_P_G: torch.Tensor) -> torch.Tensor:
+    def step(self, token_P_G: torch.Tensor, sample_P_G: torch.Tensor) -> NextLogits:
         for p, row in enumerate(self._tokens_P_G):
             self._tokens_P_G[p] = [
                 torch.cat([tokens, token_P_G[p, g].view(1, 1)], dim=1) for g, tokens in enumerate(row)
@@ -108,7 +109,7 @@ class RecomputingDecoder(RowDecoder):
         ]
         some = next(logits for row in drawn for logits in row if logits is not None)
         filling = torch.zeros_like(some)
-        return torch.stack([torch.stack([filling if x is None else x for x in row]) for row in drawn])
+        return NextLogits(torch.stack([filling if x is None else x for row in drawn for x in row]))
 
     def keep(self, groups: torch.Tensor, columns_P_G: torch.Tensor) -> None:
         self._tokens_P_G = [
