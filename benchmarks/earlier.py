@@ -3,8 +3,8 @@
     python benchmarks/earlier.py --peer 9b8a2db --what start --json
     python benchmarks/earlier.py --peer 9b8a2db --what quickstart --rounds 2 --json
 
-start: from the start of the process to the first RL step of a fresh study without a warm-up, which is evaluated on a
-few problems only. quickstart: all of recipes/quickstart.toml. The earlier code is checked out beside, and runs in this
+start: from the start of the process to the first RL step of a fresh study without a warm-up, of the quickstart's tasks
+that need no judge, with two problems of each in an evaluation. quickstart: all of recipes/quickstart.toml. The earlier code is checked out beside, and runs in this
 environment. Memory is that of all processes of a command at once (their proportional set size, read every second).
 Nothing else may run beside it.
 """
@@ -26,12 +26,16 @@ from peers import arguments, compare, finish_side
 
 ROOT = Path(__file__).resolve().parent.parent
 _RECIPE = "recipes/quickstart.toml"
-_SHORT = (
-    "warmup.steps=0",
-    "study.arms=['start', 'joint']",
-    "evaluation.validation_problems=2",
-    "evaluation.test_problems=2",
-)
+_START = """
+name = "start"
+tasks.math = { source = "builtin:math", max_tokens = 8 }
+tasks.coding = { source = "builtin:coding", max_tokens = 32 }
+tasks.qa = { source = "builtin:qa", max_tokens = 12 }
+warmup.steps = 0
+evaluation = { validation_problems = 2, test_problems = 2 }
+study = { steps = 24, arms = ["start", "joint"] }
+model = { name = "builtin", system = "" }
+"""
 _TIMES = {"start": 3, "quickstart": 1}
 """How often a side does it in a round."""
 _POLL_S = 0.02
@@ -69,11 +73,12 @@ def _measure(what: str, code: Path) -> tuple[float, float]:
     """Seconds and megabytes of one command."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        study = [sys.executable, "-m", "omni_thinker", "study", _RECIPE, "--out", str(out)]
+        study = [sys.executable, "-m", "omni_thinker", "study", "--out", str(out)]
         if what == "quickstart":
-            return _until(study, code, None)
-        short = [text for setting in _SHORT for text in ("--set", setting)]
-        return _until([*study, *short], code, out / "metrics.jsonl")
+            return _until([*study, _RECIPE], code, None)
+        recipe = Path(folder) / "start.toml"
+        recipe.write_text(_START, "utf-8")
+        return _until([*study, str(recipe)], code, out / "metrics.jsonl")
 
 
 def _until(command: list[str], code: Path, metrics: Path | None) -> tuple[float, float]:

@@ -281,6 +281,15 @@ class SamplesElsewhere(Protocol):
 
 
 @runtime_checkable
+class TakesCores(Protocol):
+    """A policy that may sample with this machine's cores."""
+
+    @property
+    def takes_cores(self) -> bool:
+        """Whether it does: a program that runs beside it then costs more than one that runs after it."""
+
+
+@runtime_checkable
 class SketchesGradients(Protocol):
     """A policy that gradient probes can ask."""
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from omni_thinker.engine.native import kernels
-from omni_thinker.engine.pages import zeros_like_each
 from omni_thinker.protocol import OptimParams, OptimReport
 
 BETAS = (0.9, 0.95)
@@ -70,6 +69,9 @@ class Masters(Updates):
         self._native = kernels() if native else None
         self._first: list[list[torch.Tensor]] = [[] for _ in self.params]
         """The only gradient so far, of the params that have one in bf16; theirs, and no master's, yet."""
+        self._moments: list[tuple[torch.Tensor, torch.Tensor]] = []
+        """Of all masters, once there are any. A reset keeps them: to get a gigabyte of fresh memory takes longer than a
+        step."""
         super().__init__([param.detach().float().clone().requires_grad_(True) for param in self.params])
         for param, master, first in zip(self.params, self.values, self._first, strict=True):
             param.register_post_accumulate_grad_hook(_adds_to(master, first, self._native))
@@ -122,17 +124,16 @@ class Masters(Updates):
             c.adamw(master.data_ptr(), *_addresses(grad), *others, master.numel(), *rates)
             torch.autograd.graph.increment_version((master, param))  # what is laid out of the weights is old
 
-
     def _begin_moments(self) -> None:
-        """As torch.optim.AdamW begins, for those that have a gradient for the first time."""
+        """As torch.optim.AdamW begins, for those that have a gradient for the first time since the last reset."""
+        if not self._moments:
+            self._moments = [(torch.zeros_like(master), torch.zeros_like(master)) for master in self.values]
         state = self.optimizer.state
-        grads = zip(self.values, self.gradients(), strict=True)
-        new = [master for master, grad in grads if grad is not None and not state[master]]
-        if not new:
-            return
-        for master, first, second in zip(new, zeros_like_each(new), zeros_like_each(new), strict=True):
-            step = torch.zeros((), dtype=torch.float32, device="cpu")
-            state[master] = {"step": step, "exp_avg": first, "exp_avg_sq": second}
+        for master, grad, moments in zip(self.values, self.gradients(), self._moments, strict=True):
+            if grad is not None and not state[master]:
+                first, second = (moment.zero_() for moment in moments)
+                step = torch.zeros((), dtype=torch.float32, device="cpu")
+                state[master] = {"step": step, "exp_avg": first, "exp_avg_sq": second}
 
 
 def _addresses(grad: torch.Tensor) -> tuple[int | None, int | None]:

@@ -75,6 +75,10 @@ class TorchPolicy(Texts):
         self._updates = Masters(self._params)
         self._masters = self._updates.values
 
+    @property
+    def takes_cores(self) -> bool:
+        return self.model.device.type == "cpu"
+
     def reset_optimizer(self) -> None:
         """Forget moments, as at a stage boundary."""
         self._updates.reset()

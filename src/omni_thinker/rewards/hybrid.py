@@ -38,6 +38,11 @@ class HybridReward:
         return any(part.local for part in (*self._gates.values(), *self._parts.values()))
 
     @property
+    def uses_cores(self) -> bool:
+        """Whether a part runs programs on this machine."""
+        return any(part.uses_cores for part in (*self._gates.values(), *self._parts.values()))
+
+    @property
     def votes(self) -> bool:
         """Whether exactly one summed part reads answers out of responses."""
         return sum(part.votes for part in self._parts.values()) == 1

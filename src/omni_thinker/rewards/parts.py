@@ -18,7 +18,8 @@ class Part(ABC):
     """It needs a reference, which the start writes where a row has none."""
     local = False
     """It computes with the same cores or device as the policy, and so waits until sampling is done."""
-
+    uses_cores = False
+    """It runs programs on this machine, and so waits until sampling is done where the policy samples with the cores."""
     votes = False
     """It reads an answer out of a response (`answer_of`), so that equal answers can be counted."""
 

@@ -17,6 +17,7 @@ class WalledPart(SamplePart):
     errors, never a 0. Raises UserError where there is no sandbox."""
 
     answer_only = True
+    uses_cores = True
     scorer: ClassVar[WalledScorer]
     deadline_s: ClassVar[float] = 10.0
     longest: ClassVar[int] = 20_000

@@ -92,7 +92,7 @@ def evaluate(
         )
         for problem in flat
     ]
-    with Scoring(rewards) as scoring:
+    with Scoring(rewards, policy) as scoring:
         sample_scored(policy, flat, requests, params, scoring, Talks(turns or {}, thinking or {}))
         scored = scoring.results()
     stop_on_errors(scored, max_error_rate)

@@ -211,7 +211,7 @@ class Learner:
         by_params: dict[SamplingParams, list[int]] = {}
         for place, spec in enumerate(specs):
             by_params.setdefault(SamplingParams(spec.group_size, spec.temperature), []).append(place)
-        with Scoring(self.rewards) as scoring:
+        with Scoring(self.rewards, self.policy) as scoring:
             for place, group in ready.items():
                 scoring.submit(place, wanted[place][0], group)
             for params, places in by_params.items():

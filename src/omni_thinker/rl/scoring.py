@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from omni_thinker.errors import UserError
 from omni_thinker.portal import open_portal
+from omni_thinker.protocol import TakesCores
 from omni_thinker.rewards.base import Reward, Weighed
 from omni_thinker.rl.batch import ScoredGroup
 from omni_thinker.types import Group, Problem, Sample, Score, TaskName
@@ -27,8 +28,12 @@ class Scoring:
     A reward that computes with the policy's cores or device (`local`) waits for `results`. One slow call delays its
     own group alone, as long as it awaits: a reward that blocks its thread blocks all."""
 
-    def __init__(self, rewards: Mapping[TaskName, Reward]) -> None:
+    def __init__(self, rewards: Mapping[TaskName, Reward], policy: object = None) -> None:
+        """policy: who samples meanwhile. If it takes all cores, rewards that run programs (`uses_cores`) wait, too: a
+        decoding step on two cores, one of which is busy, takes three times as long."""
         self._rewards = rewards
+        taken = isinstance(policy, TakesCores) and policy.takes_cores
+        self._waiting = ("local", "uses_cores") if taken else ("local",)
         self._taken: list[tuple[Problem, Group]] = []
         self._futures: dict[int, Future[list[Score]]] = {}
         self._places: dict[int, int] = {}
@@ -56,7 +61,7 @@ class Scoring:
             raise ValueError(f"place {place} is taken")
         self._places[place] = len(self._taken)
         self._taken.append((problem, group))
-        if not getattr(self._rewards[problem.task], "local", False):
+        if not any(getattr(self._rewards[problem.task], name, False) for name in self._waiting):
             self._start(place)
 
     def results(self, deadline_s: float | None = None) -> list[ScoredGroup]:

@@ -28,6 +28,7 @@ class UnitTests(SamplePart):
     Raises UserError where there is no sandbox."""
 
     answer_only = True
+    uses_cores = True
 
     partial = False
 

@@ -22,7 +22,9 @@ class FixedCache(AttendingCache):
 
     def __init__(self, weights: FusedWeights, lengths: Sequence[int], group_size: int, steps: int) -> None:
         dtype = weights.embed.weight.dtype
-        super().__init__(weights, lengths, group_size, steps, prompt_dtype=dtype, answer_dtype=dtype)
+        super().__init__(
+            weights, lengths, group_size, steps, prompt_dtype=dtype, answer_dtype=dtype, fixed=True
+        )  # what is masked must still be a number
         self._slot_1 = torch.zeros(1, dtype=torch.long, device=self.prompt.device)
         self._step_S = torch.arange(steps, device=self.prompt.device)
 

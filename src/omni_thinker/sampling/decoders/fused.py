@@ -63,6 +63,7 @@ class LlamaDecoder(ABC):
 
     def step(self, token_P_G: torch.Tensor, sample_P_G: torch.Tensor) -> NextLogits:
         rows = Rows() if self.twins is None else self.twins.feed(token_P_G, sample_P_G)
+        self.cache.make_room()
         logits = self.forward(token_P_G, self.cache.position_P[:, None].expand(token_P_G.shape), rows)
         self.cache.advance((sample_P_G >= 0).any(1))
         return NextLogits(logits, rows.row_N)

@@ -2,10 +2,10 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
-from omni_thinker.engine.pages import zeros
 from omni_thinker.sampling.decoders.base import MULTIPLE, filled
 from omni_thinker.sampling.decoders.weights import FusedWeights
 
@@ -13,6 +13,8 @@ _attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 FP32_CACHE_MAX_TOKENS = 64
 """Answers up to this long keep their keys and values in fp32: torch's attention over so few is twice as fast in it as
 in bf16. Longer ones are kept as they are and attended to by two matrix products, which then are the fastest."""
+FIRST_SLOTS = 16
+"""Tokens of an answer that there is room for at first."""
 MATMUL_ATTENTION_MIN_HEADS = 64
 """Heads of all groups, from which on two products attend faster than torch's one call."""
 
@@ -23,7 +25,8 @@ class KVCache:
     prompt: [layers, 2, P, kv heads, T, width], with prompts filled up at the right to a `multiple`; whoever computes
     them writes all of it.
     mask: [P, 1, 1, T], added to scores: 0 where a prompt has a token, else -inf.
-    answers: [layers, 2, P, G, kv heads, steps, width], of which the first `used` steps are written, the rest zeros.
+    answers: [layers, 2, P, G, kv heads, slots, width], of which the first `used` slots are written. There are twice as
+    many as soon as they are needed: most answers are shorter than they may be.
     length_P, position_P: tokens of a prompt, and the position of the next token. shift_P: what the head takes off."""
 
     def __init__(
@@ -36,7 +39,9 @@ class KVCache:
         prompt_dtype: torch.dtype,
         answer_dtype: torch.dtype,
         multiple: int = MULTIPLE,
+        fixed: bool = False,
     ) -> None:
+        """`fixed`: all slots are there from the beginning, and hold numbers."""
         device = weights.embed.weight.device
         self.dtype, self.kv_heads, self.steps = weights.embed.weight.dtype, weights.kv_heads, steps
         self.used = 0
@@ -45,12 +50,21 @@ class KVCache:
         self.shift_P = torch.zeros(len(lengths), device=device)
         longest = filled(max(lengths), multiple)
         shape = (len(weights.layers), 2, len(lengths), weights.kv_heads, longest, weights.width)
-        self.prompt = zeros(shape, prompt_dtype, device)
+        self.prompt = torch.empty(shape, dtype=prompt_dtype, device=device)
         missing = torch.arange(longest, device=device) >= self.length_P[:, None]
         mask = torch.zeros(missing.shape, dtype=torch.promote_types(prompt_dtype, torch.float32), device=device)
         self.mask = mask.masked_fill_(missing, -torch.inf)[:, None, None]
-        own_shape = (len(weights.layers), 2, len(lengths), group_size, weights.kv_heads, steps, weights.width)
-        self.answers = zeros(own_shape, answer_dtype, device)
+        self._new = torch.zeros if fixed else torch.empty
+        slots = steps if fixed else min(steps, FIRST_SLOTS)
+        own_shape = (len(weights.layers), 2, len(lengths), group_size, weights.kv_heads, slots, weights.width)
+        self.answers = self._new(own_shape, dtype=answer_dtype, device=device)
+
+    def make_room(self) -> None:
+        """Have a slot for the next token. Raises IndexError beyond the last step."""
+        if self.used == self.steps:
+            raise IndexError(f"no room for token {self.used + 1} of {tuple(self.answers.shape[2:4])} samples")
+        if self.used == self.answers.shape[5]:
+            self._move(self.answers.shape[2:4], min(self.steps, 2 * self.used), (slice(None), slice(None)))
 
     def advance(self, going_P: torch.Tensor) -> None:
         """A token of every column is stored. Groups that are not `going_P` may be at their last position."""
@@ -63,11 +77,15 @@ class KVCache:
             self.length_P, self.position_P = self.length_P[groups], self.position_P[groups]
             self.mask, self.shift_P = self.mask[groups], self.shift_P[groups]
             self.prompt = self.prompt.index_select(2, groups)
-        # Only what is written so far is moved.
+        self._move(columns_P_G.shape, self.answers.shape[5], (groups[:, None], columns_P_G))
+
+    def _move(self, columns: Sequence[int], slots: int, picked: tuple[Any, Any]) -> None:
+        """Answers in a new tensor, layer by layer, so that little is there twice; only what is written so far."""
         old = self.answers
-        shape = (*old.shape[:2], *columns_P_G.shape, *old.shape[4:])
-        self.answers = zeros(shape, old.dtype, old.device)
-        self.answers[..., : self.used, :] = old[:, :, groups[:, None], columns_P_G, :, : self.used]
+        shape = (*old.shape[:2], *columns, old.shape[4], slots, old.shape[6])
+        self.answers = self._new(shape, dtype=old.dtype, device=old.device)
+        for new_layer, old_layer in zip(self.answers, old, strict=True):
+            new_layer[..., : self.used, :] = old_layer[:, picked[0], picked[1], :, : self.used]
 
 
 class AttendingCache(KVCache, ABC):

@@ -53,12 +53,12 @@ class NativeDecoder(LlamaDecoder):
         x = w.embed(rows.pick(token_P_G.reshape(-1))).float()
         (computed, channels), drawn = x.shape, groups * columns
         cos, sin = (tensor[0].contiguous() for tensor in w.rotary(x[None], position_P_G.reshape(1, -1)))
-        if token_P_G.shape != cache.answers.shape[2:4] or cache.used == cache.steps:
-            raise IndexError(f"no room for token {cache.used + 1} of {tuple(token_P_G.shape)} samples")
+        if token_P_G.shape != cache.answers.shape[2:4]:
+            raise IndexError(f"no room for {tuple(token_P_G.shape)} samples")
         normed = torch.empty_like(x, dtype=torch.bfloat16)
         queries = x.new_empty(drawn, w.heads, w.width)
         attended = normed.new_empty(drawn, w.heads * w.width)
-        tokens, slots = cache.prompt.shape[4], cache.steps
+        tokens, slots = cache.prompt.shape[4], cache.answers.shape[5]
         to_x, to_normed, to_attended = x.data_ptr(), normed.data_ptr(), attended.data_ptr()
         to_cos, to_sin, to_queries = cos.data_ptr(), sin.data_ptr(), queries.data_ptr()
         to_lengths, to_wanted = cache.length_P.data_ptr(), None if rows.wanted_N is None else rows.wanted_N.data_ptr()
