@@ -50,6 +50,14 @@ class LlamaDecoder(ABC):
     def forward(self, token_P_G: torch.Tensor, position_P_G: torch.Tensor, rows: Rows) -> torch.Tensor:
         """Every layer once over `rows`, with keys and values of each column to the cache; logits [R, V]."""
 
+    def keep_prompts(self, cached: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Store a layer's keys and values of prompts, [P, T, kv heads, width], in `cached`, [2, P, kv heads, T or more,
+        width]: what fills it up is zero."""
+        longest = key.shape[1]
+        for kept, new in zip(cached, (key, value), strict=True):
+            kept[:, :, :longest] = new.transpose(1, 2)
+            kept[:, :, longest:] = 0
+
     def prefill(self, prompts: Sequence[TokenIds]) -> torch.Tensor:
         w = self.weights
         self.cache = cache = self.make_cache([len(prompt) for prompt in prompts])
@@ -78,16 +86,13 @@ class LlamaDecoder(ABC):
         P, kv heads, T, width]; returns the hidden states that the first answer tokens are predicted from, [P, C]."""
         w, device = self.weights, self.model.device
         row = lay_out(prompts, ROW_MULTIPLE).to(device)
-        longest = row.place_P_T.shape[1]
         x = w.embed(row.tokens_N).float()
         cos, sin = (tensor[0, :, None] for tensor in w.rotary(x[None], row.positions_N[None]))
         attend = causal_attention(row, cached.dtype)
         for number, layer in enumerate(w.layers):
             rotated, value = self._qkv(layer, rms_norm(layer.before, x), cos, sin)
             query, key = rotated[:, : w.heads], rotated[:, w.heads :]
-            for kept, new in zip(cached[number], (key, value), strict=True):
-                kept[:, :, :longest] = new[row.place_P_T].transpose(1, 2)
-                kept[:, :, longest:] = 0
+            self.keep_prompts(cached[number], key[row.place_P_T], value[row.place_P_T])
             # Of the last layer only what the first answer token is predicted from.
             last = number == len(w.layers) - 1
             x = x[row.last_P] if last else x

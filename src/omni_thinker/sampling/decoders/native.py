@@ -10,7 +10,6 @@ from omni_thinker.engine.native import LANES, kernels
 from omni_thinker.sampling.decoders.fused import LlamaDecoder
 from omni_thinker.sampling.decoders.kv_cache import KVCache
 from omni_thinker.sampling.decoders.twins import Rows
-from omni_thinker.types import TokenIds
 
 _BF16 = 2
 """Bytes of a number."""
@@ -40,11 +39,12 @@ class NativeDecoder(LlamaDecoder):
             self.weights, lengths, self.group_size, self.steps, prompt_dtype=wide, answer_dtype=wide, multiple=LANES
         )
 
-    def prefill(self, prompts: Sequence[TokenIds]) -> torch.Tensor:
-        logits = super().prefill(prompts)
-        for keys, _ in self.cache.prompt:
-            keys.copy_(keys.transpose(2, 3).contiguous().view(keys.shape))
-        return logits
+    def keep_prompts(self, cached: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+        longest, keys = key.shape[1], cached[0].view(*cached.shape[1:3], cached.shape[4], cached.shape[3])
+        keys[..., :longest] = key.permute(0, 2, 3, 1)
+        keys[..., longest:] = 0
+        cached[1][:, :, :longest] = value.transpose(1, 2)
+        cached[1][:, :, longest:] = 0
 
     def forward(self, token_P_G: torch.Tensor, position_P_G: torch.Tensor, rows: Rows) -> torch.Tensor:
         # A step of few rows takes about as long as Python takes to ask for it. So addresses are looked up once.
