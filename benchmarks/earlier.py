@@ -4,14 +4,13 @@
     python benchmarks/earlier.py --peer 9b8a2db --what quickstart --rounds 2 --json
 
 start: from the start of the process to the first RL step of a fresh study without a warm-up, of the quickstart's tasks
-that need no judge, with two problems of each in an evaluation. quickstart: all of recipes/quickstart.toml. The earlier code is checked out beside, and runs in this
-environment. Memory is that of all processes of a command at once (their proportional set size, read every second).
-Nothing else may run beside it.
+that need no judge, with two problems of each in an evaluation. quickstart: all of recipes/quickstart.toml. The earlier
+code is checked out beside, and runs in this environment. Memory is that of all processes of a command at once (their
+proportional set size, read every second). Nothing else may run beside it.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
