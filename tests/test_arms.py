@@ -39,7 +39,7 @@ def test_arm_names_with_a_prefix_give_their_task_and_kind_back() -> None:
 def test_arm_table_lists_every_kind_with_its_own_colour() -> None:
     assert {*RANKED, "single"} == set(ARMS)
     assert {"curriculum", "curriculum_net", "reverse"} == STAGED
-    assert {"curriculum", "curriculum_net", "reverse", "joint"} == SHARED
+    assert {"curriculum", "curriculum_net", "reverse", "joint", "joint_planned"} == SHARED
     assert len({arm.colour for arm in ARMS.values()}) == len(ARMS)
 
 

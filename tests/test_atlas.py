@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 
 from omni_thinker.errors import UserError
 from omni_thinker.recipe import Recipe, load_recipe, parse_recipe
+from omni_thinker.runs.read import read_atlas
 from omni_thinker.studies.atlas.design import design
 from omni_thinker.studies.atlas.hours import OutOfTime, within
-from omni_thinker.studies.atlas.rows import Rows, differences, read_rows
+from omni_thinker.studies.atlas.rows import Rows, differences
 from omni_thinker.studies.atlas.run import describe_atlas, run_atlas, work_of
 from omni_thinker.studies.crews.make import Where
 
@@ -149,6 +150,38 @@ def test_settings_that_dont_go_together_are_refused(atlas: dict[str, Any], words
         design(many(**atlas))
 
 
+CHOSEN = {"kind": "sequence", "start": "long", "seed": 1, "tasks": ["t1", "t0", "t1"], "weights": [1.0, 2.0, 1.0]}
+
+
+def test_chosen_runs_come_last_and_change_no_others() -> None:
+    mixed = {"kind": "mixture", "start": "short", "seed": 0, "tasks": ["t2", "t0"], "weights": [3.0, 1.0]}
+    plain, own = design(many(4)), design(many(4, chosen={"plan-00": CHOSEN, "even-00": mixed}))
+    assert [(each.cell.name, each.seed, each.runs) for each in own[: len(plain)]] == [
+        (each.cell.name, each.seed, each.runs) for each in plain
+    ]
+    first, second = own[len(plain) :]
+    assert (first.cell.name, first.seed, [run.name for run in first.runs]) == ("short-chosen", 0, ["even-00"])
+    assert second.runs[0].scheduler(()) == {"kind": "sequence", "stages": ["t1:1", "t0:2", "t1:1"]}
+    assert work_of(second).total["step"] == many(4).atlas.mixed_steps
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "words"),
+    [
+        ("mixture-01", {}, "can't be the name of a run"),
+        ("mine", {"start": "none"}, "no start 'none' with seed 1; starts are short, long, seeds 0, 1"),
+        ("mine", {"seed": 7}, "no start 'long' with seed 7"),
+        ("mine", {"tasks": ["t1", "x", "t1"]}, "no task 'x'"),
+        ("mine", {"weights": [1.0]}, "1 for 3 tasks"),
+        ("mine", {"kind": "mixture"}, "has each task once"),
+        ("mine", {"weights": [0.01, 2.0, 1.0]}, "fewer than two steps"),
+    ],
+)
+def test_chosen_runs_that_cant_be_run_are_refused(name: str, changed: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        design(many(4, chosen={name: CHOSEN | changed}))
+
+
 def test_forecast_counts_runs_steps_and_evaluations() -> None:
     # 2 starts x 2 seeds, 3 tasks, no mixtures or sequences: 12 single runs of 4 steps, read once on the way
     pool = many(3, mixtures=0, sequences=0, merges=0, reads=[1]).model_copy()
@@ -181,7 +214,7 @@ def test_atlas_stops_resumes_skips_what_is_known_and_repeats_a_row_bit_for_bit(
     code, said, err = run("atlas", file, "--out", out, *few, "--json")
     assert code == 0, err
     assert json.loads(said.splitlines()[-1])["runs_left"] == 0
-    rows = read_rows(out / "atlas.jsonl")
+    rows = read_atlas(out / "atlas.jsonl")
     ids = Counter(row.id for row in rows)
     assert ids["short/0/start"] == 1  # that of single runs and that of mixtures are one
     assert [ids[f"short/0/alone-{task}"] for task in ("math", "coding", "qa")] == [2, 2, 2]
@@ -210,7 +243,7 @@ def test_atlas_stops_resumes_skips_what_is_known_and_repeats_a_row_bit_for_bit(
     known.write_text("\n".join(less) + "\n", "utf-8")
     code, said, _ = run("atlas", file, "--out", tmp_path / "third", "--known", known, *few, "--json")
     assert code == 0
-    third = {(row.id, row.steps): row for row in read_rows(tmp_path / "third" / "atlas.jsonl")}
+    third = {(row.id, row.steps): row for row in read_atlas(tmp_path / "third" / "atlas.jsonl")}
     assert all(not differences(row, third[row.id, row.steps]) for row in rows)
     assert len(third) == len(rows)
 
@@ -248,7 +281,7 @@ def test_jobs_give_the_rows_that_one_process_gives(file: Path, tmp_path: Path, m
         torch.set_num_threads(threads)
     run_atlas(pool, tmp_path / "two", only=only, where=Where(2))
     one, two = (
-        {(row.id, row.steps): row for row in read_rows(tmp_path / name / "atlas.jsonl")} for name in ("one", "two")
+        {(row.id, row.steps): row for row in read_atlas(tmp_path / name / "atlas.jsonl")} for name in ("one", "two")
     )
     assert one.keys() == two.keys()
     assert all(not differences(row, two[key]) for key, row in one.items())

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -209,12 +210,25 @@ def test_study_killed_in_scheduled_arms_resumes_to_the_same_end(repo: Path, tmp_
 
 
 SEEDS = (
-    *("--set", 'study.arms=["start", "joint", "curriculum_net"]'),
+    *("--set", 'study.arms=["start", "joint", "curriculum_net", "joint_planned"]'),
     *("--set", "study.steps=12"),
     *("--set", 'study.probes=["short"]'),
     *("--set", "study.probe_share=0.2"),
     *("--set", "study.seeds=[0, 1]"),
 )
+
+
+def groups_asked(out: Path, arm: str) -> dict[int, Counter[str]]:
+    """Groups of each task that an arm's steps asked for, by seed."""
+    asked: dict[int, Counter[str]] = {}
+    for line in (out / "metrics.jsonl").read_text("utf-8").splitlines():
+        row = json.loads(line)
+        if row["arm"] == arm and row["kind"] == "train":
+            found = {
+                k.removeprefix("groups_asked/"): v for k, v in row["metrics"].items() if k.startswith("groups_asked/")
+            }
+            asked.setdefault(row["seed"], Counter()).update(found)
+    return asked
 
 
 @pytest.mark.timeout(600)
@@ -236,6 +250,15 @@ def test_verdict_waits_for_the_last_seed_and_is_stricter_after_extension(repo: P
     assert 0 < probe["steps"] < 12
     assert [run["steps"] for run in result["arms"]["curriculum_net"]] == [12 - probe["steps"]] * 2
     assert [run["steps"] for run in result["arms"]["joint"]] == [12, 12]
+    assert [run["steps"] for run in result["arms"]["joint_planned"]] == [12, 12]
+    asked = groups_asked(out, "joint_planned")
+    plans = json.loads((out / "plan.json").read_text("utf-8"))["seeds"]
+    for seed, plan in plans.items():
+        total = sum(asked[int(seed)].values())
+        assert total == 12 * 4
+        for task, share in plan["mixture"]["shares"].items():
+            assert abs(asked[int(seed)][task] - share * total) <= 2
+    assert {row["arm"] for row in result["forecasts"]} >= {"joint", "joint_planned"}
 
     assert begin(errors, out, "--resume", "--seeds", "3").wait(280) == 0, errors.read_text("utf-8")[-2000:]
     longer = json.loads((out / "result.json").read_text("utf-8"))
@@ -243,10 +266,11 @@ def test_verdict_waits_for_the_last_seed_and_is_stricter_after_extension(repo: P
     [tokens] = [
         note for note in longer["notes"] if note.startswith("Tokens sampled and trained, in multiples of joint")
     ]
-    own, paid, told = (float(number) for number in re.findall(r"\d+\.\d\d", tokens))
+    own, paid, told, planned = (float(number) for number in re.findall(r"\d+\.\d\d", tokens))
     assert own < paid < told
-    joint, net = (sum(run["tokens_sampled"] + run["tokens_trained"] for run in longer["arms"][arm])
-                  for arm in ("joint", "curriculum_net"))  # fmt: skip
+    joint, net, mixed = (sum(run["tokens_sampled"] + run["tokens_trained"] for run in longer["arms"][arm])
+                         for arm in ("joint", "curriculum_net", "joint_planned"))  # fmt: skip
+    assert planned == round(mixed / joint, 2)
     probes = sum(probe["tokens_sampled"] + probe["tokens_trained"] for probe in longer["probes"])
     evaluated = sum(probe["tokens_evaluated"] for probe in longer["probes"])
     assert (own, paid, told) == tuple(

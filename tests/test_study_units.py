@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from omni_thinker.recipe import Recipe, builtin_recipe
 from omni_thinker.studies.units import WORK, plan_work
 
-ARMS = ["start", "single", "curriculum", "reverse", "joint", "merge", "sec", "round_robin"]
+ARMS = ["start", "single", "curriculum", "reverse", "joint", "joint_planned", "merge", "sec", "round_robin"]
 
 
 def recipe(**study: Any) -> Recipe:

@@ -37,6 +37,9 @@ ARMS = {
             "RL on one task after another, in the reverse of the planned order", "#56B4E9", staged=True, trained=True),
         Arm("joint", "Joint training", "joint training", "RL on all tasks mixed in every step", "#D55E00",
             trained=True),
+        Arm("joint_planned", "Joint training in planned shares", "joint training in planned shares",
+            "RL on all tasks mixed in every step, in the shares that are forecast to end best", "#A6761D",
+            trained=True),
         Arm("merge", "The merged experts", "merging the single-task experts",
             "weights of the single-task arms merged by task arithmetic; no RL of its own", "#009E73"),
         Arm("single", "Single-task training", "single-task training", "RL on one task alone", "#B0699A", trained=True),
@@ -48,6 +51,7 @@ QUESTIONS = (
     ("curriculum", "reverse"),
     ("curriculum", "joint"),
     ("curriculum_net", "joint"),
+    ("joint_planned", "joint"),
     ("curriculum", "merge"),
     ("joint", "merge"),
 )
@@ -56,7 +60,7 @@ RENAMED = {"charged": "curriculum_net"}
 """Arm names in the files of earlier versions, and today's names."""
 SCHEDULED_COLOURS = ("#E69F00", "#8C564B", "#7F7F00", "#5E4FA2", "#1B9E9E", "#C51B7D")
 """Colours of scheduled arms in their order, from the first again where there are more arms than colours."""
-RANKED = ("start", "curriculum", "curriculum_net", "reverse", "joint", "merge")
+RANKED = ("start", "curriculum", "curriculum_net", "reverse", "joint", "joint_planned", "merge")
 """The order in which tables list arms; single tasks and scheduled arms follow."""
 STAGED = frozenset(name for name, arm in ARMS.items() if arm.staged)
 SHARED = frozenset(name for name, arm in ARMS.items() if arm.trained and name != "single")

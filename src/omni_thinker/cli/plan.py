@@ -1,12 +1,15 @@
 """Commands on a transfer matrix: look at it, forecast one plan, choose a plan."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from omni_thinker.cli.options import Forecasts, Goal, Level, names
 from omni_thinker.cli.output import Json, finish
+
+if TYPE_CHECKING:
+    from omni_thinker.runs.schema.plan import Plan
 
 BEST = 5
 """Orders that a plan is printed with."""
@@ -25,7 +28,10 @@ def plan(
         float | None, typer.Option(help="Add short refresh stages whose gain per pass exceeds this.")
     ] = None,
     evidence: Annotated[
-        list[Path] | None, typer.Option(help="A run directory whose results sharpen the forecast. Repeatable.")
+        list[Path] | None,
+        typer.Option(
+            help="A run whose results sharpen the forecast (repeatable), or an atlas.jsonl to learn priors from."
+        ),
     ] = None,
     level: Level = 0.8,
     every: Annotated[bool, typer.Option("--all", help="Print all orders, not only the five best.")] = False,
@@ -33,7 +39,6 @@ def plan(
 ) -> None:
     """Forecast where each order and joint training would end, and choose the best."""
     from omni_thinker.cli.planning import plan_file
-    from omni_thinker.report.orders import told_apart_words
     from omni_thinker.runs.schema.base import dump
 
     planned = plan_file(
@@ -47,6 +52,15 @@ def plan(
         evidence=evidence or [],
         level=level,
     )
+    _tell(planned, every, level)
+    finish(dump(planned), json_)
+
+
+def _tell(planned: "Plan", every: bool, level: float) -> None:
+    """Print a plan for people. every: all orders, not only the best."""
+    from omni_thinker.report.orders import told_apart_words
+    from omni_thinker.transfer.priors.named import priors_words
+
     aims = {"mean": "the mean accuracy", "worst": "the worst task's accuracy", "weights": "the weighted mean accuracy"}
     aim = aims[planned.objective]
     shown = planned.orders if every else planned.orders[:BEST]
@@ -60,6 +74,10 @@ def plan(
     together = planned.joint
     mark = "*" if planned.plan.kind == "joint" else " "
     typer.echo(f"{mark} jointly  {together.score:.3f} [{together.low:.3f}, {together.high:.3f}]")
+    if mixture := planned.mixture:
+        shares = ", ".join(f"{task} {share:.0%}" for task, share in mixture.shares.items())
+        span = f"[{mixture.low:.3f}, {mixture.high:.3f}]"
+        typer.echo(f"  jointly in planned shares  {mixture.score:.3f} {span}: {shares}")
     typer.echo(f"(* is the plan; scores are forecasts of {aim}, with {100 * level:g} % intervals)")
     if planned.plan.kind != "joint" and together.score > planned.plan.score:
         typer.echo("(joint training is no candidate with --order, --fix, --strategy or another --forecaster)")
@@ -67,10 +85,11 @@ def plan(
         typer.echo(f"{name}: {' -> '.join(rule.order)}  {rule.score:.3f}, regret {rule.regret:.3f}")
     for task, interval in planned.plan.forecast.items():
         typer.echo(f"{task}: {interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]")
+    if planned.priors:
+        typer.echo(priors_words(planned.priors))
     if words := told_apart_words(planned):
         typer.echo(words)
     typer.echo(planned.words)
-    finish(dump(planned), json_)
 
 
 def transfer(

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from omni_thinker.errors import UserError
-from omni_thinker.runs.read import read_result
+from omni_thinker.runs.progress import Progress
+from omni_thinker.runs.read import read_atlas, read_result
 from omni_thinker.runs.schema.plan import Plan
+from omni_thinker.runs.schema.priors import Priors
 from omni_thinker.runs.schema.transfer import TransferMatrix
 from omni_thinker.transfer.forecast import Joint, Merge, Stage, in_order
 from omni_thinker.transfer.forecasters import make_forecaster
@@ -14,6 +16,7 @@ from omni_thinker.transfer.hierarchical import Evidence, Hierarchical
 from omni_thinker.transfer.matrix import load_matrix
 from omni_thinker.transfer.metrics import shared, specific, transfer
 from omni_thinker.transfer.plan import check_measured, forecast_json, make_plan
+from omni_thinker.transfer.priors.named import HAND, priors_called
 from omni_thinker.transfer.search import Objective
 from omni_thinker.types import TaskName
 
@@ -32,10 +35,12 @@ def plan_file(
     refresh_cost: float | None,
     evidence: Sequence[Path],
     level: float,
+    priors: str = HAND.name,
 ) -> Plan:
     """The plan for the matrix at `path`. Raises UserError for a bad file and for words that can't be read.
 
-    `evidence`: run directories whose stages are taken to have begun where the matrix was measured."""
+    `evidence`: run directories whose stages are taken to have begun where the matrix was measured, and at most one
+    atlas.jsonl, from which the priors are learned."""
     _check_level(level)
     if refresh_cost is not None and not 0 <= refresh_cost < 1e300:
         raise UserError(f"must be 0 or more, got {refresh_cost:g}", key="--refresh-cost")
@@ -47,8 +52,10 @@ def plan_file(
         raise UserError(f"only {Hierarchical.name} learns from runs; {forecaster} is a formula", key="--evidence")
     if len({run.resolve() for run in evidence}) < len(evidence):
         raise UserError("names a run twice", key="--evidence")
+    known = priors_called(priors)
     matrix = load_matrix(path)
-    if evidence and matrix.evaluations:
+    atlases, runs = ([run for run in evidence if (run.suffix == ".jsonl") == is_atlas] for is_atlas in (True, False))
+    if runs and matrix.evaluations:
         raise UserError("can't be used with a matrix that has evaluations", key="--evidence")
     return make_plan(
         matrix,
@@ -58,8 +65,25 @@ def plan_file(
         objective=Objective(goal.kind, goal.weights, {task: int(place) for task, place in places.items()}),
         level=level,
         refresh_cost=refresh_cost,
-        evidence=[outcome for run in evidence for outcome in _evidence(run, matrix.tasks)],
+        evidence=[outcome for run in runs for outcome in _evidence(run, matrix.tasks)],
+        priors=_learned(atlases) if atlases else known,
     )
+
+
+def _learned(atlases: Sequence[Path]) -> Priors:
+    """Priors from one atlas, said as it goes on. Raises UserError for two, and for one that is too small."""
+    from omni_thinker.transfer.priors.learn import learn_from
+
+    if len(atlases) > 1:
+        raise UserError("takes one atlas.jsonl; append the rows of the other one to it", key="--evidence")
+    (path,) = atlases
+    try:
+        rows = read_atlas(path)
+        with Progress() as progress:
+            progress.say(f"learning priors from {path}")
+            return learn_from(rows, name=str(path), on_try=lambda score: progress.show(f"error (CRPS) {score:.4f}"))
+    except UserError as exc:
+        raise UserError(exc.message, file=path, key="--evidence") from None
 
 
 def _evidence(run: Path, tasks: Sequence[TaskName]) -> list[Evidence]:

@@ -37,8 +37,8 @@ class StudySpec(Table):
     seeds: Annotated[tuple[Count, ...], Field(min_length=1)] = (0,)
     """Each seed repeats the whole study."""
     arms: Annotated[tuple[str, ...], Field(min_length=1)] = ("start", "single", "curriculum", "joint", "merge")
-    """Arms to compare: `start`, `single`, `curriculum`, `curriculum_net`, `reverse`, `joint`, `merge`, those of
-    `schedulers`, and kinds of scheduler that need no settings."""
+    """Arms to compare: `start`, `single`, `curriculum`, `curriculum_net`, `reverse`, `joint`,
+    `joint_planned`, `merge`, those of `schedulers`, and kinds of scheduler that need no settings."""
     schedulers: dict[str, SerializeAsAny[SchedulerSpec]] = Field(default_factory=dict)
     """Arms of one's own: a name, and the scheduler that says which task comes next."""
     merges: dict[str, MergedSpec] = Field(default_factory=dict)
@@ -121,6 +121,8 @@ def check_arms(study: StudySpec, tasks: list[str]) -> None:
         )
         if taken or not TASK_NAME.fullmatch(name) or (name in study.schedulers and name in study.merges):
             raise UserError("can't be the name of an arm", key=key)
+    if "joint_planned" in study.arms and (study.forecaster != "hierarchical" or len(tasks) < 2):
+        raise UserError("'joint_planned' needs two tasks and study.forecaster = 'hierarchical'", key="study.arms")
     for name in study.arms:
         if name in RENAMED:
             raise UserError(f"the arm {name!r} is called {RENAMED[name]!r} now", key="study.arms")

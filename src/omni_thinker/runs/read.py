@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from omni_thinker.arms import in_order
 from omni_thinker.errors import UserError
 from omni_thinker.runs.metrics_log import MetricsLog
+from omni_thinker.runs.schema.atlas import AtlasRow
 from omni_thinker.runs.schema.base import MACRO, VERSION, adapter
 from omni_thinker.runs.schema.logs import Answer
 from omni_thinker.runs.schema.plan import StudyPlan
@@ -233,3 +234,25 @@ def _complaint(exc: ValidationError) -> str:
     if first["type"] == "missing":
         return "is missing"
     return f"{first['msg'].replace('Input should', 'should')}, got {first['input']!r:.60}"
+
+
+def read_atlas(path: Path) -> list[AtlasRow]:
+    """The rows of atlas.jsonl; runs without their last row, which a kill cut short, are left out.
+
+    Raises UserError where a line is no row."""
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, ValueError) as exc:
+        raise UserError(f"can't be read: {exc}", file=path) from None
+    rows = list[AtlasRow]()
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(adapter(AtlasRow).validate_json(line))
+        except ValidationError as exc:
+            if number == len(lines):
+                continue  # a kill left it half written
+            fault = exc.errors()[0]
+            where = ".".join(map(str, fault["loc"])) or "line"
+            raise UserError(f"line {number}: {where}: {fault['msg']}", file=path) from None
+    ended = {row.key for row in rows if row.whole}
+    return [row for row in rows if row.key in ended]

@@ -172,6 +172,8 @@ def _forecast_rows(outcome: SeedOutcome, recipe: Recipe) -> list[ForecastOutcome
     trained = {name: arm for name, arm in outcome.arms.items() if arm.stages}
     plans: dict[str, StagePlan | Joint | Merge] = {name: _as_trained(arm, recipe) for name, arm in trained.items()}
     plans |= {"joint": Joint(joint_shares(recipe)), "merge": Merge(recipe.study.merge_scale)}
+    if outcome.plan.mixture is not None:
+        plans["joint_planned"] = Joint(outcome.plan.mixture.shares)
     constant, naive = constant_gain(outcome.matrix), own_level(outcome.matrix)
     rows = []
     for arm, plan in plans.items():

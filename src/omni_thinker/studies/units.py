@@ -186,11 +186,12 @@ def _arm_units(recipe: Recipe, seed: int, probes: Sequence[Unit]) -> list[Unit]:
             steps = steps_after_probe(recipe) if arm == "curriculum_net" else study.steps
             interims = interim_validations(recipe, steps)
             units.append(Unit(seed, arm, "sequence", planned, (), arm, "", steps, stages, {}, interims))
-    mixtures = {"joint": 1} if "joint" in study.arms else {}
+    mixtures = {arm: 1 for arm in study.arms if arm in ("joint", "joint_planned")}
     mixtures |= {name: spec.ends + len(spec.reads) for name, spec in scheduled_arms(study).items()}
     interims = interim_validations(recipe, study.steps)
     for arm, evaluations in mixtures.items():
-        units.append(Unit(seed, arm, "mixture", ("start",), (), arm, "", study.steps, evaluations, {}, interims))
+        needs = "plan" if arm == "joint_planned" else "start"
+        units.append(Unit(seed, arm, "mixture", (needs,), (), arm, "", study.steps, evaluations, {}, interims))
     if "merge" in study.arms:
         kind = "adapter" if expert_kind(recipe) == "lora" else "alone"
         experts = tuple(unit.name for unit in probes if unit.kind == kind)
@@ -204,8 +205,9 @@ def _arm_units(recipe: Recipe, seed: int, probes: Sequence[Unit]) -> list[Unit]:
 
 
 def is_planned(recipe: Recipe) -> bool:
-    """Whether an arm's order comes from a plan."""
-    return bool(STAGED & set(recipe.study.arms)) and not recipe.study.order
+    """Whether an arm's order or shares come from a plan."""
+    study = recipe.study
+    return "joint_planned" in study.arms or (bool(STAGED & set(study.arms)) and not study.order)
 
 
 def probe_kinds(recipe: Recipe) -> tuple[ProbeKind, ...]:
@@ -255,7 +257,7 @@ def steps_after_probe(recipe: Recipe) -> int:
 
     Raises UserError where no probe is paid for, or where it takes so many that a stage would have none."""
     study, kinds = recipe.study, probe_kinds(recipe)
-    paid = sum(probe_lengths(recipe, kinds[0]).values()) if kinds and is_planned(recipe) else 0
+    paid = sum(probe_lengths(recipe, kinds[0]).values()) if kinds and not study.order else 0
     if not paid:
         raise UserError("'curriculum_net' pays for its plan, so it needs a probe and no study.order", key="study.arms")
     if study.steps - paid < len(recipe.tasks):

@@ -133,7 +133,8 @@ class SeedWalk:
         recipe = session.recipe
         spec = scheduled_arms(recipe.study).get(unit.arm)
         if spec is None:
-            scheduler: Scheduler = Mixture(joint_weights(recipe), recipe.rl.problems_per_step)
+            weights = self._planned_shares() if unit.arm == "joint_planned" else joint_weights(recipe)
+            scheduler: Scheduler = Mixture(weights, recipe.rl.problems_per_step)
         else:
             sizes = {task: len(problems) for task, problems in session.pools["train"].items()}
             seed = study_seed(session.seed, "scheduler", unit.arm)
@@ -148,6 +149,12 @@ class SeedWalk:
         budget, tasks = session.budget(unit.steps), list(session.setup.tasks)
         outcome = session.train(unit.arm, scheduler, budget, watched=tasks, at_step=at_step, stage_ends=staged)
         return session.trained(unit.arm, outcome)
+
+    def _planned_shares(self) -> dict[TaskName, float]:
+        """Shares of the tasks that the plan trains jointly."""
+        assert self._plan is not None  # the recipe's checks see to both
+        assert self._plan.mixture is not None
+        return {task: share for task, share in self._plan.mixture.shares.items() if share > 0}
 
     def _merge(self, unit: Unit, session: Session) -> ArmResult:
         """Add up the experts; their own training is what this arm cost."""

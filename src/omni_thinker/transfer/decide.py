@@ -51,23 +51,26 @@ def decide(
     settled = max(probability, 1 - probability) >= SETTLED_PROBABILITY
     more: int | None = 0 if settled else None
     if not settled and isinstance(predict, Hierarchical):
-        more = _more_problems(matrix, objective, stages, joint, gain, stderr, seed)
+        sharper = Hierarchical(
+            _sharper(matrix, 1e6), _DRAWS if len(matrix.tasks) <= EXACT else _FEWER_DRAWS, seed, priors=predict.priors
+        )
+        more = _more_problems(matrix, sharper, objective, stages, joint, gain, stderr)
     return Decision(gain, stderr, probability, settled, more)
 
 
 def _more_problems(
     matrix: TransferMatrix,
+    exact: Forecaster,
     objective: Objective,
     stages: Sequence[Stage],
     joint: Joint,
     gain: float,
     stderr: float,
-    seed: int,
 ) -> int | None:
-    """How many more problems bring the doubt down to where `gain` would be sure, or None."""
+    """How many more problems bring the doubt down to where `gain` would be sure, or None. exact: the forecaster of a
+    matrix without noise."""
     sure = NormalDist().inv_cdf(SETTLED_PROBABILITY)
     allowed = (gain / sure) ** 2
-    exact = Hierarchical(_sharper(matrix, 1e6), _DRAWS if len(matrix.tasks) <= EXACT else _FEWER_DRAWS, seed)
     floor = float((objective.of(exact(stages)) - objective.of(exact(joint))).var())
     noise = stderr**2 - floor
     counts = [column.start.n for column in matrix.columns() if column.start.n]

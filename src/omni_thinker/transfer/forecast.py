@@ -25,7 +25,7 @@ ACCURACY_MARGIN = 5e-3
 """Accuracies are kept this far from 0 and 1 where log-odds or ratios are taken."""
 LEVEL = 0.8
 """Default level of intervals."""
-_CURVE_RATE = 1.5
+CURVE_RATE = 1.5
 """How soon a learning curve flattens: half a pass brings 68 % of a whole one's gain, two passes 122 %."""
 
 
@@ -66,9 +66,9 @@ def in_order(tasks: Sequence[TaskName]) -> Stages:
     return tuple(Stage(task) for task in tasks)
 
 
-def gain_share(passes: float) -> float:
-    """The share of one pass's gain that so many passes bring; 0 at 0, 1 at 1."""
-    return float((1 - np.exp(-_CURVE_RATE * passes)) / (1 - np.exp(-_CURVE_RATE)))
+def gain_share(passes: float, rate: float = CURVE_RATE) -> float:
+    """The share of one pass's gain that so many passes bring; 0 at 0, 1 at 1. rate: how soon the curve flattens."""
+    return float((1 - np.exp(-rate * passes)) / (1 - np.exp(-rate)))
 
 
 @dataclass(frozen=True, slots=True)

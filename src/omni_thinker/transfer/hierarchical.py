@@ -18,36 +18,20 @@ given them everything is Gaussian and drawn exactly."""
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 from omni_thinker.runs.schema.base import Estimate
+from omni_thinker.runs.schema.priors import Beta, Priors
 from omni_thinker.runs.schema.transfer import TransferMatrix
 from omni_thinker.transfer.forecast import DRAWS, Array, Forecaster, Joint, LogOdds, Merge, SetForm, Stage, gain_share
 from omni_thinker.transfer.latents import Measured, observe
+from omni_thinker.transfer.priors.named import HAND
 from omni_thinker.types import TaskName
 
-_HYPER_MEAN = np.array([0.2, np.log(0.35), 0.6, np.log(0.6), np.log(0.25)])
-"""Mean of the shared part and log of its spread, the same of the own gain, log of the spread of specific effects."""
-_HYPER_SPREAD = np.array([0.4, 0.5, 0.6, 0.5, 0.5])
-DILUTION = (8.5, 1.5)
-"""Beta prior of the share of its own gain that a task keeps when trained in a mixture."""
-RETENTION = (9.0, 1.0)
-"""Beta prior of the share of its own gain that a task keeps over a later stage. With four tasks it costs a sequence as
-much as dilution costs a mixture, so that without data neither is preferred."""
-MERGED = (6.0, 3.0)
-"""Beta prior of the share of its own gain that a task keeps when experts are added up."""
-RESPONSE = 0.3
-"""Prior spread, around 0, of the share by which an own gain grows for each nat that earlier stages added to the entropy
-of its answers."""
-_PROCESS = (0.15, 0.6)
-"""Log-odds by which a run misses its forecast for no reason of ours: at least, and per spread of specific effects."""
-
-_RECOVERY_RATE = 8.0
-"""How soon what others took comes back; sooner than it was learnt: a quarter pass brings 86 % (a short refresh nearly
-did in arXiv 2606.02398)."""
 _KEPT = 64
 """Sequences whose forecast is kept."""
 _MOST_SEEN = 64
@@ -69,12 +53,18 @@ class Hierarchical(Forecaster):
     scale = LogOdds()
 
     def __init__(
-        self, matrix: TransferMatrix, draws: int = DRAWS, seed: int = 0, evidence: Sequence[Evidence] = ()
+        self,
+        matrix: TransferMatrix,
+        draws: int = DRAWS,
+        seed: int = 0,
+        evidence: Sequence[Evidence] = (),
+        priors: Priors = HAND,
     ) -> None:
         super().__init__(matrix)
+        self.priors = priors
         self._seed, self._same_luck = seed, False
         observed = Measured.of(self.columns, self.tasks)
-        hyper = _fit_hyper(observed)
+        hyper = fit_hyper([observed], priors)
         rng = np.random.default_rng([seed, 11])
         latents = observed.draw(hyper, rng, draws)
         self.start_C_N, self.shared_C_N, self.gain_C_N = latents.start_C_N, latents.shared_C_N, latents.own_C_N
@@ -83,15 +73,36 @@ class Hierarchical(Forecaster):
         """How surely the own gain is more than the shared part: 0 where other runs say nothing, 1 where they tell the
         shared part exactly."""
         self.spread = float(np.exp(hyper[4]))
-        self.diluted_N = _beta(rng, DILUTION, draws)
-        self.retained_N = _beta(rng, RETENTION, draws)
-        self.merged_N = _beta(rng, MERGED, draws)
+        self.diluted_N = _beta(rng, priors.dilution, draws)
+        self.retained_N = _beta(rng, priors.retention, draws)
+        self.merged_N = _beta(rng, priors.merged, draws)
         self.entropy_K_C = self._entropies()
-        self.response_N = rng.normal(0.0, RESPONSE, draws)
+        self.response_N = rng.normal(0.0, priors.response, draws)
         self.response_N[0] = 0.0
         self._ends = OrderedDict[tuple[Stage, ...], Array]()
         if evidence:
             self._learn(evidence, [observed.posterior(hyper, c)[1] for c in range(len(self.columns))])
+
+    def under(self, priors: Priors) -> "Hierarchical":
+        """The same latents with other priors of what single runs don't show: shares, response, luck, learning curve.
+
+        Their quantiles are the same at every call, so that forecasts change smoothly with the priors. What was learnt
+        from evidence of these is dropped."""
+        other = copy(self)
+        other.priors, other._ends = priors, OrderedDict()
+        shares = _quantiles(priors, self._seed, len(self.retained_N))
+        other.diluted_N, other.retained_N, other.merged_N, other.response_N = shares
+        return other
+
+    def fewer(self, draws: int) -> "Hierarchical":
+        """The same forecaster with its first `draws` draws; with 1, the means of all."""
+        other = copy(self)
+        other._ends = OrderedDict()
+        for name in ("start_C_N", "shared_C_N", "gain_C_N", "specific_K_C_N", "diluted_N", "retained_N", "merged_N"):
+            drawn = getattr(self, name)
+            setattr(other, name, drawn[..., :draws] if draws > 1 else drawn.mean(axis=-1, keepdims=True))
+        other.response_N = self.response_N[:draws]  # the first one is its mean
+        return other
 
     def sequence(self, stages: Sequence[Stage]) -> Array:
         return self.scale.back(
@@ -121,32 +132,54 @@ class Hierarchical(Forecaster):
         keep = self._kept(self.retained_N)
         gained_C_N = np.zeros(self.start_C_N.shape)
         others_K_C, nats_C = np.zeros(self.entropy_K_C.shape), np.zeros(len(self.columns))
-        worn_C_N = {progress: 1 - (1 - keep) * progress for progress in {_progress(stage) for stage in stages}}
+        worn_C_N = {progress: 1 - (1 - keep) * progress for progress in {self._progress(stage) for stage in stages}}
         for stage in stages:
-            k, share = self.tasks.index(stage.task), gain_share(stage.passes)
-            of_task_C, progress = self.own_C == k, _progress(stage)
+            k, share = self.tasks.index(stage.task), self._gain(stage.passes)
+            of_task_C, progress = self.own_C == k, self._progress(stage)
             had = gained_C_N[of_task_C]
             # A short later stage wears off less.
             gained_C_N *= worn_C_N[progress]
-            others_K_C[:, of_task_C] *= 1 - _brought_back(stage.passes)
+            others_K_C[:, of_task_C] *= 1 - self._brought_back(stage.passes)
             others_K_C[k, ~of_task_C] += share
             # A stage on a task that was trained before tops it up, and takes nothing away.
             target = (1 + self.response_N * nats_C[of_task_C, None]) * max(1.0, share)
             gained_C_N[of_task_C] = np.maximum(had, had + progress * (target - had))
             nats_C = nats_C + share * self.entropy_K_C[k]
-        return min(1.0, gain_share(sum(stage.passes for stage in stages))), gained_C_N, others_K_C
+        return min(1.0, self._gain(sum(stage.passes for stage in stages))), gained_C_N, others_K_C
 
     def joint(self, plan: Joint) -> Array:
+        value, _, _ = self._joint(plan)
+        return self.scale.back(value + self._process("joint", *sorted(plan.weights.items())))
+
+    def joint_slopes(self, plan: Joint) -> tuple[Array, Array]:
+        """What `expected` says of joint training, [C, N], and its slope in each task's share, [K, C, N]."""
+        value, others, own = self._joint(plan)
+        self._same_luck = True
+        accuracy = self.scale.back(value + self._process())
+        self._same_luck = False
+        slopes = others * self.specific_K_C_N
+        trained = np.flatnonzero(self.own_C >= 0)
+        slopes[self.own_C[trained], trained] += own[trained]
+        return accuracy, slopes * (accuracy * (1 - accuracy))
+
+    def _joint(self, plan: Joint) -> tuple[Array, float, Array]:
+        """Log-odds without luck, [C, N]; their slopes in a share: in all of another task per specific effect, and in
+        that of its own, [C, N]."""
         total = len(self.tasks) if plan.passes is None else plan.passes
         weights = np.array([plan.weights.get(task, 0.0) for task in self.tasks])
-        shares = np.array([gain_share(weight * total) for weight in weights])
+        shares = np.array([self._gain(weight * total) for weight in weights])
         share_C = np.where(self.own_C >= 0, shares[self.own_C], 0.0)[:, None]
         weight_C = np.where(self.own_C >= 0, weights[self.own_C], 0.0)[:, None]
         # Trained alone nothing is diluted; the prior is for a task among others.
-        keep = 1 - (1 - self._kept(self.diluted_N)) * np.minimum(1.0, 2 * (1 - weight_C))
-        others = min(1.0, gain_share(total)) * np.einsum("k,kcn->cn", weights, self.specific_K_C_N)
-        value = self.start_C_N + self.shared_C_N * min(1.0, gain_share(total)) + share_C * keep * self.gain_C_N + others
-        return self.scale.back(value + self._process("joint", *sorted(plan.weights.items())))
+        lost, mixed_C = 1 - self._kept(self.diluted_N), np.minimum(1.0, 2 * (1 - weight_C))
+        keep = 1 - lost * mixed_C
+        others = min(1.0, self._gain(total))
+        told = others * np.einsum("k,kcn->cn", weights, self.specific_K_C_N)
+        value = self.start_C_N + self.shared_C_N * others + share_C * keep * self.gain_C_N + told
+        rate = self.priors.curve
+        steep_C = total * rate * np.exp(-rate * weight_C * total) / (1 - np.exp(-rate))
+        own = self.gain_C_N * (steep_C * keep + share_C * lost * 2 * (mixed_C < 1))
+        return value, others, own
 
     def merge(self, plan: Merge) -> Array:
         shared = 1 - (1 - min(1.0, plan.scale)) ** len(self.tasks)
@@ -189,6 +222,22 @@ class Hierarchical(Forecaster):
             ]
         )
 
+    def _gain(self, passes: float) -> float:
+        return gain_share(passes, self.priors.curve)
+
+    def _progress(self, stage: Stage) -> float:
+        return min(1.0, self._gain(stage.passes))
+
+    def _brought_back(self, passes: float) -> float:
+        """Share of what others did to a task that a stage on it clears away; 0 at 0, 1 from one pass on."""
+        rate = self.priors.recovery
+        return float(min(1.0, -np.expm1(-rate * passes) / -np.expm1(-rate)))
+
+    def _luck(self) -> float:
+        """Spread, in log-odds, of what no measuring of the matrix tells."""
+        least, per_spread = self.priors.luck
+        return float(np.hypot(least, per_spread * self.spread))
+
     def _kept(self, share_N: Array) -> Array:
         return np.asarray(1 - (1 - share_N)[None] * self.known_C)
 
@@ -196,14 +245,13 @@ class Hierarchical(Forecaster):
         """What no measuring of the matrix tells: independent for each plan, shared by no two evaluations."""
         words = "" if self._same_luck else repr(plan)
         key = [self._seed, 17, *np.frombuffer(words.encode(), dtype=np.uint8).tolist()]
-        sigma = np.hypot(_PROCESS[0], _PROCESS[1] * self.spread)
-        return np.random.default_rng(key).normal(0.0, sigma, self.start_C_N.shape)
+        return np.random.default_rng(key).normal(0.0, self._luck(), self.start_C_N.shape)
 
     def _learn(self, evidence: Sequence[Evidence], covariances: Sequence[Array]) -> None:
         """What runs ended at. Given how gains wear off and answer to entropy, everything else is Gaussian: these two
         are drawn again by how well they explain what was seen, and then the rest is moved by its exact update."""
         evidence = evidence[-_MOST_SEEN:]
-        sigma = np.hypot(_PROCESS[0], _PROCESS[1] * self.spread)
+        sigma = self._luck()
         coefficients = [self._coefficients(run.stages) for run in evidence]
         rng = np.random.default_rng([self._seed, 13])
         draws = len(self.retained_N)
@@ -241,15 +289,6 @@ class Hierarchical(Forecaster):
         return np.concatenate([np.stack(parts), self.specific_K_C_N[:, c]])
 
 
-def _progress(stage: Stage) -> float:
-    return min(1.0, gain_share(stage.passes))
-
-
-def _brought_back(passes: float) -> float:
-    """Share of what others did to a task that a stage on it clears away; 0 at 0, 1 from one pass on."""
-    return float(min(1.0, -np.expm1(-_RECOVERY_RATE * passes) / -np.expm1(-_RECOVERY_RATE)))
-
-
 def _design(shared: float, gained_C_N: Array, others_K_C: Array, c: int) -> Array:
     """What a sequence's end is of the latents of one evaluation, [N, 3 + K]."""
     draws = gained_C_N.shape[1]
@@ -259,19 +298,40 @@ def _design(shared: float, gained_C_N: Array, others_K_C: Array, c: int) -> Arra
     )
 
 
-def _fit_hyper(observed: Measured) -> NDArray[np.float64]:
+def fit_hyper(observed: Sequence[Measured], priors: Priors) -> Array:
+    """Mean of the shared part and log of its spread, the same of the own gain, log of the spread of specific effects:
+    those of the highest posterior over all that was observed."""
     from scipy.optimize import minimize  # a third of a second that a study needs at its plan alone
 
+    own = (priors.shared, priors.shared_spread, priors.own, priors.own_spread, priors.specific_spread)
+    mean, spread = np.array(own).T
+
     def cost(hyper: Array) -> float:
-        prior = 0.5 * (((hyper - _HYPER_MEAN) / _HYPER_SPREAD) ** 2).sum()
-        return float(prior - observed.loglik(hyper))
+        prior = 0.5 * (((hyper - mean) / spread) ** 2).sum()
+        return float(prior - sum(each.loglik(hyper) for each in observed))
 
     bounds = [(-3, 3), (-4, 1.5), (-3, 4), (-4, 1.5), (-4, 1.5)]
-    fit = minimize(cost, _HYPER_MEAN, method="L-BFGS-B", bounds=bounds)
+    fit = minimize(cost, mean, method="L-BFGS-B", bounds=bounds)
     return np.asarray(fit.x)
 
 
-def _beta(rng: np.random.Generator, shape: tuple[float, float], draws: int) -> Array:
+@lru_cache(maxsize=4)
+def _quantiles(priors: Priors, seed: int, draws: int) -> tuple[Array, ...]:
+    """Draws of dilution, retention, what a merge keeps, and response, at the same quantiles whatever the priors are."""
+    from scipy.special import betaincinv
+
+    rng = np.random.default_rng([seed, 19])
+    found = []
+    for shape in (priors.dilution, priors.retention, priors.merged):
+        share_N = betaincinv(*shape, rng.random(draws))
+        share_N[0] = shape[0] / sum(shape)
+        found.append(share_N)
+    response_N = rng.normal(0.0, priors.response, draws)
+    response_N[0] = 0.0
+    return (*found, response_N)
+
+
+def _beta(rng: np.random.Generator, shape: Beta, draws: int) -> Array:
     """Draws, the first the mean."""
     draws_N = rng.beta(*shape, draws)
     draws_N[0] = shape[0] / sum(shape)

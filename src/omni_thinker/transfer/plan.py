@@ -11,6 +11,7 @@ import numpy as np
 from omni_thinker.errors import UserError
 from omni_thinker.runs.schema.base import dump
 from omni_thinker.runs.schema.plan import Plan, PlanForecast, Strategy
+from omni_thinker.runs.schema.priors import Priors
 from omni_thinker.runs.schema.transfer import TransferMatrix
 from omni_thinker.transfer.decide import decide, decision_words
 from omni_thinker.transfer.forecast import (
@@ -30,6 +31,7 @@ from omni_thinker.transfer.forecast import (
 )
 from omni_thinker.transfer.forecasters import make_forecaster
 from omni_thinker.transfer.hierarchical import Evidence, Hierarchical
+from omni_thinker.transfer.priors.named import HAND
 from omni_thinker.transfer.search import (
     EXACT,
     Found,
@@ -42,6 +44,7 @@ from omni_thinker.transfer.search import (
     score_order,
     upper_bound,
 )
+from omni_thinker.transfer.shares import best_shares
 from omni_thinker.types import TaskName
 
 ENUMERATED = 5
@@ -72,17 +75,19 @@ def make_plan(
     refresh_cost: float | None = None,
     evidence: Sequence[Evidence] = (),
     shares: Mapping[TaskName, float] | None = None,
+    priors: Priors = HAND,
     seed: int = 0,
 ) -> Plan:
     """Forecast the orders of `matrix` and joint training, and choose; `order` or a named `strategy` fixes the choice.
 
     `refresh_cost`: what one more pass must gain in the objective for a short refresh stage to be put in (None: none
     is). Joint training is in `shares` (default: like ones) and as long as the sequence; it is chosen only by the
-    hierarchical forecaster: the literal ones add up all effects there.
+    hierarchical forecaster: the literal ones add up all effects there. So are the shares that end best.
     Raises UserError for unknown names, and where a task's own run wasn't measured."""
     goal = _checked(matrix, objective or Objective(), strategy, order)
     every = len(tasks := matrix.tasks) <= ENUMERATED
-    predict = make_forecaster(forecaster, matrix, seed=seed, evidence=evidence, draws=2000 if every else _FEWER_DRAWS)
+    draws = 2000 if every else _FEWER_DRAWS
+    predict = make_forecaster(forecaster, matrix, seed=seed, evidence=evidence, draws=draws, priors=priors)
 
     def score(plan: Stages | Joint) -> float:
         return _score(predict, goal, plan)
@@ -99,19 +104,19 @@ def make_plan(
     sequence = _refreshed(predict, goal, orders[picked], refresh_cost or 0.0, level) if refreshes else orders[picked]
     mixture = Joint(shares or evenly(tasks).weights, sum(sequence.passes))
     decision = decide(matrix, predict, goal, stages_of(sequence), mixture, seed=seed)
-    ends = goal.of(predict(mixture))
-    joint = _describe(predict, mixture, score(mixture), ends, level, 1 - decision.probability)
+    joint = _jointly(predict, goal, mixture, level, 1 - decision.probability)
     free = not order and strategy == "exact" and isinstance(predict, Hierarchical) and not goal.fixed
-    top = max(scores.values())
     plan = Plan(
         plan=joint if free and decision.gain_over_joint < 0 else sequence,
         sequence=sequence,
         joint=joint,
+        mixture=_mixed(predict, goal, mixture, level, seed),
         orders=tuple(sorted(orders.values(), key=lambda seq: (-round(seq.score, 12), seq.order))),
-        strategies={name: Strategy(seq, scores[seq], top - scores[seq]) for name, seq in strategies.items()},
+        strategies={n: Strategy(seq, scores[seq], max(scores.values()) - scores[seq]) for n, seq in strategies.items()},
         exact=optimum.exact,
         upper_bound=optimum.bound,
         forecaster=forecaster,
+        priors=priors if isinstance(predict, Hierarchical) else None,
         objective=goal.kind if not goal.weights else "weights",
         level=level,
         decision=decision,
@@ -262,12 +267,27 @@ def _describe(
         kind="joint" if isinstance(plan, Joint) else "sequence",
         order=tuple(stage.task for stage in stages),
         passes=tuple(stage.passes for stage in stages),
+        shares=dict(plan.weights) if isinstance(plan, Joint) else {},
         score=score,
         low=ends.low,
         high=ends.high,
         probability_best=chance,
         forecast={task: interval(draws, level) for task, draws in shown.items()},
     )
+
+
+def _mixed(predict: Forecaster, objective: Objective, like: Joint, level: float, seed: int) -> PlanForecast | None:
+    """Joint training as long as `like` in the shares that end best; None where the forecaster is a formula."""
+    if not isinstance(predict, Hierarchical):
+        return None
+    passes = float(len(predict.tasks)) if like.passes is None else like.passes
+    return _jointly(predict, objective, best_shares(predict, objective, passes, like, seed), level, None)
+
+
+def _jointly(
+    predict: Forecaster, objective: Objective, plan: Joint, level: float, chance: float | None
+) -> PlanForecast:
+    return _describe(predict, plan, _score(predict, objective, plan), objective.of(predict(plan)), level, chance)
 
 
 def _probability_best(scores: Mapping[Order, Array]) -> dict[Order, float]:

@@ -13,7 +13,7 @@ from omni_thinker.report.figures.svg import FAINT, INK, PAPER, WIDE, Room, plain
 from omni_thinker.report.tables import macro_cell
 from omni_thinker.runs.read import RunData
 
-PLANNED = ("curriculum", "reverse", "curriculum_net")
+PLANNED = ("curriculum", "reverse", "curriculum_net", "joint_planned")
 """Arms whose plan took probes."""
 _GAP = 0.075
 """Between two labels, in heights of the panel."""

@@ -1,11 +1,13 @@
 """plan.json: forecasts of orders and of joint training, and the choice between them."""
 
 from collections.abc import Mapping
+from dataclasses import field
 from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
 from omni_thinker.runs.schema.base import CONFIG, Bool, Count, Float, Interval
+from omni_thinker.runs.schema.priors import Priors
 from omni_thinker.types import TaskName
 
 
@@ -19,6 +21,8 @@ class PlanForecast:
     """Tasks of the stages. Empty for joint training."""
     passes: tuple[Float, ...]
     """Length of each stage. 1 is as long as a task's share of the budget."""
+    shares: Mapping[TaskName, Float] = field(default_factory=dict)
+    """Share of each task in joint training. Empty for a sequence."""
     score: Float
     """The objective as forecast."""
     low: Float
@@ -72,7 +76,10 @@ class Plan:
     sequence: PlanForecast
     """The best sequence."""
     joint: PlanForecast
-    """Joint training of the same length."""
+    """Joint training of the same length, in the recipe's shares."""
+    mixture: PlanForecast | None = None
+    """Joint training of the same length in the shares that are forecast to end best. Null where the forecaster has no
+    opinion on shares."""
     orders: tuple[PlanForecast, ...]
     """Orders that were forecast, the best first."""
     strategies: Mapping[str, Strategy]
@@ -83,6 +90,8 @@ class Plan:
     """A score that no order can exceed."""
     forecaster: str
     """Name of the forecaster."""
+    priors: Priors | None = None
+    """What the forecaster took for granted. Null for formulas."""
     objective: str
     """`mean`, `worst` or `weights`."""
     level: Float

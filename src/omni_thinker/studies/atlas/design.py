@@ -81,7 +81,7 @@ def design(pool: Recipe) -> list[Round]:
 
     Raises UserError where the tables `atlas` and `study` don't go together."""
     spec, seeds = pool.atlas, pool.study.seeds
-    spec.check(len(pool.tasks), pool.study.steps)
+    spec.check(list(pool.tasks), pool.study.steps, seeds)
     starts = tuple(spec.starts)
     seats = [(start, seed) for seed in seeds for start in starts]
     rng = random.Random(f"atlas {spec.seed}")
@@ -99,6 +99,21 @@ def design(pool: Recipe) -> list[Round]:
     for begin in range(0, max(map(len, mixed_of.values())), _CHUNK):
         chunks = (Round(others[start], seed, mixed_of[start, seed][begin : begin + _CHUNK]) for start, seed in seats)
         rounds += [chunk for chunk in chunks if chunk.runs]
+    return rounds + _chosen(pool)
+
+
+def _chosen(pool: Recipe) -> list[Round]:
+    """The runs that the recipe names: cells of their own, so that naming more changes no other."""
+    rounds = []
+    for start in pool.atlas.starts:
+        named = [
+            (spec.seed, Run(name, spec.kind, spec.tasks, spec.weights))
+            for name, spec in pool.atlas.chosen.items()
+            if spec.start == start
+        ]
+        by_seed = {seed: tuple(run for at, run in named if at == seed) for seed in pool.study.seeds}
+        cell = _cell(pool, start, "chosen", by_seed)
+        rounds += [Round(cell, seed, runs) for seed, runs in by_seed.items() if runs]
     return rounds
 
 

@@ -10,18 +10,16 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from omni_thinker import __version__
-from omni_thinker.errors import UserError
 from omni_thinker.recipe import Recipe
 from omni_thinker.rl.evaluate import Evaluation
 from omni_thinker.runs.files import write_whole
 from omni_thinker.runs.json_text import to_json
 from omni_thinker.runs.machine import machine
+from omni_thinker.runs.read import read_atlas
 from omni_thinker.runs.resume import Pools, digests
 from omni_thinker.runs.schema.atlas import AtlasRow, AtlasStage
-from omni_thinker.runs.schema.base import VERSION, adapter
+from omni_thinker.runs.schema.base import VERSION
 from omni_thinker.runs.tape import Entry
 from omni_thinker.schedulers.stages import read_stages
 from omni_thinker.studies.atlas.design import Cell, Run
@@ -169,7 +167,7 @@ class Rows:
     def __init__(self, path: Path, known: Sequence[AtlasRow] = ()) -> None:
         """known: rows of an earlier atlas, which are taken over. Raises UserError where rows can't be read."""
         self._path = path
-        rows = read_rows(path) if path.exists() else []
+        rows = read_atlas(path) if path.exists() else []
         of_before = {row.key for row in rows}
         rows += [row for row in known if row.key not in of_before]
         # written anew, for a kill may have left a line or a run half written
@@ -192,28 +190,6 @@ class Rows:
 
 def _line(row: AtlasRow) -> str:
     return to_json(row) + "\n"
-
-
-def read_rows(path: Path) -> list[AtlasRow]:
-    """The rows of atlas.jsonl; runs without their last row, which a kill cut short, are left out.
-
-    Raises UserError where a line is no row."""
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, ValueError) as exc:
-        raise UserError(f"can't be read: {exc}", file=path) from None
-    rows = list[AtlasRow]()
-    for number, line in enumerate(lines, 1):
-        try:
-            rows.append(adapter(AtlasRow).validate_json(line))
-        except ValidationError as exc:
-            if number == len(lines):
-                continue  # a kill left it half written
-            fault = exc.errors()[0]
-            where = ".".join(map(str, fault["loc"])) or "line"
-            raise UserError(f"line {number}: {where}: {fault['msg']}", file=path) from None
-    ended = {row.key for row in rows if row.whole}
-    return [row for row in rows if row.key in ended]
 
 
 def differences(row: AtlasRow, other: AtlasRow) -> list[str]:

@@ -17,13 +17,14 @@ from omni_thinker.runs.files import remove
 from omni_thinker.runs.journal import unit_id
 from omni_thinker.runs.lock import Lock
 from omni_thinker.runs.progress import Progress
+from omni_thinker.runs.read import read_atlas
 from omni_thinker.runs.resume import dated
 from omni_thinker.runs.rundir import RunDir
 from omni_thinker.runs.schema.atlas import AtlasRow
 from omni_thinker.runs.unit_run import models_of
 from omni_thinker.studies.atlas.design import Cell, Round, Run, design
 from omni_thinker.studies.atlas.hours import OutOfTime, within
-from omni_thinker.studies.atlas.rows import NAME, START, Rows, Writer, differences, id_of, read_rows
+from omni_thinker.studies.atlas.rows import NAME, START, Rows, Writer, differences, id_of
 from omni_thinker.studies.crews.make import Where
 from omni_thinker.studies.dispatch.times import pace_from
 from omni_thinker.studies.estimate import SECONDS
@@ -52,7 +53,7 @@ def run_atlas(
     where = where or Where()
     where.check()
     rounds = _chosen(design(pool), only)
-    before = [] if known is None else read_rows(known)
+    before = [] if known is None else read_atlas(known)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
@@ -74,10 +75,10 @@ def run_atlas(
     left = sum(len(atlas.lacking(each)) for each in rounds)
     return {
         "out": str(out),
-        "rows": len(read_rows(out / NAME)),
+        "rows": len(read_atlas(out / NAME)),
         "runs_left": left,
         "out_of_time": spent,
-        "different": _compared(read_rows(out / NAME), before) if only and known is not None and not left else {},
+        "different": _compared(read_atlas(out / NAME), before) if only and known is not None and not left else {},
     }
 
 

@@ -1,0 +1,1 @@
+"""What the hierarchical forecaster takes for granted: set by hand, or learned from an atlas."""
