@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from omni_thinker.recipe import Recipe
-from omni_thinker.runs.schema.atlas import AtlasRow, AtlasStage
+from omni_thinker.runs.schema.atlas import AtlasKind, AtlasRow, AtlasStage
 from omni_thinker.runs.schema.base import Estimate
 from omni_thinker.schedulers.stages import read_stages
 from omni_thinker.studies.atlas.design import Run, design
@@ -28,6 +28,48 @@ class Truth:
     problems: int = 120
     shared: float = 0.4
     """The most that any training lifts a task by."""
+
+
+def atlas_row(
+    seat: tuple[str, int],
+    name: str,
+    kind: AtlasKind,
+    accuracy: Mapping[str, float],
+    stages: tuple[AtlasStage, ...],
+    *,
+    whole: bool,
+    merged: tuple[str, ...] = (),
+    scale: float | None = None,
+    n: int = 400,
+    entropy: Mapping[str, float] | None = None,
+) -> AtlasRow:
+    """An evaluation on n problems of each task. seat: the start's name, and the seed."""
+    start, seed = seat
+    seen = {task: Estimate(p, n, float(np.sqrt((p * (1 - p) + 1e-3) / n))) for task, p in accuracy.items()}
+    return AtlasRow(
+        version=1,
+        key=f"{start} {seed} {name}",
+        id=f"{start}/{seed}/{name}",
+        kind=kind,
+        start=start,
+        warmup_steps=20,
+        seed=seed,
+        stages=stages,
+        merged=merged,
+        scale=scale,
+        steps=sum(stage.steps for stage in stages),
+        whole=whole,
+        samples=0,
+        tokens_sampled=0,
+        tokens_trained=0,
+        seconds=0.0,
+        accuracy=seen,
+        entropy=entropy or dict.fromkeys(accuracy, 1.0),
+        model="simulated",
+        versions={},
+        cpu="",
+        threads=1,
+    )
 
 
 def simulated_rows(pool: Recipe, truth: Truth, seed: int = 0) -> list[AtlasRow]:
@@ -108,7 +150,7 @@ class _Learner:
         self,
         seat: tuple[str, int],
         name: str,
-        kind: str,
+        kind: AtlasKind,
         value_C: Array,
         stages: tuple[AtlasStage, ...],
         *,
@@ -118,33 +160,10 @@ class _Learner:
     ) -> AtlasRow:
         luck = self.truth.luck * (kind != "start")
         reached = 1 / (1 + np.exp(-value_C - self.rng.normal(0.0, 1.0, len(value_C)) * luck))
-        seen = self.rng.binomial(self.truth.problems, reached) / self.truth.problems
-        accuracy: Mapping[str, Estimate] = {
-            task: Estimate(float(p), self.truth.problems, float(np.sqrt((p * (1 - p) + 1e-3) / self.truth.problems)))
-            for task, p in zip(self.pool.tasks, seen, strict=True)
-        }
-        start, seed = seat
-        return AtlasRow(
-            version=1,
-            key=f"{start} {seed} {name}",
-            id=f"{start}/{seed}/{name}",
-            kind=kind,  # type: ignore[arg-type]
-            start=start,
-            warmup_steps=self.pool.atlas.starts[start],
-            seed=seed,
-            stages=stages,
-            merged=merged,
-            scale=scale,
-            steps=sum(stage.steps for stage in stages),
-            whole=whole,
-            samples=0,
-            tokens_sampled=0,
-            tokens_trained=0,
-            seconds=0.0,
-            accuracy=accuracy,
-            entropy={task: float(self.rng.uniform(0.5, 1.5)) for task in self.pool.tasks},
-            model="simulated",
-            versions={},
-            cpu="",
-            threads=1,
+        problems = self.truth.problems
+        seen_C = self.rng.binomial(problems, reached) / problems
+        seen = dict(zip(self.pool.tasks, seen_C.tolist(), strict=True))
+        entropy = {task: float(self.rng.uniform(0.5, 1.5)) for task in self.pool.tasks}
+        return atlas_row(
+            seat, name, kind, seen, stages, whole=whole, merged=merged, scale=scale, n=problems, entropy=entropy
         )

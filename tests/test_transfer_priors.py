@@ -14,17 +14,18 @@ from hypothesis import strategies as st
 
 from matrices import MATRIX
 from omni_thinker.errors import UserError
+from omni_thinker.recipe import parse_recipe
 from omni_thinker.runs.json_text import to_json
 from omni_thinker.runs.schema.atlas import AtlasKind, AtlasRow, AtlasStage
-from omni_thinker.runs.schema.base import Estimate
 from omni_thinker.transfer.forecast import Joint, Merge, Stage, in_order
 from omni_thinker.transfer.hierarchical import Hierarchical
 from omni_thinker.transfer.priors.cases import cases_of, matrices_of, without
 from omni_thinker.transfer.priors.learn import LEAST_CASES, crps, learn_from
 from omni_thinker.transfer.priors.named import HAND, priors_called
+from simulated_atlas import Truth, atlas_row, simulated_rows
 
 Run = Callable[..., tuple[int, str, str]]
-TASKS = ("a", "b", "c", "d")
+TASKS = ("a", "b", "c")
 
 
 def row(
@@ -33,40 +34,13 @@ def row(
     accuracy: Sequence[float],
     stages: Sequence[tuple[dict[str, float], int]] = (),
     *,
-    seed: int = 0,
     whole: bool = True,
     merged: tuple[str, ...] = (),
-    n: int = 400,
 ) -> AtlasRow:
-    """An evaluation of the tasks a, b, c ... on n problems."""
-    tasks = TASKS[: len(accuracy)]
-    seen = {
-        task: Estimate(float(p), n, float(np.sqrt(p * (1 - p) / n))) for task, p in zip(tasks, accuracy, strict=True)
-    }
-    return AtlasRow(
-        version=1,
-        key=f"{seed} {name}",
-        id=f"short/{seed}/{name}",
-        kind=kind,
-        start="short",
-        warmup_steps=20,
-        seed=seed,
-        stages=tuple(AtlasStage(shares, steps) for shares, steps in stages),
-        merged=merged,
-        scale=0.5 if merged else None,
-        steps=sum(steps for _, steps in stages),
-        whole=whole,
-        samples=0,
-        tokens_sampled=0,
-        tokens_trained=0,
-        seconds=0.0,
-        accuracy=seen,
-        entropy=dict.fromkeys(tasks, 1.0),
-        model="builtin",
-        versions={},
-        cpu="",
-        threads=2,
-    )
+    """An evaluation of the tasks a, b, c."""
+    known = tuple(AtlasStage(shares, steps) for shares, steps in stages)
+    seen = dict(zip(TASKS, accuracy, strict=True))
+    return atlas_row(("short", 0), name, kind, seen, known, whole=whole, merged=merged, scale=0.5 if merged else None)
 
 
 SINGLES = [
@@ -151,35 +125,15 @@ def test_shares_of_other_priors_have_their_mean(mean: float, weight: float) -> N
     assert under.merged_N[1:].mean() == pytest.approx(mean, abs=0.12 / weight**0.5)
 
 
-def world(kept: float, mixed: float, count: int = 12) -> list[AtlasRow]:
-    """An atlas of seeds in which a later stage leaves `kept` of an own gain, and a mixture of four tasks `mixed`."""
-    rng = np.random.default_rng(1)
-    rows = []
-    for seed in range(count):
-        start, own = rng.uniform(-1.5, 0.0, 4), rng.uniform(0.8, 1.6, 4)
-        shared, specific = 0.2, rng.normal(0.0, 0.1, (4, 4))
-
-        def seen(odds: np.ndarray) -> list[float]:
-            truth = 1 / (1 + np.exp(-odds - rng.normal(0.0, 0.05, 4)))
-            return [float(p) for p in rng.binomial(400, truth) / 400]
-
-        rows.append(row("start", "start", seen(start), seed=seed))
-        for k, task in enumerate(TASKS):
-            lifted = start + shared + specific[k] * (np.arange(4) != k) + own * (np.arange(4) == k)
-            rows.append(row(f"alone-{task}", "single", seen(lifted), [({task: 1.0}, 24)], seed=seed))
-        even = dict.fromkeys(TASKS, 0.25)
-        rows.append(row("mixture-00", "mixture", seen(start + shared + mixed * own), [(even, 96)], seed=seed))
-        order = [int(k) for k in rng.permutation(4)]
-        worn = np.array([kept ** (3 - order.index(k)) for k in range(4)])
-        told = np.array([sum(specific[i, k] for i in order[order.index(k) + 1 :]) for k in range(4)])
-        stages = [({TASKS[k]: 1.0}, 24) for k in order]
-        rows.append(row("sequence-00", "sequence", seen(start + shared + worn * own + told), stages, seed=seed))
-    return rows
-
-
 def test_priors_learned_from_a_file_move_to_the_truth(run: Run, tmp_path: Path) -> None:
     atlas, matrix = tmp_path / "atlas.jsonl", tmp_path / "transfer.json"
-    atlas.write_text("".join(to_json(one) + "\n" for one in world(kept=0.6, mixed=0.5)), "utf-8")
+    tasks = {task: {"source": "builtin:math"} for task in "abcd"}
+    study = {"arms": ["start", "joint"], "seeds": list(range(12)), "steps": 24}
+    whole = {"mixture_tasks": [4, 4], "sequence_stages": [4, 4], "mixed_steps": 96, "starts": {"short": 20}}
+    design = whole | {"mixtures": 12, "sequences": 12, "merges": 0, "repeated": 0}
+    pool = parse_recipe({"tasks": tasks, "study": study, "atlas": design}, "here")
+    rows = simulated_rows(pool, Truth(kept=0.6, mixed=0.5, luck=0.05, specific=0.1, problems=400))
+    atlas.write_text("".join(to_json(one) + "\n" for one in rows), "utf-8")
     matrix.write_text(to_json(MATRIX), "utf-8")
     code, out, err = run("plan", "--matrix", matrix, "--evidence", atlas, "--json")
     assert code == 0, err
