@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -19,16 +19,17 @@ from atlas_pictures import KINDS, NAMES, forecast_against_outcome, gain_over_joi
 from atlas_truths import (
     MATTERS,
     WAYS,
+    Features,
     Number,
     Planned,
     difference,
     entropy_slope,
     gains,
-    helpfulness,
     noise,
     number,
     order_matters,
     planned,
+    predictors,
     probe_facts,
     slope,
     stage_facts,
@@ -49,26 +50,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("atlas", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--features", type=Path, help="JSON: a feature's name, and its number for each task")
+    parser.add_argument("--features", type=Path, help="what scripts/atlas_features.py wrote")
     chosen = parser.parse_args()
     rows = read_atlas(chosen.atlas)
-    features = json.loads(chosen.features.read_text("utf-8")) if chosen.features else {}
+    known = json.loads(chosen.features.read_text("utf-8")) if chosen.features else {"tasks": {}, "pairs": {}}
     page = chosen.out / "README.md"
     head, _, rest = page.read_text("utf-8").partition(BEGIN)
     tail = rest.partition(END)[2]
     said = held_out(rows, on_group=_tell)
     priors = learn_from(rows, name=LEARNED)
     (chosen.out / "priors.json").write_text(json.dumps(dump(priors), indent=1) + "\n", "utf-8")
-    tables = "\n".join(lines(rows, said, priors, features))
+    tables = "\n".join(lines(rows, said, priors, Features(known["tasks"], known["pairs"])))
     page.write_text(f"{head}{BEGIN}\n\n{tables}\n{END}{tail}", "utf-8")
     who_helps_whom(matrices_of(rows), chosen.out / "who-helps-whom.svg")
     forecast_against_outcome([one for one in said if one.forecaster == LEARNED], chosen.out / "forecast-outcome.svg")
     gain_over_joint(planned(rows), chosen.out / "gain-over-joint.svg")
 
 
-def lines(
-    rows: Sequence[AtlasRow], said: Sequence[Said], priors: Priors, features: Mapping[str, Mapping[str, float]]
-) -> Iterator[str]:
+def lines(rows: Sequence[AtlasRow], said: Sequence[Said], priors: Priors, features: Features) -> Iterator[str]:
     """The page's tables, line by line."""
     yield from _runs(rows)
     yield from _forecasts(said)
@@ -77,7 +76,9 @@ def lines(
     yield from _plans(planned(rows))
     yield "| known of a task beforehand | of the trained one | of the evaluated one | of how near they are |"
     yield "| --- | ---: | ---: | ---: |"
-    yield from helpfulness(matrices_of(rows), features)
+    for known in predictors(matrices_of(rows), features):
+        ranks = (known.trained, known.evaluated, known.near)
+        yield f"| {known.name} | {' | '.join('-' if rank is None else f'{rank:+.2f}' for rank in ranks)} |"
     yield ""
 
 

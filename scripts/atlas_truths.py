@@ -266,41 +266,45 @@ def order_matters(sets: Sequence[Planned]) -> Number | None:
     return number(spans, fmean)
 
 
-def helpfulness(matrices: Mapping[Seat, TransferMatrix], features: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Rank correlations of what training on i does to j with what is known of the two beforehand, as table rows.
+@dataclass(frozen=True)
+class Features:
+    """What is known beforehand. tasks: a number of each task by the feature's name. pairs: of each pair,
+    [trained][evaluated]."""
 
-    features: of each task, such as the length of its answers; the gap of the two is what is looked at."""
+    tasks: Mapping[str, Mapping[str, float]]
+    pairs: Mapping[str, Mapping[str, Mapping[str, float]]]
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Rank correlations of a feature with what training on i does to j: of i, of j, and of how near the two are. None
+    where the feature has no such number."""
+
+    name: str
+    trained: float | None
+    evaluated: float | None
+    near: float | None
+
+
+def predictors(matrices: Mapping[Seat, TransferMatrix], features: Features) -> list[Predictor]:
+    """Who helps whom by what is known of the tasks, over all pairs of different tasks; effects are means over seats."""
     tasks, effects_S_I_J = effects(matrices)
     mean = effects_S_I_J.mean(axis=0)
-    cells = [(a, b) for a in range(len(tasks)) for b in range(len(tasks)) if a != b]
-    known = {name: dict(own) for name, own in features.items()}
+    cells = [(i, j, float(mean[a, b])) for a, i in enumerate(tasks) for b, j in enumerate(tasks) if a != b]
     begun = next(iter(matrices.values()))
-    known["start accuracy"] = {task: begun.start[task].mean for task in tasks}
+    known = {**features.tasks, "start accuracy": {task: begun.start[task].mean for task in tasks}}
     if begun.entropy:
-        known["entropy"] = {task: begun.entropy.start[task] for task in tasks}
-    lines = []
+        known["entropy"] = begun.entropy.start
+
+    def rank(value: Callable[[str, str], float]) -> float | None:
+        return rank_correlation([(value(i, j), effect) for i, j, effect in cells])
+
+    found = []
     for name, own in known.items():
-        if any(task not in own for task in tasks):
-            continue
-        trained, evaluated, gap = (
-            rank_correlation([(value(tasks[a], tasks[b], own), mean[a, b]) for a, b in cells])
-            for value in (_of_trained, _of_evaluated, _of_gap)
-        )
-        lines.append(f"| {name} | {_show(trained)} | {_show(evaluated)} | {_show(gap)} |")
-    return lines
-
-
-def _of_trained(i: str, j: str, own: Mapping[str, float]) -> float:
-    return own[i]
-
-
-def _of_evaluated(i: str, j: str, own: Mapping[str, float]) -> float:
-    return own[j]
-
-
-def _of_gap(i: str, j: str, own: Mapping[str, float]) -> float:
-    return -abs(own[i] - own[j])
-
-
-def _show(value: float | None) -> str:
-    return "-" if value is None else f"{value:+.2f}"
+        if set(tasks) <= set(own):
+            ranks = rank(lambda i, j: own[i]), rank(lambda i, j: own[j]), rank(lambda i, j: -abs(own[i] - own[j]))  # noqa: B023
+            found.append(Predictor(name, *ranks))
+    for name, pairs in features.pairs.items():
+        if set(tasks) <= set(pairs):
+            found.append(Predictor(name, None, None, rank(lambda i, j: pairs[i][j])))  # noqa: B023
+    return found

@@ -7,19 +7,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from atlas_features import cosines
 from atlas_page import BEGIN, END, _plans, lines
 from atlas_pictures import forecast_against_outcome, gain_over_joint, who_helps_whom
 from atlas_plans import sets_of, toml_of, ways
 from atlas_truths import (
+    Features,
     StageFact,
     difference,
+    effects,
     entropy_slope,
     gains,
     noise,
     number,
     order_matters,
     planned,
+    predictors,
     probe_facts,
     slope,
     stage_facts,
@@ -77,6 +82,28 @@ def test_assumptions_hold_in_a_world_made_of_them_and_not_elsewhere() -> None:
     assert np.mean([fact.seen - fact.expected for fact in others]) < -0.1  # a later stage takes of what was gained
 
 
+def test_a_feature_that_tells_who_helps_whom_is_found() -> None:
+    matrices = matrices_of(simulated_rows(pool(10), Truth(problems=10**6, luck=0.01, specific=0.5)))
+    tasks, known = effects(matrices)
+    mean = known.mean(axis=0)
+    told = {i: {j: float(mean[a, b]) for b, j in enumerate(tasks)} for a, i in enumerate(tasks)}
+    rng = np.random.default_rng(0)
+    luck = {i: {j: float(rng.normal()) for j in tasks} for i in tasks}
+    found = {own.name: own for own in predictors(matrices, Features({}, {"told": told, "luck": luck}))}
+    assert found["told"].near == pytest.approx(1.0)
+    assert found["told"].trained is None
+    assert abs(found["luck"].near or 0.0) < 0.3
+    assert found["start accuracy"].evaluated is not None
+
+
+def test_cosines_are_taken_from_what_tasks_do_not_share() -> None:
+    shared = torch.tensor([100.0, 0.0, 0.0])
+    own = {"a": shared + torch.tensor([0.0, 1.0, 0.0]), "b": shared - torch.tensor([0.0, 1.0, 0.0])}
+    found = cosines(own)
+    assert found["a"]["b"] == pytest.approx(-1.0)
+    assert found["a"]["a"] == pytest.approx(1.0)
+
+
 def test_entropy_without_effect_has_a_slope_around_0() -> None:
     told = entropy_slope(stage_facts(simulated_rows(pool(10, sequences=40), Truth(problems=4000))))
     assert told is not None
@@ -131,7 +158,7 @@ def test_page_and_pictures_of_an_atlas(tmp_path: Path) -> None:
     said = held_out(rows, groups=4)
     by_name = {name: np.mean([one.error for one in said if one.forecaster == name]) for name in ("hand", "atlas")}
     assert by_name["atlas"] < by_name["hand"]
-    told = list(lines(rows, said, HAND, {"letters": {f"t{k}": float(k) for k in range(8)}}))
+    told = list(lines(rows, said, HAND, Features({"letters": {f"t{k}": float(k) for k in range(8)}}, {})))
     assert sum(line.startswith("| start accuracy") for line in told) == 1
     assert sum(line.startswith("| letters") for line in told) == 1
     assert any(line.startswith("| atlas | all |") for line in told)
