@@ -85,13 +85,13 @@ def update(policy: TorchPolicy, texts: Sequence[str], step: int) -> None:
 
 @torch.no_grad()
 def _logits(policy: TorchPolicy, drafts: Sequence[Group], temperature: float) -> list[torch.Tensor]:
-    """Probabilities at every place of every draft, [tokens, vocabulary] each, in fp16 to keep them all."""
+    """Probabilities at every place of every draft, [tokens, vocabulary] each."""
     found = []
     for group in drafts:
         for sample in group.samples:
             ids = torch.tensor([[*group.prompt, *sample.tokens]])
             logits = policy.model(ids).logits[0, len(group.prompt) - 1 : -1].float() / temperature
-            found.append(logits.softmax(-1).half())
+            found.append(logits.softmax(-1))
     return found
 
 
@@ -111,14 +111,13 @@ def _expected(
     """Expected shares by two ways of drawing, and the mean total variation."""
     tokens = [sample.tokens for group in drafts for sample in group.samples]
     shares: dict[str, list[float]] = {"inverse": [], "best": [], "differing": []}
-    for old, new, drawn in zip(before, after, tokens, strict=True):
-        p, q = (each.float() / each.float().sum(-1, keepdim=True) for each in (old, new))
+    for p, q, drawn in zip(before, after, tokens, strict=True):
         at = torch.tensor(drawn)[:, None]
         own, other = p.gather(1, at)[:, 0], q.gather(1, at)[:, 0]
         top_p, top_q = p.cumsum(-1).gather(1, at)[:, 0], q.cumsum(-1).gather(1, at)[:, 0]
         shared = torch.minimum(top_p, top_q) - torch.maximum(top_p - own, top_q - other)
-        inverse = (shared.clamp(min=0) / own.clamp(min=1e-6)).clamp(max=1)
-        best = (other / own.clamp(min=1e-6)).clamp(max=1)
+        inverse = (shared.clamp(min=0) / own).clamp(max=1)
+        best = (other / own).clamp(max=1)
         for name, agree in (("inverse", inverse), ("best", best)):
             shares[name].append(float(agree.cumprod(0).mean()))
         shares["differing"].append(1000 * float(0.5 * (p - q).abs().sum(-1).mean()))

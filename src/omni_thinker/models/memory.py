@@ -7,7 +7,7 @@ from typing import Any
 
 KERNELS = 192
 """Kernels of matrix products that may be kept. A step uses about a hundred; each takes 1 to 2 MB."""
-MOST_FREE = 0.4
+MOST_FREE = 1.0
 """How much of the heap may be free, in multiples of what is in use: a step's own needs, and some holes."""
 # Numbers of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -2, -3, -4
