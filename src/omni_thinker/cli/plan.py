@@ -58,7 +58,7 @@ def plan(
 
 def _tell(planned: "Plan", every: bool, level: float) -> None:
     """Print a plan for people. every: all orders, not only the best."""
-    from omni_thinker.report.orders import told_apart_words
+    from omni_thinker.report.orders import shares_text, told_apart_words
     from omni_thinker.transfer.priors.named import priors_words
 
     aims = {"mean": "the mean accuracy", "worst": "the worst task's accuracy", "weights": "the weighted mean accuracy"}
@@ -75,9 +75,8 @@ def _tell(planned: "Plan", every: bool, level: float) -> None:
     mark = "*" if planned.plan.kind == "joint" else " "
     typer.echo(f"{mark} jointly  {together.score:.3f} [{together.low:.3f}, {together.high:.3f}]")
     if mixture := planned.mixture:
-        shares = ", ".join(f"{task} {share:.0%}" for task, share in mixture.shares.items())
         span = f"[{mixture.low:.3f}, {mixture.high:.3f}]"
-        typer.echo(f"  jointly in planned shares  {mixture.score:.3f} {span}: {shares}")
+        typer.echo(f"  jointly in planned shares  {mixture.score:.3f} {span}: {shares_text(mixture)}")
     typer.echo(f"(* is the plan; scores are forecasts of {aim}, with {100 * level:g} % intervals)")
     if planned.plan.kind != "joint" and together.score > planned.plan.score:
         typer.echo("(joint training is no candidate with --order, --fix, --strategy or another --forecaster)")

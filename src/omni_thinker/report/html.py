@@ -21,9 +21,10 @@ from omni_thinker.report.figures.plots import learning_arms, told_apart
 from omni_thinker.report.frame import to_csv, to_html, to_latex
 from omni_thinker.report.frames import frames
 from omni_thinker.report.headline import headline
-from omni_thinker.report.orders import told_apart_words
+from omni_thinker.report.orders import mixture_words, told_apart_words
 from omni_thinker.runs.read import RunData, load_run
 from omni_thinker.runs.schema.base import MACRO
+from omni_thinker.transfer.priors.named import priors_words
 
 _ROOM = "omni_thinker.report"
 
@@ -99,6 +100,8 @@ def context(run: RunData) -> dict[str, Any]:
         "tables": {name: to_html(frame) for name, frame in found.items()},
         "copies": {name: (to_csv(frame), to_latex(frame)) for name, frame in found.items()},
         "order_words": told_apart_words(run.plan) if run.plan else "",
+        "mixture_words": mixture_words(run.plan) if run.plan else "",
+        "priors_words": priors_words(run.plan.priors) if run.plan and run.plan.priors else "",
         "transfer_words": _transfer_words(run),
         "examples": samples.examples(run),
         "example_arms": samples.example_arms(run),

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from omni_thinker.runs.schema.plan import Plan
+from omni_thinker.runs.schema.plan import Plan, PlanForecast
 
 SETTLED = 0.95
 """Probability that the orders which may be the best hold together."""
@@ -35,4 +35,20 @@ def told_apart_words(plan: Plan) -> str:
     return (
         f"{rivals} of {len(known)} orders can't be told apart: {odds}. They include the best with probability "
         f"{SETTLED:.2f}."
+    )
+
+
+def shares_text(mixture: PlanForecast) -> str:
+    """Each task with its share of joint training."""
+    return ", ".join(f"{task} {share:.0%}" for task, share in mixture.shares.items())
+
+
+def mixture_words(plan: Plan) -> str:
+    """In which shares joint training is forecast to end best; empty where the plan doesn't say."""
+    mixture = plan.mixture
+    if mixture is None:
+        return ""
+    return (
+        f"Joint training is forecast to end best in the shares {shares_text(mixture)}: {mixture.score:.3f} "
+        f"[{mixture.low:.3f}, {mixture.high:.3f}], in the recipe's {plan.joint.score:.3f}."
     )

@@ -36,7 +36,7 @@ def priors_words(priors: Priors) -> str:
         return f"{beta[0] / sum(beta):.0%}"
 
     return (
-        f"priors ({priors.name}): of its own gain a task keeps {mean(priors.dilution)} in a mixture, "
+        f"Priors ({priors.name}): of its own gain a task keeps {mean(priors.dilution)} in a mixture, "
         f"{mean(priors.retention)} over each later stage and {mean(priors.merged)} in a merge"
     )
 
