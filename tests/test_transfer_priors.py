@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from omni_thinker.errors import UserError
 from omni_thinker.recipe import parse_recipe
 from omni_thinker.runs.json_text import to_json
 from omni_thinker.runs.schema.atlas import AtlasKind, AtlasRow, AtlasStage
+from omni_thinker.runs.schema.base import Estimate
 from omni_thinker.transfer.forecast import Joint, Merge, Stage, in_order
 from omni_thinker.transfer.hierarchical import Hierarchical
 from omni_thinker.transfer.priors.cases import cases_of, matrices_of, without
@@ -91,6 +93,24 @@ def test_holding_tasks_out_leaves_runs_that_never_trained_them() -> None:
         row("sequence-00", "sequence", [0.5, 0.6, 0.4], [({"a": 1.0}, 48)]),
     ]
     assert [case.kind for case in without(cases_of(rows), ["b"])] == ["sequence"]
+
+
+def test_rows_that_lack_what_their_kind_has_are_left_out() -> None:
+    whole = row("mixture-00", "mixture", [0.5, 0.6, 0.4], [({"a": 0.5, "b": 0.5}, 48)])
+    unscored = {**whole.accuracy, "b": Estimate(math.nan, 0, math.inf)}
+    for changed in (
+        replace(whole, stages=()),
+        replace(whole, stages=whole.stages * 2),
+        replace(whole, stages=(AtlasStage({"a": 0.0, "b": 0.0}, 48),)),
+        replace(whole, kind="sequence"),
+        replace(whole, kind="merge"),
+        replace(whole, accuracy={"a": whole.accuracy["a"]}),
+        replace(whole, accuracy=unscored),
+    ):
+        assert cases_of([*SINGLES, changed]) == []
+    assert len(cases_of([*SINGLES, whole])) == 1
+    unseen = replace(SINGLES[3], accuracy={**SINGLES[3].accuracy, "a": Estimate(math.nan, 0, math.inf)})
+    assert [matrix.tasks for matrix in matrices_of([*SINGLES[:3], unseen]).values()] == [("b",)]
 
 
 def test_crps_of_two_draws_is_the_hand_computed_value() -> None:

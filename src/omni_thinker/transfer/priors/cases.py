@@ -5,6 +5,7 @@ these tasks would have measured before it planned."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 from omni_thinker.runs.schema.atlas import AtlasKind, AtlasRow
 from omni_thinker.runs.schema.base import Row
@@ -39,7 +40,7 @@ def matrices_of(rows: Iterable[AtlasRow]) -> dict[Seat, TransferMatrix]:
     """The matrix of each seat, over all tasks that were trained alone there."""
     begun = dict[Seat, AtlasRow]()
     alone = dict[Seat, dict[TaskName, AtlasRow]]()
-    for row in rows:
+    for row in filter(_fits, rows):
         if row.kind == "start":
             begun[seat_of(row)] = row
         elif row.kind == "single" and row.whole:
@@ -63,7 +64,9 @@ def restricted(matrix: TransferMatrix, tasks: Sequence[TaskName]) -> TransferMat
 
 
 def cases_of(rows: Sequence[AtlasRow]) -> list[Case]:
-    """Every evaluation of a mixture, a sequence or a merge whose single runs are known, in the order of the rows."""
+    """Every evaluation of a mixture, a sequence or a merge whose single runs are known, in the order of the rows. Rows
+    that lack what their kind has are left out, and so are runs on tasks that weren't scored."""
+    rows = [row for row in rows if _fits(row)]
     matrices = matrices_of(rows)
     passes = {seat_of(row): row.steps for row in rows if row.kind == "single" and row.whole}
     last = {row.key: row for row in rows if row.whole}
@@ -73,7 +76,7 @@ def cases_of(rows: Sequence[AtlasRow]) -> list[Case]:
         if row.kind in ("start", "single") or seat not in matrices or row.key not in last:
             continue
         tasks = _trained(last[row.key])
-        if not set(tasks) <= set(matrices[seat].tasks):
+        if not set(tasks) <= set(matrices[seat].tasks) & _scored(row):
             continue
         if row.key not in known:
             known[row.key] = restricted(matrices[seat], tasks)
@@ -108,12 +111,28 @@ def _trained(row: AtlasRow) -> tuple[TaskName, ...]:
     return tuple(dict.fromkeys(named))
 
 
+def _fits(row: AtlasRow) -> bool:
+    """Whether a row has stages, or merged tasks, as its kind has."""
+    if row.kind == "start":
+        return True
+    if row.kind == "merge":
+        return bool(row.merged)
+    if not row.stages or row.steps < 1 or not all(sum(stage.shares.values()) > 0 for stage in row.stages):
+        return False
+    return len(row.stages) == 1 if row.kind == "mixture" else all(len(stage.shares) == 1 for stage in row.stages)
+
+
+def _scored(row: AtlasRow) -> set[TaskName]:
+    return {task for task, seen in row.accuracy.items() if isfinite(seen.mean)}
+
+
 def _only(row: AtlasRow) -> TaskName:
     return _trained(row)[0]
 
 
 def _matrix(begun: AtlasRow, runs: Mapping[TaskName, AtlasRow]) -> TransferMatrix:
-    tasks = tuple(task for task in begun.accuracy if task in runs)
+    scored = set.intersection(_scored(begun), *map(_scored, runs.values()))
+    tasks = tuple(task for task in begun.accuracy if task in runs and task in scored)
     return TransferMatrix(
         tasks,
         {task: begun.accuracy[task] for task in tasks},
