@@ -140,13 +140,13 @@ def _truths(rows: Sequence[AtlasRow]) -> Iterator[str]:
     own = [fact for fact in facts if fact.own]
     yield "| question | answer with its 95 % interval |"
     yield "| --- | --- |"
-    yield f"| gain of a task from its single run | {number(gained, fmean)} over {len(gained)} tasks |"
-    yield f"| spread of what one task does to another, common to two seeds | {spreads.common} |"
-    yield f"| the same without what any training does | {spreads.common_specific} |"
-    yield f"| spread between seeds, with the noise of evaluations | {spreads.seeds} |"
-    yield f"| A1: change of another task per change expected, {len(others)} cells of later stages | {slope(others)} |"
-    yield f"| A2: change of the own task per change expected, {len(own)} stages | {slope(own)} |"
-    yield f"| own gain in log-odds per nat of entropy that earlier stages added | {entropy_slope(facts)} |"
+    yield f"| gain of a task from its single run | {number(gained, fmean) or '-'} over {len(gained)} tasks |"
+    yield f"| spread of what one task does to another, common to two seeds | {spreads.common or '-'} |"
+    yield f"| the same without what any training does | {spreads.common_specific or '-'} |"
+    yield f"| spread between seeds, with the noise of evaluations | {spreads.seeds or '-'} |"
+    yield f"| A1: change of another task per change expected, {len(others)} later cells | {slope(others) or '-'} |"
+    yield f"| A2: change of the own task per change expected, {len(own)} stages | {slope(own) or '-'} |"
+    yield f"| own gain in log-odds per nat of entropy that earlier stages added | {entropy_slope(facts) or '-'} |"
     for probe in probe_facts(rows):
         yield (
             f"| {probe.steps} of {probe.whole} steps of single runs against all | rank correlation {probe.rank:.2f}, "

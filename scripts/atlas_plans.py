@@ -20,10 +20,9 @@ from omni_thinker.recipe import load_recipe
 from omni_thinker.runs.read import read_atlas
 from omni_thinker.transfer.forecast import Joint, Stage, evenly
 from omni_thinker.transfer.hierarchical import Hierarchical
-from omni_thinker.transfer.priors.cases import Seat, cases_of, matrices_of, restricted, without
-from omni_thinker.transfer.priors.held_out import GROUPS, LEARNED, grouped
-from omni_thinker.transfer.priors.learn import learn
-from omni_thinker.transfer.search import Objective
+from omni_thinker.transfer.priors.cases import Seat, cases_of, matrices_of, restricted
+from omni_thinker.transfer.priors.held_out import GROUPS, grouped, learned_without
+from omni_thinker.transfer.search import Objective, expected_score
 from omni_thinker.transfer.shares import best_shares
 from omni_thinker.types import TaskName
 
@@ -39,8 +38,7 @@ def main() -> None:
     seats = list(matrices)
     for place, group in enumerate(sets_of(sorted(pool.tasks), chosen.sets)):
         print(f"set {place}: {', '.join(group)}", file=sys.stderr, flush=True)
-        others = [restricted(m, [task for task in m.tasks if task not in group]) for m in matrices.values()]
-        priors = learn(others, without(cases, group), name=LEARNED)
+        priors = learned_without(group, matrices.values(), cases)
         seat = seats[place % len(seats)]
         predict = Hierarchical(restricted(matrices[seat], group), priors=priors)
         passes = pool.atlas.mixed_steps / pool.study.steps
@@ -60,8 +58,7 @@ def ways(predict: Hierarchical, passes: float, seed: int) -> dict[str, Mapping[T
     each = passes / len(tasks)
 
     def score(order: Sequence[TaskName]) -> float:
-        ends = predict.by_task(predict.expected([Stage(task, each) for task in order]))
-        return float(objective.of(ends).mean())
+        return expected_score(predict, objective, [Stage(task, each) for task in order])
 
     plan = max(permutations(tasks), key=score)
     even = Joint(evenly(tasks).weights, passes)

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import bootstrap
 
 from omni_thinker.runs.schema.atlas import AtlasRow
 from omni_thinker.runs.schema.transfer import TransferMatrix
@@ -46,10 +47,16 @@ def number(items: Sequence[T], statistic: Callable[[Sequence[T]], float]) -> Num
     """A statistic with its bootstrap interval over the items; None where there are fewer than 3."""
     if len(items) < 3:
         return None
-    rng = np.random.default_rng(0)
-    draws = [statistic([items[k] for k in rng.integers(len(items), size=len(items))]) for _ in range(RESAMPLES)]
-    low, high = np.nanquantile(draws, [0.025, 0.975])
-    return Number(statistic(items), float(low), float(high), len(items))
+    value = statistic(items)
+    found = bootstrap(
+        (np.arange(len(items)),),
+        lambda places: statistic([items[k] for k in places]),
+        vectorized=False,
+        n_resamples=RESAMPLES,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return Number(value, float(found.low), float(found.high), len(items))
 
 
 def gains(matrices: Mapping[Seat, TransferMatrix]) -> dict[str, float]:

@@ -23,7 +23,7 @@ from omni_thinker.transfer.forecast import Joint, Merge, Stage, in_order
 from omni_thinker.transfer.hierarchical import Hierarchical
 from omni_thinker.transfer.priors.cases import cases_of, matrices_of, without
 from omni_thinker.transfer.priors.learn import LEAST_CASES, crps, learn_from
-from omni_thinker.transfer.priors.named import HAND, priors_called
+from omni_thinker.transfer.priors.named import HAND
 from simulated_atlas import Truth, atlas_row, simulated_rows
 
 Run = Callable[..., tuple[int, str, str]]
@@ -179,8 +179,3 @@ def test_too_small_an_atlas_and_two_of_them_are_refused(run: Run, tmp_path: Path
         code, _, err = run("plan", "--matrix", matrix, *options)
         assert code == 2
         assert words in err
-
-
-def test_unknown_priors_are_refused_by_name() -> None:
-    with pytest.raises(UserError, match="unknown priors 'mine'; known: hand"):
-        priors_called("mine")

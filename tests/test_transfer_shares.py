@@ -16,8 +16,8 @@ from omni_thinker.studies.units import plan_work
 from omni_thinker.transfer.forecast import Joint, evenly
 from omni_thinker.transfer.hierarchical import Hierarchical
 from omni_thinker.transfer.plan import make_plan
-from omni_thinker.transfer.search import Objective
-from omni_thinker.transfer.shares import _score, _sloped, best_shares
+from omni_thinker.transfer.search import Objective, expected_score
+from omni_thinker.transfer.shares import _sloped, best_shares
 
 OBJECTIVES = [Objective(), Objective("worst"), Objective(weights={"a": 3.0, "b": 1.0})]
 shares = st.lists(st.floats(0.05, 1.0), min_size=3, max_size=3).map(lambda own: np.array(own) / sum(own))
@@ -30,7 +30,7 @@ def test_slopes_of_a_mixture_are_those_of_its_forecast(objective: Objective, own
     predict = Hierarchical(MATRIX, 50)
 
     def score(weights: np.ndarray) -> float:
-        return _score(predict, objective, Joint(dict(zip("abc", weights.tolist(), strict=True)), 3.0))
+        return expected_score(predict, objective, Joint(dict(zip("abc", weights.tolist(), strict=True)), 3.0))
 
     value, slopes = _sloped(predict, objective, Joint(dict(zip("abc", own.tolist(), strict=True)), 3.0))
     assert value == pytest.approx(score(own), abs=1e-12)
@@ -52,7 +52,7 @@ def test_planned_shares_add_up_and_end_no_worse_than_even_ones(objective: Object
     assert sum(found.weights.values()) == pytest.approx(1.0)
     assert min(found.weights.values()) >= 0.0
     even = Joint(evenly(predict.tasks).weights, 4.0)
-    assert _score(predict, objective, found) >= _score(predict, objective, even)
+    assert expected_score(predict, objective, found) >= expected_score(predict, objective, even)
 
 
 def test_a_task_that_gains_nothing_gets_less_than_one_that_gains_much() -> None:
@@ -77,3 +77,5 @@ def test_planned_joint_arm_waits_for_the_plan_and_needs_a_forecaster_of_shares()
     assert {unit.name: unit.needs for unit in plan_work(ordered).units}["joint_planned"] == ("plan",)
     with pytest.raises(UserError, match="'joint_planned' needs two tasks and"):
         builtin_recipe([*settings_, 'study.forecaster="additive"'])
+    with pytest.raises(UserError, match="3 steps can't be shared by 4 tasks"):
+        builtin_recipe([*settings_, "study.steps=3"])  # a probe of no stage

@@ -16,7 +16,7 @@ from omni_thinker.transfer.hierarchical import Evidence, Hierarchical
 from omni_thinker.transfer.matrix import load_matrix
 from omni_thinker.transfer.metrics import shared, specific, transfer
 from omni_thinker.transfer.plan import check_measured, forecast_json, make_plan
-from omni_thinker.transfer.priors.named import HAND, priors_called
+from omni_thinker.transfer.priors.named import HAND
 from omni_thinker.transfer.search import Objective
 from omni_thinker.types import TaskName
 
@@ -35,7 +35,6 @@ def plan_file(
     refresh_cost: float | None,
     evidence: Sequence[Path],
     level: float,
-    priors: str = HAND.name,
 ) -> Plan:
     """The plan for the matrix at `path`. Raises UserError for a bad file and for words that can't be read.
 
@@ -52,9 +51,9 @@ def plan_file(
         raise UserError(f"only {Hierarchical.name} learns from runs; {forecaster} is a formula", key="--evidence")
     if len({run.resolve() for run in evidence}) < len(evidence):
         raise UserError("names a run twice", key="--evidence")
-    known = priors_called(priors)
     matrix = load_matrix(path)
-    atlases, runs = ([run for run in evidence if (run.suffix == ".jsonl") == is_atlas] for is_atlas in (True, False))
+    atlases = [run for run in evidence if run.suffix == ".jsonl"]
+    runs = [run for run in evidence if run not in atlases]
     if runs and matrix.evaluations:
         raise UserError("can't be used with a matrix that has evaluations", key="--evidence")
     return make_plan(
@@ -66,7 +65,7 @@ def plan_file(
         level=level,
         refresh_cost=refresh_cost,
         evidence=[outcome for run in runs for outcome in _evidence(run, matrix.tasks)],
-        priors=_learned(atlases) if atlases else known,
+        priors=_learned(atlases) if atlases else HAND,
     )
 
 

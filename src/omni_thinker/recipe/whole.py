@@ -84,7 +84,8 @@ class Recipe(Table):
                 raise UserError("names one of them twice", key=f"study.{key}")
         check_budget(study)
         check_arms(study, list(self.tasks))
-        staged = {"single", "curriculum", "curriculum_net", "reverse", "merge"} & set(study.arms) or study.probes
+        measured = {"single", "curriculum", "curriculum_net", "reverse", "joint_planned", "merge"}
+        staged = measured & set(study.arms) or study.probes
         if study.steps < len(self.tasks) and staged:
             raise UserError(f"{study.steps} steps can't be shared by {len(self.tasks)} tasks", key="study.steps")
         if study.probes and len(self.tasks) < 2:

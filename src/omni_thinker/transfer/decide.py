@@ -12,7 +12,7 @@ from omni_thinker.runs.schema.plan import Decision
 from omni_thinker.runs.schema.transfer import Column, TransferMatrix
 from omni_thinker.transfer.forecast import Forecaster, Joint, Stage
 from omni_thinker.transfer.hierarchical import Hierarchical
-from omni_thinker.transfer.search import EXACT, Objective
+from omni_thinker.transfer.search import EXACT, Objective, expected_score
 
 SETTLED_PROBABILITY = 0.95
 _DRAWS, _FEWER_DRAWS = 1000, 400
@@ -45,8 +45,8 @@ def decide(
 ) -> Decision:
     """Compare a sequence with joint training, draw by draw."""
     gain_N = objective.of(predict(stages)) - objective.of(predict(joint))
-    means = [float(objective.of(predict.by_task(predict.expected(candidate))).mean()) for candidate in (stages, joint)]
-    gain, stderr = means[0] - means[1], float(gain_N.std())
+    gain = expected_score(predict, objective, stages) - expected_score(predict, objective, joint)
+    stderr = float(gain_N.std())
     probability = float((gain_N > 0).mean() + 0.5 * (gain_N == 0).mean())
     settled = max(probability, 1 - probability) >= SETTLED_PROBABILITY
     more: int | None = 0 if settled else None

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -44,6 +45,23 @@ class Evidence:
 
     stages: tuple[Stage, ...]
     accuracy: Mapping[TaskName, Estimate]
+
+
+class _Mixed(NamedTuple):
+    """What joint training comes to in log-odds, without luck, and what that is made of.
+
+    total: its passes. weight_C, share_C: share of an evaluation's task in them, and of a pass's gain that it brings.
+    others: how much of the shared part and, weighted, of specific effects comes. lost_C_N: share of an own gain that is
+    lost among others. among_C: how much a task is among others. keep_C_N: share of its gain that is kept."""
+
+    value_C_N: Array
+    total: float
+    weight_C: Array
+    share_C: Array
+    others: float
+    lost_C_N: Array
+    among_C: Array
+    keep_C_N: Array
 
 
 class Hierarchical(Forecaster):
@@ -148,38 +166,32 @@ class Hierarchical(Forecaster):
         return min(1.0, self._gain(sum(stage.passes for stage in stages))), gained_C_N, others_K_C
 
     def joint(self, plan: Joint) -> Array:
-        value, _, _ = self._joint(plan)
-        return self.scale.back(value + self._process("joint", *sorted(plan.weights.items())))
+        return self.scale.back(self._mixed(plan).value_C_N + self._process("joint", *sorted(plan.weights.items())))
 
     def joint_slopes(self, plan: Joint) -> tuple[Array, Array]:
         """What `expected` says of joint training, [C, N], and its slope in each task's share, [K, C, N]."""
-        value, others, own = self._joint(plan)
+        mixed, rate = self._mixed(plan), self.priors.curve
         self._same_luck = True
-        accuracy = self.scale.back(value + self._process())
+        accuracy = self.scale.back(mixed.value_C_N + self._process())
         self._same_luck = False
-        slopes = others * self.specific_K_C_N
-        trained = np.flatnonzero(self.own_C >= 0)
-        slopes[self.own_C[trained], trained] += own[trained]
+        steep_C = mixed.total * rate * np.exp(-rate * mixed.weight_C * mixed.total) / (1 - np.exp(-rate))
+        less_lost = mixed.share_C * mixed.lost_C_N * 2 * (mixed.among_C < 1)
+        slopes, trained = mixed.others * self.specific_K_C_N, np.flatnonzero(self.own_C >= 0)
+        slopes[self.own_C[trained], trained] += (self.gain_C_N * (steep_C * mixed.keep_C_N + less_lost))[trained]
         return accuracy, slopes * (accuracy * (1 - accuracy))
 
-    def _joint(self, plan: Joint) -> tuple[Array, float, Array]:
-        """Log-odds without luck, [C, N]; their slopes in a share: in all of another task per specific effect, and in
-        that of its own, [C, N]."""
+    def _mixed(self, plan: Joint) -> "_Mixed":
         total = len(self.tasks) if plan.passes is None else plan.passes
         weights = np.array([plan.weights.get(task, 0.0) for task in self.tasks])
         shares = np.array([self._gain(weight * total) for weight in weights])
         share_C = np.where(self.own_C >= 0, shares[self.own_C], 0.0)[:, None]
         weight_C = np.where(self.own_C >= 0, weights[self.own_C], 0.0)[:, None]
         # Trained alone nothing is diluted; the prior is for a task among others.
-        lost, mixed_C = 1 - self._kept(self.diluted_N), np.minimum(1.0, 2 * (1 - weight_C))
-        keep = 1 - lost * mixed_C
-        others = min(1.0, self._gain(total))
+        lost, among_C = 1 - self._kept(self.diluted_N), np.minimum(1.0, 2 * (1 - weight_C))
+        keep, others = 1 - lost * among_C, min(1.0, self._gain(total))
         told = others * np.einsum("k,kcn->cn", weights, self.specific_K_C_N)
         value = self.start_C_N + self.shared_C_N * others + share_C * keep * self.gain_C_N + told
-        rate = self.priors.curve
-        steep_C = total * rate * np.exp(-rate * weight_C * total) / (1 - np.exp(-rate))
-        own = self.gain_C_N * (steep_C * keep + share_C * lost * 2 * (mixed_C < 1))
-        return value, others, own
+        return _Mixed(value, total, weight_C, share_C, others, lost, among_C, keep)
 
     def merge(self, plan: Merge) -> Array:
         shared = 1 - (1 - min(1.0, plan.scale)) ** len(self.tasks)

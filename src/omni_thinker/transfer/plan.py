@@ -39,6 +39,7 @@ from omni_thinker.transfer.search import (
     Order,
     back_greedy,
     best_order,
+    expected_score,
     front_greedy,
     least_to_most_forgettable,
     score_order,
@@ -200,8 +201,9 @@ def forecast_json(
 
 def _score(predict: Forecaster, objective: Objective, plan: Stages | Joint | Merge) -> float:
     """The objective of the formulas as measured; where a forecast is a distribution, its mean."""
-    goal = objective.of(predict.by_task(predict.expected(plan)))
-    return float(goal.mean() if isinstance(predict, Hierarchical) else goal[0])
+    if isinstance(predict, Hierarchical):
+        return expected_score(predict, objective, plan)
+    return float(objective.of(predict.by_task(predict.expected(plan)))[0])
 
 
 def _climb(order: Order, objective: Objective, score: Callable[[Stages], float]) -> Order:
@@ -304,17 +306,14 @@ def _refreshed(
     """Put in short stages, one at a time where it helps most, while one gains more than it costs."""
     best = plan
 
-    def expected(stages: Stages) -> float:
-        return float(objective.of(predict.by_task(predict.expected(stages))).mean())
-
     for _ in predict.tasks:
         before = stages_of(best)
-        now = expected(before)
+        now = expected_score(predict, objective, before)
         options = []
         for task in predict.tasks:
             for place in range(1, len(before) + 1):
                 stages = (*before[:place], Stage(task, REFRESH_PASSES), *before[place:])
-                options.append((expected(stages) - now, stages))
+                options.append((expected_score(predict, objective, stages) - now, stages))
         gain, stages = max(options, key=lambda option: option[0])
         if gain <= cost * REFRESH_PASSES + 1e-6:
             break

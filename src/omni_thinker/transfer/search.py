@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omni_thinker.errors import UserError
-from omni_thinker.transfer.forecast import Array, SetForm
+from omni_thinker.transfer.forecast import Array, Forecaster, Joint, Merge, SetForm, Stage
 from omni_thinker.types import TaskName
 
 Order = tuple[TaskName, ...]
@@ -62,6 +62,11 @@ class Objective:
         if self.kind == "worst":
             return np.asarray(stacked.min(axis=0))
         return np.asarray(np.tensordot(self.shares(list(accuracy)), stacked, axes=1))
+
+
+def expected_score(predict: Forecaster, objective: Objective, plan: Sequence[Stage] | Joint | Merge) -> float:
+    """The mean of the objective over a forecaster's draws, with the same luck for every plan."""
+    return float(objective.of(predict.by_task(predict.expected(plan))).mean())
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from omni_thinker.transfer.forecast import Array, Joint, evenly
 from omni_thinker.transfer.hierarchical import Hierarchical
-from omni_thinker.transfer.search import Objective
+from omni_thinker.transfer.search import Objective, expected_score
 
 _NONE = 0.02
 """Shares below this part of an even one are taken to be none."""
@@ -37,25 +37,22 @@ def best_shares(predict: Hierarchical, objective: Objective, passes: float, star
     found = [minimize(loss, x - x.mean(), jac=True, method="L-BFGS-B", bounds=bounds).x for x in beginnings]
     known = [Joint(start.weights, passes), Joint(evenly(tasks).weights, passes)]
     return _first_best(
-        [*known, *(_joint(tasks, logs, passes) for logs in found)], lambda plan: _score(predict, objective, plan)
+        [*known, *(_joint(tasks, logs, passes) for logs in found)],
+        lambda plan: expected_score(predict, objective, plan),
     )
-
-
-def _score(predict: Hierarchical, objective: Objective, plan: Joint) -> float:
-    return float(objective.of(predict.by_task(predict.expected(plan))).mean())
 
 
 def _sloped(predict: Hierarchical, objective: Objective, plan: Joint) -> tuple[float, Array]:
     """The objective of a mixture, and its slope in each share, [K]."""
     accuracy_C_N, slopes_K_C_N = predict.joint_slopes(plan)
     own_K_C = predict.own_C[None] == np.arange(len(predict.tasks))[:, None]
-    of_task_K_N = (own_K_C / own_K_C.sum(axis=1, keepdims=True)) @ accuracy_C_N
+    part_K_C = own_K_C / own_K_C.sum(axis=1, keepdims=True)  # of a task's accuracy
+    of_task_K_N = part_K_C @ accuracy_C_N
     if objective.kind == "worst":
         weight_K_N = (of_task_K_N.argmin(axis=0)[None] == np.arange(len(predict.tasks))[:, None]) * 1.0
     else:
         weight_K_N = np.broadcast_to(objective.shares(predict.tasks)[:, None], of_task_K_N.shape)
-    weight_C_N = (own_K_C / own_K_C.sum(axis=1, keepdims=True)).T @ weight_K_N
-    slopes_K = (slopes_K_C_N * weight_C_N).mean(axis=2).sum(axis=1)
+    slopes_K = (slopes_K_C_N * (part_K_C.T @ weight_K_N)).mean(axis=2).sum(axis=1)
     return float((of_task_K_N * weight_K_N).sum(axis=0).mean()), slopes_K
 
 

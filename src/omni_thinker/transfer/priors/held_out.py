@@ -5,7 +5,7 @@ tasks and from runs that train none of the group's. Then every run that trains o
 its accuracies on these tasks are compared with what came."""
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -65,7 +65,9 @@ def say(
     """What a forecaster says of some cases. tasks: whose accuracies, by default all that a run trained."""
     made, found = dict[int, Forecaster](), list[Said]()
     for case in cases:
-        predict = made.setdefault(id(case.matrix), make(case.matrix))
+        if (place := id(case.matrix)) not in made:
+            made[place] = make(case.matrix)
+        predict = made[place]
         draws = predict.by_column(case.plan)
         low, high = np.quantile(measured(predict, draws), [(1 - level) / 2, (1 + level) / 2], axis=1)
         for c, column in enumerate(predict.columns):
@@ -90,14 +92,20 @@ def held_out(
     cases, matrices = cases_of(rows), list(matrices_of(rows).values())
     found = list[Said]()
     for group in grouped(sorted({task for matrix in matrices for task in matrix.tasks}), groups, seed):
-        others = [restricted(matrix, [task for task in matrix.tasks if task not in group]) for matrix in matrices]
-        priors = learn(others, without(cases, group), name=LEARNED)
+        priors = learned_without(group, matrices, cases)
         if on_group:
             on_group(group, priors)
         tested = [case for case in cases if case.whole and set(group) & set(case.matrix.tasks)]
         for name, make in makers({HAND.name: HAND, LEARNED: priors}).items():
             found += say(tested, name, make, group)
     return found
+
+
+def learned_without(tasks: Collection[TaskName], matrices: Iterable[TransferMatrix], cases: Iterable[Case]) -> Priors:
+    """Priors learned from single runs of other tasks, and from runs that train none of these. Raises UserError where
+    too little is left."""
+    others = [restricted(matrix, [task for task in matrix.tasks if task not in tasks]) for matrix in matrices]
+    return learn(others, without(cases, tasks), name=LEARNED)
 
 
 def makers(priors: Mapping[str, Priors]) -> dict[str, Callable[[TransferMatrix], Forecaster]]:

@@ -56,16 +56,15 @@ def learn(
         )
     hyper = fit_hyper([Measured.of(matrix.columns(), matrix.tasks) for matrix in matrices], begin)
     told = [_around(begin, hyper, tightness) for tightness in _TIGHTNESS]
-    tries = [_Cases.of(cases, priors) for priors in told]
-    fit = min(tries, key=lambda each: each.score(each.priors))
-    unit = fit.score(fit.priors) or 1.0
+    tries = [(made.score(made.priors), made) for made in (_Cases.of(cases, priors) for priors in told)]
+    unit, fit = min(tries, key=lambda scored: scored[0])
     start = _numbers(fit.priors)
 
     def cost(numbers: Array) -> float:
         score = fit.score(_priors(fit.priors, numbers))
         if on_try:
             on_try(score)
-        return float(fit.count * score / unit + 0.5 * (((numbers - start) / _DOUBT) ** 2).sum())
+        return float(fit.count * score / (unit or 1.0) + 0.5 * (((numbers - start) / _DOUBT) ** 2).sum())
 
     bounds = [(at - 4 * width, at + 4 * width) for at, width in zip(start, _DOUBT, strict=True)]
     found = minimize(cost, start, method="L-BFGS-B", bounds=bounds, options={"maxiter": 40, "eps": 1e-3})

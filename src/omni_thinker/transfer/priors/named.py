@@ -1,9 +1,7 @@
-"""The priors of the hierarchical forecaster by name."""
+"""The priors of the hierarchical forecaster, as set by hand."""
 
-from collections.abc import Mapping
 from math import log
 
-from omni_thinker.errors import UserError
 from omni_thinker.runs.schema.priors import Beta, Priors
 from omni_thinker.transfer.forecast import CURVE_RATE
 
@@ -26,7 +24,6 @@ HAND = Priors(
     recovery=8.0,
 )
 """Set by hand, with one published mix in view."""
-PRIORS: Mapping[str, Priors] = {HAND.name: HAND}
 
 
 def priors_words(priors: Priors) -> str:
@@ -39,10 +36,3 @@ def priors_words(priors: Priors) -> str:
         f"Priors ({priors.name}): of its own gain a task keeps {mean(priors.dilution)} in a mixture, "
         f"{mean(priors.retention)} over each later stage and {mean(priors.merged)} in a merge"
     )
-
-
-def priors_called(name: str) -> Priors:
-    """Raises UserError for an unknown name."""
-    if name not in PRIORS:
-        raise UserError(f"unknown priors {name!r:.80}; known: {', '.join(PRIORS)}", key="--priors")
-    return PRIORS[name]
